@@ -1,0 +1,46 @@
+import type { Resource } from "./port.ts";
+import type {
+  ConfigMap,
+  CoreEvent,
+  EndpointSlice,
+  KubeObject,
+  Lease,
+  Node,
+  Pod,
+  RuntimeClass,
+  Secret,
+  Service,
+} from "./types.ts";
+
+export const pods: Resource<Pod> = core("pods", "Pod");
+export const nodes: Resource<Node> = { ...core<Node>("nodes", "Node"), namespaced: false };
+export const services: Resource<Service> = core("services", "Service");
+export const configMaps: Resource<ConfigMap> = core("configmaps", "ConfigMap");
+export const secrets: Resource<Secret> = core("secrets", "Secret");
+export const events: Resource<CoreEvent> = core("events", "Event");
+export const serviceAccounts: Resource<KubeObject> = core("serviceaccounts", "ServiceAccount");
+export const endpointSlices: Resource<EndpointSlice> = {
+  group: "discovery.k8s.io",
+  version: "v1",
+  plural: "endpointslices",
+  kind: "EndpointSlice",
+  namespaced: true,
+};
+export const leases: Resource<Lease> = {
+  group: "coordination.k8s.io",
+  version: "v1",
+  plural: "leases",
+  kind: "Lease",
+  namespaced: true,
+};
+export const runtimeClasses: Resource<RuntimeClass> = {
+  group: "node.k8s.io",
+  version: "v1",
+  plural: "runtimeclasses",
+  kind: "RuntimeClass",
+  namespaced: false,
+};
+
+function core<T extends KubeObject>(plural: string, kind: string): Resource<T> {
+  return { group: "", version: "v1", plural, kind, namespaced: true };
+}

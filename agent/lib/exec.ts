@@ -1,0 +1,122 @@
+import { spawn } from "node:child_process";
+
+export interface ExecOptions {
+  /** Written to the child's standard input, which is then closed. */
+  stdin?: string | Uint8Array;
+  /** The child gets SIGKILL after this long. */
+  timeoutMs: number;
+  signal?: AbortSignal;
+  env?: NodeJS.ProcessEnv;
+  cwd?: string;
+  /** Bytes of stdout and of stderr kept, each; the rest is read and dropped. Default 1 MiB. */
+  outputBytesMax?: number;
+}
+
+/** How a child ended. `failure` is absent exactly if it exited with 0. */
+export interface ExecResult {
+  code: number | undefined;
+  signal: NodeJS.Signals | undefined;
+  stdout: string;
+  stderr: string;
+  truncated: boolean;
+  durationMs: number;
+  failure?: "exit" | "signal" | "timeout" | "canceled" | "spawn";
+  /** One line for people: file, how it ended, the first line of stderr. */
+  message: string;
+}
+
+const outputBytesMaxDefault = 1 << 20;
+
+/**
+ * Runs `file` with an argument array; there is no shell. Never rejects: how it ended is data.
+ * The first reason wins (a child killed for its timeout is a "timeout", not a "signal").
+ */
+export async function exec(file: string, args: readonly string[], options: ExecOptions): Promise<ExecResult> {
+  const { stdin, timeoutMs, signal, env, cwd, outputBytesMax = outputBytesMaxDefault } = options;
+  const startedAt = performance.now();
+  const out = collector(outputBytesMax);
+  const err = collector(outputBytesMax);
+  let reason: "timeout" | "canceled" | undefined;
+  let spawnError: Error | undefined;
+
+  const ended = await new Promise<{ code: number | null; signal: NodeJS.Signals | null }>((resolve) => {
+    if (signal?.aborted === true) {
+      reason = "canceled";
+      resolve({ code: null, signal: null });
+      return;
+    }
+    const child = spawn(file, [...args], {
+      stdio: [stdin === undefined ? "ignore" : "pipe", "pipe", "pipe"],
+      ...(env === undefined ? {} : { env }),
+      ...(cwd === undefined ? {} : { cwd }),
+    });
+    const stop = (why: "timeout" | "canceled") => {
+      reason ??= why;
+      child.kill("SIGKILL");
+    };
+    const timer = setTimeout(() => stop("timeout"), timeoutMs);
+    const onAbort = () => stop("canceled");
+    signal?.addEventListener("abort", onAbort, { once: true });
+    const finish = (end: { code: number | null; signal: NodeJS.Signals | null }) => {
+      clearTimeout(timer);
+      signal?.removeEventListener("abort", onAbort);
+      resolve(end);
+    };
+    child.on("error", (e) => {
+      spawnError = e;
+      finish({ code: null, signal: null });
+    });
+    child.on("close", (code, sig) => finish({ code, signal: sig }));
+    child.stdout?.on("data", out.add);
+    child.stderr?.on("data", err.add);
+    // EPIPE: the child closed its input early; how it exits says whether that matters.
+    child.stdin?.on("error", () => {});
+    if (stdin !== undefined) child.stdin?.end(stdin);
+  });
+
+  const stdout = out.text();
+  const stderr = err.text();
+  const failure =
+    reason ?? (spawnError ? "spawn" : ended.signal !== null ? "signal" : ended.code === 0 ? undefined : "exit");
+  const how =
+    failure === undefined
+      ? "succeeded"
+      : failure === "exit"
+        ? `exited with ${ended.code}`
+        : failure === "signal"
+          ? `was killed by ${ended.signal}`
+          : failure === "timeout"
+            ? `did not end within ${timeoutMs} ms`
+            : failure === "canceled"
+              ? "was canceled"
+              : `could not be started (${spawnError?.message})`;
+  const firstLine = stderr.trim().split("\n", 1)[0] ?? "";
+  return {
+    code: ended.code ?? undefined,
+    signal: ended.signal ?? undefined,
+    stdout,
+    stderr,
+    truncated: out.truncated() || err.truncated(),
+    durationMs: performance.now() - startedAt,
+    ...(failure === undefined ? {} : { failure }),
+    message: `${file} ${how}${firstLine === "" ? "" : `: ${firstLine}`}`,
+  };
+}
+
+function collector(bytesMax: number) {
+  const chunks: Buffer[] = [];
+  let kept = 0;
+  let cut = false;
+  return {
+    add: (chunk: Buffer) => {
+      const rest = bytesMax - kept;
+      if (chunk.length > rest) cut = true;
+      if (rest <= 0) return;
+      const part = chunk.length > rest ? chunk.subarray(0, rest) : chunk;
+      chunks.push(part);
+      kept += part.length;
+    },
+    text: () => Buffer.concat(chunks).toString("utf8"),
+    truncated: () => cut,
+  };
+}

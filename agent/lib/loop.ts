@@ -1,0 +1,75 @@
+import { addAbortListener } from "node:events";
+import type { Clock } from "./clock.ts";
+import { isAbort } from "./errors.ts";
+
+export interface LoopOptions {
+  clock: Clock;
+  /** One pass: observe, decide, apply. Resolves to the longest rest in ms before the next pass (`undefined`: `resyncMs`). */
+  pass(signal: AbortSignal): Promise<number | undefined>;
+  /** A pass threw; it is repeated after `retryMs(failures)` at the latest. */
+  onError(err: unknown): void;
+  /** Rest after the n-th failure in a row, in ms (n starts at 1). */
+  retryMs(failures: number): number;
+  /** Longest rest after a good pass, in ms. Backs the events that should wake us. */
+  resyncMs: number;
+  /** Shortest time between the ends of one pass and the start of the next, in ms. Merges bursts. */
+  minIntervalMs?: number;
+}
+
+/**
+ * Serialises the passes of one piece of work. `wake` says "look again": wakes during a pass cause exactly
+ * one more, wakes while resting end the rest. Wakes carry no data, so none can be lost or doubled.
+ */
+export class Loop {
+  readonly #options: LoopOptions;
+  #dirty = true;
+  #rest: AbortController | undefined;
+
+  constructor(options: LoopOptions) {
+    this.#options = options;
+  }
+
+  /** Asks for a pass as soon as possible. */
+  wake(): void {
+    this.#dirty = true;
+    this.#rest?.abort();
+  }
+
+  /** Runs passes until `signal` aborts; resolves when the last pass has ended. */
+  async run(signal: AbortSignal): Promise<void> {
+    const { pass, onError, retryMs, resyncMs, minIntervalMs = 0, clock } = this.#options;
+    let failures = 0;
+    while (!signal.aborted) {
+      this.#dirty = false; // before the pass: a change during it asks for another
+      let restMs: number;
+      try {
+        restMs = (await pass(signal)) ?? resyncMs;
+        failures = 0;
+      } catch (err) {
+        if (signal.aborted) return;
+        onError(err);
+        failures += 1;
+        restMs = retryMs(failures);
+      }
+      if (minIntervalMs > 0) await clock.sleep(minIntervalMs, signal).catch(ignoreAbort);
+      if (!this.#dirty && !signal.aborted) await this.#sleep(restMs - minIntervalMs, signal);
+    }
+  }
+
+  async #sleep(ms: number, signal: AbortSignal): Promise<void> {
+    const rest = new AbortController();
+    this.#rest = rest;
+    const link = addAbortListener(signal, () => rest.abort());
+    try {
+      await this.#options.clock.sleep(ms, rest.signal).catch(ignoreAbort);
+    } finally {
+      link[Symbol.dispose]();
+      this.#rest = undefined;
+    }
+  }
+}
+
+/** For `.catch()`: swallows aborts, rethrows the rest. */
+export function ignoreAbort(err: unknown): void {
+  if (!isAbort(err)) throw err;
+}
