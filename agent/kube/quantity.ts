@@ -46,12 +46,12 @@ export function parseQuantity(q: Quantity): bigint | undefined {
   return sign === "-" ? -magnitude : magnitude;
 }
 
-/** Whole units (bytes, cores, pieces), rounded up as `Quantity.Value()` does; 0 for absent or malformed. */
+/** Whole units (bytes, cores, pieces), rounded away from zero as `Quantity.Value()` does; 0 for absent or malformed. */
 export function quantityValue(q: Quantity | undefined): number {
   return scaled(q, nano);
 }
 
-/** Thousandths (milli-CPU), rounded up as `Quantity.MilliValue()` does; 0 for absent or malformed. */
+/** Thousandths (milli-CPU), rounded away from zero as `Quantity.MilliValue()` does; 0 for absent or malformed. */
 export function quantityMilli(q: Quantity | undefined): number {
   return scaled(q, 10n ** 6n);
 }
@@ -70,5 +70,5 @@ function scaled(q: Quantity | undefined, unit: bigint): number {
   if (q === undefined) return 0;
   const n = parseQuantity(q);
   if (n === undefined) return 0;
-  return Number(n >= 0n ? (n + unit - 1n) / unit : -(-n / unit));
+  return Number(n >= 0n ? (n + unit - 1n) / unit : -((-n + unit - 1n) / unit));
 }
