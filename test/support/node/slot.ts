@@ -1,0 +1,90 @@
+import { mkdir, readdir, readFile, rename, rm, writeFile } from "node:fs/promises";
+import { join } from "node:path";
+
+// Short, because everything lives below it and a unix socket's path holds 107 bytes.
+const slotsDir = "/tmp/nltest";
+
+// 10.200.N.0/24 for each slot; more than any machine runs at once.
+const slotsMax = 250;
+
+/** One of the machine's places for a test node. Every name and address of the node follows from its number. */
+export interface Slot {
+  number: number;
+  /** Removed last: while it exists nobody else takes the number. */
+  dir: string;
+}
+
+/** Takes a free slot for this process. The claim is one rename, so it is either complete or absent. */
+export async function claimSlot(): Promise<Slot> {
+  await mkdir(slotsDir, { recursive: true, mode: 0o755 });
+  const claim = join(slotsDir, `claim-${process.pid}-${process.hrtime.bigint()}`);
+  await mkdir(claim);
+  await writeFile(join(claim, "owner"), await processKey(process.pid));
+  for (let number = 1; number <= slotsMax; number++) {
+    const dir = slotDir(number);
+    try {
+      await rename(claim, dir);
+      return { number, dir };
+    } catch (err) {
+      // A directory that is not empty cannot be replaced: taken.
+      if (!hasErrno(err, "ENOTEMPTY", "EEXIST")) throw err;
+    }
+  }
+  await rm(claim, { recursive: true, force: true });
+  throw new Error(`all ${slotsMax} test nodes of ${slotsDir} are taken: is something not cleaning up?`);
+}
+
+/** Slots whose owner no longer runs, taken over by this process so that only one sweeper cleans each. */
+export async function takeOverDeadSlots(): Promise<Slot[]> {
+  const names = await readdir(slotsDir).catch(() => []);
+  const dead: Slot[] = [];
+  for (const name of names) {
+    const dir = join(slotsDir, name);
+    if (name.startsWith("claim-")) {
+      if (!(await isRunning(join(dir, "owner")))) await rm(dir, { recursive: true, force: true });
+      continue;
+    }
+    const number = Number(name);
+    if (!Number.isInteger(number) || (await isRunning(join(dir, "owner")))) continue;
+    if (await lock(join(dir, "sweeper"))) dead.push({ number, dir });
+  }
+  return dead;
+}
+
+function slotDir(number: number): string {
+  return join(slotsDir, String(number));
+}
+
+async function lock(path: string): Promise<boolean> {
+  for (let attempt = 0; attempt < 2; attempt++) {
+    try {
+      await writeFile(path, await processKey(process.pid), { flag: "wx" });
+      return true;
+    } catch (err) {
+      if (!hasErrno(err, "EEXIST")) return false; // the slot is gone: someone else finished it
+      if (await isRunning(path)) return false;
+      await rm(path, { force: true });
+    }
+  }
+  return false;
+}
+
+/** True if the process that wrote this file still runs. */
+async function isRunning(path: string): Promise<boolean> {
+  const written = await readFile(path, "utf8").catch(() => "");
+  const pid = Number(written.split(" ", 1)[0]);
+  return pid > 0 && (await processKey(pid)) === written;
+}
+
+/** PID and start time: a reused PID gives another key. "" if there is no such process. */
+async function processKey(pid: number): Promise<string> {
+  const stat = await readFile(`/proc/${pid}/stat`, "utf8").catch(() => "");
+  if (stat === "") return "";
+  // The command name may hold spaces and parentheses; field 22 counts from after it.
+  const startTime = stat.slice(stat.lastIndexOf(")") + 2).split(" ")[19];
+  return `${pid} ${startTime}`;
+}
+
+export function hasErrno(err: unknown, ...codes: string[]): boolean {
+  return err instanceof Error && "code" in err && codes.includes(String(err.code));
+}
