@@ -400,7 +400,7 @@ export interface NodeStatus {
   daemonEndpoints?: { kubeletEndpoint?: { Port: number } };
   nodeInfo?: NodeSystemInfo;
   images?: { names?: string[]; sizeBytes?: number }[];
-  runtimeHandlers?: { name: string; features?: { recursiveReadOnlyMounts?: boolean; userNamespaces?: boolean } }[];
+  runtimeHandlers?: { name?: string; features?: { recursiveReadOnlyMounts?: boolean; userNamespaces?: boolean } }[];
   features?: { supplementalGroupsPolicy?: boolean };
   volumesInUse?: string[];
   volumesAttached?: { name: string; devicePath: string }[];
