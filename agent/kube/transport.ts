@@ -1,0 +1,250 @@
+import type { IncomingHttpHeaders } from "node:http";
+import type { Clock } from "../lib/clock.ts";
+import { AgentError, messageOf } from "../lib/errors.ts";
+import type { Logger } from "../lib/log.ts";
+import type { Access, Credentials } from "./access.ts";
+import { dial } from "./dial.ts";
+import { Http1Connection } from "./http1-connection.ts";
+import { Http2Connection } from "./http2-connection.ts";
+
+export interface HttpRequest {
+  method: "GET" | "POST" | "PUT" | "PATCH" | "DELETE";
+  /** Path with query, without the server's prefix. */
+  path: string;
+  headers?: Record<string, string | string[]>;
+  body?: string;
+  /** Ends the exchange at any stage. */
+  signal: AbortSignal;
+  /** A watch may be silent for long; any other answer that is late makes us ask whether the connection lives. */
+  isWatch?: boolean;
+}
+
+export interface HttpResponse {
+  readonly status: number;
+  readonly headers: IncomingHttpHeaders;
+  /** Read it once, to the end, or `close`. Throws TransportError if the connection breaks in the middle. */
+  readonly body: AsyncIterable<Buffer>;
+  /** Gives up the rest of the body. Idempotent. */
+  close(): void;
+}
+
+/**
+ * How far a request came: no connection could be made; it was certainly not acted upon (a refused stream, a session that
+ * was just closing), so that anything may be sent again; or the connection broke and nobody knows.
+ */
+export type TransportStage = "connect" | "refused" | "broken";
+
+/** The server could not be asked, or the answer broke off. */
+export class TransportError extends AgentError {
+  readonly stage: TransportStage;
+
+  constructor(message: string, stage: TransportStage, cause: unknown) {
+    super("Unavailable", message, { cause });
+    this.stage = stage;
+  }
+}
+
+/** One API server's connections. Everything that talks to that server shares one. */
+export interface Transport extends AsyncDisposable {
+  readonly access: Access;
+  /**
+   * Sends a request; resolves with the answer's headers. Rejects with TransportError, with what
+   * `Access.credentials` rejects with, or with code Canceled when the signal aborted.
+   */
+  send(request: HttpRequest): Promise<HttpResponse>;
+  /** Breaks every connection, so that all calls connect anew. */
+  reset(): void;
+}
+
+/** What transport needs of a connection of either protocol. */
+export interface Connection {
+  readonly key: string;
+  /** True while new requests may be put on it. */
+  readonly isUsable: boolean;
+  /** Requests it can take now without queueing. */
+  readonly free: number;
+  send(request: HttpRequest, path: string, headers: Record<string, string | string[]>): Promise<HttpResponse>;
+  /** Takes no new requests; closes when the last one has ended. */
+  retire(): void;
+  destroy(err: Error): void;
+}
+
+/** Durations in ms. Injectable so that tests need not wait. */
+export interface TransportLimits {
+  connectMs: number;
+  handshakeMs: number;
+  pingIdleMs: number;
+  pingTimeoutMs: number;
+  suspectMs: number;
+  retiredMs: number;
+}
+
+export const transportLimits: TransportLimits = {
+  connectMs: 30_000, // the kubelet's dial timeout
+  handshakeMs: 10_000, // the kubelet's TLS handshake timeout
+  pingIdleMs: 30_000, // Go's HTTP/2 health check as Kubernetes sets it: ping after 30 s of silence,
+  pingTimeoutMs: 15_000, // and give up on the connection 15 s later
+  // A call unanswered for this long makes us ping at once, so that a dead connection costs the node lease (renewed
+  // every 10 s, lost after 40 s) one renewal, not several.
+  suspectMs: 5_000,
+  // After a certificate was rotated, old connections end after this long even if a watch is on them: calls take 30 s.
+  retiredMs: 30_000,
+};
+
+// Streams beyond one connection's limit (100 to 250 in kube-apiserver) go to further connections: a node with many
+// config map and secret watches needs a few. At the bound, streams queue on the emptiest connection.
+export const connectionsMax = 16;
+
+export interface TransportOptions {
+  access: Access;
+  userAgent: string;
+  clock: Clock;
+  log: Logger;
+  /** Environment variable DISABLE_HTTP2, as in the reference: set to anything, HTTP/1.1 is spoken. */
+  disableHttp2?: boolean;
+  limits?: Partial<TransportLimits>;
+}
+
+/** Makes a transport; connects on the first request. */
+export function createTransport(options: TransportOptions): Transport {
+  return new PooledTransport(options);
+}
+
+class PooledTransport implements Transport {
+  readonly access: Access;
+  readonly #options: TransportOptions;
+  readonly #limits: TransportLimits;
+  readonly #url: URL;
+  readonly #stop = new AbortController();
+  /** Also those that only finish what they have; `isUsable` tells. */
+  #connections: Connection[] = [];
+  #dialing: { key: string; done: Promise<void> } | undefined;
+  #isHttp2: boolean;
+
+  constructor(options: TransportOptions) {
+    this.access = options.access;
+    this.#options = options;
+    this.#limits = { ...transportLimits, ...options.limits };
+    this.#url = new URL(options.access.server);
+    const disableHttp2 = options.disableHttp2 ?? (process.env["DISABLE_HTTP2"] ?? "") !== "";
+    this.#isHttp2 = this.#url.protocol === "https:" && !disableHttp2;
+  }
+
+  async send(request: HttpRequest): Promise<HttpResponse> {
+    const credentials = await this.access.credentials();
+    const connection = await this.#connection(credentials, request.signal);
+    const prefix = this.#url.pathname === "/" ? "" : this.#url.pathname;
+    const headers = {
+      "user-agent": this.#options.userAgent,
+      accept: "application/json",
+      ...credentials.headers,
+      ...request.headers,
+    };
+    return connection.send(request, prefix + request.path, headers);
+  }
+
+  reset(): void {
+    const old = this.#connections;
+    this.#connections = [];
+    for (const connection of old) connection.destroy(new Error("connection was reset by the agent"));
+  }
+
+  async [Symbol.asyncDispose](): Promise<void> {
+    this.#stop.abort();
+    this.reset();
+    await this.#dialing?.done.catch(() => {});
+    this.reset(); // what a dial that just ended has put there
+  }
+
+  /** A connection with room, made if there is none. Concurrent callers share one dial. */
+  async #connection(credentials: Credentials, signal: AbortSignal): Promise<Connection> {
+    const { connectionKey: key } = credentials;
+    this.#retireOthers(key);
+    for (;;) {
+      if (this.#stop.signal.aborted) throw new AgentError("Canceled", "the API client is closed");
+      if (signal.aborted) throw new AgentError("Canceled", "the call was canceled");
+      const usable = this.#connections.filter((c) => c.isUsable);
+      const best = usable.reduce<Connection | undefined>((a, b) => (a === undefined || b.free > a.free ? b : a), undefined);
+      if (best !== undefined && (best.free > 0 || usable.length >= connectionsMax)) return best;
+      if (this.#dialing?.key !== key) {
+        const done = this.#dial(credentials).finally(() => {
+          if (this.#dialing?.done === done) this.#dialing = undefined;
+        });
+        this.#dialing = { key, done };
+      }
+      await orAborted(this.#dialing.done, signal);
+    }
+  }
+
+  /** The client certificate or CA was rotated: what was made with the old one takes no more requests. */
+  #retireOthers(key: string): void {
+    for (const connection of this.#connections.filter((c) => c.isUsable && c.key !== key)) {
+      connection.retire();
+      this.#options.clock.after(this.#limits.retiredMs, () => {
+        connection.destroy(new Error("connection was made with credentials that were replaced"));
+        this.#drop(connection);
+      });
+    }
+  }
+
+  #drop(connection: Connection): void {
+    this.#connections = this.#connections.filter((c) => c !== connection);
+  }
+
+  async #dial(credentials: Credentials): Promise<void> {
+    const { clock, log } = this.#options;
+    const { connectionKey: key, tls } = credentials;
+    const common = { key, url: this.#url, clock, limits: this.#limits };
+    if (this.#isHttp2) {
+      const socket = await dial({ ...common, tls, protocols: ["h2", "http/1.1"], signal: this.#stop.signal });
+      if ("alpnProtocol" in socket && socket.alpnProtocol === "h2") {
+        const connection: Http2Connection = new Http2Connection({
+          ...common,
+          socket,
+          log,
+          onClose: () => this.#drop(connection),
+        });
+        this.#connections.push(connection);
+        return;
+      }
+      log.info({ server: this.access.server }, "API server does not speak HTTP/2, using HTTP/1.1");
+      this.#isHttp2 = false;
+      socket.destroy();
+    }
+    const stop = this.#stop.signal;
+    const connect = () => dial({ ...common, tls, protocols: ["http/1.1"], signal: stop });
+    this.#connections.push(new Http1Connection({ ...common, connect }));
+  }
+}
+
+/** Waits for `promise`, but not after `signal` aborted; the promise then goes on for others. */
+async function orAborted(promise: Promise<void>, signal: AbortSignal): Promise<void> {
+  const { promise: aborted, reject } = Promise.withResolvers<never>();
+  const onAbort = () => reject(new AgentError("Canceled", "the call was canceled while connecting"));
+  signal.addEventListener("abort", onAbort, { once: true });
+  try {
+    await Promise.race([promise, aborted]);
+  } finally {
+    signal.removeEventListener("abort", onAbort);
+  }
+}
+
+/** Reads a whole body as text. Rejects with TransportError when it breaks off, with Internal past `bytesMax`. */
+export async function readBody(response: HttpResponse, bytesMax: number): Promise<string> {
+  const chunks: Buffer[] = [];
+  let bytes = 0;
+  for await (const chunk of response.body) {
+    bytes += chunk.length;
+    if (bytes > bytesMax) {
+      response.close();
+      throw new AgentError("Internal", `the API server's answer is larger than ${bytesMax} bytes`);
+    }
+    chunks.push(chunk);
+  }
+  return (chunks.length === 1 && chunks[0] !== undefined ? chunks[0] : Buffer.concat(chunks)).toString("utf8");
+}
+
+/** Any error of a socket, as one line with the server's name. */
+export function transportError(url: URL, what: string, err: unknown, stage: TransportStage): TransportError {
+  return new TransportError(`${url.origin}: ${what}: ${messageOf(err)}`, stage, err);
+}
