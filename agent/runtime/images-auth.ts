@@ -1,0 +1,132 @@
+import type { Secret } from "../kube/types.ts";
+import { messageOf } from "../lib/errors.ts";
+import { parseImageName } from "./images-name.ts";
+import type { ImageAuth } from "./port.ts";
+
+/** Credentials by registry, in the order in which they are tried. */
+export interface Keyring {
+  /** Most specific key first. */
+  entries: readonly { key: string; auth: ImageAuth }[];
+}
+
+// The name under which `docker login` files Docker Hub.
+const dockerHubKey = "index.docker.io";
+
+/**
+ * Reads a pod's imagePullSecrets.
+ *
+ * @returns the credentials, and for each secret that could not be read a sentence without any of its content
+ */
+export function keyringFromSecrets(secrets: readonly Secret[]): { keyring: Keyring; problems: string[] } {
+  const entries: { key: string; auth: ImageAuth }[] = [];
+  const problems: string[] = [];
+  for (const secret of secrets) {
+    const { namespace = "", name } = secret.metadata;
+    try {
+      const config = dockerConfigOf(secret);
+      if (config !== undefined) entries.push(...readDockerConfig(config));
+    } catch (err) {
+      problems.push(`image pull secret ${namespace}/${name}: ${messageOf(err)}`);
+    }
+  }
+  return { keyring: sortKeyring(entries), problems };
+}
+
+/** Reads the text of a Docker `config.json` (`{"auths": …}`) or of the older `.dockercfg`. Throws if it is neither. */
+export function keyringFromDockerConfig(text: string): Keyring {
+  return sortKeyring(readDockerConfig(text));
+}
+
+/** The credentials to try for an image, in order; empty: try without. Keyrings are asked in the order given. */
+export function authsFor(image: string, keyrings: readonly Keyring[]): ImageAuth[] {
+  const name = parseImageName(image);
+  if (typeof name === "string") return [];
+  return keyrings.flatMap(({ entries }) => {
+    const matching = entries.filter(({ key }) => keyMatches(key, name.repository));
+    if (matching.length > 0 || !name.repository.startsWith("docker.io/")) return matching.map(({ auth }) => auth);
+    return entries.filter(({ key }) => key === dockerHubKey).map(({ auth }) => auth);
+  });
+}
+
+/** Same port, same number of host labels, each label a glob of its own, and the key's path a prefix of the image's. */
+export function keyMatches(key: string, repository: string): boolean {
+  const want = splitKey(key);
+  const have = splitKey(repository);
+  return (
+    want.port === have.port &&
+    want.labels.length === have.labels.length &&
+    have.path.startsWith(want.path) &&
+    want.labels.every((label, i) => globMatches(label, have.labels[i] ?? ""))
+  );
+}
+
+function splitKey(key: string): { labels: string[]; port: string; path: string } {
+  const slash = key.indexOf("/");
+  const host = slash < 0 ? key : key.slice(0, slash);
+  const path = slash < 0 ? "" : key.slice(slash);
+  const [, name = host, port = ""] = /^(\[[^\]]*\]|[^:]*)(?::(\d*))?$/.exec(host) ?? [];
+  return { labels: name.split("."), port, path };
+}
+
+function globMatches(glob: string, text: string): boolean {
+  const pattern = glob.replace(/[.+^${}()|\\]/g, "\\$&").replaceAll("*", ".*").replaceAll("?", ".");
+  try {
+    return new RegExp(`^${pattern}$`).test(text);
+  } catch {
+    return false; // an unbalanced bracket
+  }
+}
+
+function dockerConfigOf({ type, data }: Secret): string | undefined {
+  const key =
+    type === "kubernetes.io/dockerconfigjson"
+      ? ".dockerconfigjson"
+      : type === "kubernetes.io/dockercfg"
+        ? ".dockercfg"
+        : undefined;
+  const value = key === undefined ? undefined : data?.[key];
+  return value === undefined ? undefined : Buffer.from(value, "base64").toString();
+}
+
+function readDockerConfig(text: string): { key: string; auth: ImageAuth }[] {
+  let parsed: unknown;
+  try {
+    parsed = JSON.parse(text);
+  } catch {
+    throw new Error("not valid JSON"); // the parser's own message would quote the content
+  }
+  const root = asObject(parsed, "a Docker config");
+  const auths = asObject(root.auths ?? ("auths" in root ? {} : root), "auths");
+  return Object.entries(auths).map(([registry, entry]) => ({ key: keyOf(registry), auth: readEntry(registry, entry) }));
+}
+
+function readEntry(registry: string, value: unknown): ImageAuth {
+  const entry = asObject(value, `the entry of ${registry}`);
+  if (typeof entry.auth === "string" && entry.auth !== "") {
+    // Docker pads with newlines and NULs at times.
+    const decoded = Buffer.from(entry.auth.trim(), "base64").toString().replace(/\0+$/, "");
+    const colon = decoded.indexOf(":");
+    if (colon < 0) throw new Error(`auth of ${registry} is not base64 of user:password`);
+    return { username: decoded.slice(0, colon), password: decoded.slice(colon + 1) };
+  }
+  return {
+    username: typeof entry.username === "string" ? entry.username : "",
+    password: typeof entry.password === "string" ? entry.password : "",
+  };
+}
+
+/** `https://index.docker.io/v1/` and the like to host and path. */
+function keyOf(registry: string): string {
+  const bare = registry.replace(/^https?:\/\//, "").replace(/^([^/]*)\/v[12](\/.*)$/, "$1$2");
+  return bare.endsWith("/") && bare.indexOf("/") === bare.length - 1 ? bare.slice(0, -1) : bare;
+}
+
+/** Reverse order puts the longer path of one host before the shorter; equal keys keep their order. */
+function sortKeyring(entries: readonly { key: string; auth: ImageAuth }[]): Keyring {
+  return { entries: entries.toSorted((a, b) => (a.key < b.key ? 1 : a.key > b.key ? -1 : 0)) };
+}
+
+function asObject(value: unknown, what: string): Record<string, unknown> {
+  if (typeof value !== "object" || value === null || Array.isArray(value)) throw new Error(`${what} is not an object`);
+  return value as Record<string, unknown>; // any own property of an object is unknown
+}

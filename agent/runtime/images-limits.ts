@@ -1,0 +1,109 @@
+import { AgentError } from "../lib/errors.ts";
+
+/**
+ * Lets `burst` pulls begin at once and `perSecond` after that. `perSecond` 0: no limit.
+ * Like kubelet, a pull that finds the bucket empty fails at once; its backoff brings it back.
+ */
+export class PullRate {
+  readonly #perSecond: number;
+  readonly #burst: number;
+  #tokens: number;
+  #filledAtMs: number | undefined;
+
+  constructor(perSecond: number, burst: number) {
+    this.#perSecond = perSecond;
+    this.#burst = burst;
+    this.#tokens = burst;
+  }
+
+  tryTake(nowMs: number): boolean {
+    if (this.#perSecond <= 0) return true;
+    const elapsedMs = Math.max(0, nowMs - (this.#filledAtMs ?? nowMs));
+    this.#tokens = Math.min(this.#burst, this.#tokens + (elapsedMs / 1000) * this.#perSecond);
+    this.#filledAtMs = nowMs;
+    if (this.#tokens < 1) return false;
+    this.#tokens -= 1;
+    return true;
+  }
+}
+
+/** At most `width` at a time, first come first served. */
+export class Turns {
+  #free: number;
+  readonly #waiting: (() => void)[] = [];
+
+  constructor(width: number) {
+    this.#free = width;
+  }
+
+  /** Runs `work` when it is its turn. Rejects with Canceled if `signal` aborts while it waits. */
+  async run<T>(work: () => Promise<T>, signal: AbortSignal): Promise<T> {
+    if (this.#free > 0) this.#free -= 1;
+    else await this.#wait(signal);
+    try {
+      return await work();
+    } finally {
+      const next = this.#waiting.shift();
+      if (next === undefined) this.#free += 1;
+      else next(); // hands the turn over
+    }
+  }
+
+  async #wait(signal: AbortSignal): Promise<void> {
+    await new Promise<void>((resolve, reject) => {
+      if (signal.aborted) {
+        reject(new AgentError("Canceled", "canceled"));
+        return;
+      }
+      const turn = () => {
+        signal.removeEventListener("abort", onAbort);
+        resolve();
+      };
+      const onAbort = () => {
+        this.#waiting.splice(this.#waiting.indexOf(turn), 1);
+        reject(new AgentError("Canceled", "canceled while waiting for other image pulls"));
+      };
+      this.#waiting.push(turn);
+      signal.addEventListener("abort", onAbort, { once: true });
+    });
+  }
+}
+
+// Kubelet's image pull backoff: 10 s doubling to 300 s, forgotten 600 s after the last failure.
+const backoffBaseMs = 10_000;
+const backoffMaxMs = 300_000;
+const backoffExpiryMs = 600_000;
+
+interface Failure {
+  atMs: number;
+  delayMs: number;
+  /** For the waiting message while backing off. */
+  message: string;
+}
+
+/** Failed pulls by pod and image. In memory only: a restarted agent tries at once. */
+export class PullBackoff {
+  readonly #failures = new Map<string, Failure>();
+
+  /** The failure that `key` still waits out at `nowMs`, and when that ends. */
+  waiting(key: string, nowMs: number): { untilMs: number; message: string } | undefined {
+    const failure = this.#failures.get(key);
+    if (failure === undefined || nowMs - failure.atMs >= failure.delayMs) return undefined;
+    return { untilMs: failure.atMs + failure.delayMs, message: failure.message };
+  }
+
+  /** Records a failure. @returns Unix ms at which the next attempt may be made */
+  fail(key: string, message: string, nowMs: number): number {
+    for (const [other, { atMs }] of this.#failures) {
+      if (nowMs - atMs > backoffExpiryMs) this.#failures.delete(other);
+    }
+    const last = this.#failures.get(key);
+    const delayMs = last === undefined ? backoffBaseMs : Math.min(backoffMaxMs, last.delayMs * 2);
+    this.#failures.set(key, { atMs: nowMs, delayMs, message });
+    return nowMs + delayMs;
+  }
+
+  forgetPod(podUID: string): void {
+    for (const key of this.#failures.keys()) if (key.startsWith(`${podUID}_`)) this.#failures.delete(key);
+  }
+}
