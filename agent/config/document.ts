@@ -1,0 +1,59 @@
+import { parseAllDocuments } from "yaml";
+import { messageOf } from "../lib/errors.ts";
+import type { ConfigHost } from "./host.ts";
+import { ConfigError, show } from "./problems.ts";
+import { isRecord, type Values } from "./schema.ts";
+
+/** What a configuration file must be. */
+export interface DocumentType {
+  apiVersion: string;
+  kind: string;
+}
+
+/**
+ * Reads one YAML or JSON document of the given type.
+ *
+ * @returns its fields without apiVersion and kind
+ * @throws ConfigError naming the file: unreadable, empty, not YAML, a key twice, several documents, another type
+ */
+export function readDocument(path: string, type: DocumentType, host: Pick<ConfigHost, "readFile">): Values {
+  let text: string;
+  try {
+    text = host.readFile(path);
+  } catch (err) {
+    throw new ConfigError([`${path}: cannot be read: ${messageOf(err)}`]);
+  }
+  const { apiVersion, kind, ...fields } = parseDocument(text, path);
+  if (apiVersion !== type.apiVersion || kind !== type.kind) {
+    throw new ConfigError([
+      `${path}: must be apiVersion ${type.apiVersion}, kind ${type.kind}, not ${show(apiVersion)}, ${show(kind)}`,
+    ]);
+  }
+  return fields;
+}
+
+function parseDocument(text: string, path: string): Values {
+  // Kubernetes' YAML is 1.1 (yes, on, 0644) but for base-60 numbers and timestamps: it has no fields of such types.
+  const parsed = parseAllDocuments(text, {
+    version: "1.1",
+    stringKeys: true,
+    customTags: (tags) =>
+      tags.filter((tag) => typeof tag === "string" || (tag.format !== "TIME" && !tag.tag.endsWith(":timestamp"))),
+  });
+  const documents = "empty" in parsed ? [] : parsed.filter((document) => document.contents !== null);
+  const error = documents.flatMap((document) => document.errors)[0];
+  if (error !== undefined) {
+    throw new ConfigError([`${path}: is not valid YAML: ${error.message.split("\n", 1)[0]?.replace(/:$/, "")}`]);
+  }
+  const [document, another] = documents;
+  if (document === undefined) throw new ConfigError([`${path}: is empty`]);
+  if (another !== undefined) throw new ConfigError([`${path}: must hold one document, not ${documents.length}`]);
+  let value: unknown;
+  try {
+    value = document.toJS();
+  } catch (err) {
+    throw new ConfigError([`${path}: is not valid YAML: ${messageOf(err)}`]);
+  }
+  if (!isRecord(value)) throw new ConfigError([`${path}: must be an object with fields, not ${show(value)}`]);
+  return value;
+}

@@ -1,0 +1,118 @@
+import { suggestion } from "./problems.ts";
+
+/**
+ * The feature gates of Kubernetes 1.36 and what each is when nobody sets it. kubelet and kube-proxy know the gates of
+ * every component (kind and kubeadm hand all of them the same list), so nodelet must too.
+ */
+const gatesByState = {
+  lockedOn: `
+    AggregatedDiscoveryRemoveBetaType AllowOverwriteTerminationGracePeriodSeconds AnonymousAuthConfigurableEndpoints
+    AnyVolumeDataSource APIServerTracing AuthorizeNodeWithSelectors AuthorizeWithSelectors BtreeWatchCache
+    ConsistentListFromCache CPUManagerPolicyOptions CRDValidationRatcheting CSIServiceAccountTokenSecrets
+    CustomResourceFieldSelectors DisableAllocatorDualWrite DisableNodeKubeProxyVersion DynamicResourceAllocation
+    ExecProbeTimeout HonorPVReclaimPolicy ImageMaximumGCAge ImageVolume InPlacePodVerticalScaling JobBackoffLimitPerIndex
+    JobManagedBy JobPodReplacementPolicy JobSuccessPolicy KubeletCgroupDriverFromCRI KubeletFineGrainedAuthz KubeletPSI
+    KubeletPodResourcesDynamicResources KubeletPodResourcesGet KubeletTracing LogarithmicScaleDown
+    MatchLabelKeysInPodAffinity MultiCIDRServiceAllocator MutableCSINodeAllocatableCount NFTablesProxyMode
+    NodeInclusionPolicyInPodTopologySpread NodeLogQuery NodeSwap OrderedNamespaceDeletion PodLifecycleSleepAction
+    PodLifecycleSleepActionAllowZero PodObservedGenerationTracking PodSchedulingReadiness PreferSameTrafficDistribution
+    ProcMountType RecoverVolumeExpansionFailure RecursiveReadOnlyMounts RelaxedDNSSearchValidation
+    RelaxedEnvironmentVariableValidation ResilientWatchCacheInitialization RetryGenerateName SchedulerQueueingHints
+    SELinuxChangePolicy SELinuxMountReadWriteOncePod SeparateTaintEvictionController ServiceAccountTokenJTI
+    ServiceAccountTokenNodeBinding ServiceAccountTokenNodeBindingValidation ServiceAccountTokenPodNodeInfo
+    SidecarContainers StreamingCollectionEncodingToJSON StreamingCollectionEncodingToProtobuf
+    StructuredAuthenticationConfiguration SupplementalGroupsPolicy SystemdWatchdog TopologyManagerPolicyOptions
+    UserNamespacesSupport VolumeAttributesClass WinDSR WinOverlay`,
+  lockedOff: `GitRepoVolumeDriver`,
+  // General availability or deprecated, but still to be switched off.
+  on: `InformerResourceVersion KubeletPodResourcesListUseActivePods`,
+  off: `
+    AllowDNSOnlyNodeCSR AllowInsecureKubeletCertificateSigningRequests ChangeContainerStatusOnKubeletRestart
+    InPlacePodVerticalScalingAllocatedStatus KMSv1 KubeletRegistrationGetOnExistsOnly SeparateCacheWatchRPC
+    StorageNamespaceIndex WindowsHostNetwork`,
+  betaOn: `
+    AllowParsingUserUIDFromCertAuth APIResponseCompression APIServerIdentity AtomicFIFO
+    AuthorizePodWebsocketUpgradeCreatePermission ClearingNominatedNodeNameAfterBinding ComponentFlagz ComponentStatusz
+    ContainerCheckpoint ContainerRestartRules ContextualLogging CPUManagerPolicyBetaOptions CustomCPUCFSQuotaPeriod
+    DeclarativeValidation DeploymentReplicaSetTerminatingReplicas DetectCacheInconsistency DisableCPUQuotaWithExclusiveCPUs
+    DRAAdminAccess DRAConsumableCapacity DRADeviceBindingConditions DRADeviceTaints DRAExtendedResource
+    DRAPartitionableDevices DRAPrioritizedList DRAResourceClaimDeviceStatus DRASchedulerFilterTimeout EnvFiles
+    ExtendWebSocketsToKubelet ExternalServiceAccountTokenSigner GracefulNodeShutdown
+    GracefulNodeShutdownBasedOnPodPriority HostnameOverride HPAConfigurableTolerance
+    InOrderInformers InOrderInformersBatchProcess InPlacePodLevelResourcesVerticalScaling
+    InPlacePodVerticalScalingInitContainers KubeletCrashLoopBackOffMax KubeletEnsureSecretPulledImages
+    KubeletSeparateDiskGC KubeletServiceAccountTokenForCredentialProviders ListFromCacheSnapshot LoggingBetaOptions
+    MatchLabelKeysInPodTopologySpread MatchLabelKeysInPodTopologySpreadSelectorMerge MaxUnavailableStatefulSet
+    NodeDeclaredFeatures NominatedNodeNameForExpectation OpenAPIEnums OpportunisticBatching PLEGOnDemandRelist
+    PodDeletionCost PodLevelResources PodReadyToStartContainersCondition PodTopologyLabelsAdmission PortForwardWebsockets
+    PreventStaticPodAPIReferences RelaxedServiceNameValidation ReloadKubeletClientCAFile ReloadKubeletServerCertificateFile
+    RemoteRequestHeaderUID ResourceHealthStatus ResourceHealthStatusMessage RestartAllContainersOnContainerExits
+    RotateKubeletServerCertificate SchedulerAsyncPreemption SchedulerPopFromBackoffQ ServiceAccountNodeAudienceRestriction
+    SizeBasedListCostEstimate StatefulSetSemanticRevisionComparison StorageVersionHash
+    StructuredAuthenticationConfigurationEgressSelector StructuredAuthenticationConfigurationJWKSMetrics
+    TokenRequestServiceAccountUIDValidation TopologyManagerPolicyBetaOptions TranslateStreamCloseWebsocketRequests
+    UnauthenticatedHTTP2DOSMitigation UnlockWhileProcessingFIFO WatchCacheInitializationPostStartHook WatchList
+    WatchListClient WindowsGracefulNodeShutdown`,
+  betaOff: `
+    ClusterTrustBundle ClusterTrustBundleProjection ConcurrentWatchObjectDecode CoordinatedLeaderElection
+    CRDObservedGenerationTracking DeclarativeValidationTakeover LocalStorageCapacityIsolationFSQuotaMonitoring
+    MutatingAdmissionPolicy PodCertificateRequest SchedulerAsyncAPICalls SELinuxMount StorageVersionMigrator`,
+  alphaOff: `
+    AllowUnsafeMalformedObjectDeletion APIServingWithRoutine CBORServingAndStorage ClientsAllowCBOR ClientsPreferCBOR
+    CloudControllerManagerWatchBasedRoutesReconciliation CloudControllerManagerWebhook ConstrainedImpersonation
+    ContainerStopSignals CPUManagerPolicyAlphaOptions CRIListStreaming CrossNamespaceVolumeDataSource CSIVolumeHealth
+    DRADeviceTaintRules DRAListTypeAttributes DRANodeAllocatableResources DRAWorkloadResourceClaims EventedPLEG
+    GangScheduling GenericWorkload HPAScaleToZero ImageVolumeWithDigest InPlacePodVerticalScalingExclusiveCPUs
+    InPlacePodVerticalScalingExclusiveMemory KubeletInUserNamespace LoggingAlphaOptions
+    ManifestBasedAdmissionControlConfig MemoryQoS MutablePodResourcesForSuspendedJobs MutablePVNodeAffinity
+    MutableSchedulingDirectivesForSuspendedJobs PodAndContainerStatsFromCRI PodLevelResourceManagers
+    PodLogsQuerySplitStreams PodsAPI QOSReserved ReduceDefaultCrashLoopBackOffDecay RuntimeClassInImageCriApi
+    ShardedListAndWatch StorageCapacityScoring StorageVersionAPI StrictIPCIDRValidation
+    TaintTolerationComparisonOperators TopologyAwareWorkloadScheduling TopologyManagerPolicyAlphaOptions
+    UnknownVersionInteroperabilityProxy UserNamespacesHostNetworkSupport VolumeLimitScaling WindowsCPUAndMemoryAffinity
+    WorkloadAwarePreemption WorkloadWithJob`,
+} as const;
+
+type GateState = keyof typeof gatesByState;
+
+const groupGates: Record<string, readonly GateState[]> = {
+  AllAlpha: ["alphaOff"],
+  AllBeta: ["betaOn", "betaOff"],
+};
+
+let gateStates: Map<string, GateState> | undefined;
+
+function knownGates(): Map<string, GateState> {
+  if (gateStates !== undefined) return gateStates;
+  gateStates = new Map();
+  for (const [state, names] of Object.entries(gatesByState) as [GateState, string][]) {
+    for (const name of names.trim().split(/\s+/)) gateStates.set(name, state);
+  }
+  return gateStates;
+}
+
+/** What is wrong with setting `gate` to `value`: `is not a known feature gate`, `is locked to true`; undefined if nothing. */
+export function checkFeatureGate(gate: string, value: boolean): string | undefined {
+  if (Object.hasOwn(groupGates, gate)) return undefined;
+  const state = knownGates().get(gate);
+  if (state === undefined) return `is not a known feature gate${suggestion(gate, knownGates().keys())}`;
+  if (state === "lockedOn" && !value) return "is locked to true and cannot be switched off";
+  if (state === "lockedOff" && value) return "is locked to false and cannot be switched on";
+  return undefined;
+}
+
+/**
+ * Whether a gate is on: what `set` says about it, else about its stage (AllAlpha, AllBeta), else its default.
+ * Unknown gates are off.
+ */
+export function isGateOn(set: Readonly<Record<string, boolean>>, gate: string): boolean {
+  const own = set[gate];
+  if (own !== undefined) return own;
+  const state = knownGates().get(gate);
+  if (state === undefined) return false;
+  for (const [name, states] of Object.entries(groupGates)) {
+    const all = set[name];
+    if (all !== undefined && states.includes(state)) return all;
+  }
+  return state === "lockedOn" || state === "on" || state === "betaOn";
+}

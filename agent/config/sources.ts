@@ -1,0 +1,54 @@
+import { isDeepStrictEqual } from "node:util";
+import type { Flag } from "./flags.ts";
+import { At, ConfigError, type Problem } from "./problems.ts";
+import { decodeTable, fieldsOf, type Table, type Values, valueAt } from "./schema.ts";
+
+/** Who set a field: field path → file, or flag with dashes. The last one counts. */
+export type Sources = Map<string, string>;
+
+/** Decodes a document. @throws ConfigError with a line `file: field: problem` for each problem */
+export function decodeFields(table: Table, raw: Values, file: string): Values {
+  const problems: Problem[] = [];
+  const given = decodeTable(table, raw, new At(problems));
+  if (problems.length > 0) throw new ConfigError(problems.map(({ path, message }) => `${file}: ${path} ${message}`));
+  return given;
+}
+
+/** Notes that `source` says something about each field of `values`. */
+export function noteSources(sources: Sources, table: Table, values: Values, source: string): void {
+  for (const { path } of fieldsOf(table)) if (valueAt(values, path) !== undefined) sources.set(path.join("."), source);
+}
+
+/** Throws a ConfigError if there are problems; each line begins with who set the field, or with `fallback`. */
+export function fail(problems: readonly Problem[], sources: Sources, fallback: string): void {
+  if (problems.length === 0) return;
+  throw new ConfigError(
+    problems.map(({ path, message }) => {
+      if (path.startsWith("--")) return `${path}: ${message}`;
+      const field = [...sources.keys()].find((known) => path === known || /^[.[]/.test(path.slice(known.length)) && path.startsWith(known));
+      return `${field === undefined ? fallback : sources.get(field)}: ${path} ${message}`;
+    }),
+  );
+}
+
+/** One line for each field that was set to something that is not its default and does not work yet. */
+export function supportWarnings(table: Table, values: Values, sources: Sources): string[] {
+  return [...fieldsOf(table)].flatMap(({ path, field }) => {
+    const name = path.join(".");
+    const source = sources.get(name);
+    const value = valueAt(values, path);
+    if (source === undefined || value === undefined || isDeepStrictEqual(value, field.default)) return [];
+    if (field.support === "works" || field.support === "noEffect" || field.options.quiet?.(value)) return [];
+    const what = source.startsWith("--") ? source : `${source}: ${name}`;
+    const note = field.support === "partly" ? field.options.note : "is not supported yet and has no effect";
+    return [`${what}${field.support === "partly" ? ":" : ""} ${note}`];
+  });
+}
+
+/** At most one line: the flags that the reference deprecates in favour of fields of `table`. */
+export function deprecatedFlagWarnings(given: ReadonlyMap<Flag, unknown>, table: Table): string[] {
+  const names = [...given.keys()]
+    .filter((flag) => flag.table === table && !flag.field.options.flagStays)
+    .map(({ flag, path }) => `--${flag} (${path.join(".")})`);
+  return names.length === 0 ? [] : [`deprecated flags, better set in the --config file: ${names.join(", ")}`];
+}
