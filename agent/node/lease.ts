@@ -35,6 +35,11 @@ export interface LeaseRenewer {
   run(signal: AbortSignal): Promise<void>;
 }
 
+interface CallTimes {
+  signal: AbortSignal;
+  timeoutMs: number;
+}
+
 /** The lease to write now. Pure. `nodeUID` makes the lease vanish with its Node. */
 export function buildLease(
   old: Lease | undefined,
@@ -76,42 +81,44 @@ export function createLeaseRenewer(deps: LeaseDeps): LeaseRenewer {
   let held: Lease | undefined;
   let isFailing = false;
 
-  const nodeUID = async (options: { signal: AbortSignal; timeoutMs: number }) =>
+  const nodeUID = async (options: CallTimes) =>
     (await client.get(nodes, { name: nodeName }, options)).metadata.uid;
 
-  /** Reads or creates the lease. There is none before there is a Node. */
-  const ensure = async (options: { signal: AbortSignal; timeoutMs: number }): Promise<Lease> => {
+  /** Reads the lease, or creates it: fresh and in need of no renewal. There is none before there is a Node. */
+  const ensure = async (options: CallTimes): Promise<{ lease: Lease; isFresh: boolean }> => {
     try {
-      return await client.get(leases, key, options);
+      return { lease: await client.get(leases, key, options), isFresh: false };
     } catch (err) {
       if (!hasCode(err, "NotFound")) throw err;
     }
     const fresh = buildLease(undefined, { nodeName, nodeUID: await nodeUID(options), durationSeconds }, clock.now());
-    return client.create(leases, fresh, options);
+    return { lease: await client.create(leases, fresh, options), isFresh: true };
+  };
+
+  const put = async (lease: Lease, options: CallTimes): Promise<Lease> => {
+    const hasOwner = (lease.metadata.ownerReferences ?? []).length > 0;
+    // A missing owner is only tidiness; the heartbeat goes out without it.
+    const uid = hasOwner ? undefined : await nodeUID(options).catch(() => undefined);
+    return client.update(leases, buildLease(lease, { nodeName, nodeUID: uid, durationSeconds }, clock.now()), options);
   };
 
   const renew = async (signal: AbortSignal): Promise<void> => {
     const options = { signal, timeoutMs: renewMs };
-    if (held === undefined) held = await ensure(options);
     let lastError: unknown;
     for (let attempt = 1; attempt <= renewTriesMax && !signal.aborted; attempt += 1) {
+      if (held === undefined) {
+        const { lease, isFresh } = await ensure(options);
+        held = lease;
+        if (isFresh) return;
+      }
       try {
-        const hasOwner = (held.metadata.ownerReferences ?? []).length > 0;
-        // A missing owner is only tidiness; the heartbeat goes out without it.
-        const uid = hasOwner ? undefined : await nodeUID(options).catch(() => undefined);
-        held = await client.update(leases, buildLease(held, { nodeName, nodeUID: uid, durationSeconds }, clock.now()), options);
+        held = await put(held, options);
         return;
       } catch (err) {
         lastError = err;
-        if (hasCode(err, "Conflict")) {
-          held = await client.get(leases, key, options);
-        } else if (hasCode(err, "NotFound")) {
-          held = undefined;
-          held = await ensure(options);
-          return;
-        } else if (attempt > 1) {
-          client.resetConnections();
-        }
+        // Somebody else wrote or removed it: read it anew. Anything else may be a dead connection.
+        if (hasCode(err, "Conflict", "NotFound")) held = undefined;
+        else if (attempt > 1) client.resetConnections();
       }
     }
     throw lastError;
