@@ -1,0 +1,60 @@
+/**
+ * Everything that can be tested on one machine, in the order of what it costs: check and build, unit, integration, e2e.
+ * All of it runs even if some fails. The last line counts tests; a failed step without tests counts as one.
+ */
+import { mkdtemp, readFile, rm } from "node:fs/promises";
+import { tmpdir } from "node:os";
+import { join } from "node:path";
+import { capture, type Ended, show } from "./command.ts";
+import { addCounts, type Counts, countsOfReport, summaryLine } from "./counts.ts";
+
+const node = process.execPath;
+const isRoot = process.getuid?.() === 0;
+const dir = await mkdtemp(join(tmpdir(), "nodelet-test-"));
+const summary: string[] = [];
+let total: Counts = { passed: 0, failed: 0, skipped: 0 };
+
+try {
+  const [check, build] = await Promise.all([capture(node, [".ci/check.ts"]), capture(node, [".ci/build.ts"])]);
+  step("check", check);
+  step("build", build);
+  await suite("unit");
+  if (isRoot) {
+    await suite("integration");
+    await suite("e2e");
+  } else {
+    const why = "needs root (network namespaces, mounts, containerd): run npm test as root";
+    for (const name of ["integration", "e2e"]) fail(name, why);
+  }
+} finally {
+  await rm(dir, { recursive: true, force: true });
+}
+
+console.log(`\n${summary.join("\n")}\n${summaryLine(total)}`);
+process.exitCode = total.failed === 0 ? 0 : 1;
+
+function step(name: string, { code, output, seconds }: Ended): void {
+  console.log(output.trimEnd());
+  if (code === 0) summary.push(`ok     ${name}, ${seconds.toFixed(0)} s`);
+  else fail(name, `exited with ${code} after ${seconds.toFixed(0)} s`);
+}
+
+/** Runs one of vitest's projects, and adds what its report says. */
+async function suite(project: string): Promise<void> {
+  console.log(`\n== ${project}`);
+  const report = join(dir, `${project}.json`);
+  const { code, seconds } = await show(node, [
+    ...["node_modules/vitest/vitest.mjs", "run", "--config", "test/vitest.config.ts", "--project", project],
+    ...["--reporter=default", "--reporter=json", `--outputFile.json=${report}`],
+  ]);
+  const counts = countsOfReport(await readFile(report, "utf8").catch(() => undefined), code);
+  total = addCounts(total, counts);
+  summary.push(
+    `${counts.failed === 0 ? "ok    " : "FAILED"} ${project}: ${summaryLine(counts)}, ${seconds.toFixed(0)} s`,
+  );
+}
+
+function fail(name: string, why: string): void {
+  total = addCounts(total, { passed: 0, failed: 1, skipped: 0 });
+  summary.push(`FAILED ${name}: ${why}`);
+}
