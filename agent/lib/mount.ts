@@ -1,0 +1,131 @@
+import { readFile, realpath } from "node:fs/promises";
+import { ignoreErrno } from "./errno.ts";
+import { AgentError } from "./errors.ts";
+import { exec } from "./exec.ts";
+
+/**
+ * Mounts: reading the kernel's table and changing it through mount(8) and umount(8), because Node.js has no system
+ * call for either. Every path handed to them is absolute and already resolved (`--no-canonicalize`), so that they
+ * follow no symbolic link that appears in between.
+ */
+
+/** One line of /proc/self/mountinfo, as far as we use it. */
+export interface MountEntry {
+  /** Absolute path in our mount namespace. */
+  mountPoint: string;
+  /** Path of the mount's root inside its file system; differs from "/" for bind mounts. */
+  root: string;
+  fsType: string;
+  source: string;
+  /** True if mounts made beneath it reach its peers (`shared:` in the optional fields). */
+  isShared: boolean;
+}
+
+const mountinfoPath = "/proc/self/mountinfo";
+// A local mount takes 2 ms. One that hangs this long waits for a dead server or a sick kernel.
+const mountTimeoutMs = 30_000;
+// Keeps the argument list far below the kernel's limit of 128 KiB for one string and 2 MiB in all.
+const pathsPerUnmountMax = 100;
+// Stacked mounts and mounts on mounts go in one pass; more passes are for mounts that appear while we look.
+const unmountPassesMax = 3;
+
+/**
+ * Parses mountinfo text, in mount order (what is mounted on top comes later). Malformed lines are left out.
+ * @param under only mounts at this absolute path or beneath it; cheap for the lines that are not
+ */
+export function parseMountinfo(text: string, under?: string): MountEntry[] {
+  const entries: MountEntry[] = [];
+  for (const line of text.split("\n")) {
+    const fields = line.split(" ");
+    const [, , , root, escapedPoint] = fields;
+    if (root === undefined || escapedPoint === undefined) continue;
+    const mountPoint = unescapeOctal(escapedPoint);
+    if (under !== undefined && !isAtOrBeneath(mountPoint, under)) continue;
+    const separator = fields.indexOf("-", 6);
+    const [fsType, source] = fields.slice(separator + 1);
+    if (separator === -1 || fsType === undefined || source === undefined) continue;
+    const isShared = fields.slice(6, separator).some((field) => field.startsWith("shared:"));
+    entries.push({ mountPoint, root: unescapeOctal(root), fsType, source: unescapeOctal(source), isShared });
+  }
+  return entries;
+}
+
+/** True if `path` is `dir` or lies beneath it. Compares text: both must be absolute and resolved. */
+export function isAtOrBeneath(path: string, dir: string): boolean {
+  return path === dir || path.startsWith(dir.endsWith("/") ? dir : `${dir}/`);
+}
+
+/** Mounts at `dir` or beneath it, in mount order; none if `dir` does not exist. */
+export async function listMountsUnder(dir: string): Promise<MountEntry[]> {
+  const real = await realpath(dir).catch(ignoreErrno("ENOENT"));
+  return real === undefined ? [] : parseMountinfo(await readFile(mountinfoPath, "utf8"), real);
+}
+
+/** True if something is mounted exactly at `path`. */
+export async function isMountPoint(path: string): Promise<boolean> {
+  const real = await realpath(path).catch(ignoreErrno("ENOENT"));
+  return real !== undefined && (await listMountsUnder(real)).some((entry) => entry.mountPoint === real);
+}
+
+/** The mount that `path` lies on. Rejects if `path` does not exist. */
+export async function findMountOf(path: string): Promise<MountEntry | undefined> {
+  const real = await realpath(path);
+  const entries = parseMountinfo(await readFile(mountinfoPath, "utf8"));
+  let best: MountEntry | undefined;
+  for (const entry of entries) {
+    if (!isAtOrBeneath(real, entry.mountPoint)) continue;
+    if (best === undefined || entry.mountPoint.length >= best.mountPoint.length) best = entry; // later ones lie on top
+  }
+  return best;
+}
+
+/** Mounts a new file system. Rejects with an `AgentError` that carries mount's own words. */
+export async function mountFilesystem(
+  mount: { type: string; source: string; target: string; options: readonly string[] },
+  signal?: AbortSignal,
+): Promise<void> {
+  const options = mount.options.length === 0 ? [] : ["-o", mount.options.join(",")];
+  await run("mount", ["--no-canonicalize", "-t", mount.type, ...options, mount.source, mount.target], signal);
+}
+
+/** Makes `source` (a directory or a file, also `/proc/PID/fd/N`) visible at `target`, without what is mounted beneath it. */
+export async function bindMount(source: string, target: string, signal?: AbortSignal): Promise<void> {
+  await run("mount", ["--no-canonicalize", "--bind", source, target], signal);
+}
+
+/** Makes the mount at `path` and all beneath it shared: mounts made there reach the containers that were given it, and back. */
+export async function makeRShared(path: string): Promise<void> {
+  await run("mount", ["--make-rshared", path]);
+}
+
+/**
+ * Unmounts everything at `dir` and beneath it, the topmost first. Nothing mounted is success. Never lazily: a mount that
+ * is busy stays visible and makes this reject, so that nobody deletes what still lies beneath it.
+ * @param accept only mounts for which this is true; all when absent
+ */
+export async function unmountAllUnder(dir: string, accept: (entry: MountEntry) => boolean = () => true): Promise<void> {
+  let why = "";
+  for (let pass = 0; pass < unmountPassesMax; pass += 1) {
+    const paths = (await listMountsUnder(dir)).filter(accept).map((entry) => entry.mountPoint);
+    if (paths.length === 0) return;
+    paths.reverse();
+    for (let at = 0; at < paths.length; at += pathsPerUnmountMax) {
+      const batch = paths.slice(at, at + pathsPerUnmountMax);
+      const result = await exec("umount", ["--no-canonicalize", "--", ...batch], { timeoutMs: mountTimeoutMs });
+      if (result.failure !== undefined) why = result.message;
+    }
+  }
+  const left = (await listMountsUnder(dir)).filter(accept).map((entry) => entry.mountPoint);
+  if (left.length > 0) throw new AgentError("Internal", `cannot unmount ${left.join(", ")}: ${why}`);
+}
+
+async function run(file: string, args: readonly string[], signal?: AbortSignal): Promise<void> {
+  const result = await exec(file, args, { timeoutMs: mountTimeoutMs, ...(signal === undefined ? {} : { signal }) });
+  if (result.failure === undefined) return;
+  throw new AgentError(result.failure === "canceled" ? "Canceled" : "Internal", result.message);
+}
+
+/** The kernel writes blank, tab, newline and backslash in paths as `\ooo`. */
+function unescapeOctal(text: string): string {
+  return text.replace(/\\([0-7]{3})/g, (_, digits: string) => String.fromCharCode(Number.parseInt(digits, 8)));
+}

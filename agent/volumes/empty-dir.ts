@@ -1,0 +1,140 @@
+import { chmod, lstat, mkdir, rm, statfs, writeFile } from "node:fs/promises";
+import { dirname, join } from "node:path";
+import { allContainers, podLimits, qosClass } from "../kube/pod-resources.ts";
+import { parseQuantity, quantityValue } from "../kube/quantity.ts";
+import type { Pod, Quantity, ResourceList } from "../kube/types.ts";
+import { AgentError } from "../lib/errors.ts";
+import { mountFilesystem } from "../lib/mount.ts";
+import { pluginDirName, type VolumeContext, type VolumeKind } from "./kind.ts";
+import { applyFSGroup } from "./ownership.ts";
+
+const pluginName = "kubernetes.io/empty-dir";
+
+// statfs magic numbers of linux/magic.h.
+export const tmpfsMagic = 0x0102_1994;
+export const hugetlbfsMagic = 0x9584_58f6;
+
+/** Scratch space of a pod: a directory on the node's disk, in memory, or of huge pages. */
+export const emptyDirKind: VolumeKind = {
+  field: "emptyDir",
+  pluginName,
+  isReadOnly: false,
+  isRelabelled: true,
+  isRefreshed: false,
+  async setUp(context) {
+    const { medium = "", sizeLimit } = context.volume.emptyDir ?? {};
+    await setUpScratch(context, context.volume.name, { medium, sizeLimit, ownedByFSGroup: true });
+    return { hostPath: context.dir };
+  },
+};
+
+/**
+ * The directory below a configMap, secret, downwardAPI or projected volume: as an emptyDir, but marked as wrapped and
+ * given to the fsGroup only together with its content.
+ */
+export async function setUpWrapped(context: VolumeContext, medium: "" | "Memory"): Promise<void> {
+  const { volume } = context;
+  await setUpScratch(context, `wrapped_${volume.name}`, { medium, sizeLimit: undefined, ownedByFSGroup: false });
+}
+
+/** Size in bytes of a tmpfs: the smallest of what the node has, what the pod may use, and `sizeLimit`; 0: no limit known. */
+export function memoryVolumeBytes(pod: Pod, sizeLimit: Quantity | undefined, nodeAllocatable: ResourceList): number {
+  const candidates = [quantityValue(nodeAllocatable.memory), podMemoryLimit(pod), quantityValue(sizeLimit)];
+  const positive = candidates.filter((bytes) => bytes > 0);
+  return positive.length === 0 ? 0 : Math.min(...positive);
+}
+
+/**
+ * Page size of a HugePages volume, as a quantity. Rejects with code Invalid if the medium names a size that no container
+ * asks for, or names none and the containers do not ask for exactly one.
+ */
+export function hugePageSize(pod: Pod, medium: string): string {
+  const lists = [pod.spec.resources?.requests, pod.spec.resources?.limits];
+  for (const { resources } of allContainers(pod)) lists.push(resources?.requests, resources?.limits);
+  const names = lists.flatMap((list) => Object.keys(list ?? {}));
+  const sizes = new Map<bigint, string>();
+  for (const name of names) {
+    const size = /^hugepages-(.+)$/.exec(name)?.[1];
+    const bytes = size === undefined ? undefined : parseQuantity(size);
+    if (size !== undefined && bytes !== undefined) sizes.set(bytes, size);
+  }
+  if (medium === "HugePages") {
+    const [only, ...others] = sizes.values();
+    if (only === undefined) throw new AgentError("Invalid", "medium HugePages: no container requests hugepages-<size>");
+    if (others.length === 0) return only;
+    throw new AgentError("Invalid", "medium HugePages: containers request several page sizes, write HugePages-<size>");
+  }
+  const size = medium.slice("HugePages-".length);
+  const bytes = parseQuantity(size);
+  if (bytes !== undefined && sizes.has(bytes)) return size;
+  throw new AgentError("Invalid", `medium ${medium}: no container requests hugepages-${size}`);
+}
+
+interface Scratch {
+  medium: string;
+  sizeLimit: Quantity | undefined;
+  ownedByFSGroup: boolean;
+}
+
+async function setUpScratch(context: VolumeContext, markerName: string, scratch: Scratch): Promise<void> {
+  const { podDir, dir, pod } = context;
+  const { medium } = scratch;
+  const isMounted = medium !== "";
+  if (isMounted && medium !== "Memory" && medium !== "HugePages" && !medium.startsWith("HugePages-")) {
+    throw new AgentError(
+      "Invalid",
+      `unknown storage medium "${medium}", use "", Memory, HugePages or HugePages-<size>`,
+    );
+  }
+  // Says that set-up once went through: what a container has put there since must not be touched again.
+  const markerDir = join(podDir, "plugins", pluginDirName(pluginName), markerName);
+  const marker = join(markerDir, "ready");
+  if (await exists(marker)) {
+    if (isMounted ? await isMountedScratch(dir) : await exists(dir)) return;
+    await rm(markerDir, { recursive: true, force: true }); // left by the machine's last run, the volume is not
+  }
+  await mkdir(dir, { recursive: true, mode: 0o777 });
+  await chmod(dir, 0o777); // the umask may have taken bits away
+  if (isMounted && !(await isMountedScratch(dir))) await mountScratch(context, scratch);
+  const { fsGroup } = pod.spec.securityContext ?? {};
+  if (scratch.ownedByFSGroup && fsGroup !== undefined) await applyFSGroup(dir, fsGroup, { isReadOnly: false });
+  await mkdir(markerDir, { recursive: true, mode: 0o750 });
+  await writeFile(marker, "");
+}
+
+async function mountScratch(context: VolumeContext, { medium, sizeLimit }: Scratch): Promise<void> {
+  const { pod, deps, dir, signal } = context;
+  if (medium !== "Memory") {
+    const options = [`pagesize=${hugePageSize(pod, medium)}`];
+    return mountFilesystem({ type: "hugetlbfs", source: "nodev", target: dir, options }, signal);
+  }
+  const bytes = memoryVolumeBytes(pod, sizeLimit, deps.nodeAllocatable());
+  const options = bytes > 0 ? [`size=${bytes}`] : [];
+  if (await deps.tmpfsTakesNoswap()) options.push("noswap");
+  await mountFilesystem({ type: "tmpfs", source: "tmpfs", target: dir, options }, signal);
+}
+
+/** True if `dir` is the root of a tmpfs or hugetlbfs of its own: another device than its parent. */
+async function isMountedScratch(dir: string): Promise<boolean> {
+  const [own, parent] = await Promise.all([lstat(dir), lstat(dirname(dir))]).catch(() => []);
+  if (own === undefined || parent === undefined || own.dev === parent.dev) return false;
+  const { type } = await statfs(dir);
+  return type === tmpfsMagic || type === hugetlbfsMagic;
+}
+
+/** Only where the pod's cgroup has a memory limit: Guaranteed pods, and those of which every container is limited. */
+function podMemoryLimit(pod: Pod): number {
+  const containers = [...(pod.spec.initContainers ?? []), ...pod.spec.containers];
+  const isLimited =
+    qosClass(pod) === "Guaranteed" ||
+    quantityValue(pod.spec.resources?.limits?.memory) > 0 ||
+    containers.every(({ resources }) => quantityValue(resources?.limits?.memory) > 0);
+  return isLimited ? (podLimits(pod).memory ?? 0) : 0;
+}
+
+async function exists(path: string): Promise<boolean> {
+  return lstat(path).then(
+    () => true,
+    () => false,
+  );
+}

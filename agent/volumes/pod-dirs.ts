@@ -1,0 +1,107 @@
+import { readdir, rmdir, unlink } from "node:fs/promises";
+import { join } from "node:path";
+import { errnoOf, ignoreErrno } from "../lib/errno.ts";
+import { AgentError } from "../lib/errors.ts";
+import { isAtOrBeneath, listMountsUnder, unmountAllUnder } from "../lib/mount.ts";
+import { pluginDirName } from "./kind.ts";
+import { isOwnPluginDir } from "./kinds.ts";
+import { removeTree } from "./remove-tree.ts";
+
+/**
+ * A pod's directory, ROOT/pods/UID, and how it goes away:
+ *
+ *   volumes/PLUGIN/NAME              its volumes
+ *   volume-subpaths/NAME/CONTAINER/N bind mounts of paths inside them
+ *   plugins/kubernetes.io~empty-dir  marks of volumes that are ready
+ *   containers/, etc-hosts           written by others
+ */
+
+// A UID is a file name to us. The API server gives out UUIDs, static pods have a hash.
+const podUIDPattern = /^[A-Za-z0-9][A-Za-z0-9._-]*$/;
+
+/** Rejects a UID that could be a path with code Invalid. */
+export function podDirOf(rootDir: string, podUID: string): string {
+  if (!podUIDPattern.test(podUID)) throw new AgentError("Invalid", `"${podUID}" is not a pod UID`);
+  return join(rootDir, "pods", podUID);
+}
+
+/** Where a volume is; the kinds that have no directory of their own do not look at it. */
+export function volumeDirOf(podDir: string, pluginName: string, volumeName: string): string {
+  return join(podDir, "volumes", pluginDirName(pluginName), volumeName);
+}
+
+/** Where the `index`-th volumeMount of a container has its subPath. */
+export function subPathTargetOf(podDir: string, volumeName: string, containerName: string, index: number): string {
+  return join(podDir, "volume-subpaths", volumeName, containerName, String(index));
+}
+
+/**
+ * Unmounts and deletes all volumes of a pod, by what is on disk, so that it works for pods of an earlier run. Containers
+ * must have stopped. Volumes of kinds that are not ours are left to whoever made them: only empty directories of them go.
+ * Rejects while something cannot be unmounted; then nothing beneath it is deleted.
+ */
+export async function tearDownPodVolumes(podDir: string): Promise<void> {
+  const volumesDir = join(podDir, "volumes");
+  const subPathsDir = join(podDir, "volume-subpaths");
+  const plugins = await listDir(volumesDir);
+  const ownDirs = [subPathsDir, ...plugins.filter(isOwnPluginDir).map((plugin) => join(volumesDir, plugin))];
+  // A subPath keeps its volume busy, but it was mounted later, and later mounts go first.
+  await unmountAllUnder(podDir, ({ mountPoint }) => ownDirs.some((dir) => isAtOrBeneath(mountPoint, dir)));
+  await removeSubPaths(subPathsDir);
+  // First the marks: what is half deleted must not count as ready.
+  await removeTree(join(podDir, "plugins", pluginDirName("kubernetes.io/empty-dir")));
+  for (const plugin of plugins) {
+    const pluginDir = join(volumesDir, plugin);
+    if (isOwnPluginDir(plugin)) await removeTree(pluginDir);
+    else await removeEmptyDirs(pluginDir);
+  }
+  await removeDir(volumesDir);
+}
+
+/**
+ * Removes the directory of a pod that is gone and whose volumes were torn down. Rejects, deleting nothing, while anything
+ * is mounted beneath; what still is in `volumes` is never deleted with its content.
+ */
+export async function removePodDir(podDir: string): Promise<void> {
+  const mounts = await listMountsUnder(podDir);
+  const [first] = mounts;
+  if (first !== undefined) {
+    throw new AgentError("Internal", `will not remove ${podDir}: ${first.mountPoint} is still mounted`);
+  }
+  await removeSubPaths(join(podDir, "volume-subpaths"));
+  await removeEmptyDirs(join(podDir, "volumes"));
+  await removeTree(podDir);
+}
+
+/** Entries of the third level are mount targets: removed as empty directories or files, so that content is safe whatever is mounted. */
+async function removeSubPaths(dir: string): Promise<void> {
+  for (const volume of await listDir(dir)) {
+    for (const container of await listDir(join(dir, volume))) {
+      const containerDir = join(dir, volume, container);
+      for (const index of await listDir(containerDir)) {
+        const target = join(containerDir, index);
+        await unlink(target).catch(async (err: unknown) => {
+          if (errnoOf(err) === "EISDIR") await removeDir(target);
+          else if (errnoOf(err) !== "ENOENT") throw err;
+        });
+      }
+      await removeDir(containerDir);
+    }
+    await removeDir(join(dir, volume));
+  }
+  await removeDir(dir);
+}
+
+/** Removes a tree of directories that holds no files. Rejects at the first file. */
+async function removeEmptyDirs(dir: string): Promise<void> {
+  for (const name of await listDir(dir)) await removeEmptyDirs(join(dir, name));
+  await removeDir(dir);
+}
+
+async function removeDir(dir: string): Promise<void> {
+  await rmdir(dir).catch(ignoreErrno("ENOENT"));
+}
+
+async function listDir(dir: string): Promise<string[]> {
+  return (await readdir(dir).catch(ignoreErrno("ENOENT"))) ?? [];
+}

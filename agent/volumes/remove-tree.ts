@@ -1,0 +1,57 @@
+import { constants } from "node:fs";
+import { lstat, type FileHandle, open, opendir, rmdir, unlink } from "node:fs/promises";
+import { errnoOf, ignoreErrno } from "../lib/errno.ts";
+import { AgentError } from "../lib/errors.ts";
+
+const dirFlags = constants.O_RDONLY | constants.O_DIRECTORY | constants.O_NOFOLLOW;
+const slash = Buffer.from("/");
+// Someone may add entries while we remove; a process that does so for ever must not keep us for ever.
+const passesMax = 3;
+const ignoreAbsent = ignoreErrno("ENOENT");
+
+/**
+ * Removes `path` and all beneath it. Follows no link, and stops at a directory on another device, so that what is mounted
+ * there keeps its content; bind mounts of the same device must have been looked for before. Goes through descriptors, so
+ * that a directory swapped for a link meanwhile leads nowhere; names are bytes, they need not be valid UTF-8.
+ * Not there is success.
+ */
+export async function removeTree(path: string): Promise<void> {
+  const stat = await lstat(path).catch(ignoreAbsent);
+  if (stat !== undefined) await removeEntry(Buffer.from(path), stat.isDirectory(), stat.dev);
+}
+
+async function removeEntry(path: Buffer, isDirectory: boolean, device: number): Promise<void> {
+  if (!isDirectory) {
+    await unlink(path).catch(ignoreAbsent);
+    return;
+  }
+  for (let pass = 1; ; pass += 1) {
+    const dir = await open(path, dirFlags).catch(ignoreAbsent);
+    if (dir === undefined) return;
+    try {
+      await emptyDirectory(dir, path, device);
+    } finally {
+      await dir.close();
+    }
+    try {
+      await rmdir(path);
+      return;
+    } catch (err) {
+      const code = errnoOf(err);
+      if (code === "ENOENT") return;
+      if (code !== "ENOTEMPTY" || pass >= passesMax) throw err;
+    }
+  }
+}
+
+async function emptyDirectory(dir: FileHandle, path: Buffer, device: number): Promise<void> {
+  if ((await dir.stat()).dev !== device) {
+    throw new AgentError("Internal", `will not delete ${path.toString()}: another file system is mounted there`);
+  }
+  const self = Buffer.from(`/proc/self/fd/${dir.fd}`);
+  // The typings know strings only; with this encoding names come as bytes.
+  for await (const entry of await opendir(self.toString(), { encoding: "buffer" as BufferEncoding })) {
+    const name = entry.name as unknown as Buffer;
+    await removeEntry(Buffer.concat([self, slash, name]), entry.isDirectory(), device);
+  }
+}

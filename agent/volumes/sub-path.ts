@@ -1,0 +1,95 @@
+import { lstat, mkdir, rmdir, stat, unlink, writeFile } from "node:fs/promises";
+import { dirname } from "node:path";
+import type { VolumeMount } from "../kube/types.ts";
+import { AgentError, hasCode } from "../lib/errors.ts";
+import { expand } from "../lib/expand.ts";
+import { bindMount, unmountAllUnder } from "../lib/mount.ts";
+import { makeDirsInside, openInside } from "./safe-path.ts";
+
+// The bind mount hides it; nobody but us ever sees these.
+const targetDirMode = 0o750;
+const targetFileMode = 0o640;
+
+/**
+ * The path inside the volume that a mount asks for; undefined: the volume itself. Rejects with code Invalid for one that is
+ * absolute, contains `..`, or names a variable without a value.
+ */
+export function subPathOf(mount: VolumeMount, env: ReadonlyMap<string, string>): string | undefined {
+  let subPath = mount.subPath ?? "";
+  if (mount.subPathExpr !== undefined && mount.subPathExpr !== "") {
+    const missing: string[] = [];
+    subPath = expand(mount.subPathExpr, (name) => {
+      const value = env.get(name) ?? "";
+      if (value === "") missing.push(name);
+      return value;
+    });
+    if (missing.length > 0) throw new AgentError("Invalid", `missing value for ${missing.join(", ")}`);
+  }
+  if (subPath === "") return undefined;
+  if (subPath.startsWith("/")) throw new AgentError("Invalid", `subPath "${subPath}" must not be an absolute path`);
+  if (subPath.split("/").includes("..")) throw new AgentError("Invalid", `subPath "${subPath}" must not contain '..'`);
+  return subPath;
+}
+
+/**
+ * Bind-mounts a path inside a volume at `target`, making missing directories with the volume's own mode. A mount that is
+ * there and still shows the same file is kept: it may be in use by a container.
+ *
+ * Containers of the pod may be writing to the volume meanwhile; whatever they do, only a file inside it is mounted.
+ * @param errorContext ` for volumeMount "data" of container "app"`, appended to errors that must not show the node's paths
+ */
+export async function prepareSubPath(
+  options: { volumePath: string; subPath: string; target: string; errorContext: string },
+  signal?: AbortSignal,
+): Promise<void> {
+  const { volumePath, subPath, target, errorContext } = options;
+  await ensureExists(volumePath, subPath, errorContext);
+  try {
+    const source = await openInside(volumePath, subPath);
+    try {
+      const wanted = await source.stat();
+      if (await isSameFile(target, wanted)) return;
+      await unmountAllUnder(target);
+      await makeTarget(target, wanted.isDirectory());
+      // By the number of our process: mount(8) is another one.
+      await bindMount(`/proc/${process.pid}/fd/${source.fd}`, target, signal);
+      if (!(await isSameFile(target, wanted))) {
+        await unmountAllUnder(target);
+        throw new AgentError("Internal", "the bind mount shows another file");
+      }
+    } finally {
+      await source.close();
+    }
+  } catch (err) {
+    if (hasCode(err, "Canceled")) throw err;
+    throw new AgentError("Invalid", `failed to prepare subPath${errorContext}`, { cause: err });
+  }
+}
+
+async function ensureExists(volumePath: string, subPath: string, errorContext: string): Promise<void> {
+  try {
+    const { mode } = await stat(volumePath);
+    await makeDirsInside(volumePath, subPath, mode & 0o7777);
+  } catch (err) {
+    throw new AgentError("Invalid", `failed to create subPath directory${errorContext}`, { cause: err });
+  }
+}
+
+/** A target that nothing is mounted at is a file of ours, and never the source itself. */
+async function isSameFile(target: string, wanted: { dev: number; ino: number }): Promise<boolean> {
+  const present = await lstat(target).catch(() => undefined);
+  return present !== undefined && present.dev === wanted.dev && present.ino === wanted.ino;
+}
+
+async function makeTarget(target: string, isDirectory: boolean): Promise<void> {
+  const present = await lstat(target).catch(() => undefined);
+  if (present !== undefined && present.isDirectory() !== isDirectory) {
+    await (present.isDirectory() ? rmdir(target) : unlink(target));
+  }
+  if (isDirectory) {
+    await mkdir(target, { recursive: true, mode: targetDirMode });
+    return;
+  }
+  await mkdir(dirname(target), { recursive: true, mode: targetDirMode });
+  await writeFile(target, "", { flag: "a", mode: targetFileMode });
+}
