@@ -1,0 +1,33 @@
+import { silentLogger } from "../../agent/lib/log.ts";
+import { connectCRI } from "../../agent/runtime/cri/connect.ts";
+import { busyboxImageName, webImageName } from "../support/images/images.ts";
+import { createTestNode } from "../support/node/node.ts";
+import { startRegistry } from "../support/node/registry.ts";
+import { runtimeContract } from "../support/runtime/contract.ts";
+
+const requestTimeoutMs = 120_000;
+
+runtimeContract("containerd by CRI", async () => {
+  const node = await createTestNode();
+  try {
+    const registry = await startRegistry(node);
+    const runtime = await connectCRI({ runtimeEndpoint: node.runtimeEndpoint, requestTimeoutMs, log: silentLogger });
+    return {
+      runtime,
+      dir: node.dir,
+      cgroupRoot: node.cgroupRoot,
+      busyboxImage: busyboxImageName,
+      webImage: webImageName,
+      registry: { name: "registry.local", push: registry.push },
+      restart: async () => await node.containerd.restart(),
+      fetch: async (url) => await (await fetch(url, { signal: AbortSignal.timeout(2_000) })).text(),
+      dispose: async () => {
+        runtime.close();
+        await node.destroy();
+      },
+    };
+  } catch (err) {
+    await node.destroy();
+    throw err;
+  }
+});
