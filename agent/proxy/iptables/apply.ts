@@ -1,0 +1,63 @@
+import type { Iptables } from "./port.ts";
+import { type AnyTable, RestoreText } from "./text.ts";
+
+// iptables-nft's time for one transaction grows faster than the transaction. About 200 services of 5 endpoints each;
+// found by test/bench/proxy.ts: half and twice of it take about as long.
+const batchLinesMax = 5_000;
+
+/** What an applier did so far. */
+export interface ApplyResult {
+  readonly restores: number;
+  readonly lines: number;
+}
+
+/** Collects changes into texts of bounded size and applies each when it is full. */
+export class Applier {
+  text = new RestoreText();
+  readonly #iptables: Iptables;
+  readonly #signal: AbortSignal;
+  #restores = 0;
+  #lines = 0;
+
+  constructor(iptables: Iptables, signal: AbortSignal) {
+    this.#iptables = iptables;
+    this.#signal = signal;
+  }
+
+  result(): ApplyResult {
+    return { restores: this.#restores, lines: this.#lines };
+  }
+
+  async write(table: AnyTable, chain: string, rules: readonly string[]): Promise<void> {
+    this.text.write(table, chain, rules);
+    if (this.text.lines >= batchLinesMax) await this.flush();
+  }
+
+  async writeAll(table: AnyTable, chains: ReadonlyMap<string, readonly string[]>): Promise<void> {
+    for (const [chain, rules] of chains) await this.write(table, chain, rules);
+  }
+
+  /** Deletes chains that may lead to each other, after all that was written before. */
+  async deleteAll(table: AnyTable, chains: readonly string[]): Promise<void> {
+    if (chains.length * 2 + this.text.lines <= batchLinesMax) {
+      for (const chain of chains) this.text.delete(table, chain);
+      return;
+    }
+    // Too many for one text: empty all of them before the first goes, since one may lead to another.
+    for (const chain of chains) await this.write(table, chain, []);
+    await this.flush();
+    for (const chain of chains) {
+      this.text.deleteEmpty(table, chain);
+      if (this.text.lines >= batchLinesMax) await this.flush();
+    }
+  }
+
+  async flush(): Promise<void> {
+    const text = this.text.toString();
+    if (text === "") return;
+    this.#lines += this.text.lines;
+    this.#restores += 1;
+    this.text = new RestoreText();
+    await this.#iptables.restore(text, this.#signal);
+  }
+}

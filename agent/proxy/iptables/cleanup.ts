@@ -1,0 +1,120 @@
+import type { Logger } from "../../lib/log.ts";
+import { type Commands, expectSuccess } from "../commands.ts";
+import type { Family } from "../ip.ts";
+import { Applier } from "./apply.ts";
+import { commandNames, createIptables, createServiceSet, type Flavour, whyNoIpset } from "./exec.ts";
+import { canaryChain, canaryTables, jumps, ownChains, serviceSetName, sharedJumps } from "./fixed.ts";
+import { isJump, isServiceChain } from "./own.ts";
+
+// Reading the rules of ten thousand services back takes seconds, on a busy machine with the legacy flavour minutes.
+const saveTimeoutMs = 300_000;
+const sharedChain = "KUBE-FIREWALL";
+// Made by kubelets; while it is there, a kubelet wants the shared chain.
+const kubeletCanary = "KUBE-KUBELET-CANARY";
+
+/** What of ours is in the tables, as read from iptables-save. */
+export interface OwnRules {
+  readonly chains: Readonly<Record<(typeof canaryTables)[number], readonly string[]>>;
+  /** Rules in foreign chains that lead to ours, as `CHAIN …` after `-A`. */
+  readonly jumps: readonly { readonly table: "nat" | "filter"; readonly rule: string }[];
+}
+
+/** Picks what is ours, and kube-proxy's, out of the lines of iptables-save. Feed it all lines, then ask. Pure. */
+export class OwnRulesReader {
+  #table = "";
+  #hasKubelet = false;
+  readonly #chains = { mangle: [] as string[], nat: [] as string[], filter: [] as string[] };
+  readonly #jumps: { table: "nat" | "filter"; rule: string }[] = [];
+  readonly #shared: { table: "nat" | "filter"; rule: string }[] = [];
+  readonly #sharedRules: string[] = [];
+  #hasShared = false;
+
+  line(line: string): void {
+    if (line.startsWith("*")) this.#table = line.slice(1);
+    else if (line.startsWith(":")) this.#chain(line.slice(1).split(" ", 1)[0] ?? "");
+    else if (line.startsWith("-A ")) this.#rule(line.slice(3));
+  }
+
+  result(): OwnRules {
+    // The rule in KUBE-FIREWALL guards route_localnet. It goes only if it is ours and no kubelet keeps it.
+    const ownsShared = this.#sharedRules.every((rule) => rule.includes('"block incoming localnet connections"'));
+    if (!this.#hasShared || this.#hasKubelet || !ownsShared) return { chains: this.#chains, jumps: this.#jumps };
+    return {
+      chains: { ...this.#chains, filter: [...this.#chains.filter, sharedChain] },
+      jumps: [...this.#jumps, ...this.#shared],
+    };
+  }
+
+  #chain(chain: string): void {
+    if (chain === kubeletCanary) this.#hasKubelet = true;
+    const table = this.#table;
+    if (table === "filter" && chain === sharedChain) this.#hasShared = true;
+    if (table === "mangle" && chain === canaryChain) this.#chains.mangle.push(chain);
+    if (table !== "nat" && table !== "filter") return;
+    if (chain === canaryChain || ownChains[table].includes(chain) || isServiceChain(table, chain)) {
+      this.#chains[table].push(chain);
+    }
+  }
+
+  #rule(rule: string): void {
+    const table = this.#table;
+    if (table !== "nat" && table !== "filter") return;
+    const from = rule.split(" ", 1)[0];
+    if (table === "filter" && from === sharedChain) this.#sharedRules.push(rule);
+    const leadsTo = (list: typeof jumps) =>
+      list.some((jump) => jump.table === table && jump.from === from && isJump(rule, jump));
+    if (leadsTo(jumps)) this.#jumps.push({ table, rule });
+    if (leadsTo(sharedJumps)) this.#shared.push({ table, rule });
+  }
+}
+
+/**
+ * Removes every rule, chain and set that the iptables backend (or kube-proxy's) makes, in both families and flavours.
+ * Foreign rules stay as they are. Can be repeated.
+ *
+ * @returns what could not be removed, one line each; empty: all is clean
+ */
+export async function cleanupIptables(commands: Commands, log: Logger, signal: AbortSignal): Promise<string[]> {
+  const problems: string[] = [];
+  for (const family of ["IPv4", "IPv6"] as const) {
+    for (const flavour of ["nft", "legacy", undefined] as const) {
+      try {
+        await cleanupOne(commands, family, flavour, log, signal);
+      } catch (err) {
+        problems.push(`${commandNames(family, flavour).command}: ${(err as Error).message}`);
+      }
+    }
+  }
+  if ((await whyNoIpset(commands, signal)) === undefined) {
+    for (const family of ["IPv4", "IPv6"] as const) {
+      const set = serviceSetName(family);
+      await createServiceSet(commands, family, set)
+        .destroy(signal)
+        .catch((err: unknown) => problems.push(`set ${set}: ${(err as Error).message}`));
+    }
+  }
+  return problems;
+}
+
+async function cleanupOne(
+  commands: Commands,
+  family: Family,
+  flavour: Flavour | undefined,
+  log: Logger,
+  signal: AbortSignal,
+): Promise<void> {
+  const reader = new OwnRulesReader();
+  const onLine = (line: string) => reader.line(line);
+  const save = await commands.lines(commandNames(family, flavour).save, [], { onLine, timeoutMs: saveTimeoutMs, signal });
+  if (save.failure === "spawn") return; // not installed: then it has left nothing
+  expectSuccess(save, "read the rules");
+  const own = reader.result();
+  const count = canaryTables.reduce((sum, table) => sum + own.chains[table].length, 0);
+  if (count + own.jumps.length === 0) return;
+
+  const applier = new Applier(await createIptables(commands, family, flavour, signal), signal);
+  for (const { table, rule } of own.jumps) applier.text.raw(table, `-D ${rule}`);
+  for (const table of canaryTables) await applier.deleteAll(table, own.chains[table]);
+  await applier.flush();
+  log.info({ family, flavour: flavour ?? "default", chains: count, jumps: own.jumps.length }, "service rules removed");
+}

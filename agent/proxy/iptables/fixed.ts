@@ -1,0 +1,226 @@
+import { addressBits, type Family, formatIP, isLoopback, type Prefix, parseCIDR, parseIP } from "../ip.ts";
+import type { ProxyOptions } from "../options.ts";
+import type { RenderContext, TreeName } from "./render.ts";
+
+/** The tables that hold services' rules. */
+export type Table = "nat" | "filter";
+
+/** A rule in a chain that is not ours, which leads packets into one of our chains. */
+export interface Jump {
+  readonly table: Table;
+  readonly from: "PREROUTING" | "INPUT" | "FORWARD" | "OUTPUT" | "POSTROUTING";
+  readonly to: string;
+  /** Extra match, or "". */
+  readonly match: string;
+  /** By which an existing jump is recognised, also one made by kube-proxy; or "". */
+  readonly comment: string;
+}
+
+const ctstateNew = "-m conntrack --ctstate NEW";
+const external = "kubernetes externally-visible service portals";
+const portals = "kubernetes service portals";
+const firewall = "kubernetes load balancer firewall";
+
+/** Jumps from the built-in chains, in the order in which they are inserted at the head. */
+export const jumps: readonly Jump[] = [
+  { table: "filter", from: "INPUT", to: "KUBE-EXTERNAL-SERVICES", match: ctstateNew, comment: external },
+  { table: "filter", from: "FORWARD", to: "KUBE-EXTERNAL-SERVICES", match: ctstateNew, comment: external },
+  { table: "filter", from: "INPUT", to: "KUBE-NODEPORTS", match: "", comment: "kubernetes health check service ports" },
+  { table: "filter", from: "FORWARD", to: "KUBE-SERVICES", match: ctstateNew, comment: portals },
+  { table: "filter", from: "OUTPUT", to: "KUBE-SERVICES", match: ctstateNew, comment: portals },
+  { table: "filter", from: "FORWARD", to: "KUBE-FORWARD", match: "", comment: "kubernetes forwarding rules" },
+  { table: "filter", from: "INPUT", to: "KUBE-PROXY-FIREWALL", match: ctstateNew, comment: firewall },
+  { table: "filter", from: "OUTPUT", to: "KUBE-PROXY-FIREWALL", match: ctstateNew, comment: firewall },
+  { table: "filter", from: "FORWARD", to: "KUBE-PROXY-FIREWALL", match: ctstateNew, comment: firewall },
+  { table: "nat", from: "OUTPUT", to: "KUBE-SERVICES", match: "", comment: portals },
+  { table: "nat", from: "PREROUTING", to: "KUBE-SERVICES", match: "", comment: portals },
+  { table: "nat", from: "POSTROUTING", to: "KUBE-POSTROUTING", match: "", comment: "kubernetes postrouting rules" },
+];
+
+/** Jumps to the chain that is shared with the kubelet role. */
+export const sharedJumps: readonly Jump[] = [
+  { table: "filter", from: "INPUT", to: "KUBE-FIREWALL", match: "", comment: "" },
+  { table: "filter", from: "OUTPUT", to: "KUBE-FIREWALL", match: "", comment: "" },
+];
+
+/** Our chains that do not belong to a service, by table. The canary, KUBE-FIREWALL and the trees' inner chains apart. */
+export const ownChains: Readonly<Record<Table, readonly string[]>> = {
+  nat: ["KUBE-SERVICES", "KUBE-NODEPORTS", "KUBE-POSTROUTING", "KUBE-MARK-MASQ"],
+  filter: ["KUBE-SERVICES", "KUBE-EXTERNAL-SERVICES", "KUBE-NODEPORTS", "KUBE-FORWARD", "KUBE-PROXY-FIREWALL"],
+};
+
+/** Tells a flush of the tables by somebody else: it takes this chain's only rule away. */
+export const canaryChain = "KUBE-PROXY-CANARY";
+export const canaryTables = ["mangle", "nat", "filter"] as const;
+export const canaryRule = '-m comment --comment "kubernetes service proxy: rules are in place"';
+
+/** Where each dispatch tree lives. Their inner chains' prefixes are among the ones that kube-proxy cleans up, too. */
+export const treeChains: Readonly<Record<TreeName, { table: Table; root: string; inner: string; keys: "address" | "port" }>> = {
+  natServices: { table: "nat", root: "KUBE-SVC-AT", inner: "KUBE-SVC-AT-", keys: "address" },
+  natNodePorts: { table: "nat", root: "KUBE-NODEPORTS", inner: "KUBE-EXT-AT-", keys: "port" },
+  noEndpoints: { table: "filter", root: "KUBE-SERVICES", inner: "KUBE-SVC-AT-", keys: "address" },
+  noExternal: { table: "filter", root: "KUBE-EXT-AT", inner: "KUBE-EXT-AT-", keys: "address" },
+  noNodePort: { table: "filter", root: "KUBE-EXT-NP", inner: "KUBE-EXT-NP-", keys: "port" },
+  firewall: { table: "filter", root: "KUBE-PROXY-FIREWALL", inner: "KUBE-FW-AT-", keys: "address" },
+  health: { table: "filter", root: "KUBE-NODEPORTS", inner: "KUBE-SVL-AT-", keys: "port" },
+};
+
+/** What the fixed chains depend on, beyond the configuration. */
+export interface FixedContext {
+  readonly family: Family;
+  /** `0x…` of the masquerade bit. */
+  readonly mark: string;
+  /** The set of service addresses; undefined: there is no ipset here. */
+  readonly setName: string | undefined;
+  /** Addresses that accept node ports; undefined: all local ones. */
+  readonly nodePortIPs: readonly string[] | undefined;
+  /** Node ports on loopback addresses, and the rule against abuse of route_localnet that they need. */
+  readonly hasLocalhostNodePorts: boolean;
+  /** Drop packets that conntrack calls invalid: their DNAT would not be undone. Not with nf_conntrack_tcp_be_liberal. */
+  readonly dropsInvalid: boolean;
+  /** iptables knows `--random-fully` (1.6.2). */
+  readonly hasRandomFully: boolean;
+}
+
+/** Chains that others need from the start; nothing leads to services through them. By table and chain. Pure. */
+export function renderBase(context: FixedContext): Record<Table, Map<string, readonly string[]>> {
+  const { mark } = context;
+  const nat = new Map<string, readonly string[]>([
+    ["KUBE-MARK-MASQ", [`-j MARK --or-mark ${mark}`]],
+    [
+      "KUBE-POSTROUTING",
+      [
+        `-m mark ! --mark ${mark}/${mark} -j RETURN`,
+        // Cleared, so that a packet that passes here again (through a tunnel, say) is not masqueraded twice.
+        `-j MARK --xor-mark ${mark}`,
+        `-m comment --comment "kubernetes service traffic requiring SNAT" -j MASQUERADE${context.hasRandomFully ? " --random-fully" : ""}`,
+      ],
+    ],
+  ]);
+  const filter = new Map<string, readonly string[]>([
+    [
+      "KUBE-FORWARD",
+      [
+        ...(context.dropsInvalid ? ["-m conntrack --ctstate INVALID -j DROP"] : []),
+        `-m comment --comment "kubernetes forwarding rules" -m mark --mark ${mark}/${mark} -j ACCEPT`,
+        '-m comment --comment "kubernetes forwarding conntrack rule" -m conntrack --ctstate RELATED,ESTABLISHED -j ACCEPT',
+      ],
+    ],
+  ]);
+  if (context.family === "IPv4" && context.hasLocalhostNodePorts) {
+    filter.set("KUBE-FIREWALL", [
+      '-m comment --comment "block incoming localnet connections" -d 127.0.0.0/8 ! -s 127.0.0.0/8 -m conntrack ! --ctstate RELATED,ESTABLISHED,DNAT -j DROP',
+    ]);
+  }
+  return { nat, filter };
+}
+
+/** Chains that lead into the trees; written last. By table and chain. Pure. */
+export function renderEntrances(context: FixedContext): Record<Table, Map<string, readonly string[]>> {
+  const { family, setName, nodePortIPs, hasLocalhostNodePorts } = context;
+  const toServices =
+    setName === undefined
+      ? `-j ${treeChains.natServices.root}`
+      : // One lookup; packets that are for no service leave here.
+        `-m set --match-set ${setName} dst,dst -j ${treeChains.natServices.root}`;
+  const about = '-m comment --comment "kubernetes service nodeports; this must be the last rule"';
+  const toNodePorts: string[] = [];
+  if (nodePortIPs === undefined) {
+    const notLoopback = family === "IPv6" ? "! -d ::1/128 " : hasLocalhostNodePorts ? "" : "! -d 127.0.0.0/8 ";
+    toNodePorts.push(`${about} -m addrtype --dst-type LOCAL ${notLoopback}-j KUBE-NODEPORTS`);
+  } else {
+    for (const ip of nodePortIPs) toNodePorts.push(`${about} -d ${ip} -j KUBE-NODEPORTS`);
+  }
+  return {
+    nat: new Map([["KUBE-SERVICES", [toServices, ...toNodePorts]]]),
+    filter: new Map([
+      [
+        "KUBE-EXTERNAL-SERVICES",
+        [
+          `-j ${treeChains.noExternal.root}`,
+          `-m addrtype --dst-type LOCAL -j ${treeChains.noNodePort.root}`,
+        ],
+      ],
+    ]),
+  };
+}
+
+/** The name of the set of service addresses. IPVS mode has sets of other names. */
+export function serviceSetName(family: Family): string {
+  return family === "IPv4" ? "KUBE-SERVICE-IPS" : "KUBE-6-SERVICE-IPS";
+}
+
+/** The masquerade mark as the rules print it: at least six hex digits. */
+export function markText(masqueradeBit: number): string {
+  return `0x${(2 ** masqueradeBit).toString(16).padStart(6, "0")}`;
+}
+
+/** Which packets come from this node's pods, or undefined if that cannot be told for the family. Pure. */
+export function detectLocalMatch(options: ProxyOptions["detectLocal"], family: Family): RenderContext["localPods"] {
+  switch (options.mode) {
+    case "ClusterCIDR":
+    case "NodeCIDR": {
+      const cidr = options.cidrs.find((text) => parseCIDR(text)?.family === family);
+      return cidr === undefined ? undefined : { match: `-s ${cidr}`, notMatch: `! -s ${cidr}` };
+    }
+    case "BridgeInterface": {
+      const name = options.bridgeInterface;
+      return name === "" ? undefined : { match: `-i ${name}`, notMatch: `! -i ${name}` };
+    }
+    case "InterfaceNamePrefix": {
+      const name = options.interfaceNamePrefix;
+      return name === "" ? undefined : { match: `-i ${name}+`, notMatch: `! -i ${name}+` };
+    }
+    default:
+      return options.mode satisfies never;
+  }
+}
+
+/** What `nodePortAddresses` means for one family. */
+export interface NodePortAddresses {
+  /** undefined: all local addresses accept node ports. */
+  readonly cidrs: readonly Prefix[] | undefined;
+  readonly hasLoopback: boolean;
+}
+
+/** Reads `nodePortAddresses` for one family; a family without an entry accepts node ports on every address. Pure. */
+export function readNodePortAddresses(
+  entries: readonly string[],
+  nodeIPs: readonly string[],
+  family: Family,
+): NodePortAddresses {
+  const texts = entries.length === 1 && entries[0] === "primary" ? primaryCIDRs(nodeIPs) : entries;
+  const cidrs = texts.map(parseCIDR).filter((cidr) => cidr?.family === family) as Prefix[];
+  if (cidrs.length === 0 || cidrs.some((cidr) => cidr.bits === "")) return { cidrs: undefined, hasLoopback: true };
+  const loopbackBits = family === "IPv4" ? "01111111" : "1".padStart(addressBits.IPv6, "0");
+  return {
+    cidrs,
+    hasLoopback: cidrs.some(({ bits }) => bits.startsWith(loopbackBits) || loopbackBits.startsWith(bits)),
+  };
+}
+
+/** The local addresses that accept node ports, sorted; undefined: all, and then nobody is asked. */
+export function nodePortIPs(
+  addresses: NodePortAddresses,
+  localIPs: () => readonly string[],
+  family: Family,
+  hasLocalhostNodePorts: boolean,
+): string[] | undefined {
+  const { cidrs } = addresses;
+  if (cidrs === undefined) return undefined;
+  const found = new Set<string>();
+  for (const text of localIPs()) {
+    const ip = parseIP(text);
+    if (ip?.family !== family || !cidrs.some((cidr) => ip.bits.startsWith(cidr.bits))) continue;
+    if (isLoopback(ip) && (family === "IPv6" || !hasLocalhostNodePorts)) continue;
+    found.add(formatIP(ip));
+  }
+  return [...found].sort();
+}
+
+function primaryCIDRs(nodeIPs: readonly string[]): string[] {
+  return nodeIPs.flatMap((text) => {
+    const ip = parseIP(text);
+    return ip === undefined || isLoopback(ip) ? [] : [`${formatIP(ip)}/${addressBits[ip.family]}`];
+  });
+}

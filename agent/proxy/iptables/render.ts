@@ -1,0 +1,204 @@
+import { isExternallyAccessible, type Endpoint } from "../endpoints.ts";
+import { type Family, parseIP } from "../ip.ts";
+import type { ServiceDescription, ServicePort } from "../model.ts";
+import { addressKey, portKey } from "./keys.ts";
+import { endpointChain, portSuffix } from "./names.ts";
+import type { DispatchEntry } from "./tree.ts";
+
+/** The dispatch trees, each of which leads one kind of destination to the rules of its service. */
+export type TreeName = "natServices" | "natNodePorts" | "noEndpoints" | "noExternal" | "noNodePort" | "firewall" | "health";
+
+/** How rules look, beyond what the service says. One value for a whole sync. */
+export interface RenderContext {
+  readonly family: Family;
+  readonly masqueradeAll: boolean;
+  /** Arguments that match packets of this node's pods, and of everybody else; undefined: cannot be told. */
+  readonly localPods: { readonly match: string; readonly notMatch: string } | undefined;
+  /** Comments in endpoint chains and balancing rules: for people, at 40 % more text to load. */
+  readonly withEndpointComments: boolean;
+}
+
+/** The rules of one service. */
+export interface RenderedService {
+  /** nat chains of the service: rule arguments, one rule each. */
+  readonly chains: ReadonlyMap<string, readonly string[]>;
+  readonly entries: readonly (DispatchEntry & { readonly tree: TreeName })[];
+  /** Members of the set of service addresses, `ip,proto:port`. */
+  readonly members: readonly string[];
+}
+
+/**
+ * Renders one service, in kube-proxy's chains and words. Pure and byte-stable.
+ *
+ *     dispatch ─▶ KUBE-FW-x ─▶ KUBE-EXT-x ─▶ KUBE-SVC-x (all endpoints)  ─▶ KUBE-SEP-y: DNAT
+ *                (ranges)      (external)  └▶ KUBE-SVL-x (local ones only) ─▶ KUBE-SEP-z: DNAT
+ */
+export function renderService(service: ServiceDescription, context: RenderContext): RenderedService {
+  const chains = new Map<string, readonly string[]>();
+  const entries: (DispatchEntry & { tree: TreeName })[] = [];
+  const members: string[] = [];
+  for (const port of service.ports) {
+    renderDispatch(port, entries, members);
+    renderChains(port, context, chains);
+  }
+  const firstPort = service.ports[0];
+  if (firstPort !== undefined && service.healthCheckNodePort !== 0) {
+    entries.push({
+      tree: "health",
+      key: portKey("tcp", service.healthCheckNodePort),
+      rule: `${comment(`${service.key} health check node port`)} ${protocolMatch("tcp")} --dport ${service.healthCheckNodePort} -j ACCEPT`,
+    });
+  }
+  return { chains, entries, members };
+}
+
+function renderDispatch(
+  port: ServicePort,
+  entries: (DispatchEntry & { tree: TreeName })[],
+  members: string[],
+): void {
+  const { name, protocol, endpoints } = port;
+  const suffix = portSuffix(name, protocol);
+  const { internal, external } = reachability(port);
+  const refusal = endpoints.hasAny ? "DROP" : "REJECT";
+  const why = endpoints.hasAny ? `${name} has no local endpoints` : `${name} has no endpoints`;
+  const add = (tree: TreeName, ip: string, text: string, target: string) => {
+    const rule = `${comment(text)} ${protocolMatch(protocol)} -d ${ip} --dport ${port.port} -j ${target}`;
+    entries.push({ tree, key: addressKey(parseIP(ip)?.bits ?? "", protocol, port.port), rule });
+    if (tree === "natServices") members.push(`${ip},${protocol}:${port.port}`);
+  };
+
+  if (internal) add("natServices", port.clusterIP, `${name} cluster IP`, internalChain(port));
+  else add("noEndpoints", port.clusterIP, why, refusal);
+
+  for (const ip of port.externalIPs) {
+    if (endpoints.hasAny) add("natServices", ip, `${name} external IP`, `KUBE-EXT-${suffix}`);
+    if (!external) add("noExternal", ip, why, refusal);
+  }
+  const hasGate = port.sourceRanges.length > 0;
+  for (const ip of port.loadBalancerVIPs) {
+    const target = hasGate ? `KUBE-FW-${suffix}` : `KUBE-EXT-${suffix}`;
+    if (endpoints.hasAny) add("natServices", ip, `${name} loadbalancer IP`, target);
+    if (endpoints.hasAny && hasGate) add("firewall", ip, `${name} source not in range`, "DROP");
+    if (!external) add("noExternal", ip, why, refusal);
+  }
+  if (port.nodePort !== 0) {
+    const key = portKey(protocol, port.nodePort);
+    const match = `${protocolMatch(protocol)} --dport ${port.nodePort}`;
+    if (endpoints.hasAny) {
+      entries.push({ tree: "natNodePorts", key, rule: `${comment(name)} ${match} -j KUBE-EXT-${suffix}` });
+    }
+    if (!external) entries.push({ tree: "noNodePort", key, rule: `${comment(why)} ${match} -j ${refusal}` });
+  }
+}
+
+function renderChains(port: ServicePort, context: RenderContext, chains: Map<string, readonly string[]>): void {
+  const { name, protocol, endpoints } = port;
+  const suffix = portSuffix(name, protocol);
+  const { external } = reachability(port);
+  // Chains first that others jump to, so that the text can be read from the inside out.
+  for (const endpoint of endpoints.reachable) {
+    chains.set(endpointChain(name, protocol, endpoint.address), endpointRules(port, endpoint, context));
+  }
+  const balanced = (list: readonly Endpoint[], chain: string) => [
+    ...(chain === internalChain(port) ? clusterIPMasquerade(port, context) : []),
+    ...balancingRules(port, list, context),
+  ];
+  if (endpoints.cluster.length > 0) chains.set(`KUBE-SVC-${suffix}`, balanced(endpoints.cluster, `KUBE-SVC-${suffix}`));
+  if (endpoints.local.length > 0) chains.set(`KUBE-SVL-${suffix}`, balanced(endpoints.local, `KUBE-SVL-${suffix}`));
+  if (endpoints.hasAny && isExternallyAccessible(port)) {
+    chains.set(`KUBE-EXT-${suffix}`, externalRules(port, suffix, external, context));
+  }
+  if (endpoints.hasAny && port.loadBalancerVIPs.length > 0 && port.sourceRanges.length > 0) {
+    chains.set(`KUBE-FW-${suffix}`, firewallRules(port, suffix));
+  }
+}
+
+/** Whether traffic from inside and from outside has somewhere to go under the service's policies. */
+function reachability({ endpoints, isInternalPolicyLocal, isExternalPolicyLocal }: ServicePort) {
+  const under = (isLocalOnly: boolean) => endpoints.hasAny && !(isLocalOnly && endpoints.local.length === 0);
+  return { internal: under(isInternalPolicyLocal), external: under(isExternalPolicyLocal) };
+}
+
+function internalChain(port: ServicePort): string {
+  return `${port.isInternalPolicyLocal ? "KUBE-SVL-" : "KUBE-SVC-"}${portSuffix(port.name, port.protocol)}`;
+}
+
+/** Replies must come back through this node if the client is no pod here: its own route may lead past the DNAT. */
+function clusterIPMasquerade(port: ServicePort, context: RenderContext): string[] {
+  const match = `${comment(`${port.name} cluster IP`)} ${protocolMatch(port.protocol)} -d ${port.clusterIP} --dport ${port.port}`;
+  if (context.masqueradeAll) return [`${match} -j KUBE-MARK-MASQ`];
+  if (context.localPods === undefined) return [];
+  return [`${match} ${context.localPods.notMatch} -j KUBE-MARK-MASQ`];
+}
+
+function balancingRules(port: ServicePort, list: readonly Endpoint[], context: RenderContext): string[] {
+  const rules: string[] = [];
+  const jump = ({ address }: Endpoint) => {
+    const chain = endpointChain(port.name, port.protocol, address);
+    const prefix = context.withEndpointComments ? `${comment(`${port.name} -> ${address}`)} ` : "";
+    return { chain, prefix };
+  };
+  if (port.affinitySeconds !== undefined) {
+    for (const endpoint of list) {
+      const { chain, prefix } = jump(endpoint);
+      rules.push(`${prefix}-m recent --name ${chain} --rcheck --seconds ${port.affinitySeconds} --reap -j ${chain}`);
+    }
+  }
+  for (const [i, endpoint] of list.entries()) {
+    const { chain, prefix } = jump(endpoint);
+    // The i-th rule sees what the ones before let pass: 1/n, then 1/(n-1) of the rest … then all of it.
+    const left = list.length - i;
+    const chance = left === 1 ? "" : `-m statistic --mode random --probability ${(1 / left).toFixed(10)} `;
+    rules.push(`${prefix}${chance}-j ${chain}`);
+  }
+  return rules;
+}
+
+function endpointRules(port: ServicePort, endpoint: Endpoint, context: RenderContext): string[] {
+  const prefix = context.withEndpointComments ? `${comment(port.name)} ` : "";
+  const chain = endpointChain(port.name, port.protocol, endpoint.address);
+  const affinity = port.affinitySeconds === undefined ? "" : `-m recent --name ${chain} --set `;
+  return [
+    // Hairpin: an endpoint that reaches itself must not see its own address as the source.
+    `${prefix}-s ${endpoint.ip} -j KUBE-MARK-MASQ`,
+    `${prefix}${affinity}${protocolMatch(port.protocol)} -j DNAT --to-destination ${endpoint.address}`,
+  ];
+}
+
+function externalRules(port: ServicePort, suffix: string, hasEndpoints: boolean, context: RenderContext): string[] {
+  if (!port.isExternalPolicyLocal) {
+    const rules = [`${comment(`${port.name} masquerade external traffic`)} -j KUBE-MARK-MASQ`];
+    return hasEndpoints ? [...rules, `-j KUBE-SVC-${suffix}`] : rules;
+  }
+  const rules: string[] = [];
+  if (context.localPods !== undefined) {
+    rules.push(`${comment(`${port.name} external address, from a pod here`)} ${context.localPods.match} -j KUBE-SVC-${suffix}`);
+  }
+  rules.push(
+    `${comment(`${port.name} masquerade traffic of this node`)} -m addrtype --src-type LOCAL -j KUBE-MARK-MASQ`,
+    `${comment(`${port.name} external address, from this node`)} -m addrtype --src-type LOCAL -j KUBE-SVC-${suffix}`,
+  );
+  // A policy of Local with endpoints elsewhere only: fall through, to be dropped in the filter table.
+  if (hasEndpoints) rules.push(`-j KUBE-SVL-${suffix}`);
+  return rules;
+}
+
+function firewallRules(port: ServicePort, suffix: string): string[] {
+  const about = comment(`${port.name} loadbalancer IP`);
+  const rules = port.sourceRanges.map((range) => `${about} -s ${range} -j KUBE-EXT-${suffix}`);
+  // The node's own connections to a VIP bound here carry the VIP itself as their source.
+  if (port.sourceRangesIncludeNode) {
+    for (const vip of port.loadBalancerVIPs) rules.push(`${about} -s ${vip} -j KUBE-EXT-${suffix}`);
+  }
+  return [...rules, comment(`${port.name} other sources fall through to KUBE-PROXY-FIREWALL`)];
+}
+
+function protocolMatch(protocol: string): string {
+  return `-m ${protocol} -p ${protocol}`;
+}
+
+/** Quoted if it has blanks. Its parts are DNS labels and our own words: nothing to escape. */
+function comment(text: string): string {
+  return `-m comment --comment ${text.includes(" ") ? `"${text}"` : text}`;
+}

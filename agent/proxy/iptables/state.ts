@@ -1,0 +1,157 @@
+import type { ServiceDescription } from "../model.ts";
+import type { Table } from "./fixed.ts";
+import { treeChains } from "./fixed.ts";
+import { addressKeys, portKeys } from "./keys.ts";
+import { type RenderContext, type RenderedService, renderService, type TreeName } from "./render.ts";
+import { type ChainChanges, DispatchTree } from "./tree.ts";
+
+interface AppliedService {
+  /** Fingerprint of the rules, by chain. */
+  readonly chains: ReadonlyMap<string, number>;
+  readonly entries: RenderedService["entries"];
+  readonly members: readonly string[];
+}
+
+/** How one service differs from what was staged before. */
+export interface ServiceChanges {
+  /** nat chains to write. */
+  readonly writes: readonly (readonly [chain: string, rules: readonly string[]])[];
+  /** nat chains that must go. */
+  readonly deletes: readonly string[];
+}
+
+/** How the trees and the set differ from what was staged before. */
+export interface DispatchChanges {
+  readonly chains: Readonly<Record<Table, ChainChanges>>;
+  readonly addMembers: ReadonlySet<string>;
+  readonly removeMembers: ReadonlySet<string>;
+}
+
+const treeNames = Object.keys(treeChains) as TreeName[];
+
+/**
+ * What the kernel holds once everything staged so far is applied. Staging a service says what to write for it and
+ * notes it; so after a failed apply the state is wrong, and its owner throws it away and starts with a new one.
+ */
+export class RuleState {
+  readonly #context: RenderContext;
+  readonly #services = new Map<string, AppliedService>();
+  readonly #trees: Readonly<Record<TreeName, DispatchTree>>;
+  /** How many services want each member of the set: two may, by mistake, claim one address. */
+  readonly #members = new Map<string, number>();
+  #changes = noChanges();
+
+  constructor(context: RenderContext) {
+    this.#context = context;
+    const makeTree = (name: TreeName) => {
+      const { root, inner, keys } = treeChains[name];
+      return new DispatchTree(root, inner, keys === "port" ? portKeys : addressKeys[context.family]);
+    };
+    this.#trees = Object.fromEntries(treeNames.map((name) => [name, makeTree(name)])) as Record<TreeName, DispatchTree>;
+  }
+
+  get context(): RenderContext {
+    return this.#context;
+  }
+
+  get serviceCount(): number {
+    return this.#services.size;
+  }
+
+  /** Number of members of the set of service addresses. */
+  get memberCount(): number {
+    return this.#members.size;
+  }
+
+  members(): Iterable<string> {
+    return this.#members.keys();
+  }
+
+  /** Chains of all services, for telling stale ones. */
+  *serviceChains(): Iterable<string> {
+    for (const { chains } of this.#services.values()) yield* chains.keys();
+  }
+
+  /** Renders a service and notes it. Its dispatch changes are kept for {@link takeDispatchChanges}. */
+  stage(service: ServiceDescription): ServiceChanges {
+    const old = this.#services.get(service.key);
+    const next = renderService(service, this.#context);
+    const writes: [string, readonly string[]][] = [];
+    const fingerprints = new Map<string, number>();
+    for (const [chain, rules] of next.chains) {
+      const print = fingerprint(rules);
+      fingerprints.set(chain, print);
+      if (old?.chains.get(chain) !== print) writes.push([chain, rules]);
+    }
+    const deletes = [...(old?.chains.keys() ?? [])].filter((chain) => !next.chains.has(chain));
+    this.#stageEntries(old?.entries ?? [], next.entries);
+    this.#stageMembers(old?.members ?? [], next.members);
+    if (next.entries.length === 0) this.#services.delete(service.key);
+    else this.#services.set(service.key, { chains: fingerprints, entries: next.entries, members: next.members });
+    return { writes, deletes };
+  }
+
+  /** What the staged services changed in the trees and the set since this was asked last. */
+  takeDispatchChanges(): DispatchChanges {
+    for (const name of treeNames) this.#trees[name].update(this.#changes.chains[treeChains[name].table]);
+    const changes = this.#changes;
+    this.#changes = noChanges();
+    return changes;
+  }
+
+  #stageEntries(old: RenderedService["entries"], next: RenderedService["entries"]): void {
+    const id = (entry: RenderedService["entries"][number]) => `${entry.tree} ${entry.rule}`;
+    const kept = new Set(next.map(id));
+    const before = new Set(old.map(id));
+    for (const entry of old) {
+      if (kept.has(id(entry))) continue;
+      this.#trees[entry.tree].remove(entry, this.#changes.chains[treeChains[entry.tree].table]);
+    }
+    for (const entry of next) if (!before.has(id(entry))) this.#trees[entry.tree].insert(entry);
+  }
+
+  #stageMembers(old: readonly string[], next: readonly string[]): void {
+    const { addMembers, removeMembers } = this.#changes;
+    for (const member of next) {
+      const count = this.#members.get(member) ?? 0;
+      this.#members.set(member, count + 1);
+      if (count === 0 && !removeMembers.delete(member)) addMembers.add(member);
+    }
+    for (const member of old) {
+      const count = (this.#members.get(member) ?? 1) - 1;
+      if (count > 0) {
+        this.#members.set(member, count);
+        continue;
+      }
+      this.#members.delete(member);
+      if (!addMembers.delete(member)) removeMembers.add(member);
+    }
+  }
+}
+
+function noChanges() {
+  const chains = () => ({ writes: new Map<string, readonly string[]>(), deletes: new Set<string>() });
+  return {
+    chains: { nat: chains(), filter: chains() },
+    addMembers: new Set<string>(),
+    removeMembers: new Set<string>(),
+  };
+}
+
+/** 53 bits of hash: texts would be kept only to be compared, and they are ten times as big. */
+export function fingerprint(rules: readonly string[]): number {
+  let a = 0xdeadbeef;
+  let b = 0x41c6ce57;
+  for (const rule of rules) {
+    for (let i = 0; i < rule.length; i++) {
+      const code = rule.charCodeAt(i);
+      a = Math.imul(a ^ code, 2654435761);
+      b = Math.imul(b ^ code, 1597334677);
+    }
+    a = Math.imul(a ^ 10, 2654435761);
+    b = Math.imul(b ^ 10, 1597334677);
+  }
+  a = Math.imul(a ^ (a >>> 16), 2246822507) ^ Math.imul(b ^ (b >>> 13), 3266489909);
+  b = Math.imul(b ^ (b >>> 16), 2246822507) ^ Math.imul(a ^ (a >>> 13), 3266489909);
+  return 4294967296 * (2097151 & b) + (a >>> 0);
+}

@@ -1,0 +1,53 @@
+/** The tables that hold anything of ours. */
+export type AnyTable = "mangle" | "filter" | "nat";
+
+/** One input of iptables-restore: mangle, filter, then nat; in each, chains before rules before deletions. */
+export class RestoreText {
+  readonly #tables: Readonly<Record<AnyTable, { chains: string[]; rules: string[]; deletes: string[] }>> = {
+    mangle: { chains: [], rules: [], deletes: [] },
+    filter: { chains: [], rules: [], deletes: [] },
+    nat: { chains: [], rules: [], deletes: [] },
+  };
+  #lines = 0;
+
+  /** Lines so far. */
+  get lines(): number {
+    return this.#lines;
+  }
+
+  /** Makes `chain` have exactly these rules, given as arguments without `-A chain`. */
+  write(table: AnyTable, chain: string, rules: readonly string[]): void {
+    this.#tables[table].chains.push(`:${chain} - [0:0]`);
+    for (const rule of rules) this.#tables[table].rules.push(`-A ${chain} ${rule}`);
+    this.#lines += rules.length + 1;
+  }
+
+  /** Empties and deletes `chain`. Nothing may lead to it after this text's other writes. */
+  delete(table: AnyTable, chain: string): void {
+    this.write(table, chain, []);
+    this.deleteEmpty(table, chain);
+  }
+
+  /** Deletes `chain`, which an earlier text has emptied. */
+  deleteEmpty(table: AnyTable, chain: string): void {
+    this.#tables[table].deletes.push(`-X ${chain}`);
+    this.#lines += 1;
+  }
+
+  /** A rule into a chain that is not ours: `-I CHAIN …` or `-D CHAIN …`. */
+  raw(table: AnyTable, rule: string): void {
+    this.#tables[table].rules.push(rule);
+    this.#lines += 1;
+  }
+
+  /** The text; "" if nothing was added. */
+  toString(): string {
+    let text = "";
+    for (const table of ["mangle", "filter", "nat"] as const) {
+      const { chains, rules, deletes } = this.#tables[table];
+      if (chains.length + rules.length + deletes.length === 0) continue;
+      text += `*${table}\n${[...chains, ...rules, ...deletes].join("\n")}\nCOMMIT\n`;
+    }
+    return text;
+  }
+}

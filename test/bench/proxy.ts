@@ -1,0 +1,159 @@
+/**
+ * How long the iptables backend takes to load 1 000 and 10 000 services of 5 endpoints each, and to apply the change of
+ * one endpoint, in a network namespace of its own. Run as root: `.ci/node test/bench/proxy.ts [services…]`.
+ *
+ * Beside each figure stands a floor from the same run: a raw iptables-restore of one trivial chain, which no change can
+ * beat, and what kube-proxy's linear layout would make a packet visit.
+ */
+import { readFileSync } from "node:fs";
+import { monitorEventLoopDelay } from "node:perf_hooks";
+import { createCommands } from "../../agent/proxy/commands.ts";
+import { createIptables, createServiceSet } from "../../agent/proxy/iptables/exec.ts";
+import { serviceSetName } from "../../agent/proxy/iptables/fixed.ts";
+import { IptablesBackend } from "../../agent/proxy/iptables/sync.ts";
+import { ServiceModel } from "../../agent/proxy/model.ts";
+import { exec } from "../../agent/lib/exec.ts";
+import { silentLogger } from "../../agent/lib/log.ts";
+import { FakeIptables } from "../support/fake-iptables.ts";
+import { tracePacket } from "../support/packet-tracer.ts";
+import { makeService, makeSlice } from "../support/service-objects.ts";
+
+const changes = 15;
+const endpointsPerService = 5;
+const signal = new AbortController().signal;
+const namespace = `nodelet-bench-${process.pid}`;
+const flavour = process.env["FLAVOUR"] === "legacy" ? "legacy" : "nft";
+const sizes = process.argv.slice(2).map(Number);
+
+function clusterIP(i: number): string {
+  // Spread over a /16 as the API server's allocator does, but the same in every run.
+  const at = (i * 40_503) % 65_536;
+  return `10.96.${at >> 8}.${at & 255}`;
+}
+
+function slice(i: number, firstEndpoint: number) {
+  const endpoints = Array.from({ length: endpointsPerService }, (_, n) => {
+    const at = i * endpointsPerService + n + firstEndpoint;
+    return `10.${128 + (at >> 16)}.${(at >> 8) & 255}.${at & 255}`;
+  });
+  return makeSlice(`svc${i}`, endpoints);
+}
+
+/** User and system time of waited-for children, in ms: the sum over processes that ended. */
+function childrenCpuMs(): number {
+  const fields = readFileSync("/proc/self/stat", "utf8").split(") ")[1]?.split(" ") ?? [];
+  // cutime and cstime, in ticks of 10 ms.
+  return (Number(fields[13]) + Number(fields[14])) * 10;
+}
+
+function median(values: readonly number[]): number {
+  return [...values].sort((a, b) => a - b)[values.length >> 1] ?? Number.NaN;
+}
+
+async function measure(run: () => Promise<unknown>) {
+  const cpu = process.cpuUsage();
+  const children = childrenCpuMs();
+  const startedAt = performance.now();
+  await run();
+  const used = process.cpuUsage(cpu);
+  return {
+    wallMs: performance.now() - startedAt,
+    cpuMs: (used.user + used.system) / 1000 + childrenCpuMs() - children,
+  };
+}
+
+async function ip(...args: string[]): Promise<void> {
+  const result = await exec("ip", args, { timeoutMs: 10_000 });
+  if (result.failure !== undefined) throw new Error(result.message);
+}
+
+async function benchmark(count: number): Promise<Record<string, string | number>> {
+  const commands = createCommands(["nsenter", `--net=/run/netns/${namespace}`]);
+  const iptables = await createIptables(commands, "IPv4", flavour, signal);
+  const set = createServiceSet(commands, "IPv4", serviceSetName("IPv4"));
+  const backend = new IptablesBackend({ iptables, set, log: silentLogger });
+  const model = new ServiceModel("IPv4", { name: "n1", zone: undefined, ips: [] });
+  for (let i = 0; i < count; i++) {
+    const ports = [{ name: "p80", port: 80, protocol: "TCP" as const }];
+    model.setService(`ns1/svc${i}`, makeService(`svc${i}`, { clusterIP: clusterIP(i), ports }));
+    model.setSlice(`ns1/svc${i}-a`, slice(i, 0));
+  }
+  const request = (isFull: boolean) => ({
+    isFull,
+    keys: isFull ? model.keys() : [...model.pending().keys],
+    describe: (key: string) => model.describe(key),
+    endpointCount: () => model.endpointCount(),
+    fixed: {
+      family: "IPv4" as const,
+      mark: "0x004000",
+      nodePortIPs: undefined,
+      hasLocalhostNodePorts: false,
+      dropsInvalid: true,
+      hasRandomFully: true,
+    },
+    render: { family: "IPv4" as const, masqueradeAll: false, localPods: { match: "-s 10.128.0.0/9", notMatch: "! -s 10.128.0.0/9" } },
+  });
+  const sync = async (target: IptablesBackend, isFull: boolean) => {
+    const pending = model.pending();
+    const result = await target.sync(request(isFull), signal);
+    model.settle(pending);
+    return result;
+  };
+
+  const floor: number[] = [];
+  const floorText = "*nat\n:BENCH - [0:0]\n-A BENCH -j RETURN\nCOMMIT\n";
+  const delay = monitorEventLoopDelay({ resolution: 5 });
+  delay.enable();
+  const cold = await measure(() => sync(backend, true));
+  delay.disable();
+
+  for (let n = 0; n < changes; n++) floor.push((await measure(() => iptables.restore(floorText, signal))).wallMs);
+  const wall: number[] = [];
+  let cpuMs = 0;
+  for (let n = 0; n < changes; n++) {
+    const i = (n * 7919) % count;
+    model.setSlice(`ns1/svc${i}-a`, slice(i, 1));
+    const one = await measure(() => sync(backend, false));
+    wall.push(one.wallMs);
+    cpuMs += one.cpuMs;
+  }
+  const changeWallMs = median(wall);
+  const again = process.env["ADOPT"] === undefined ? undefined : await measure(() => sync(new IptablesBackend({ iptables, set, log: silentLogger }), true));
+  const check = await measure(() => backend.findDamage(signal));
+
+  const fake = new FakeIptables();
+  await sync(new IptablesBackend({ iptables: fake, set: undefined, log: silentLogger }), true);
+  let visitedMax = 0;
+  for (let i = 0; i < count; i += Math.ceil(count / 500)) {
+    const packet = { src: "10.128.0.9", dst: clusterIP(i), proto: "tcp" as const, dport: 80, iface: "veth1" };
+    visitedMax = Math.max(visitedMax, tracePacket(fake.tables, packet).visited.nat);
+  }
+  return {
+    services: count,
+    "cold ms": Math.round(cold.wallMs),
+    "cold cpu": Math.round(cold.cpuMs),
+    "stall p99 ms": Math.round(delay.percentile(99) / 1e6),
+    "stall max ms": Math.round(delay.max / 1e6),
+    "change ms": Math.round(changeWallMs * 10) / 10,
+    "change cpu": Math.round(cpuMs / changes),
+    "floor ms": Math.round(median(floor) * 10) / 10,
+    "change/floor": Math.round((changeWallMs / median(floor)) * 10) / 10,
+    "check ms": Math.round(check.wallMs),
+    ...(again === undefined ? {} : { "adopt ms": Math.round(again.wallMs) }),
+    "rules visited": visitedMax,
+    "linear/visited": Math.round(count / visitedMax),
+  };
+}
+
+await ip("netns", "add", namespace);
+try {
+  const rows = [];
+  for (const count of sizes.length > 0 ? sizes : [1_000, 10_000]) {
+    rows.push(await benchmark(count));
+    await exec("ip", ["netns", "del", namespace], { timeoutMs: 60_000 });
+    await ip("netns", "add", namespace);
+  }
+  console.table(rows);
+} finally {
+  await exec("ip", ["netns", "del", namespace], { timeoutMs: 60_000 });
+}

@@ -1,0 +1,186 @@
+import type { Iptables, ServiceSet } from "../../agent/proxy/iptables/port.ts";
+import { AgentError } from "../../agent/lib/errors.ts";
+
+const builtIn: Readonly<Record<string, readonly string[]>> = {
+  mangle: ["PREROUTING", "INPUT", "FORWARD", "OUTPUT", "POSTROUTING"],
+  filter: ["INPUT", "FORWARD", "OUTPUT"],
+  nat: ["PREROUTING", "INPUT", "OUTPUT", "POSTROUTING"],
+};
+const targetsWithoutChain = new Set(["ACCEPT", "DROP", "RETURN", "REJECT", "DNAT", "SNAT", "MASQUERADE", "MARK"]);
+const chainNameLengthMax = 28;
+const nestingMax = 16;
+
+/** Rules by chain, as arguments without `-A chain`. */
+export type Chains = Map<string, string[]>;
+
+/**
+ * The kernel's tables, as far as iptables-restore text can change them: with the checks that the real thing makes
+ * (targets exist, deleted chains are empty and unused, names are short enough, chains nest at most 16 deep) and
+ * all or nothing for each table. Faults on demand.
+ */
+export class FakeIptables implements Iptables {
+  readonly hasRandomFully = true;
+  readonly tables = new Map<string, Chains>();
+  /** Every text that was applied or refused. */
+  readonly texts: string[] = [];
+  readonly #failures: AgentError[] = [];
+
+  constructor() {
+    for (const [table, chains] of Object.entries(builtIn)) this.tables.set(table, new Map(chains.map((c) => [c, []])));
+  }
+
+  /** The next restores fail with these errors, before they change anything. */
+  failNext(...errors: AgentError[]): void {
+    this.#failures.push(...errors);
+  }
+
+  /** As somebody's `iptables -F` and `-X` in all tables. */
+  flushEverything(): void {
+    for (const [table, chains] of Object.entries(builtIn)) this.tables.set(table, new Map(chains.map((c) => [c, []])));
+  }
+
+  async restore(text: string): Promise<void> {
+    this.texts.push(text);
+    const failure = this.#failures.shift();
+    if (failure !== undefined) throw failure;
+    for (const [table, lines] of splitTables(text)) {
+      const next: Chains = new Map([...(this.tables.get(table) ?? [])].map(([chain, rules]) => [chain, [...rules]]));
+      for (const line of lines) applyLine(next, line);
+      checkClosed(table, next);
+      this.tables.set(table, next);
+    }
+  }
+
+  async listRules(table: string, chain: string): Promise<string[] | undefined> {
+    return this.tables.get(table)?.get(chain)?.map((rule) => `-A ${chain} ${rule}`);
+  }
+
+  async listChains(table: string): Promise<string[]> {
+    return [...(this.tables.get(table)?.keys() ?? [])].filter((chain) => !builtIn[table]?.includes(chain));
+  }
+
+  /** All of it as text, chains sorted: equal texts mean equal tables. */
+  dump(): string {
+    let text = "";
+    for (const [table, chains] of this.tables) {
+      text += `*${table}\n`;
+      for (const [chain, rules] of [...chains].sort(([a], [b]) => (a < b ? -1 : 1))) {
+        text += `:${chain}\n${rules.map((rule) => `  ${rule}\n`).join("")}`;
+      }
+    }
+    return text;
+  }
+}
+
+/** A set in memory. */
+export class FakeServiceSet implements ServiceSet {
+  readonly name: string;
+  members: Set<string> | undefined;
+  #failures: AgentError[] = [];
+
+  constructor(name: string) {
+    this.name = name;
+  }
+
+  failNext(...errors: AgentError[]): void {
+    this.#failures.push(...errors);
+  }
+
+  async replace(members: Iterable<string>): Promise<void> {
+    this.#maybeFail();
+    this.members = new Set(members);
+  }
+
+  async change(add: Iterable<string>, remove: Iterable<string>): Promise<void> {
+    this.#maybeFail();
+    for (const member of remove) this.members?.delete(member);
+    for (const member of add) this.members?.add(member);
+  }
+
+  async count(): Promise<number | undefined> {
+    return this.members?.size;
+  }
+
+  async destroy(): Promise<void> {
+    this.members = undefined;
+  }
+
+  #maybeFail(): void {
+    const failure = this.#failures.shift();
+    if (failure !== undefined) throw failure;
+  }
+}
+
+/** Lines of a restore text by table. Throws if a table does not COMMIT. */
+export function splitTables(text: string): [table: string, lines: string[]][] {
+  const tables: [string, string[]][] = [];
+  let current: [string, string[]] | undefined;
+  for (const line of text.split("\n")) {
+    if (line === "" || line.startsWith("#")) continue;
+    if (line.startsWith("*")) {
+      if (current !== undefined) throw invalid(`table ${current[0]} does not COMMIT`);
+      current = [line.slice(1), []];
+    } else if (line === "COMMIT") {
+      if (current === undefined) throw invalid("COMMIT outside a table");
+      tables.push(current);
+      current = undefined;
+    } else if (current === undefined) throw invalid(`outside a table: ${line}`);
+    else current[1].push(line);
+  }
+  if (current !== undefined) throw invalid(`table ${current[0]} does not COMMIT`);
+  return tables;
+}
+
+/** The chain that a rule jumps or goes to; undefined if it goes nowhere else. */
+export function chainTarget(rule: string): string | undefined {
+  const target = /(?:^| )-[jg] (\S+)/.exec(rule)?.[1];
+  return target === undefined || targetsWithoutChain.has(target) ? undefined : target;
+}
+
+function applyLine(chains: Chains, line: string): void {
+  const [verb = "", name = ""] = line.split(" ", 2);
+  if (verb.startsWith(":")) {
+    const chain = verb.slice(1);
+    if (chain.length > chainNameLengthMax) throw invalid(`chain name ${chain} is too long`);
+    chains.set(chain, []);
+    return;
+  }
+  const rules = chains.get(name);
+  if (rules === undefined) throw invalid(`no chain ${name}: ${line}`);
+  const rule = line.slice(verb.length + name.length + 2);
+  if (verb === "-A") rules.push(rule);
+  else if (verb === "-I") rules.unshift(rule);
+  else if (verb === "-D") {
+    const at = rules.indexOf(rule);
+    if (at < 0) throw invalid(`no such rule: ${line}`);
+    rules.splice(at, 1);
+  } else if (verb === "-X") {
+    if (rules.length > 0) throw invalid(`chain ${name} is not empty`);
+    chains.delete(name);
+  } else throw invalid(`not understood: ${line}`);
+}
+
+function checkClosed(table: string, chains: Chains): void {
+  const depths = new Map<string, number>();
+  const depthBelow = (chain: string, path: readonly string[]): number => {
+    const known = depths.get(chain);
+    if (known !== undefined) return known;
+    if (path.includes(chain)) throw invalid(`loop through chain ${chain} of table ${table}`);
+    const rules = chains.get(chain);
+    if (rules === undefined) throw invalid(`table ${table}: chain ${path.at(-1)} leads to ${chain}, which is not there`);
+    const below = rules.map((rule) => {
+      const target = chainTarget(rule);
+      return target === undefined ? 0 : depthBelow(target, [...path, chain]);
+    });
+    const depth = 1 + Math.max(0, ...below);
+    depths.set(chain, depth);
+    return depth;
+  };
+  for (const chain of chains.keys()) {
+    if (depthBelow(chain, []) > nestingMax) throw invalid(`chains of table ${table} nest too deep from ${chain}`);
+  }
+}
+
+function invalid(message: string): AgentError {
+  return new AgentError("Invalid", message);
+}
