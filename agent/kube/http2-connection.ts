@@ -43,6 +43,7 @@ export class Http2Connection implements Connection {
   readonly #options: Http2Options;
   readonly #session: ClientHttp2Session;
   #isDraining = false;
+  #streamsMax = streamsMaxDefault;
   #active = 0;
   #heardAtMs: number;
   #idleTimer: Timer | undefined;
@@ -59,6 +60,9 @@ export class Http2Connection implements Connection {
       maxSessionMemory: sessionMemoryMB,
     });
     this.#session.on("connect", () => this.#session.setLocalWindowSize(connectionWindowBytes));
+    this.#session.on("remoteSettings", ({ maxConcurrentStreams }) => {
+      this.#streamsMax = maxConcurrentStreams ?? streamsMaxDefault;
+    });
     // "close" follows and does the work; the streams carry the error to whoever waits.
     this.#session.on("error", (err) => log.debug({ err: err.message }, "API server connection failed"));
     this.#session.on("goaway", () => {
@@ -78,8 +82,7 @@ export class Http2Connection implements Connection {
   }
 
   get free(): number {
-    const max = this.#session.remoteSettings?.maxConcurrentStreams ?? streamsMaxDefault;
-    return Math.max(0, max - this.#active);
+    return Math.max(0, this.#streamsMax - this.#active);
   }
 
   async send(request: HttpRequest, path: string, headers: Record<string, string | string[]>): Promise<HttpResponse> {

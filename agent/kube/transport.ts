@@ -132,7 +132,6 @@ class PooledTransport implements Transport {
 
   async send(request: HttpRequest): Promise<HttpResponse> {
     const credentials = await this.access.credentials();
-    const connection = await this.#connection(credentials, request.signal);
     const prefix = this.#url.pathname === "/" ? "" : this.#url.pathname;
     const headers = {
       "user-agent": this.#options.userAgent,
@@ -140,7 +139,15 @@ class PooledTransport implements Transport {
       ...credentials.headers,
       ...request.headers,
     };
-    return connection.send(request, prefix + request.path, headers);
+    this.#retireOthers(credentials.connectionKey);
+    for (;;) {
+      if (this.#stop.signal.aborted) throw new AgentError("Canceled", "the API client is closed");
+      if (request.signal.aborted) throw new AgentError("Canceled", "the call was canceled");
+      // Choosing and sending in one step: another caller must not take the same last place in between.
+      const connection = this.#roomiest(credentials.connectionKey);
+      if (connection !== undefined) return connection.send(request, prefix + request.path, headers);
+      await orAborted(this.#dialOnce(credentials), request.signal);
+    }
   }
 
   reset(): void {
@@ -156,24 +163,23 @@ class PooledTransport implements Transport {
     this.reset(); // what a dial that just ended has put there
   }
 
-  /** A connection with room, made if there is none. Concurrent callers share one dial. */
-  async #connection(credentials: Credentials, signal: AbortSignal): Promise<Connection> {
+  /** The connection with most room; undefined if another one should be made. */
+  #roomiest(key: string): Connection | undefined {
+    const usable = this.#connections.filter((c) => c.isUsable && c.key === key);
+    const best = usable.reduce<Connection | undefined>((a, b) => (a === undefined || b.free > a.free ? b : a), undefined);
+    return best !== undefined && (best.free > 0 || usable.length >= connectionsMax) ? best : undefined;
+  }
+
+  /** Concurrent callers share one dial. */
+  async #dialOnce(credentials: Credentials): Promise<void> {
     const { connectionKey: key } = credentials;
-    this.#retireOthers(key);
-    for (;;) {
-      if (this.#stop.signal.aborted) throw new AgentError("Canceled", "the API client is closed");
-      if (signal.aborted) throw new AgentError("Canceled", "the call was canceled");
-      const usable = this.#connections.filter((c) => c.isUsable);
-      const best = usable.reduce<Connection | undefined>((a, b) => (a === undefined || b.free > a.free ? b : a), undefined);
-      if (best !== undefined && (best.free > 0 || usable.length >= connectionsMax)) return best;
-      if (this.#dialing?.key !== key) {
-        const done = this.#dial(credentials).finally(() => {
-          if (this.#dialing?.done === done) this.#dialing = undefined;
-        });
-        this.#dialing = { key, done };
-      }
-      await orAborted(this.#dialing.done, signal);
+    if (this.#dialing?.key !== key) {
+      const done = this.#dial(credentials).finally(() => {
+        if (this.#dialing?.done === done) this.#dialing = undefined;
+      });
+      this.#dialing = { key, done };
     }
+    return this.#dialing.done;
   }
 
   /** The client certificate or CA was rotated: what was made with the old one takes no more requests. */
