@@ -6,7 +6,7 @@
  * `--entry FILE` and `--out FILE` build something else the same way (the tests do).
  */
 import { chmod, copyFile, mkdir, readdir, readFile, rename, rm, stat, writeFile } from "node:fs/promises";
-import { dirname, join } from "node:path";
+import { dirname, join, resolve } from "node:path";
 import { parseArgs } from "node:util";
 import { build } from "esbuild";
 import protobuf from "protobufjs";
@@ -31,14 +31,15 @@ const { values } = parseArgs({
   },
 });
 
-await main(values.entry, values.out);
+await main(resolve(values.entry), resolve(values.out));
 
 async function main(entry: string, out: string): Promise<void> {
   const startedAt = performance.now();
   const script = `${out}.cjs`;
   const unfinished = `${out}.unfinished`;
   await mkdir(dirname(out), { recursive: true });
-  await bundle(entry, script);
+  const inputs = await bundle(entry, script);
+  await writeFile(`${out}.LICENSES.txt`, await licensesOf(inputs));
   const blob = `${out}.blob`;
   await makeBlob(script, blob);
 
@@ -57,11 +58,15 @@ async function main(entry: string, out: string): Promise<void> {
   console.log(`built ${out} (${megabytes} MB) in ${((performance.now() - startedAt) / 1000).toFixed(1)} s`);
 }
 
-/** Bundles `entry` as one CommonJS script, the only form that Node embeds together with its code cache. */
-async function bundle(entry: string, script: string): Promise<void> {
-  await build({
+/**
+ * Bundles `entry` as one CommonJS script, the only form that Node embeds together with its code cache.
+ * Returns the files that went into it, relative to the root.
+ */
+async function bundle(entry: string, script: string): Promise<string[]> {
+  const { metafile } = await build({
     entryPoints: [entry],
     outfile: script,
+    absWorkingDir: root,
     bundle: true,
     platform: "node",
     target: "node24",
@@ -71,7 +76,8 @@ async function bundle(entry: string, script: string): Promise<void> {
     minifySyntax: true,
     sourcemap: "external",
     sourcesContent: false,
-    legalComments: "external",
+    legalComments: "none", // licensesOf() has all of them, in full
+    metafile: true,
     define: {
       NODELET_PROTO_JSON: JSON.stringify(await readProtos()),
       // Code that reads files beside its source has a build constant instead; this keeps such expressions valid.
@@ -79,6 +85,27 @@ async function bundle(entry: string, script: string): Promise<void> {
     },
     logLevel: "warning",
   });
+  return Object.keys(metafile.inputs);
+}
+
+/** The licenses of Node.js and of every library in the bundle: they ask to be passed on with it. */
+async function licensesOf(inputs: string[]): Promise<string> {
+  const dirs = inputs.flatMap((path) => /.*node_modules\/(?:@[^/]+\/)?[^/]+(?=\/)/.exec(path)?.[0] ?? []);
+  const nodeDir = join(dirname(process.execPath), "..");
+  const texts = [...new Set(dirs)]
+    .sort()
+    .map(async (dir) => [dir.replace(/.*node_modules\//, ""), await licenseIn(dir)]);
+  const all = [["Node.js", await licenseIn(nodeDir)], ...(await Promise.all(texts))];
+  return all.map(([name, text]) => `==== ${name}\n\n${text}\n`).join("\n");
+}
+
+async function licenseIn(dir: string): Promise<string> {
+  const names = await readdir(resolve(root, dir));
+  const file = names.find((name) => /^licen[cs]e/i.test(name));
+  if (file !== undefined) return (await readFile(resolve(root, dir, file), "utf8")).trim();
+  const text = await readFile(resolve(root, dir, "package.json"), "utf8").catch(() => "{}");
+  const { license } = JSON.parse(text) as { license?: string };
+  return license ?? "(the package does not say)";
 }
 
 /** The gRPC interfaces as protobufjs' JSON form, by file name: what agent/runtime/cri/proto.ts reads in a release. */

@@ -8,7 +8,6 @@ const root = new URL("../../..", import.meta.url).pathname;
 const built = ["node_modules", "dist", ".git"];
 const topLevel = [
   ".ci",
-  ".dockerignore",
   ".gitignore",
   "ARCHITECTURE.md",
   "CHANGELOG.md",
