@@ -1,4 +1,4 @@
-import { parseAllDocuments } from "yaml";
+import { isScalar, parseAllDocuments } from "yaml";
 import { messageOf } from "../lib/errors.ts";
 import type { ConfigHost } from "./host.ts";
 import { ConfigError, show } from "./problems.ts";
@@ -40,7 +40,10 @@ function parseDocument(text: string, path: string): Values {
     customTags: (tags) =>
       tags.filter((tag) => typeof tag === "string" || (tag.format !== "TIME" && !tag.tag.endsWith(":timestamp"))),
   });
-  const documents = "empty" in parsed ? [] : parsed.filter((document) => document.contents !== null);
+  const documents =
+    "empty" in parsed
+      ? []
+      : parsed.filter(({ contents }) => contents !== null && !(isScalar(contents) && contents.value === null));
   const error = documents.flatMap((document) => document.errors)[0];
   if (error !== undefined) {
     throw new ConfigError([`${path}: is not valid YAML: ${error.message.split("\n", 1)[0]?.replace(/:$/, "")}`]);

@@ -51,7 +51,12 @@ export function parseFlags(args: readonly string[], flags: Flags): ParsedFlags {
     const flag = flags.get(name);
     // As with pflag, everything after an unknown flag is guesswork, so stop at the first.
     if (flag === undefined) {
-      throw new ConfigError([`unknown flag ${arg.split("=", 1)[0]}${suggestion(`--${name}`, [...flags.keys()].map((f) => `--${f}`))}`]);
+      throw new ConfigError([
+        `unknown flag ${arg.split("=", 1)[0]}${suggestion(
+          `--${name}`,
+          [...flags.keys()].map((f) => `--${f}`),
+        )}`,
+      ]);
     }
     let value = text;
     if (value === undefined && flag.field.kind.type === "bool") value = "true";

@@ -29,7 +29,8 @@ export const bool: Kind<boolean> = {
 export function int(range: Range = {}): Kind<number> {
   return {
     type: "int",
-    decode: (raw, at) => (Number.isSafeInteger(raw) ? Number(raw) : at.fail(`must be a whole number, not ${show(raw)}`)),
+    decode: (raw, at) =>
+      Number.isSafeInteger(raw) ? Number(raw) : at.fail(`must be a whole number, not ${show(raw)}`),
     encode: (value) => value,
     parseFlag: (text, at) => {
       const value = /^[+-]?(?:\d+|0[xX][0-9a-fA-F]+)$/.test(text) ? signedNumber(text) : Number.NaN;
@@ -195,9 +196,11 @@ export function map<T>(item: Kind<T>, { separator = "=", keys }: MapOptions = {}
   return {
     type: "map",
     decode: (raw, at) => {
-      if (typeof raw !== "object" || raw === null || Array.isArray(raw)) return at.fail(`must be a map, not ${show(raw)}`);
+      if (typeof raw !== "object" || raw === null || Array.isArray(raw))
+        return at.fail(`must be a map, not ${show(raw)}`);
       const entries: Record<string, T> = {};
-      for (const [key, value] of Object.entries(raw)) put(entries, key, item.decode(value, at.child(key)), at.child(key));
+      for (const [key, value] of Object.entries(raw))
+        put(entries, key, item.decode(value, at.child(key)), at.child(key));
       return entries;
     },
     encode: (value) => Object.fromEntries(Object.entries(value).map(([key, v]) => [key, item.encode(v)])),

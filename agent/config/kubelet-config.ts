@@ -1,5 +1,18 @@
 import { isDeepStrictEqual } from "node:util";
-import { bool, duration, float, flushDuration, int, ip, list, map, oneOf, quantity, quantityString, string } from "./kinds.ts";
+import {
+  bool,
+  duration,
+  float,
+  flushDuration,
+  int,
+  ip,
+  list,
+  map,
+  oneOf,
+  quantity,
+  quantityString,
+  string,
+} from "./kinds.ts";
 import { group, later, noEffect, partly, type Section, type ValuesOf, works } from "./schema.ts";
 import {
   evictionReclaims,
@@ -44,7 +57,10 @@ const apiServerFields = {
   podCIDR: works(string(), "", "pod addresses, only without an API server"),
   nodeStatusUpdateFrequency: works(duration(), 10 * second, "how often the node's status is computed"),
   nodeStatusReportFrequency: works(duration(), 5 * minute, "how often an unchanged status is sent", { flag: false }),
-  nodeLeaseDurationSeconds: works(int({ min: 1 }), 40, "how long the Lease is valid", { flag: false, zeroIsUnset: true }),
+  nodeLeaseDurationSeconds: works(int({ min: 1 }), 40, "how long the Lease is valid", {
+    flag: false,
+    zeroIsUnset: true,
+  }),
   nodeStatusMaxImages: works(int({ min: -1 }), 50, "most images in the node's status, -1 for all"),
   contentType: noEffect(string(), "application/vnd.kubernetes.protobuf", "wire format; nodelet speaks JSON", {
     flag: "kube-api-content-type",
@@ -85,7 +101,9 @@ const podFields = {
     "how changed configMaps and secrets are noticed",
     { flag: false },
   ),
-  seccompDefault: works(bool, false, "RuntimeDefault is the seccomp profile of containers without one", { flag: false }),
+  seccompDefault: works(bool, false, "RuntimeDefault is the seccomp profile of containers without one", {
+    flag: false,
+  }),
   allowedUnsafeSysctls: later(strings, [], "sysctls (or prefix*) that pods may set"),
   enableControllerAttachDetach: later(bool, true, "the controller manager attaches volumes, not the node"),
   volumePluginDir: later(
@@ -109,11 +127,17 @@ const podFields = {
 };
 
 const runtimeFields = {
-  containerRuntimeEndpoint: works(string(), "unix:///run/containerd/containerd.sock", "CRI socket of the container runtime"),
+  containerRuntimeEndpoint: works(
+    string(),
+    "unix:///run/containerd/containerd.sock",
+    "CRI socket of the container runtime",
+  ),
   imageServiceEndpoint: works(string(), "", "CRI socket of the image service, when another"),
   runtimeRequestTimeout: works(duration(), 2 * minute, "time limit of a CRI call"),
   serializeImagePulls: works(bool, true, "pull one image at a time"),
-  maxParallelImagePulls: works(int({ min: 1 }), undefined, "most pulls at once, when not one at a time", { flag: false }),
+  maxParallelImagePulls: works(int({ min: 1 }), undefined, "most pulls at once, when not one at a time", {
+    flag: false,
+  }),
   registryPullQPS: works(count, 5, "pulls per second, 0 for no limit", { flag: "registry-qps" }),
   registryBurst: works(count, 10, "pulls at once", { zeroIsUnset: true }),
   imagePullCredentialsVerificationPolicy: later(
@@ -123,7 +147,9 @@ const runtimeFields = {
     { flag: false },
   ),
   preloadedImagesVerificationAllowlist: later(strings, [], "images excepted by that policy", { flag: false }),
-  imageMinimumGCAge: later(duration(), 2 * minute, "images younger than this stay", { flag: "minimum-image-ttl-duration" }),
+  imageMinimumGCAge: later(duration(), 2 * minute, "images younger than this stay", {
+    flag: "minimum-image-ttl-duration",
+  }),
   imageMaximumGCAge: later(duration({ min: 0 }), 0, "unused images older than this go, 0s for never", { flag: false }),
   imageGCHighThresholdPercent: later(percent, 85, "disk usage at which images are removed", {
     flag: "image-gc-high-threshold",
@@ -241,7 +267,11 @@ const serverFields = {
   tlsCertFile: later(string(), "", "serving certificate", { fileRelative: true }),
   tlsPrivateKeyFile: later(string(), "", "its key", { fileRelative: true }),
   tlsCipherSuites: later(strings, [], "cipher suites of TLS 1.2"),
-  tlsMinVersion: later(oneOf("", "VersionTLS10", "VersionTLS11", "VersionTLS12", "VersionTLS13"), "", "lowest TLS version"),
+  tlsMinVersion: later(
+    oneOf("", "VersionTLS10", "VersionTLS11", "VersionTLS12", "VersionTLS13"),
+    "",
+    "lowest TLS version",
+  ),
   tlsCurvePreferences: later(ints({ min: 0 }), [], "IDs of key exchange curves", { flag: false }),
   authentication: group({
     x509: group({

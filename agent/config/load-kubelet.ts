@@ -52,9 +52,20 @@ export function loadKubeletSettings(given: ReadonlyMap<Flag, unknown>, host: Con
   );
   warnings.push(...deprecatedFlagWarnings(given, kubeletFields), ...supportWarnings(kubeletFields, config, sources));
   const flagSources: Sources = new Map();
-  for (const flag of given.keys()) if (flag.table === kubeletFlagFields) flagSources.set(flag.path.join("."), `--${flag.flag}`);
+  for (const flag of given.keys())
+    if (flag.table === kubeletFlagFields) flagSources.set(flag.path.join("."), `--${flag.flag}`);
   warnings.push(...supportWarnings(kubeletFlagFields, flags, flagSources));
   return { settings: { flags, config: finish(config, flags) }, warnings };
+}
+
+/** The answer of `/configz`: the configuration in use as a file would say it, without secrets. */
+export function kubeletConfigz(config: KubeletConfiguration): { kubeletconfig: Values } {
+  const shown = encodeTable(kubeletFields, config);
+  for (const { path, field } of fieldsOf(kubeletFields)) {
+    const value = valueAt(config, path);
+    if (field.options.secret && !field.kind.isZero(value)) setValueAt(shown, path, "<masked>");
+  }
+  return { kubeletconfig: shown };
 }
 
 // Without a file, the reference keeps the defaults that its flags had before there were files.
@@ -110,7 +121,9 @@ function mergeDropIns(
     const patch = readDocument(path, documentType, host);
     decodeFields(kubeletFields, patch, path); // alone, so that problems name this file
     noteSources(sources, kubeletFields, patch, path);
-    config = withDerivedDefaults(decodeFields(kubeletFields, mergePatch(encodeTable(kubeletFields, config), patch), path));
+    config = withDerivedDefaults(
+      decodeFields(kubeletFields, mergePatch(encodeTable(kubeletFields, config), patch), path),
+    );
   }
   return config;
 }

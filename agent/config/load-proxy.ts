@@ -62,10 +62,12 @@ export function loadProxySettings(
   }
   if (ignored.length > 0) warnings.push(`flags ignored because of --config ${file}: ${ignored.join(", ")}`);
 
-  const ports = file === "" ? { healthzPort, metricsPort } : { healthzPort: healthzPortDefault, metricsPort: metricsPortDefault };
+  const ports =
+    file === "" ? { healthzPort, metricsPort } : { healthzPort: healthzPortDefault, metricsPort: metricsPortDefault };
   const config = withDefaults(proxyFields, withAddresses(values, ports));
   // The flag means the mode in use, whichever that is.
-  if (sources.get("iptables.masqueradeAll") === "--masquerade-all") config.nftables.masqueradeAll = config.iptables.masqueradeAll;
+  if (sources.get("iptables.masqueradeAll") === "--masquerade-all")
+    config.nftables.masqueradeAll = config.iptables.masqueradeAll;
   const problems = validateProxy(config).filter(({ path }) => !(anyMode && path === "mode"));
   fail(problems, sources, file === "" ? "configuration" : file);
   warnings.push(...supportWarnings(proxyFields, config, sources));
@@ -79,7 +81,10 @@ function overridesFile(path: readonly string[]): boolean {
 }
 
 // Server addresses follow the family of bindAddress, and get a port when they have none. Port 0 switches a server off.
-function withAddresses(values: Values, { healthzPort, metricsPort }: { healthzPort: number; metricsPort: number }): Values {
+function withAddresses(
+  values: Values,
+  { healthzPort, metricsPort }: { healthzPort: number; metricsPort: number },
+): Values {
   const { bindAddress, healthzBindAddress, metricsBindAddress } = values;
   const v6 = typeof bindAddress === "string" && isIPv6(bindAddress);
   const place = (address: unknown, fallback: string, port: number) =>

@@ -16,7 +16,9 @@ const hour = 60 * minute;
 
 const generalFields = {
   clientConnection: group({
-    kubeconfig: works(text, "", "access to the API server; none: as in a pod, or the kubelet's", { flag: "kubeconfig" }),
+    kubeconfig: works(text, "", "access to the API server; none: as in a pod, or the kubelet's", {
+      flag: "kubeconfig",
+    }),
     acceptContentTypes: noEffect(text, "", "nodelet speaks JSON"),
     contentType: noEffect(text, "application/vnd.kubernetes.protobuf", "nodelet speaks JSON", {
       flag: "kube-api-content-type",
@@ -58,7 +60,9 @@ const iptablesFields = {
 };
 
 const ipvsFields = {
-  syncPeriod: later(duration({ min: 1e-6 }), 30 * second, "how often the rules are checked", { flag: "ipvs-sync-period" }),
+  syncPeriod: later(duration({ min: 1e-6 }), 30 * second, "how often the rules are checked", {
+    flag: "ipvs-sync-period",
+  }),
   minSyncPeriod: later(duration({ min: 0 }), 0, "shortest time between two changes", { flag: "ipvs-min-sync-period" }),
   scheduler: later(text, "", "IPVS scheduler", { flag: "ipvs-scheduler" }),
   excludeCIDRs: later(list(text), [], "virtual servers never removed", { flag: "ipvs-exclude-cidrs" }),
@@ -82,7 +86,9 @@ const ruleFields = {
   iptables: group(iptablesFields),
   ipvs: group(ipvsFields),
   nftables: group(nftablesFields),
-  nodePortAddresses: works(list(text), [], "CIDRs of addresses with node ports, or primary", { flag: "nodeport-addresses" }),
+  nodePortAddresses: works(list(text), [], "CIDRs of addresses with node ports, or primary", {
+    flag: "nodeport-addresses",
+  }),
   clusterCIDR: works(text, "", "the pods' addresses: one CIDR, or one of each family", { flag: "cluster-cidr" }),
   detectLocalMode: works(
     oneOf("ClusterCIDR", "NodeCIDR", "BridgeInterface", "InterfaceNamePrefix"),
@@ -93,7 +99,7 @@ const ruleFields = {
     bridgeInterface: works(text, "", "bridge that pods are on", { flag: "pod-bridge-interface" }),
     interfaceNamePrefix: works(text, "", "what pods' interfaces begin with", { flag: "pod-interface-name-prefix" }),
   }),
-  portRange: noEffect(text, "", "unused"),
+  portRange: noEffect(text, "", "unused", { flag: false }),
 };
 
 const conntrackFields = {

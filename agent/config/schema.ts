@@ -70,6 +70,8 @@ export type ValuesOf<T extends Table> = {
 export interface Section {
   title: string;
   fields: Table;
+  /** The fields are flags only: no file has them. */
+  flagsOnly?: boolean;
 }
 
 /** A nested record of decoded values; what is not set is absent. */

@@ -25,10 +25,18 @@ export function fail(problems: readonly Problem[], sources: Sources, fallback: s
   throw new ConfigError(
     problems.map(({ path, message }) => {
       if (path.startsWith("--")) return `${path}: ${message}`;
-      const field = [...sources.keys()].find((known) => path === known || /^[.[]/.test(path.slice(known.length)) && path.startsWith(known));
-      return `${field === undefined ? fallback : sources.get(field)}: ${path} ${message}`;
+      return `${sourceOf(path, sources) ?? fallback}: ${path} ${message}`;
     }),
   );
+}
+
+// The path may lead into the field's value: `registerWithTaints[0].key`, `featureGates.NodeSwap`.
+function sourceOf(path: string, sources: Sources): string | undefined {
+  for (const [field, source] of sources) {
+    const rest = path.slice(field.length);
+    if (path.startsWith(field) && (rest === "" || rest.startsWith(".") || rest.startsWith("["))) return source;
+  }
+  return undefined;
 }
 
 /** One line for each field that was set to something that is not its default and does not work yet. */

@@ -1,8 +1,17 @@
 import { parseQuantity } from "../kube/quantity.ts";
 import { type At, show } from "./problems.ts";
-import { decodeTable, encodeTable, type Kind, type Table, type Values, type ValuesOf, withDefaults } from "./schema.ts";
+import {
+  decodeTable,
+  encodeTable,
+  isRecord,
+  type Kind,
+  type Table,
+  type Values,
+  type ValuesOf,
+  withDefaults,
+  works,
+} from "./schema.ts";
 import { int, list, map, oneOf, quantity, string, type Range } from "./kinds.ts";
-import { works } from "./schema.ts";
 
 /** A list of objects with the fields of `table`; `required` ones must be there. As a flag, one `parse` understands. */
 function objects<T extends Table>(
@@ -12,7 +21,8 @@ function objects<T extends Table>(
 ): Kind<ValuesOf<T>[]> {
   const read = (raw: unknown, at: At): ValuesOf<T> => {
     const given = decodeTable(table, raw, at);
-    for (const name of required) if (given[name] === undefined) at.child(name).fail("must be set");
+    const missing = required.filter((name) => !isRecord(raw) || raw[name] === undefined || raw[name] === null);
+    for (const name of missing) at.child(name).fail("must be set");
     return withDefaults(table, given);
   };
   return {

@@ -98,7 +98,8 @@ function checkReservedCPUs(config: KubeletConfiguration, host: ConfigHost): Prob
   const path = "reservedSystemCPUs";
   if (config.reservedSystemCPUs === "") return [];
   const cpus = parseCPUSet(config.reservedSystemCPUs);
-  if (cpus === undefined) return [{ path, message: `must be a CPU list such as 0-1,4, not "${config.reservedSystemCPUs}"` }];
+  if (cpus === undefined)
+    return [{ path, message: `must be a CPU list such as 0-1,4, not "${config.reservedSystemCPUs}"` }];
   const online = host.onlineCPUs();
   return [
     ...when(
@@ -135,7 +136,11 @@ function checkImages(config: KubeletConfiguration): Problem[] {
   const { imageGCHighThresholdPercent: high, imageGCLowThresholdPercent: low } = config;
   const { imagePullCredentialsVerificationPolicy: policy, preloadedImagesVerificationAllowlist: allowlist } = config;
   return [
-    ...when(low >= high, "imageGCLowThresholdPercent", `must be less than imageGCHighThresholdPercent (${high}), not ${low}`),
+    ...when(
+      low >= high,
+      "imageGCLowThresholdPercent",
+      `must be less than imageGCHighThresholdPercent (${high}), not ${low}`,
+    ),
     ...when(
       config.imageMaximumGCAge > 0 && config.imageMaximumGCAge <= config.imageMinimumGCAge,
       "imageMaximumGCAge",
@@ -171,7 +176,11 @@ function checkNode({ registerWithTaints, serverTLSBootstrap, featureGates }: Kub
       seen.add(`${key}:${effect}`);
       return [
         ...when(!isLabelKey(key), `${path}.key`, `must be like name or example.com/name, not "${key}"`),
-        ...when(!isLabelValue(value), `${path}.value`, `must be letters, digits, "-", "_", "." (63 at most), not "${value}"`),
+        ...when(
+          !isLabelValue(value),
+          `${path}.value`,
+          `must be letters, digits, "-", "_", "." (63 at most), not "${value}"`,
+        ),
         ...when(isDouble, path, `must not repeat ${key}:${effect}`),
       ];
     }),
@@ -187,7 +196,11 @@ function checkPods(config: KubeletConfiguration): Problem[] {
   const { podLogsDir } = config;
   const isCleanPath = /^\/[\x20-\x7e]*$/.test(podLogsDir) && !/\/\/|\/\.{1,2}(\/|$)|.\/$/.test(podLogsDir);
   return [
-    ...when(!isCleanPath, "podLogsDir", `must be an absolute path of ASCII letters without ., .. or //, not "${podLogsDir}"`),
+    ...when(
+      !isCleanPath,
+      "podLogsDir",
+      `must be an absolute path of ASCII letters without ., .. or //, not "${podLogsDir}"`,
+    ),
     ...when(config.userNamespaces.idsPerPod % 65536 !== 0, "userNamespaces.idsPerPod", "must be a multiple of 65536"),
     ...when(config.runOnce, "runOnce", "must be false"),
   ];
@@ -243,7 +256,11 @@ export function validateKubeletFlags(flags: KubeletFlags): Problem[] {
   return [
     ...Object.entries(flags.nodeLabels).flatMap(([key, value]) => [
       ...when(!isLabelKey(key) || !isLabelValue(value), "--node-labels", `"${key}=${value}" is not a valid label`),
-      ...when(!isAllowedNodeLabel(key), "--node-labels", `"${key}" may not be set by a node; see the kubernetes.io label rules`),
+      ...when(
+        !isAllowedNodeLabel(key),
+        "--node-labels",
+        `"${key}" may not be set by a node; see the kubernetes.io label rules`,
+      ),
     ]),
     ...checkNodeIPs(flags.nodeIP),
     ...when(
@@ -264,7 +281,8 @@ function checkNodeIPs(ips: readonly string[]): Problem[] {
   if (first === undefined) return [];
   const isAddress = (text: string) => isIPv4(text) || isIPv6(text);
   const isWildcard = (text: string) => text === "0.0.0.0" || text === "::";
-  const isPair = second === undefined || (isIPv4(first) !== isIPv4(second) && !isWildcard(first) && !isWildcard(second));
+  const isPair =
+    second === undefined || (isIPv4(first) !== isIPv4(second) && !isWildcard(first) && !isWildcard(second));
   return when(
     !ips.every(isAddress) || !isPair || more.length > 0,
     "--node-ip",

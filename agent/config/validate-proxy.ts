@@ -6,13 +6,22 @@ import { checkFeatureGates, when } from "./validate-kubelet.ts";
 
 /** What is wrong with a proxy's configuration beyond what its fields' kinds say. */
 export function validateProxy(config: KubeProxyConfiguration): Problem[] {
-  return [...checkFeatureGates(config), ...checkMode(config), ...checkAddresses(config), ...checkLocalDetection(config)];
+  return [
+    ...checkFeatureGates(config),
+    ...checkMode(config),
+    ...checkAddresses(config),
+    ...checkLocalDetection(config),
+  ];
 }
 
 function checkMode({ mode, iptables }: KubeProxyConfiguration): Problem[] {
   return [
     ...when(mode !== "iptables", "mode", `${mode} is not supported yet; leave it empty or use iptables`),
-    ...when(iptables.minSyncPeriod > iptables.syncPeriod, "iptables.minSyncPeriod", "must be at most iptables.syncPeriod"),
+    ...when(
+      iptables.minSyncPeriod > iptables.syncPeriod,
+      "iptables.minSyncPeriod",
+      "must be at most iptables.syncPeriod",
+    ),
   ];
 }
 
