@@ -4,7 +4,7 @@ import { type Flag, flagsOf } from "./flags.ts";
 import type { ConfigHost } from "./host.ts";
 import type { Loaded } from "./load-kubelet.ts";
 import { type KubeProxyConfiguration, proxyFields, proxyFlagFields } from "./proxy-config.ts";
-import { encodeTable, isRecord, setValueAt, type Values, withDefaults } from "./schema.ts";
+import { encodeTable, setValueAt, type Values, type ValuesOf, withDefaults } from "./schema.ts";
 import { decodeFields, fail, noteSources, type Sources, supportWarnings } from "./sources.ts";
 import { validateProxy, withPort } from "./validate-proxy.ts";
 
@@ -17,15 +17,14 @@ export interface ProxySettings {
 
 const documentType = { apiVersion: "kubeproxy.config.k8s.io/v1alpha1", kind: "KubeProxyConfiguration" };
 
-// IANA-free ports that kube-proxy has always used.
-const healthzPortDefault = 10256;
-const metricsPortDefault = 10249;
-
 /** Flags of the proxy role. */
 export const proxyCommandFlags = flagsOf(proxyFields, proxyFlagFields);
 
-/** The proxy's action flags. */
-export function proxyActions(given: ReadonlyMap<Flag, unknown>) {
+/** Flags of the proxy that are no fields, with their defaults. */
+export type ProxyFlags = ValuesOf<typeof proxyFlagFields>;
+
+/** What the command line says beside the configuration. */
+export function proxyFlagValues(given: ReadonlyMap<Flag, unknown>): ProxyFlags {
   const values: Values = {};
   for (const [{ table, path }, value] of given) if (table === proxyFlagFields) setValueAt(values, path, value);
   return withDefaults(proxyFlagFields, values);
@@ -45,35 +44,39 @@ export function loadProxySettings(
   anyMode = false,
 ): Loaded<ProxySettings> {
   const sources: Sources = new Map();
-  const warnings: string[] = [];
-  const { master, healthzPort, metricsPort } = proxyActions(given);
   const values: Values = file === "" ? {} : decodeFields(proxyFields, readDocument(file, documentType, host), file);
   noteSources(sources, proxyFields, values, file);
+  const ignored = applyFlags(values, given, sources, file !== "");
+  const flags = file === "" ? proxyFlagValues(given) : withDefaults(proxyFlagFields, {});
+  const config = withDefaults(proxyFields, withAddresses(values, flags));
+  // The flag means the mode in use, whichever that is.
+  config.nftables.masqueradeAll ||=
+    sources.get("iptables.masqueradeAll") === "--masquerade-all" && config.iptables.masqueradeAll;
 
+  const problems = validateProxy(config).filter(({ path }) => !(anyMode && path === "mode"));
+  fail(problems, sources, file === "" ? "configuration" : file);
+  const warnings = ignored.length === 0 ? [] : [`flags ignored because of --config ${file}: ${ignored.join(", ")}`];
+  warnings.push(...supportWarnings(proxyFields, config, sources));
+  return { settings: { master: proxyFlagValues(given).master, config }, warnings };
+}
+
+/** Puts flags over `values`. @returns those that a file rules out */
+function applyFlags(values: Values, given: ReadonlyMap<Flag, unknown>, sources: Sources, hasFile: boolean): string[] {
   const ignored: string[] = [];
   for (const [{ table, path, flag }, value] of given) {
-    const isAction = table !== proxyFields && flag !== "healthz-port" && flag !== "metrics-port";
-    if (isAction) continue;
-    if (file !== "" && !overridesFile(path)) ignored.push(`--${flag}`);
-    else if (table === proxyFields && !(value === "" && addressFlags.has(flag))) {
+    const isField = table === proxyFields;
+    if (hasFile && (isField ? !overridesFile(path) : portFlags.has(flag))) {
+      ignored.push(`--${flag}`);
+    } else if (isField && !(value === "" && addressFlags.has(flag))) {
       setValueAt(values, path, value);
       sources.set(path.join("."), `--${flag}`);
     }
   }
-  if (ignored.length > 0) warnings.push(`flags ignored because of --config ${file}: ${ignored.join(", ")}`);
-
-  const ports =
-    file === "" ? { healthzPort, metricsPort } : { healthzPort: healthzPortDefault, metricsPort: metricsPortDefault };
-  const config = withDefaults(proxyFields, withAddresses(values, ports));
-  // The flag means the mode in use, whichever that is.
-  if (sources.get("iptables.masqueradeAll") === "--masquerade-all")
-    config.nftables.masqueradeAll = config.iptables.masqueradeAll;
-  const problems = validateProxy(config).filter(({ path }) => !(anyMode && path === "mode"));
-  fail(problems, sources, file === "" ? "configuration" : file);
-  warnings.push(...supportWarnings(proxyFields, config, sources));
-  return { settings: { master, config }, warnings };
+  return ignored;
 }
 
+const portFlags = new Set(["healthz-port", "metrics-port"]);
+// The reference ignores these when they are empty, instead of switching the server off.
 const addressFlags = new Set(["bind-address", "healthz-bind-address", "metrics-bind-address"]);
 
 function overridesFile(path: readonly string[]): boolean {
@@ -81,10 +84,7 @@ function overridesFile(path: readonly string[]): boolean {
 }
 
 // Server addresses follow the family of bindAddress, and get a port when they have none. Port 0 switches a server off.
-function withAddresses(
-  values: Values,
-  { healthzPort, metricsPort }: { healthzPort: number; metricsPort: number },
-): Values {
+function withAddresses(values: Values, { healthzPort, metricsPort }: ProxyFlags): Values {
   const { bindAddress, healthzBindAddress, metricsBindAddress } = values;
   const v6 = typeof bindAddress === "string" && isIPv6(bindAddress);
   const place = (address: unknown, fallback: string, port: number) =>
@@ -98,6 +98,5 @@ function withAddresses(
 
 /** A proxy's configuration as a document that `--config` reads. */
 export function proxyDocument(config: KubeProxyConfiguration): Values {
-  const fields = encodeTable(proxyFields, config);
-  return { ...documentType, ...(isRecord(fields) ? fields : {}) };
+  return { ...documentType, ...encodeTable(proxyFields, config) };
 }

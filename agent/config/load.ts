@@ -3,7 +3,13 @@ import { parseFlags } from "./flags.ts";
 import { kubeletHelp, proxyHelp } from "./help.ts";
 import { type ConfigHost, systemHost } from "./host.ts";
 import { type KubeletSettings, kubeletCommandFlags, loadKubeletSettings } from "./load-kubelet.ts";
-import { loadProxySettings, proxyActions, proxyCommandFlags, proxyDocument, type ProxySettings } from "./load-proxy.ts";
+import {
+  loadProxySettings,
+  proxyFlagValues,
+  proxyCommandFlags,
+  proxyDocument,
+  type ProxySettings,
+} from "./load-proxy.ts";
 
 /** What the command line asks for. */
 export type Command =
@@ -46,7 +52,7 @@ function parseProxyCommand(args: readonly string[], host: ConfigHost): Command {
   const { given, help, version } = parseFlags(args, proxyCommandFlags);
   if (help) return { kind: "help", text: proxyHelp() };
   if (version !== false) return { kind: "version", raw: version === "raw" };
-  const { config: file, cleanup, initOnly, writeConfigTo: path } = proxyActions(given);
+  const { config: file, cleanup, initOnly, writeConfigTo: path } = proxyFlagValues(given);
   const { settings: proxy, warnings } = loadProxySettings(given, file, host, cleanup);
   if (path !== "") return { kind: "writeConfig", path, text: stringify(proxyDocument(proxy.config)), warnings };
   return { kind: "proxy", proxy, cleanup, initOnly, warnings };
