@@ -74,12 +74,13 @@ async function bundle(entry: string, script: string): Promise<string[]> {
     // Identifiers stay, so that stack traces of users can be read.
     minifyWhitespace: true,
     minifySyntax: true,
+    lineLimit: 160, // Node prints the line of an uncaught error
     sourcemap: "external",
     sourcesContent: false,
     legalComments: "none", // licensesOf() has all of them, in full
     metafile: true,
+    banner: { js: `globalThis.NODELET_PROTO_JSON = ${await protoObject()};` },
     define: {
-      NODELET_PROTO_JSON: JSON.stringify(await readProtos()),
       // Code that reads files beside its source has a build constant instead; this keeps such expressions valid.
       "import.meta.url": JSON.stringify("file:///nodelet"),
     },
@@ -108,15 +109,19 @@ async function licenseIn(dir: string): Promise<string> {
   return license ?? "(the package does not say)";
 }
 
-/** The gRPC interfaces as protobufjs' JSON form, by file name: what agent/runtime/cri/proto.ts reads in a release. */
-async function readProtos(): Promise<Record<string, object>> {
+/**
+ * The gRPC interfaces in protobufjs' JSON form, by file name, as agent/runtime/cri/proto.ts reads them in a release:
+ * the text of an object whose properties are parsed when asked for, and not kept.
+ */
+async function protoObject(): Promise<string> {
   const dir = join(root, "proto");
-  const files = (await readdir(dir)).filter((name) => name.endsWith(".proto")).sort();
-  const parse = async (name: string): Promise<[string, object]> => {
+  const names = (await readdir(dir)).filter((name) => name.endsWith(".proto")).sort();
+  const getters = names.map(async (name) => {
     const text = await readFile(join(dir, name), "utf8");
-    return [name, protobuf.parse(text, { keepCase: true }).root.toJSON()];
-  };
-  return Object.fromEntries(await Promise.all(files.map(parse)));
+    const json = JSON.stringify(protobuf.parse(text, { keepCase: true }).root.toJSON());
+    return `get ${JSON.stringify(name)}() { return JSON.parse(${JSON.stringify(json)}); }`;
+  });
+  return `{ ${(await Promise.all(getters)).join(", ")} }`;
 }
 
 async function makeBlob(script: string, output: string): Promise<void> {
