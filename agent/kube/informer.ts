@@ -323,6 +323,8 @@ class SilenceTimer {
 
   setLimit(ms: number): void {
     this.#limitMs = ms;
+    this.#timer.cancel();
+    this.#timer = this.#clock.after(ms, () => this.#check());
   }
 
   stop(): void {
