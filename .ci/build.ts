@@ -31,7 +31,12 @@ const { values } = parseArgs({
   },
 });
 
-await main(resolve(values.entry), resolve(values.out));
+try {
+  await main(resolve(values.entry), resolve(values.out));
+} catch (err) {
+  console.error(`build failed: ${err instanceof Error ? err.message : String(err)}`);
+  process.exitCode = 1;
+}
 
 async function main(entry: string, out: string): Promise<void> {
   const startedAt = performance.now();
