@@ -69,7 +69,10 @@ function splitKey(key: string): { labels: string[]; port: string; path: string }
 }
 
 function globMatches(glob: string, text: string): boolean {
-  const pattern = glob.replace(/[.+^${}()|\\]/g, "\\$&").replaceAll("*", ".*").replaceAll("?", ".");
+  const pattern = glob
+    .replace(/[.+^${}()|\\]/g, "\\$&")
+    .replaceAll("*", ".*")
+    .replaceAll("?", ".");
   try {
     return new RegExp(`^${pattern}$`).test(text);
   } catch {

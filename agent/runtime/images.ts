@@ -235,7 +235,10 @@ async function pullWithAny(
 function pullFailure(image: string, error: string): { reason: ImagePullReason; message: string } {
   if (error.startsWith("RegistryUnavailable")) {
     const rest = error.slice("RegistryUnavailable".length);
-    return { reason: "RegistryUnavailable", message: `image pull failed for ${image} because the registry is unavailable${rest}` };
+    return {
+      reason: "RegistryUnavailable",
+      message: `image pull failed for ${image} because the registry is unavailable${rest}`,
+    };
   }
   if (error.startsWith("SignatureValidationFailed")) {
     const rest = error.slice("SignatureValidationFailed".length);

@@ -327,7 +327,12 @@ export interface ImageService {
   /** No deadline. @returns the image reference to create containers with */
   pullImage(
     image: string,
-    options: { auth?: ImageAuth; annotations: Record<string, string>; sandboxConfig?: PodSandboxConfig; signal?: AbortSignal },
+    options: {
+      auth?: ImageAuth;
+      annotations: Record<string, string>;
+      sandboxConfig?: PodSandboxConfig;
+      signal?: AbortSignal;
+    },
   ): Promise<string>;
   removeImage(image: string): Promise<void>;
   fsInfo(): Promise<{ mountpoint: string; usedBytes: number; inodesUsed: number }[]>;

@@ -43,7 +43,10 @@ export interface CRIChannel {
 export function socketTarget(endpoint: string): string {
   const path = /^(?:unix:(?:\/\/)?)?(\/.+)$/.exec(endpoint)?.[1];
   if (path === undefined) {
-    throw new AgentError("Invalid", `container runtime endpoint "${endpoint}" is not a unix socket: use unix:///path/to/socket`);
+    throw new AgentError(
+      "Invalid",
+      `container runtime endpoint "${endpoint}" is not a unix socket: use unix:///path/to/socket`,
+    );
   }
   return `unix://${path}`;
 }
@@ -133,6 +136,12 @@ export async function openChannel(endpoint: string): Promise<CRIChannel> {
   };
 }
 
+/** The part of gRPC's errors that is read: the code's number and the peer's words. */
+export interface GRPCStatus {
+  code: number;
+  details: string;
+}
+
 // gRPC status codes by number; the library's enum would make it a load-time import.
 const errorCodes: Readonly<Record<number, ErrorCode>> = {
   1: "Canceled",
@@ -172,7 +181,7 @@ const statusNames = [
  * gRPC's error in our words. Some runtimes report a missing object or a passed exec time limit with the code Unknown
  * and a telling text, so that is read too.
  */
-export function translateError(err: Pick<ServiceError, "code" | "details">, what: string): AgentError {
+export function translateError(err: GRPCStatus, what: string): AgentError {
   const details = err.details === "" ? (statusNames[err.code] ?? `gRPC status ${err.code}`) : err.details;
   return new AgentError(codeOf(err.code, details), `${what}: ${details}`, { cause: err });
 }
@@ -189,6 +198,6 @@ function codeOf(status: number, details: string): ErrorCode {
  * The text that people know for a gRPC error: only the description when the status says nothing (Unknown), else
  * `rpc error: code = NotFound desc = …`.
  */
-export function statusText(err: Pick<ServiceError, "code" | "details">): string {
+export function statusText(err: GRPCStatus): string {
   return err.code === 2 ? err.details : `rpc error: code = ${statusNames[err.code] ?? err.code} desc = ${err.details}`;
 }

@@ -11,8 +11,8 @@ import type {
   SandboxStatus,
   StreamingRequest,
 } from "../port.ts";
+import { createRuntimeCalls, goneIsFine, ifThere, type RuntimeCalls } from "./calls.ts";
 import { type CRIChannel, openChannel } from "./client.ts";
-import { type Envelope, eventFilters, readEnvelope } from "./containerd-events.ts";
 import {
   containerConfigToWire,
   containerStatus,
@@ -24,19 +24,12 @@ import {
   sandboxStatus,
   sandboxSummary,
 } from "./convert.ts";
-import { type EventSource, followEvents } from "./events.ts";
+import { createEventSource } from "./event-source.ts";
+import { followEvents } from "./events.ts";
 import { createImageService } from "./image-service.ts";
-import { PodIDs, type PodObject } from "./pod-ids.ts";
+import { PodIDs } from "./pod-ids.ts";
 import { loadProto, type ProtoPackage } from "./proto.ts";
-import type {
-  WireContainer,
-  WireContainerEvent,
-  WireContainerStatus,
-  WirePodSandbox,
-  WirePodSandboxStatus,
-  WireStatusResponse,
-  WireVersionResponse,
-} from "./wire.ts";
+import type { WireStatusResponse, WireVersionResponse } from "./wire.ts";
 
 export interface ConnectCRIOptions {
   /** `unix:///path` or a bare path. */
@@ -48,8 +41,6 @@ export interface ConnectCRIOptions {
   log: Logger;
   clock?: Clock;
 }
-
-const runtimeService = "runtime.v1.RuntimeService";
 
 // What CRI v1 has always answered to Version; anything else is another protocol.
 const kubeAPIVersion = "0.1.0";
@@ -75,9 +66,13 @@ export async function connectCRI(options: ConnectCRIOptions): Promise<Runtime> {
   } catch (err) {
     runtime.close();
     if (!hasCode(err, "Unimplemented")) throw err;
-    throw new AgentError("Unimplemented", `container runtime at ${runtimeEndpoint} does not serve CRI v1: ${err.message}`, {
-      cause: err,
-    });
+    throw new AgentError(
+      "Unimplemented",
+      `container runtime at ${runtimeEndpoint} does not serve CRI v1: ${err.message}`,
+      {
+        cause: err,
+      },
+    );
   }
   return runtime;
 }
@@ -94,15 +89,21 @@ interface CRIRuntimeOptions {
 class CRIRuntime implements Runtime {
   readonly images: Runtime["images"];
   readonly #options: CRIRuntimeOptions;
+  readonly #calls: RuntimeCalls;
   readonly #ids = new PodIDs();
 
   constructor(options: CRIRuntimeOptions) {
     this.#options = options;
+    this.#calls = createRuntimeCalls(options.channel, options.proto, options.requestTimeoutMs);
     this.images = createImageService(options.imageChannel, options.proto, options.requestTimeoutMs);
   }
 
   async version(): Promise<RuntimeVersion> {
-    const answer = await this.#call<WireVersionResponse>("Version", { version: kubeAPIVersion }, "runtime version");
+    const answer = await this.#calls.call<WireVersionResponse>(
+      "Version",
+      { version: kubeAPIVersion },
+      "runtime version",
+    );
     if (answer.version !== kubeAPIVersion) {
       throw new AgentError("Unimplemented", `the runtime answers version ${answer.version}, wanted ${kubeAPIVersion}`);
     }
@@ -114,12 +115,16 @@ class CRIRuntime implements Runtime {
   }
 
   async status() {
-    return runtimeStatus(await this.#call<WireStatusResponse>("Status", {}, "runtime status"));
+    return runtimeStatus(await this.#calls.call<WireStatusResponse>("Status", {}, "runtime status"));
   }
 
   async cgroupDriver() {
     try {
-      const { linux } = await this.#call<{ linux: { cgroup_driver: string } | null }>("RuntimeConfig", {}, "runtime config");
+      const { linux } = await this.#calls.call<{ linux: { cgroup_driver: string } | null }>(
+        "RuntimeConfig",
+        {},
+        "runtime config",
+      );
       if (linux === null) return undefined;
       return linux.cgroup_driver === "CGROUPFS" ? "cgroupfs" : "systemd";
     } catch (err) {
@@ -130,11 +135,11 @@ class CRIRuntime implements Runtime {
 
   async updateRuntimeConfig({ podCIDR }: { podCIDR: string }) {
     const request = { runtime_config: { network_config: { pod_cidr: podCIDR } } };
-    await this.#call("UpdateRuntimeConfig", request, `tell the runtime pod CIDR ${podCIDR}`);
+    await this.#calls.call("UpdateRuntimeConfig", request, `tell the runtime pod CIDR ${podCIDR}`);
   }
 
   async runPodSandbox(config: Parameters<Runtime["runPodSandbox"]>[0], runtimeHandler: string) {
-    const { pod_sandbox_id: id } = await this.#call<{ pod_sandbox_id: string }>(
+    const { pod_sandbox_id: id } = await this.#calls.call<{ pod_sandbox_id: string }>(
       "RunPodSandbox",
       { config: sandboxConfigToWire(config), runtime_handler: runtimeHandler },
       `create sandbox of ${config.namespace}/${config.name}`,
@@ -145,22 +150,17 @@ class CRIRuntime implements Runtime {
   }
 
   async stopPodSandbox(sandboxID: string) {
-    await goneIsFine(this.#call("StopPodSandbox", { pod_sandbox_id: sandboxID }, `stop sandbox ${sandboxID}`));
+    await goneIsFine(this.#calls.call("StopPodSandbox", { pod_sandbox_id: sandboxID }, `stop sandbox ${sandboxID}`));
   }
 
   async removePodSandbox(sandboxID: string) {
-    await goneIsFine(this.#call("RemovePodSandbox", { pod_sandbox_id: sandboxID }, `remove sandbox ${sandboxID}`));
+    await goneIsFine(
+      this.#calls.call("RemovePodSandbox", { pod_sandbox_id: sandboxID }, `remove sandbox ${sandboxID}`),
+    );
   }
 
   async podSandboxStatus(sandboxID: string): Promise<SandboxStatus> {
-    const what = `status of sandbox ${sandboxID}`;
-    const { status } = await this.#call<{ status: WirePodSandboxStatus | null }>(
-      "PodSandboxStatus",
-      { pod_sandbox_id: sandboxID },
-      what,
-    );
-    if (status === null) throw new AgentError("NotFound", `${what}: the runtime answered nothing`);
-    return sandboxStatus(status);
+    return sandboxStatus(await this.#calls.sandboxStatus(sandboxID));
   }
 
   async createContainer(
@@ -168,7 +168,7 @@ class CRIRuntime implements Runtime {
     config: Parameters<Runtime["createContainer"]>[1],
     sandboxConfig: Parameters<Runtime["createContainer"]>[2],
   ) {
-    const { container_id: id } = await this.#call<{ container_id: string }>(
+    const { container_id: id } = await this.#calls.call<{ container_id: string }>(
       "CreateContainer",
       {
         pod_sandbox_id: sandboxID,
@@ -182,50 +182,45 @@ class CRIRuntime implements Runtime {
   }
 
   async startContainer(containerID: string) {
-    await this.#call("StartContainer", { container_id: containerID }, `start container ${containerID}`);
+    await this.#calls.call("StartContainer", { container_id: containerID }, `start container ${containerID}`);
   }
 
   async stopContainer(containerID: string, graceSeconds: number) {
     const request = { container_id: containerID, timeout: graceSeconds };
     const timeoutMs = this.#options.requestTimeoutMs + graceSeconds * 1000;
-    await goneIsFine(this.#call("StopContainer", request, `stop container ${containerID}`, timeoutMs));
+    await goneIsFine(this.#calls.call("StopContainer", request, `stop container ${containerID}`, timeoutMs));
   }
 
   async removeContainer(containerID: string) {
-    await goneIsFine(this.#call("RemoveContainer", { container_id: containerID }, `remove container ${containerID}`));
+    await goneIsFine(
+      this.#calls.call("RemoveContainer", { container_id: containerID }, `remove container ${containerID}`),
+    );
   }
 
   async containerStatus(containerID: string): Promise<ContainerStatus> {
     // CRI's status does not name the sandbox; the list does.
-    const [status, { containers }] = await Promise.all([
-      this.#containerStatus(containerID),
-      this.#listContainers({ id: containerID }),
+    const [status, [listed]] = await Promise.all([
+      this.#calls.containerStatus(containerID),
+      this.#calls.listContainers({ id: containerID }),
     ]);
-    return containerStatus(status, containers[0]?.pod_sandbox_id ?? "");
-  }
-
-  async #containerStatus(containerID: string): Promise<WireContainerStatus> {
-    const what = `status of container ${containerID}`;
-    const { status } = await this.#call<{ status: WireContainerStatus | null }>(
-      "ContainerStatus",
-      { container_id: containerID },
-      what,
-    );
-    if (status === null) throw new AgentError("NotFound", `${what}: the runtime answered nothing`);
-    return status;
+    return containerStatus(status, listed?.pod_sandbox_id ?? "");
   }
 
   async updateContainerResources(containerID: string, resources: Parameters<Runtime["updateContainerResources"]>[1]) {
     const request = { container_id: containerID, linux: resourcesToWire(resources) };
-    await this.#call("UpdateContainerResources", request, `update resources of container ${containerID}`);
+    await this.#calls.call("UpdateContainerResources", request, `update resources of container ${containerID}`);
   }
 
   async reopenContainerLog(containerID: string) {
-    await this.#call("ReopenContainerLog", { container_id: containerID }, `reopen log of container ${containerID}`);
+    await this.#calls.call(
+      "ReopenContainerLog",
+      { container_id: containerID },
+      `reopen log of container ${containerID}`,
+    );
   }
 
   async execSync(containerID: string, command: readonly string[], timeoutSeconds: number) {
-    const { stdout, stderr, exit_code } = await this.#call<{ stdout: Buffer; stderr: Buffer; exit_code: number }>(
+    const { stdout, stderr, exit_code } = await this.#calls.call<{ stdout: Buffer; stderr: Buffer; exit_code: number }>(
       "ExecSync",
       { container_id: containerID, cmd: [...command], timeout: timeoutSeconds },
       `exec in container ${containerID}`,
@@ -236,8 +231,11 @@ class CRIRuntime implements Runtime {
 
   async list(podUID?: string): Promise<RuntimeList> {
     const filter = podUID === undefined ? {} : { label_selector: { [podUIDLabel]: podUID } };
-    const [{ items }, { containers }] = await Promise.all([this.#listSandboxes(filter), this.#listContainers(filter)]);
-    const list = { sandboxes: items.map(sandboxSummary), containers: containers.map(containerSummary) };
+    const [sandboxes, containers] = await Promise.all([
+      this.#calls.listSandboxes(filter),
+      this.#calls.listContainers(filter),
+    ]);
+    const list = { sandboxes: sandboxes.map(sandboxSummary), containers: containers.map(containerSummary) };
     for (const { id, podUID: uid } of list.sandboxes) this.#ids.add(id, { podUID: uid, kind: "sandbox" });
     for (const { id, podUID: uid } of list.containers) this.#ids.add(id, { podUID: uid, kind: "container" });
     return list;
@@ -250,7 +248,7 @@ class CRIRuntime implements Runtime {
       Promise.all(list.sandboxes.map(async ({ id }) => await ifThere(this.podSandboxStatus(id)))),
       Promise.all(
         list.containers.map(async ({ id, sandboxID }) => {
-          const status = await ifThere(this.#containerStatus(id));
+          const status = await ifThere(this.#calls.containerStatus(id));
           return status === undefined ? undefined : containerStatus(status, sandboxID);
         }),
       ),
@@ -268,13 +266,16 @@ class CRIRuntime implements Runtime {
   }
 
   async events(onEvent: (event: RuntimeEvent) => void, signal: AbortSignal): Promise<void> {
-    const { clock, log } = this.#options;
-    await followEvents({ source: this.#eventSource(), ids: this.#ids, clock, log }, onEvent, signal);
+    const { channel, proto, clock, log } = this.#options;
+    const ids = this.#ids;
+    const ping = async () => await this.version();
+    const source = createEventSource({ channel, proto, calls: this.#calls, ids, ping });
+    await followEvents({ source, ids, clock, log }, onEvent, signal);
   }
 
   async streamingURL(request: StreamingRequest): Promise<string> {
     const ask = async (method: string, body: object, what: string) => {
-      const { url } = await this.#call<{ url: string }>(method, body, what);
+      const { url } = await this.#calls.call<{ url: string }>(method, body, what);
       if (url === "") throw new AgentError("Internal", `${what}: the runtime gave no streaming URL`);
       return url;
     };
@@ -291,7 +292,11 @@ class CRIRuntime implements Runtime {
       }
       case "portforward": {
         const { sandboxID, ports } = request;
-        return await ask("PortForward", { pod_sandbox_id: sandboxID, port: ports }, `port-forward to sandbox ${sandboxID}`);
+        return await ask(
+          "PortForward",
+          { pod_sandbox_id: sandboxID, port: ports },
+          `port-forward to sandbox ${sandboxID}`,
+        );
       }
     }
   }
@@ -300,104 +305,5 @@ class CRIRuntime implements Runtime {
     const { channel, imageChannel } = this.#options;
     channel.close();
     if (imageChannel !== channel) imageChannel.close();
-  }
-
-  async #listSandboxes(filter: object): Promise<{ items: WirePodSandbox[] }> {
-    return await this.#call<{ items: WirePodSandbox[] }>("ListPodSandbox", { filter }, "list sandboxes");
-  }
-
-  async #listContainers(filter: object): Promise<{ containers: WireContainer[] }> {
-    return await this.#call<{ containers: WireContainer[] }>("ListContainers", { filter }, "list containers");
-  }
-
-  #eventSource(): EventSource {
-    const { channel, proto } = this.#options;
-    return {
-      streamCRI: async (onEvent, signal) =>
-        await channel.stream<WireContainerEvent>(
-          proto,
-          runtimeService,
-          "GetContainerEvents",
-          {},
-          (event) => onEvent(this.#eventFromCRI(event)),
-          signal,
-        ),
-      streamContainerd: async (onEvent, signal) => {
-        const events = await loadProto("containerd-events.proto");
-        return await channel.stream<Envelope>(
-          events,
-          "containerd.services.events.v1.Events",
-          "Subscribe",
-          { filters: eventFilters },
-          (envelope) => {
-            const event = readEnvelope(events, envelope);
-            if (event !== undefined) onEvent(event);
-          },
-          signal,
-        );
-      },
-      ping: async () => {
-        await this.version();
-      },
-      hasEnded: async (id, kind) => {
-        if (kind === "sandbox") return (await ifThere(this.podSandboxStatus(id)))?.ready !== true;
-        const status = await ifThere(this.#containerStatus(id));
-        return status === undefined || status.state === "CONTAINER_EXITED";
-      },
-      lookUp: async (id) => await this.#lookUp(id),
-    };
-  }
-
-  async #lookUp(id: string): Promise<PodObject | undefined> {
-    const [{ items }, { containers }] = await Promise.all([this.#listSandboxes({ id }), this.#listContainers({ id })]);
-    const [sandbox] = items.map(sandboxSummary);
-    if (sandbox !== undefined) return { podUID: sandbox.podUID, kind: "sandbox" };
-    const [container] = containers.map(containerSummary);
-    return container === undefined ? undefined : { podUID: container.podUID, kind: "container" };
-  }
-
-  #eventFromCRI(event: WireContainerEvent): RuntimeEvent {
-    const { container_id: containerID, pod_sandbox_status: sandbox } = event;
-    const kind = eventKinds[event.container_event_type] ?? "unknown";
-    const podUID = sandbox?.metadata?.uid ?? this.#ids.get(containerID)?.podUID;
-    if (kind === "deleted") this.#ids.delete(containerID);
-    return { kind, podUID, containerID };
-  }
-
-  /** One unary call; `timeoutMs` Infinity means no deadline. */
-  async #call<Response extends object>(
-    method: string,
-    request: object,
-    what: string,
-    timeoutMs = this.#options.requestTimeoutMs,
-  ): Promise<Response> {
-    const { channel, proto } = this.#options;
-    return await channel.call<Response>(proto, runtimeService, method, request, { timeoutMs, what });
-  }
-}
-
-const eventKinds: Readonly<Record<string, RuntimeEvent["kind"]>> = {
-  CONTAINER_CREATED_EVENT: "created",
-  CONTAINER_STARTED_EVENT: "started",
-  CONTAINER_STOPPED_EVENT: "exited",
-  CONTAINER_DELETED_EVENT: "deleted",
-};
-
-/** Stopping or removing what is not there is success. */
-async function goneIsFine(call: Promise<unknown>): Promise<void> {
-  try {
-    await call;
-  } catch (err) {
-    if (!hasCode(err, "NotFound")) throw err;
-  }
-}
-
-/** For objects that may vanish between a list and a look. */
-async function ifThere<T>(look: Promise<T>): Promise<T | undefined> {
-  try {
-    return await look;
-  } catch (err) {
-    if (hasCode(err, "NotFound")) return undefined;
-    throw err;
   }
 }

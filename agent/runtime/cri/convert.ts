@@ -133,7 +133,7 @@ export function containerStatus(status: WireContainerStatus, sandboxID: string):
     mounts: status.mounts.map(mountFromWire),
     resources: resourcesFromWire(status.resources?.linux ?? null),
     user:
-      user == null
+      user === undefined || user === null
         ? undefined
         : {
             uid: Number(user.uid),

@@ -1,6 +1,6 @@
 import { AgentError, hasCode } from "../../lib/errors.ts";
 import type { ImageService } from "../port.ts";
-import { type CRIChannel, statusText } from "./client.ts";
+import { type CRIChannel, type GRPCStatus, statusText } from "./client.ts";
 import { authToWire, imageInfo, sandboxConfigToWire } from "./convert.ts";
 import type { ProtoPackage } from "./proto.ts";
 import type { WireFilesystemUsage, WireImage } from "./wire.ts";
@@ -20,7 +20,11 @@ export function createImageService(channel: CRIChannel, proto: ProtoPackage, tim
 
     imageStatus: async (image) => {
       const request = { image: { image } };
-      const { image: found } = await call<{ image: WireImage | null }>("ImageStatus", request, `status of image ${image}`);
+      const { image: found } = await call<{ image: WireImage | null }>(
+        "ImageStatus",
+        request,
+        `status of image ${image}`,
+      );
       return found === null || found.id === "" ? undefined : imageInfo(found);
     },
 
@@ -71,7 +75,7 @@ function withStatusText(err: unknown): unknown {
   return new AgentError(err.code, statusText(err.cause), { cause: err.cause });
 }
 
-function isStatus(cause: unknown): cause is { code: number; details: string } {
+function isStatus(cause: unknown): cause is GRPCStatus {
   return (
     typeof cause === "object" &&
     cause !== null &&

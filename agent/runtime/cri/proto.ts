@@ -48,8 +48,11 @@ export async function loadProto(file: ProtoFile): Promise<ProtoPackage> {
   };
 }
 
-function embedded(files: Readonly<Record<string, object>>, file: ProtoFile): Parameters<typeof ProtoLoader.fromJSON>[0] {
+function embedded(
+  files: Readonly<Record<string, object>>,
+  file: ProtoFile,
+): Parameters<typeof ProtoLoader.fromJSON>[0] {
   const json = files[file];
-  if (json === undefined) throw new Error(`this build of nodelet lacks ${file}: NODELET_PROTO_JSON was built without it`);
+  if (json === undefined) throw new Error(`this build of nodelet was made without ${file}`);
   return json;
 }

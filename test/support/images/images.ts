@@ -78,7 +78,8 @@ async function busyboxLayer(): Promise<TarEntry[]> {
     {
       kind: "file",
       path: "etc/passwd",
-      content: "root:x:0:0:root:/root:/bin/sh\nuser:x:1000:1000:user:/home/user:/bin/sh\nnobody:x:65534:65534:nobody:/:/bin/false\n",
+      content:
+        "root:x:0:0:root:/root:/bin/sh\nuser:x:1000:1000:user:/home/user:/bin/sh\nnobody:x:65534:65534:nobody:/:/bin/false\n",
     },
     { kind: "file", path: "etc/group", content: "root:x:0:\nuser:x:1000:\nnobody:x:65534:\n" },
     { kind: "dir", path: "root", mode: 0o700 },

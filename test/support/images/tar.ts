@@ -34,7 +34,7 @@ function header(entry: TarEntry, size: number): Buffer {
   block.fill(" ", 148, 156); // the checksum counts its own field as spaces
   block.write(entry.kind === "file" ? "0" : entry.kind === "symlink" ? "2" : "5", 156);
   if (entry.kind === "symlink") block.write(entry.target, 157);
-  block.write("ustar\0" + "00", 257);
+  block.write("ustar\u000000", 257);
   let sum = 0;
   for (const byte of block) sum += byte;
   block.write(`${sum.toString(8).padStart(6, "0")}\0 `, 148);

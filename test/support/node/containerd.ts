@@ -71,7 +71,9 @@ export async function startContainerd(network: NodeNetwork, paths: NodePaths): P
       const archive = join(paths.containerdRoot, `import-${process.hrtime.bigint()}.tar`);
       await writeFile(archive, renderArchive(images));
       const args = ["--address", paths.containerdSocket, "--namespace", "k8s.io", "images", "import"];
-      const result = await exec("ctr", [...args, "--snapshotter", snapshotter, archive], { timeoutMs: importTimeoutMs });
+      const result = await exec("ctr", [...args, "--snapshotter", snapshotter, archive], {
+        timeoutMs: importTimeoutMs,
+      });
       if (result.failure !== undefined) throw new Error(`loading images: ${result.message}`);
     },
   };
@@ -111,7 +113,8 @@ export async function startInNode(
   const { pid } = child;
   if (pid === undefined) throw new Error(`${file} has no PID`);
   child.unref();
-  const exited = new Promise<number | null>((resolve) => child.once("exit", (code) => resolve(code)));
+  const { promise: exited, resolve } = Promise.withResolvers<number | null>();
+  child.once("exit", resolve);
   const hasExited = () => child.exitCode !== null || child.signalCode !== null;
   return {
     pid,

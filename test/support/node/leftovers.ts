@@ -26,7 +26,10 @@ export async function unmountBelow(dir: string): Promise<void> {
 export async function removeCgroups(name: string): Promise<void> {
   const root = "/sys/fs/cgroup";
   const controllers = await readdir(root, { withFileTypes: true }).catch(() => []);
-  const hierarchies = [root, ...controllers.filter((entry) => entry.isDirectory()).map((entry) => join(root, entry.name))];
+  const hierarchies = [
+    root,
+    ...controllers.filter((entry) => entry.isDirectory()).map((entry) => join(root, entry.name)),
+  ];
   for (const hierarchy of hierarchies) await removeCgroupTree(join(hierarchy, name));
 }
 

@@ -36,12 +36,11 @@ export async function createNetwork(network: NodeNetwork): Promise<void> {
   await run("ip", ["netns", "add", netns]);
   await run("ip", ["link", "add", hostLink, "type", "veth", "peer", "name", "eth0", "netns", netns]);
   await run("ip", ["-batch", "-"], [`addr add ${hostIP}/24 dev ${hostLink}`, `link set ${hostLink} up`]);
-  await run("ip", ["-n", netns, "-batch", "-"], [
-    "link set lo up",
-    `addr add ${nodeIP}/24 dev eth0`,
-    "link set eth0 up",
-    `route add default via ${hostIP}`,
-  ]);
+  await run(
+    "ip",
+    ["-n", netns, "-batch", "-"],
+    ["link set lo up", `addr add ${nodeIP}/24 dev eth0`, "link set eth0 up", `route add default via ${hostIP}`],
+  );
   // With the link up on both ends the host can reach the pods, as any machine of a node's network could.
   await run("ip", ["route", "add", podCIDR, "via", nodeIP]);
   const settings = ["net.ipv4.ip_forward=1", "net.ipv6.conf.all.forwarding=1"];

@@ -79,7 +79,8 @@ export async function createTestNode(options: TestNodeOptions = {}): Promise<Tes
           timeoutMs: execTimeoutMs,
           ...execOptions,
         }),
-      start: async (file, args, startOptions = {}) => await startInNode(network, paths.logDir, file, args, startOptions),
+      start: async (file, args, startOptions = {}) =>
+        await startInNode(network, paths.logDir, file, args, startOptions),
       destroy: async () => await destroySlot(slot),
       [Symbol.asyncDispose]: async () => await destroySlot(slot),
     };

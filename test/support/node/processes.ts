@@ -30,7 +30,9 @@ export async function killAllIn(netnsPaths: readonly string[]): Promise<void> {
     }
     await sleep(killRestMs);
   }
-  throw new Error(`processes of ${netnsPaths[0]} do not end: ${left.map(({ pid, name }) => `${pid} (${name})`).join(", ")}`);
+  throw new Error(
+    `processes of ${netnsPaths[0]} do not end: ${left.map(({ pid, name }) => `${pid} (${name})`).join(", ")}`,
+  );
 }
 
 interface Process {
@@ -67,7 +69,13 @@ async function listProcesses(): Promise<Process[]> {
       const nameEnd = line.lastIndexOf(")");
       if (nameEnd < 0) return undefined;
       const [state = "", parent = "0"] = line.slice(nameEnd + 2).split(" ");
-      return { pid: Number(pid), parent: Number(parent), name: line.slice(line.indexOf("(") + 1, nameEnd), state, network };
+      return {
+        pid: Number(pid),
+        parent: Number(parent),
+        name: line.slice(line.indexOf("(") + 1, nameEnd),
+        state,
+        network,
+      };
     }),
   );
   return processes.filter((p) => p !== undefined);

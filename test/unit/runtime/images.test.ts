@@ -1,0 +1,324 @@
+import { expect, test } from "vitest";
+import type { Pod } from "../../../agent/kube/types.ts";
+import { AgentError, hasCode } from "../../../agent/lib/errors.ts";
+import { silentLogger } from "../../../agent/lib/log.ts";
+import {
+  createImageManager,
+  goDuration,
+  type ImageManagerOptions,
+  ImagePullError,
+} from "../../../agent/runtime/images.ts";
+import type { ImageAuth, ImageInfo, ImageService, PodSandboxConfig } from "../../../agent/runtime/port.ts";
+import { FakeClock, settle } from "../kube/fake-clock.ts";
+
+const info = (id: string): ImageInfo => ({
+  id,
+  repoTags: [],
+  repoDigests: [],
+  sizeBytes: 1234,
+  uid: undefined,
+  username: "",
+  pinned: false,
+});
+
+/** A registry and a store: pulls end when the test says so, unless `instant`. */
+class FakeImages implements ImageService {
+  readonly present = new Map<string, ImageInfo>();
+  readonly pulls: {
+    image: string;
+    auth: ImageAuth | undefined;
+    end: (err?: Error) => void;
+    signal: AbortSignal | undefined;
+  }[] = [];
+  statusError: Error | undefined;
+  instant = true;
+  pullError: ((auth: ImageAuth | undefined) => Error | undefined) | undefined;
+
+  listImages = async () => [...this.present.values()];
+  imageStatus = async (image: string) => {
+    if (this.statusError !== undefined) throw this.statusError;
+    return this.present.get(image);
+  };
+  pullImage: ImageService["pullImage"] = async (image, { auth, signal }) => {
+    const { promise, resolve, reject } = Promise.withResolvers<void>();
+    const end = (err?: Error) => (err === undefined ? resolve() : reject(err));
+    this.pulls.push({ image, auth, end, signal });
+    signal?.addEventListener("abort", () => end(new AgentError("Canceled", "canceled")));
+    const err = this.pullError?.(auth);
+    if (this.instant || err !== undefined) end(err);
+    await promise;
+    const id = `sha256:${image}`;
+    this.present.set(image, info(id)).set(id, info(id));
+    return id;
+  };
+  removeImage = async (image: string) => void this.present.delete(image);
+  fsInfo = async () => [];
+}
+
+const never = new AbortController().signal;
+const sandbox = {} as PodSandboxConfig; // travels to the runtime untouched
+
+function setUp(change: Partial<ImageManagerOptions> = {}) {
+  const images = new FakeImages();
+  const clock = new FakeClock();
+  const events: string[] = [];
+  const manager = createImageManager({
+    images,
+    clock,
+    log: silentLogger,
+    onEvent: (pod, _container, type, reason, message) =>
+      events.push(`${pod.metadata.name} ${type} ${reason}: ${message}`),
+    serializeImagePulls: false,
+    registryPullQPS: 0,
+    registryBurst: 0,
+    ...change,
+  });
+  const ensure = async (
+    image: string,
+    options: {
+      pod?: string;
+      policy?: "Always" | "IfNotPresent" | "Never";
+      auths?: ImageAuth[];
+      signal?: AbortSignal;
+    } = {},
+  ) => {
+    const name = options.pod ?? "web";
+    const pod: Pod = { metadata: { name, namespace: "ns", uid: `uid-${name}` }, spec: { containers: [] } };
+    const container = {
+      name: "c",
+      image,
+      ...(options.policy === undefined ? {} : { imagePullPolicy: options.policy }),
+    };
+    return await manager.ensureImage(pod, container, sandbox, options.auths ?? [], options.signal ?? never);
+  };
+  const failure = async (...args: Parameters<typeof ensure>) => {
+    const err: unknown = await ensure(...args).catch((e: unknown) => e);
+    if (!(err instanceof ImagePullError)) throw new Error(`no ImagePullError but ${String(err)}`);
+    return err;
+  };
+  return { images, clock, events, manager, ensure, failure };
+}
+
+test("a present image is used as it is", async () => {
+  const { images, events, ensure } = setUp();
+  images.present.set("app:1", info("sha256:1"));
+  expect(await ensure("app:1", { policy: "IfNotPresent" })).toMatchObject({
+    imageRef: "sha256:1",
+    image: { sizeBytes: 1234 },
+  });
+  expect(await ensure("app:1", { policy: "Never" })).toMatchObject({ imageRef: "sha256:1" });
+  expect(images.pulls).toEqual([]);
+  expect(events[0]).toBe('web Normal Pulled: Container image "app:1" already present on machine');
+});
+
+test("an absent image is pulled, with the events that people look for", async () => {
+  const { images, events, ensure } = setUp();
+  expect(await ensure("app:1")).toMatchObject({ imageRef: "sha256:app:1" });
+  expect(images.pulls.map(({ image }) => image)).toEqual(["app:1"]);
+  expect(events).toEqual([
+    'web Normal Pulling: Pulling image "app:1"',
+    'web Normal Pulled: Successfully pulled image "app:1" in 0s (0s including waiting). Image size: 1234 bytes.',
+  ]);
+});
+
+test("Always pulls what is present, and is the default for latest", async () => {
+  const { images, ensure } = setUp();
+  images.present.set("app:latest", info("sha256:old"));
+  await ensure("app");
+  await ensure("app:latest");
+  images.present.set("app:1", info("sha256:old"));
+  await ensure("app:1", { policy: "Always" });
+  expect(images.pulls.map(({ image }) => image)).toEqual(["app:latest", "app:latest", "app:1"]);
+});
+
+test("Never and absent: ErrImageNeverPull", async () => {
+  const { images, events, failure } = setUp();
+  const err = await failure("app:1", { policy: "Never" });
+  expect(err).toMatchObject({ reason: "ErrImageNeverPull", retryAtMs: undefined });
+  expect(events).toEqual([
+    'web Warning ErrImageNeverPull: Container image "app:1" is not present with pull policy of Never',
+  ]);
+  expect(images.pulls).toEqual([]);
+});
+
+test("a name that is none: InvalidImageName, and nobody is asked", async () => {
+  const { events, failure } = setUp();
+  const err = await failure("App:1");
+  expect(err.reason).toBe("InvalidImageName");
+  expect(err.message).toContain(
+    'Failed to apply default image tag "App:1": couldn\'t parse image name "App:1": invalid reference format',
+  );
+  expect(events[0]).toMatch(/^web Warning InspectFailed: /);
+});
+
+test("the runtime cannot say: ImageInspectError", async () => {
+  const { images, events, failure } = setUp();
+  images.statusError = new Error("boom");
+  expect(await failure("app:1")).toMatchObject({
+    reason: "ImageInspectError",
+    message: 'Failed to inspect image "app:1": boom',
+  });
+  expect(events).toEqual(['web Warning InspectFailed: Failed to inspect image "app:1": boom']);
+});
+
+const runtimeErrors = [
+  { error: "not found", reason: "ErrImagePull", message: "not found" },
+  {
+    error: "RegistryUnavailable: 503",
+    reason: "RegistryUnavailable",
+    message: "image pull failed for app:1 because the registry is unavailable: 503",
+  },
+  {
+    error: "SignatureValidationFailed: no key",
+    reason: "SignatureValidationFailed",
+    message: "image pull failed for app:1 because the signature validation failed: no key",
+  },
+];
+for (const { error, reason, message } of runtimeErrors) {
+  test(`a pull that fails with "${error}" is ${reason}`, async () => {
+    const { images, events, failure } = setUp();
+    images.pullError = () => new Error(error);
+    expect(await failure("app:1")).toMatchObject({ reason, message });
+    expect(events[1]).toBe(`web Warning Failed: Failed to pull image "app:1": ${error}`);
+  });
+}
+
+test("backoff: 10 s doubling to 300 s, told with the last error, over exactly when it says", async () => {
+  const { images, clock, events, ensure, failure } = setUp();
+  images.pullError = () => new Error("away");
+  for (const delaySeconds of [10, 20, 40, 80, 160, 300, 300]) {
+    const first = await failure("app:1");
+    expect(first).toMatchObject({ reason: "ErrImagePull", retryAtMs: clock.now() + delaySeconds * 1000 });
+    const pulls = images.pulls.length;
+    await clock.advance(delaySeconds * 1000 - 1);
+    const waiting = await failure("app:1");
+    expect(waiting).toMatchObject({
+      reason: "ImagePullBackOff",
+      message: 'Back-off pulling image "app:1": ErrImagePull: away',
+      retryAtMs: first.retryAtMs,
+    });
+    expect(events.at(-1)).toBe('web Normal BackOff: Back-off pulling image "app:1"');
+    expect(images.pulls).toHaveLength(pulls);
+    await clock.advance(1);
+  }
+  images.pullError = undefined;
+  await ensure("app:1");
+});
+
+test("backoff is one pod's own, forgotten with the pod and after 600 s", async () => {
+  const { images, clock, manager, failure } = setUp();
+  images.pullError = () => new Error("away");
+  await failure("app:1");
+  expect(await failure("app:1", { pod: "other" })).toMatchObject({ reason: "ErrImagePull" });
+  expect(await failure("app:1")).toMatchObject({ reason: "ImagePullBackOff" });
+  manager.forgetPod("uid-web");
+  expect(await failure("app:1")).toMatchObject({ reason: "ErrImagePull", retryAtMs: clock.now() + 10_000 });
+  await clock.advance(600_001);
+  expect(await failure("app:1")).toMatchObject({ reason: "ErrImagePull", retryAtMs: clock.now() + 10_000 });
+});
+
+test("credentials are tried in order until one works", async () => {
+  const { images, ensure } = setUp();
+  images.pullError = (auth) => (auth?.username === "good" ? undefined : new Error("denied"));
+  await ensure("app:1", { auths: [{ username: "bad" }, { username: "good" }, { username: "unused" }] });
+  expect(images.pulls.map(({ auth }) => auth?.username)).toEqual(["bad", "good"]);
+});
+
+test("all credentials fail: one text for equal errors, a list for different ones", async () => {
+  const { images, failure } = setUp();
+  images.pullError = () => new Error("denied");
+  expect(await failure("app:1", { auths: [{ username: "a" }, { username: "b" }] })).toMatchObject({
+    message: "denied",
+  });
+  images.pullError = (auth) => new Error(`denied ${auth?.username}`);
+  const err = await failure("app:2", { auths: [{ username: "a" }, { username: "b" }] });
+  expect(err.message).toBe("[denied a, denied b]");
+});
+
+test("pods that want the same with the same credentials share a pull; others do not", async () => {
+  const { images, events, ensure } = setUp();
+  images.instant = false;
+  const all = [
+    ensure("app:1", { pod: "a" }),
+    ensure("app:1", { pod: "b" }),
+    ensure("app:1", { pod: "c", auths: [{ username: "u" }] }),
+    ensure("app:2", { pod: "d" }),
+  ];
+  await settle();
+  expect(images.pulls.map(({ image, auth }) => `${image} ${auth?.username ?? "-"}`)).toEqual([
+    "app:1 -",
+    "app:1 u",
+    "app:2 -",
+  ]);
+  for (const { end } of images.pulls) end();
+  await Promise.all(all);
+  expect(events.filter((event) => event.includes("Successfully pulled"))).toHaveLength(4);
+});
+
+test("a pod that goes leaves a shared pull alone; the last one ends it", async () => {
+  const { images, events, ensure } = setUp();
+  images.instant = false;
+  const [first, second] = [new AbortController(), new AbortController()];
+  const a = ensure("app:1", { pod: "a", signal: first.signal }).catch((e: unknown) => e);
+  const b = ensure("app:1", { pod: "b", signal: second.signal }).catch((e: unknown) => e);
+  await settle();
+  first.abort();
+  expect(hasCode(await a, "Canceled")).toBe(true);
+  expect(images.pulls[0]?.signal?.aborted).toBe(false);
+  second.abort();
+  expect(hasCode(await b, "Canceled")).toBe(true);
+  expect(images.pulls[0]?.signal?.aborted).toBe(true);
+  expect(events.filter((event) => event.includes("Failed"))).toEqual([]);
+});
+
+test("serialized pulls come one after the other, and waiting shows in the event", async () => {
+  const { images, clock, events, ensure } = setUp({ serializeImagePulls: true });
+  images.instant = false;
+  const first = ensure("app:1", { pod: "a" });
+  const second = ensure("app:2", { pod: "b" });
+  await settle();
+  expect(images.pulls).toHaveLength(1);
+  await clock.advance(1_500);
+  images.pulls[0]?.end();
+  await first;
+  await settle();
+  expect(images.pulls.map(({ image }) => image)).toEqual(["app:1", "app:2"]);
+  await clock.advance(40);
+  images.pulls[1]?.end();
+  await second;
+  expect(events.at(-1)).toContain("in 40ms (1.54s including waiting)");
+});
+
+test("parallel pulls stop at their limit", async () => {
+  const { images, ensure } = setUp({ maxParallelImagePulls: 2 });
+  images.instant = false;
+  const all = [1, 2, 3].map(async (n) => await ensure(`app:${n}`));
+  await settle();
+  expect(images.pulls).toHaveLength(2);
+  images.pulls[0]?.end();
+  await settle();
+  expect(images.pulls).toHaveLength(3);
+  for (const { end } of images.pulls) end();
+  await Promise.all(all);
+});
+
+test("more pulls than the bucket holds fail with the reference's words, and refill with time", async () => {
+  const { clock, ensure, failure } = setUp({ registryPullQPS: 1, registryBurst: 2 });
+  await ensure("app:1");
+  await ensure("app:2");
+  expect(await failure("app:3")).toMatchObject({ reason: "ErrImagePull", message: "pull QPS exceeded" });
+  await clock.advance(1_000);
+  await ensure("app:4");
+  expect(await failure("app:5")).toMatchObject({ message: "pull QPS exceeded" });
+});
+
+for (const [ms, want] of [
+  [0.4, "0s"],
+  [12.9, "12ms"],
+  [1_000, "1s"],
+  [1_234, "1.234s"],
+  [62_500, "1m2.5s"],
+  [3_603_000, "1h0m3s"],
+] as const) {
+  test(`${ms} ms reads ${want}`, () => expect(goDuration(ms)).toBe(want));
+}
