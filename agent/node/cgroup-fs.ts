@@ -1,5 +1,4 @@
-import { constants, statSync } from "node:fs";
-import { mkdir, open, readdir, readFile, rmdir } from "node:fs/promises";
+import { access, constants, mkdir, open, readdir, readFile, rmdir } from "node:fs/promises";
 import { join } from "node:path";
 import { AgentError, messageOf } from "../lib/errors.ts";
 
@@ -13,7 +12,7 @@ export interface CgroupFS {
   /** Names of sub-directories. */
   directories(path: string): Promise<string[]>;
   rmdir(path: string): Promise<void>;
-  exists(path: string): boolean;
+  exists(path: string): Promise<boolean>;
 }
 
 /** The kernel's. */
@@ -35,11 +34,16 @@ export const kernelCgroupFS: CgroupFS = {
       return entries.filter((entry) => entry.isDirectory()).map(({ name }) => name);
     }),
   rmdir: (path) => translated("remove cgroup", path, () => rmdir(path)),
-  exists: (path) => statSync(path, { throwIfNoEntry: false }) !== undefined,
+  exists: (path) =>
+    access(path).then(
+      () => true,
+      () => false,
+    ),
 };
 
 /** Processes in `directory` and all cgroups below it. One that vanishes meanwhile has none. */
 export async function pidsBelow(fs: CgroupFS, directory: string): Promise<number[]> {
+  if (!(await fs.exists(directory))) return [];
   const [own, names] = await Promise.all([
     fs.read(join(directory, "cgroup.procs")).catch(() => ""),
     fs.directories(directory).catch(() => []),
@@ -52,7 +56,7 @@ export async function pidsBelow(fs: CgroupFS, directory: string): Promise<number
 
 /** Removes `directory` and all cgroups below it, deepest first. */
 export async function removeBelow(fs: CgroupFS, directory: string): Promise<void> {
-  if (!fs.exists(directory)) return;
+  if (!(await fs.exists(directory))) return;
   const names = await fs.directories(directory).catch(() => []);
   for (const name of names) await removeBelow(fs, join(directory, name));
   await fs.rmdir(directory).catch((err: unknown) => {

@@ -14,8 +14,8 @@ export interface CgroupTree {
   create(path: string, values: CgroupValues): Promise<void>;
   /** Writes limits of an existing cgroup. Controllers that are not there are left out. */
   write(path: string, values: CgroupValues): Promise<void>;
-  /** True if the cgroup exists wherever it is needed. A quick look at the kernel's memory, no disk. */
-  exists(path: string): boolean;
+  /** True if the cgroup exists wherever it is needed. */
+  exists(path: string): Promise<boolean>;
   /** Names of the cgroups directly under `path`, in any hierarchy. */
   children(path: string): Promise<string[]>;
   /** Processes in the cgroup and below it. */

@@ -79,7 +79,8 @@ export function createTreeV1(hierarchies: Hierarchies, fs: CgroupFS = kernelCgro
     version: 1,
     controllers: new Set(byController.keys()),
     checkRoot: async (path) => {
-      const absent = directories.filter((root) => !fs.exists(join(root, path)));
+      const there = await Promise.all(directories.map((root) => fs.exists(join(root, path))));
+      const absent = directories.filter((_, index) => there[index] !== true);
       if (absent.length === 0) return;
       const where = absent.map((root) => basename(root)).join(", ");
       throw new AgentError("NotFound", `cgroupRoot ${path} does not exist for ${where}; create it before the agent starts`);
@@ -89,7 +90,10 @@ export function createTreeV1(hierarchies: Hierarchies, fs: CgroupFS = kernelCgro
       await write(path, values);
     },
     write,
-    exists: (path) => directories.every((root) => fs.exists(join(root, path))),
+    exists: async (path) => {
+      const there = await Promise.all(directories.map((root) => fs.exists(join(root, path))));
+      return there.every((isThere) => isThere);
+    },
     children: async (path) => {
       const lists = await Promise.all(all.map((root) => fs.directories(join(root, path)).catch(() => [])));
       return [...new Set(lists.flat())];

@@ -60,7 +60,7 @@ export interface PodCgroups {
   /** Makes the pod's cgroup and weighs its QoS class anew. An existing one keeps its limits. Idempotent. */
   ensure(pod: Pod): Promise<void>;
   /** True if the pod's cgroup is there. */
-  exists(pod: Pod): boolean;
+  exists(pod: Pod): Promise<boolean>;
   /** Kills what is left in the pod's cgroup and removes it. Idempotent; rejects with Unavailable if something stays. */
   destroy(podUID: string): Promise<void>;
   /** Pods that have a cgroup, by UID. */
@@ -85,7 +85,7 @@ function flatCgroups({ cgroupRoot }: CgroupOptions): PodCgroups {
     setUp: nothing,
     parentFor: () => (cgroupRoot === "" ? "/" : cgroupRoot),
     ensure: nothing,
-    exists: () => true,
+    exists: async () => true,
     destroy: nothing,
     podUIDsOnDisk: async () => new Map(),
     refreshQOS: nothing,
@@ -129,7 +129,7 @@ class QOSCgroups implements PodCgroups {
     const podUID = pod.metadata.uid ?? "";
     const components = this.#podComponents(pod);
     // Limits are written once: later changes are an in-place resize's to make.
-    if (!this.#deps.tree.exists(this.#path(components))) {
+    if (!(await this.#deps.tree.exists(this.#path(components)))) {
       await this.#create(components, podCgroupValues(pod, this.#options));
     }
     if (qosClass(pod) !== "Burstable" || this.#burstable.has(podUID)) return;
@@ -137,7 +137,7 @@ class QOSCgroups implements PodCgroups {
     await this.#weighBurstable();
   }
 
-  exists(pod: Pod): boolean {
+  async exists(pod: Pod): Promise<boolean> {
     return this.#deps.tree.exists(this.parentFor(pod));
   }
 
@@ -194,7 +194,7 @@ class QOSCgroups implements PodCgroups {
   async #remove(components: readonly string[]): Promise<void> {
     const { tree, clock, slices, kill = killProcess } = this.#deps;
     const path = this.#path(components);
-    if (slices !== undefined && tree.exists(path)) {
+    if (slices !== undefined && (await tree.exists(path))) {
       await slices.stop(basename(path)).catch((err: unknown) => {
         this.#deps.log.debug({ cgroup: path, err: messageOf(err) }, "systemd did not stop the slice; removing its cgroup");
       });

@@ -1,4 +1,4 @@
-import { existsSync } from "node:fs";
+import { access } from "node:fs/promises";
 import type { Clock } from "../lib/clock.ts";
 import { AgentError } from "../lib/errors.ts";
 import { type ExecResult, exec } from "../lib/exec.ts";
@@ -20,7 +20,7 @@ type Property = readonly [name: string, signature: string, ...values: string[]];
 /** Slices of a running systemd, by way of `busctl`. */
 export interface SliceManager {
   /** Makes the slice, or changes it if it is there. Resolves when `exists` says that its cgroup is. */
-  start(slice: string, parent: string | undefined, values: CgroupValues, exists: () => boolean): Promise<void>;
+  start(slice: string, parent: string | undefined, values: CgroupValues, exists: () => Promise<boolean>): Promise<void>;
   /** Changes limits of a slice; they last until reboot. */
   set(slice: string, values: CgroupValues): Promise<void>;
   stop(slice: string): Promise<void>;
@@ -30,13 +30,13 @@ export interface SliceManagerDeps {
   clock: Clock;
   /** Replaced by tests. */
   run?: (file: string, args: readonly string[]) => Promise<ExecResult>;
-  isBooted?: () => boolean;
+  isBooted?: () => Promise<boolean>;
 }
 
 /** Connects to systemd. Rejects with Unavailable where systemd is not the init, or `busctl` is missing. */
 export async function createSliceManager(deps: SliceManagerDeps): Promise<SliceManager> {
-  const { clock, run = runTool, isBooted = () => existsSync(bootedMark) } = deps;
-  if (!isBooted()) {
+  const { clock, run = runTool, isBooted = isSystemdInit } = deps;
+  if (!(await isBooted())) {
     throw new AgentError(
       "Unavailable",
       `cgroupDriver systemd: systemd does not run here (no ${bootedMark}); use cgroupfs for the agent and the runtime`,
@@ -77,7 +77,7 @@ export async function createSliceManager(deps: SliceManagerDeps): Promise<SliceM
         await set(slice, values);
       }
       const deadline = clock.monotonic() + sliceTimeoutMs;
-      for (let waitMs = sliceLookMs.first; !exists(); waitMs = Math.min(waitMs * 2, sliceLookMs.max)) {
+      for (let waitMs = sliceLookMs.first; !(await exists()); waitMs = Math.min(waitMs * 2, sliceLookMs.max)) {
         if (clock.monotonic() >= deadline) {
           throw new AgentError("DeadlineExceeded", `slice ${slice} has no cgroup ${sliceTimeoutMs / 1000} s after its start`);
         }
@@ -147,6 +147,13 @@ function flatten(properties: readonly Property[]): string[] {
 
 function failed(what: string, result: ExecResult): AgentError {
   return new AgentError(result.failure === "timeout" ? "DeadlineExceeded" : "Internal", `cannot ${what}: ${result.message}`);
+}
+
+async function isSystemdInit(): Promise<boolean> {
+  return access(bootedMark).then(
+    () => true,
+    () => false,
+  );
 }
 
 async function runTool(file: string, args: readonly string[]): Promise<ExecResult> {
