@@ -1,0 +1,297 @@
+import { beforeEach, describe, expect, test } from "vitest";
+import type { Container, Pod, Service } from "../../../agent/kube/types.ts";
+import { AgentError } from "../../../agent/lib/errors.ts";
+import { buildEnv, type EnvContext } from "../../../agent/pods/env.ts";
+import { envFileLineBytesMax, findInEnvFile } from "../../../agent/pods/env-file.ts";
+import { serviceEnv } from "../../../agent/pods/service-env.ts";
+import { FakeObjects, makePod } from "../volumes/support.ts";
+
+let objects: FakeObjects;
+let files: Record<string, string>;
+
+beforeEach(() => {
+  objects = new FakeObjects();
+  objects.setConfigMap("settings", { color: "blue", "odd.key": "1" });
+  objects.setSecret("login", { user: "joe", pässword: "ünsafe" });
+  files = {};
+});
+
+function context(more: Partial<EnvContext> = {}): EnvContext {
+  return {
+    objects,
+    services: lookup([]),
+    podIPs: ["10.0.0.5"],
+    hostIPs: ["192.0.2.1"],
+    nodeAllocatable: { cpu: "4", memory: "8Gi" },
+    readVolumeFile: (volume, path) => {
+      const text = files[`${volume}/${path}`];
+      return text === undefined
+        ? Promise.reject(new AgentError("NotFound", `volume "${volume}" is not mounted`))
+        : Promise.resolve(text);
+    },
+    ...more,
+  };
+}
+
+function lookup(services: Service[], hasSynced = true): EnvContext["services"] {
+  return {
+    hasSynced,
+    inNamespace: (namespace) => services.filter(({ metadata }) => metadata.namespace === namespace),
+  };
+}
+
+function service(name: string, spec: Service["spec"], namespace = "shop"): Service {
+  return { metadata: { name, namespace }, ...(spec === undefined ? {} : { spec }) };
+}
+
+async function envOf(container: Partial<Container>, more: Partial<EnvContext> = {}, pod?: Pod) {
+  const full = { name: "app", ...container };
+  const entries = await buildEnv(pod ?? makePod({ containers: [full] }), full, context(more));
+  return Object.fromEntries(entries.map(({ key, value }) => [key, value]));
+}
+
+describe("buildEnv", () => {
+  const cases: { name: string; container: Partial<Container>; want: Record<string, string> }[] = [
+    { name: "literals", container: { env: [{ name: "A", value: "1" }, { name: "B" }] }, want: { A: "1", B: "" } },
+    {
+      name: "values see what stands before them",
+      container: {
+        env: [
+          { name: "A", value: "1" },
+          { name: "B", value: "$(A)-$(C)-$$(A)" },
+          { name: "C", value: "3" },
+        ],
+      },
+      want: { A: "1", B: "1-$(C)-$(A)", C: "3" },
+    },
+    {
+      name: "the last of equal names wins",
+      container: {
+        env: [
+          { name: "A", value: "1" },
+          { name: "A", value: "$(A)2" },
+        ],
+      },
+      want: { A: "12" },
+    },
+    {
+      name: "envFrom with prefix, any key passed on",
+      container: { envFrom: [{ configMapRef: { name: "settings" } }, { prefix: "L_", secretRef: { name: "login" } }] },
+      want: { color: "blue", "odd.key": "1", L_user: "joe", L_pässword: "ünsafe" },
+    },
+    {
+      name: "env beats envFrom and may build on it",
+      container: { envFrom: [{ configMapRef: { name: "settings" } }], env: [{ name: "color", value: "dark$(color)" }] },
+      want: { color: "darkblue", "odd.key": "1" },
+    },
+    {
+      name: "keys of objects",
+      container: {
+        env: [
+          { name: "A", valueFrom: { configMapKeyRef: { name: "settings", key: "color" } } },
+          { name: "B", valueFrom: { secretKeyRef: { name: "login", key: "user" } } },
+        ],
+      },
+      want: { A: "blue", B: "joe" },
+    },
+    {
+      name: "a missing optional reference leaves what envFrom said",
+      container: {
+        envFrom: [{ configMapRef: { name: "settings" } }, { secretRef: { name: "nope", optional: true } }],
+        env: [
+          { name: "color", valueFrom: { configMapKeyRef: { name: "settings", key: "nope", optional: true } } },
+          { name: "X", valueFrom: { secretKeyRef: { name: "nope", key: "nope", optional: true } } },
+        ],
+      },
+      want: { color: "blue", "odd.key": "1" },
+    },
+    {
+      name: "values from references are not expanded",
+      container: {
+        env: [
+          { name: "A", value: "1" },
+          { name: "B", valueFrom: { fieldRef: { fieldPath: "metadata.annotations['note']" } } },
+        ],
+      },
+      want: { A: "1", B: "$(A)" },
+    },
+    {
+      name: "fields and resources",
+      container: {
+        env: [
+          { name: "IP", valueFrom: { fieldRef: { fieldPath: "status.podIP" } } },
+          { name: "CPU", valueFrom: { resourceFieldRef: { resource: "limits.cpu" } } },
+        ],
+      },
+      want: { IP: "10.0.0.5", CPU: "4" },
+    },
+  ];
+  for (const { name, container, want } of cases) {
+    test(name, async () => {
+      const pod = makePod({ containers: [{ name: "app", ...container }] }, { annotations: { note: "$(A)" } });
+      expect(await envOf(container, {}, pod)).toEqual(want);
+    });
+  }
+
+  const failures: { name: string; env: Container["env"]; why: string }[] = [
+    {
+      name: "missing object",
+      env: [{ name: "A", valueFrom: { configMapKeyRef: { name: "nope", key: "k" } } }],
+      why: 'configmap "nope" not found',
+    },
+    {
+      name: "missing key",
+      env: [{ name: "A", valueFrom: { configMapKeyRef: { name: "settings", key: "k" } } }],
+      why: "couldn't find key k in ConfigMap shop/settings",
+    },
+    {
+      name: "missing key named like something every object has",
+      env: [{ name: "A", valueFrom: { configMapKeyRef: { name: "settings", key: "constructor" } } }],
+      why: "couldn't find key constructor in ConfigMap shop/settings",
+    },
+    {
+      name: "missing secret key",
+      env: [{ name: "A", valueFrom: { secretKeyRef: { name: "login", key: "k" } } }],
+      why: "couldn't find key k in Secret shop/login",
+    },
+    {
+      name: "unknown field",
+      env: [{ name: "A", valueFrom: { fieldRef: { fieldPath: "spec.nonsense" } } }],
+      why: "unsupported fieldPath: spec.nonsense",
+    },
+  ];
+  for (const { name, env, why } of failures) {
+    test(`${name} is for the pod's author to fix`, async () => {
+      await expect(envOf({ env: env ?? [] })).rejects.toMatchObject({ code: "Invalid", message: why });
+    });
+  }
+
+  test("an object that cannot be asked for is not called missing, optional or not", async () => {
+    objects.failure = new AgentError("Unavailable", "away");
+    const env = [{ name: "A", valueFrom: { secretKeyRef: { name: "login", key: "user", optional: true } } }];
+    await expect(envOf({ env })).rejects.toMatchObject({ code: "Unavailable" });
+  });
+
+  test("waits for services, but not for a static pod, nor without an API server", async () => {
+    await expect(envOf({}, { services: lookup([], false) })).rejects.toMatchObject({ code: "Unavailable" });
+    const fromFile = makePod({}, { annotations: { "kubernetes.io/config.source": "file" } });
+    expect(await envOf({}, { services: lookup([], false) }, fromFile)).toEqual({});
+    expect(await envOf({}, { services: undefined })).toEqual({});
+  });
+
+  test("service variables give way to the pod's own, and can be used by them", async () => {
+    const services = lookup([service("db", { clusterIP: "10.96.0.9", ports: [{ port: 5432 }] })]);
+    const env = [
+      { name: "DB_SERVICE_PORT", value: "1" },
+      { name: "URL", value: "$(DB_SERVICE_HOST):$(DB_SERVICE_PORT)" },
+    ];
+    const got = await envOf({ env }, { services });
+    expect(got).toMatchObject({ DB_SERVICE_PORT: "1", URL: "10.96.0.9:1", DB_SERVICE_HOST: "10.96.0.9" });
+  });
+});
+
+describe("serviceEnv", () => {
+  test("all variables of a service with two ports", () => {
+    const web = service("my-web", {
+      clusterIP: "10.96.0.7",
+      ports: [
+        { name: "http", port: 80, protocol: "TCP" },
+        { name: "dns-udp", port: 53, protocol: "UDP" },
+      ],
+    });
+    const services = lookup([web]);
+    expect(services === undefined ? {} : Object.fromEntries(serviceEnv(services, "shop", true))).toEqual({
+      MY_WEB_SERVICE_HOST: "10.96.0.7",
+      MY_WEB_SERVICE_PORT: "80",
+      MY_WEB_SERVICE_PORT_HTTP: "80",
+      MY_WEB_SERVICE_PORT_DNS_UDP: "53",
+      MY_WEB_PORT: "tcp://10.96.0.7:80",
+      MY_WEB_PORT_80_TCP: "tcp://10.96.0.7:80",
+      MY_WEB_PORT_80_TCP_PROTO: "tcp",
+      MY_WEB_PORT_80_TCP_PORT: "80",
+      MY_WEB_PORT_80_TCP_ADDR: "10.96.0.7",
+      MY_WEB_PORT_53_UDP: "udp://10.96.0.7:53",
+      MY_WEB_PORT_53_UDP_PROTO: "udp",
+      MY_WEB_PORT_53_UDP_PORT: "53",
+      MY_WEB_PORT_53_UDP_ADDR: "10.96.0.7",
+    });
+  });
+
+  const kubernetes = service("kubernetes", { clusterIP: "10.96.0.1", ports: [{ port: 443 }] }, "default");
+  const hosts = (services: Service[], namespace: string, links: boolean) => {
+    const found = lookup(services);
+    const env = found === undefined ? new Map<string, string>() : serviceEnv(found, namespace, links);
+    return Object.fromEntries([...env].filter(([name]) => name.endsWith("_SERVICE_HOST")));
+  };
+  test.each([
+    { name: "kubernetes always", services: [kubernetes], links: false, want: { KUBERNETES_SERVICE_HOST: "10.96.0.1" } },
+    {
+      name: "own namespace only with links",
+      services: [service("a", { clusterIP: "10.96.0.2" })],
+      links: false,
+      want: {},
+    },
+    {
+      name: "headless and ExternalName have none",
+      services: [
+        service("a", { clusterIP: "None" }),
+        service("b", { clusterIP: "" }),
+        service("c", { type: "ExternalName" }),
+        service("d", undefined),
+      ],
+      links: true,
+      want: {},
+    },
+    {
+      name: "another namespace's are not shown",
+      services: [service("a", { clusterIP: "10.96.0.2" }, "other")],
+      links: true,
+      want: {},
+    },
+    {
+      name: "the pod's own kubernetes beats the default one",
+      services: [kubernetes, service("kubernetes", { clusterIP: "10.96.0.99" })],
+      links: true,
+      want: { KUBERNETES_SERVICE_HOST: "10.96.0.99" },
+    },
+  ])("$name", ({ services, links, want }) => expect(hosts(services, "shop", links)).toEqual(want));
+
+  test("IPv6 addresses stand in brackets in URLs only", () => {
+    const services = lookup([service("six", { clusterIP: "fd00::1", ports: [{ port: 80 }] })]);
+    const env = services === undefined ? new Map<string, string>() : serviceEnv(services, "shop", true);
+    expect(env.get("SIX_PORT")).toBe("tcp://[fd00::1]:80");
+    expect(env.get("SIX_PORT_80_TCP_ADDR")).toBe("fd00::1");
+  });
+});
+
+describe("fileKeyRef", () => {
+  test.each([
+    { name: "plain", text: "KEY='value'", want: "value" },
+    { name: "comments and blanks", text: "# c\n\n  KEY='v' # c\n", want: "v" },
+    { name: "first match wins", text: "KEY='1'\nKEY='2'", want: "1" },
+    { name: "several lines, literal", text: "KEY='a\n  $(B) #\nc'\nX='1'", want: "a\n  $(B) #\nc" },
+    { name: "absent", text: "OTHER='1'", want: undefined },
+    { name: "empty counts as absent", text: "KEY=''", want: undefined },
+    { name: "blank after =", text: "KEY= 'x'", want: undefined },
+  ])("$name", ({ text, want }) => expect(findInEnvFile(text, "KEY")).toBe(want));
+
+  test.each([
+    ["nonsense", "line 1: a line must have the form"],
+    ["\n='1'", "line 2: the name before = is empty"],
+    ["KEY ='1'", "blanks before ="],
+    ["KEY=value", "single quotes"],
+    ["KEY='open", "not closed"],
+    ["KEY='a' b", "only a comment"],
+    [`KEY='${"x".repeat(envFileLineBytesMax)}'`, "longer than 65536 bytes"],
+  ])("refuses %s", (text, why) => expect(() => findInEnvFile(text, "KEY")).toThrow(why));
+
+  const ref = { volumeName: "env", path: "app.env", key: "KEY" };
+  test("reads from a mounted volume; optional is for the key, not for the file", async () => {
+    files["env/app.env"] = "KEY='v'";
+    const from = (more: object) => [{ name: "A", valueFrom: { fileKeyRef: { ...ref, ...more } } }];
+    expect(await envOf({ env: from({}) })).toEqual({ A: "v" });
+    expect(await envOf({ env: from({ key: "NOPE", optional: true }) })).toEqual({});
+    await expect(envOf({ env: from({ key: "NOPE" }) })).rejects.toThrow("couldn't find key NOPE in env file app.env");
+    await expect(envOf({ env: from({ path: "nope", optional: true }) })).rejects.toThrow("couldn't parse env file nope");
+  });
+});

@@ -1,0 +1,42 @@
+import { describe, expect, test } from "vitest";
+import { expand } from "../../../agent/lib/expand.ts";
+import { expandCommand, expandProbeCommand } from "../../../agent/pods/expand.ts";
+
+const values: Record<string, string> = { X: "x", EMPTY: "", NESTED: "$(X)", "odd name": "odd", "": "nameless" };
+
+describe("expand", () => {
+  test.each([
+    ["", ""],
+    ["plain", "plain"],
+    ["$(X)", "x"],
+    ["a$(X)b$(X)c", "axbxc"],
+    ["$(EMPTY)", ""],
+    ["$(UNKNOWN)", "$(UNKNOWN)"],
+    ["$$(X)", "$(X)"],
+    ["$$$(X)", "$x"],
+    ["$$", "$"],
+    ["$", "$"],
+    ["a$", "a$"],
+    ["$X", "$X"],
+    ["$(X", "$(X"],
+    ["$($(X)", "$($(X)"],
+    ["$(NESTED)", "$(X)"],
+    ["$(odd name)", "odd"],
+    ["$()", "nameless"],
+    ["ü$(X)€", "üx€"],
+  ])("%s → %s", (input, want) => expect(expand(input, (name) => values[name])).toBe(want));
+});
+
+test("expandCommand: command and args see the final environment, absent ones stay empty", () => {
+  const env = new Map([["X", "x"]]);
+  expect(expandCommand({ command: ["run", "$(X)"], args: ["$(Y)"] }, env)).toEqual({ command: ["run", "x"], args: ["$(Y)"] });
+  expect(expandCommand({}, env)).toEqual({ command: [], args: [] });
+});
+
+test("expandProbeCommand: only literal values count", () => {
+  const env = [
+    { name: "A", value: "a" },
+    { name: "B", valueFrom: { fieldRef: { fieldPath: "metadata.name" } } },
+  ];
+  expect(expandProbeCommand(["$(A)", "$(B)", "$(C)"], { env })).toEqual(["a", "", "$(C)"]);
+});
