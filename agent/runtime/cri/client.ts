@@ -41,7 +41,7 @@ export interface CRIChannel {
 
 /** `unix:///path`, `unix:/path` and a bare absolute path name a socket. Rejects everything else with Invalid. */
 export function socketTarget(endpoint: string): string {
-  const path = /^(?:unix:(?:\/\/)?)?(\/.+)$/.exec(endpoint)?.[1];
+  const path = /^(?:unix:(?:\/\/)?)?(\/[^/].*)$/.exec(endpoint)?.[1];
   if (path === undefined) {
     throw new AgentError(
       "Invalid",
