@@ -14,7 +14,9 @@ const cgroup2Magic = 0x63677270;
  */
 export async function detectCgroupTree(): Promise<CgroupTree> {
   const filesystem = await statfs(cgroupMountPoint).catch((err: unknown) => {
-    throw new AgentError("Unavailable", `no cgroups: ${cgroupMountPoint} cannot be read; mount cgroup2 there`, { cause: err });
+    throw new AgentError("Unavailable", `no cgroups: ${cgroupMountPoint} cannot be read; mount cgroup2 there`, {
+      cause: err,
+    });
   });
   if (filesystem.type === cgroup2Magic) return createTreeV2(cgroupMountPoint);
   return createTreeV1(parseHierarchies(await readFile("/proc/self/mountinfo", "utf8"), cgroupMountPoint));

@@ -64,12 +64,17 @@ export async function removeBelow(fs: CgroupFS, directory: string): Promise<void
   });
 }
 
-const codes: Partial<Record<string, { code: "NotFound" | "AlreadyExists" | "Forbidden" | "Unavailable"; advice: string }>> = {
+const codes: Partial<
+  Record<string, { code: "NotFound" | "AlreadyExists" | "Forbidden" | "Unavailable"; advice: string }>
+> = {
   ENOENT: { code: "NotFound", advice: "" },
   ENODEV: { code: "NotFound", advice: "" },
   EEXIST: { code: "AlreadyExists", advice: "" },
   EBUSY: { code: "Unavailable", advice: "" },
-  EROFS: { code: "Forbidden", advice: "; the cgroup filesystem is read-only here: run the agent's container privileged" },
+  EROFS: {
+    code: "Forbidden",
+    advice: "; the cgroup filesystem is read-only here: run the agent's container privileged",
+  },
   EACCES: { code: "Forbidden", advice: "; the agent needs root and a writable cgroup filesystem" },
   EPERM: { code: "Forbidden", advice: "; the agent needs root and a writable cgroup filesystem" },
 };

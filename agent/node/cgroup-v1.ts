@@ -40,7 +40,10 @@ export function createTreeV1(hierarchies: Hierarchies, fs: CgroupFS = kernelCgro
   const { byController, all } = hierarchies;
   const missing = neededControllers.filter((name) => !byController.has(name));
   if (missing.length > 0) {
-    throw new AgentError("Unavailable", `cgroup v1 controllers are not mounted: ${missing.join(", ")}; mount them below /sys/fs/cgroup`);
+    throw new AgentError(
+      "Unavailable",
+      `cgroup v1 controllers are not mounted: ${missing.join(", ")}; mount them below /sys/fs/cgroup`,
+    );
   }
   const directories = [...new Set(byController.values())];
   const cpusetDirectory = byController.get("cpuset");
@@ -83,7 +86,10 @@ export function createTreeV1(hierarchies: Hierarchies, fs: CgroupFS = kernelCgro
       const absent = directories.filter((_, index) => there[index] !== true);
       if (absent.length === 0) return;
       const where = absent.map((root) => basename(root)).join(", ");
-      throw new AgentError("NotFound", `cgroupRoot ${path} does not exist for ${where}; create it before the agent starts`);
+      throw new AgentError(
+        "NotFound",
+        `cgroupRoot ${path} does not exist for ${where}; create it before the agent starts`,
+      );
     },
     create: async (path, values) => {
       await Promise.all(directories.map((root) => makeDirectory(root, path)));

@@ -64,7 +64,9 @@ export async function createTreeV2(mountPoint: string, fs: CgroupFS = kernelCgro
     controllers: present,
     checkRoot: async (path) => {
       const there = await controllersAt(path, "cgroup.controllers").catch((err: unknown) => {
-        throw new AgentError("NotFound", `cgroupRoot ${path} does not exist; create it before the agent starts`, { cause: err });
+        throw new AgentError("NotFound", `cgroupRoot ${path} does not exist; create it before the agent starts`, {
+          cause: err,
+        });
       });
       const lacking = [...present].filter((name) => !there.includes(name));
       if (lacking.length > 0) {

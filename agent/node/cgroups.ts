@@ -4,7 +4,14 @@ import { AgentError, hasCode, messageOf } from "../lib/errors.ts";
 import type { Logger } from "../lib/log.ts";
 import { type Amounts, cpuSharesMin, podRequests, qosClass } from "../kube/pod-resources.ts";
 import type { Pod, QOSClass } from "../kube/types.ts";
-import { type CgroupDriver, cgroupComponents, cgroupPath, podComponent, podUIDOf, qosComponents } from "./cgroup-names.ts";
+import {
+  type CgroupDriver,
+  cgroupComponents,
+  cgroupPath,
+  podComponent,
+  podUIDOf,
+  qosComponents,
+} from "./cgroup-names.ts";
 import type { CgroupTree } from "./cgroup-tree.ts";
 import {
   burstableShares,
@@ -111,7 +118,10 @@ class QOSCgroups implements PodCgroups {
     const rootPath = this.#path([]);
     await tree.checkRoot(rootPath);
     if (!tree.controllers.has("pids") && this.#options.podPidsLimit > 0) {
-      log.warn({ podPidsLimit: this.#options.podPidsLimit }, "the pids cgroup controller is missing: podPidsLimit has no effect");
+      log.warn(
+        { podPidsLimit: this.#options.podPidsLimit },
+        "the pids cgroup controller is missing: podPidsLimit has no effect",
+      );
     }
     const cpus = await tree.cpus(rootPath);
     await this.#create(["kubepods"], { ...kubepodsValues(this.#options), ...(cpus === "" ? {} : { cpus }) });
@@ -186,7 +196,9 @@ class QOSCgroups implements PodCgroups {
     const path = this.#path(components);
     const parent = this.#path(components.slice(0, -1));
     if (slices !== undefined) {
-      await slices.start(basename(path), parent === "/" ? undefined : basename(parent), values, () => tree.exists(path));
+      await slices.start(basename(path), parent === "/" ? undefined : basename(parent), values, () =>
+        tree.exists(path),
+      );
     }
     await tree.create(path, values);
   }
@@ -196,7 +208,10 @@ class QOSCgroups implements PodCgroups {
     const path = this.#path(components);
     if (slices !== undefined && (await tree.exists(path))) {
       await slices.stop(basename(path)).catch((err: unknown) => {
-        this.#deps.log.debug({ cgroup: path, err: messageOf(err) }, "systemd did not stop the slice; removing its cgroup");
+        this.#deps.log.debug(
+          { cgroup: path, err: messageOf(err) },
+          "systemd did not stop the slice; removing its cgroup",
+        );
       });
     }
     for (let attempt = 1, pauseMs = destroyPauseMs.first; ; attempt += 1) {

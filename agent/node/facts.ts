@@ -54,7 +54,10 @@ export async function readNodeFacts({ rootDir, hostRoot = "/" }: FactSources): P
   const cpuCount = countCPUs(online ?? "");
   if (cpuCount === 0) throw new Error("cannot count CPUs: /sys/devices/system/cpu/online is missing or empty");
   if (memory.totalBytes === 0) throw new Error("cannot read the memory size: /proc/meminfo has no MemTotal line");
-  const [pidMax, threadsMax] = await Promise.all([read("proc/sys/kernel/pid_max"), read("proc/sys/kernel/threads-max")]);
+  const [pidMax, threadsMax] = await Promise.all([
+    read("proc/sys/kernel/pid_max"),
+    read("proc/sys/kernel/threads-max"),
+  ]);
   const filesystem = await statfs(rootDir);
   return {
     machineID: (await firstOf(read, ["etc/machine-id", "var/lib/dbus/machine-id"])) ?? "",

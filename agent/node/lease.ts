@@ -81,8 +81,7 @@ export function createLeaseRenewer(deps: LeaseDeps): LeaseRenewer {
   let held: Lease | undefined;
   let isFailing = false;
 
-  const nodeUID = async (options: CallTimes) =>
-    (await client.get(nodes, { name: nodeName }, options)).metadata.uid;
+  const nodeUID = async (options: CallTimes) => (await client.get(nodes, { name: nodeName }, options)).metadata.uid;
 
   /** Reads the lease, or creates it: fresh and in need of no renewal. There is none before there is a Node. */
   const ensure = async (options: CallTimes): Promise<{ lease: Lease; isFresh: boolean }> => {

@@ -114,7 +114,8 @@ class NodeReporter implements NodeAgent {
       resyncMs: deps.settings.statusUpdateMs,
       retryMs: (failures) => backoffMs(failures, registerBackoff),
       minIntervalMs: updateIntervalMsMin,
-      onError: (err) => deps.log.warn({ node: deps.settings.nodeName, err: messageOf(err) }, "cannot register the node"),
+      onError: (err) =>
+        deps.log.warn({ node: deps.settings.nodeName, err: messageOf(err) }, "cannot register the node"),
       pass: (signal) => this.#pass(signal),
     });
   }
@@ -226,7 +227,10 @@ class NodeReporter implements NodeAgent {
           return;
         }
         const fields = { node: settings.nodeName, attempt, err: messageOf(err) };
-        log.warn(fields, attempt < updateTriesMax ? "cannot update the node status" : "giving up until the next heartbeat");
+        log.warn(
+          fields,
+          attempt < updateTriesMax ? "cannot update the node status" : "giving up until the next heartbeat",
+        );
         // The connection may be dead without knowing it.
         if (attempt > 1) client.resetConnections();
       }
@@ -240,6 +244,7 @@ class NodeReporter implements NodeAgent {
     const existing = known ?? (await client.get(nodes, key, options));
     if (!this.#isRegistered) this.#noteRegistered();
     this.#stored = existing;
+    this.#tellSchedulable(existing);
     const { node } = await this.#build(existing);
     const hasChanged = buildNodePatch(existing, node, { ignoreHeartbeat: true }) !== undefined;
     const dueMs = (this.#lastReportMs ?? Number.NEGATIVE_INFINITY) + settings.statusReportMs + this.#reportDelayMs;
@@ -261,7 +266,11 @@ class NodeReporter implements NodeAgent {
         facts,
         addresses,
         providedNodeIPs:
-          settings.cloudProvider !== "external" ? undefined : settings.nodeIPs.length === 0 ? null : settings.nodeIPs.join(","),
+          settings.cloudProvider !== "external"
+            ? undefined
+            : settings.nodeIPs.length === 0
+              ? null
+              : settings.nodeIPs.join(","),
         capacity: nodeCapacity(facts, settings),
         runtime: health.state,
         images: images(),
@@ -296,7 +305,10 @@ class NodeReporter implements NodeAgent {
       this.#podCIDR = wanted;
       log.info({ podCIDR: wanted }, "told the runtime the pod CIDR");
     } catch (err) {
-      log.warn({ podCIDR: wanted, err: messageOf(err) }, "cannot tell the runtime the pod CIDR; trying again with the next heartbeat");
+      log.warn(
+        { podCIDR: wanted, err: messageOf(err) },
+        "cannot tell the runtime the pod CIDR; trying again with the next heartbeat",
+      );
     }
   }
 
@@ -328,19 +340,27 @@ class NodeReporter implements NodeAgent {
       this.#toldReboot = true;
       tell("Warning", "Rebooted", `Node ${settings.nodeName} has been rebooted, boot id: ${facts.bootID}`);
     }
-    const isUnschedulable = now.spec?.unschedulable === true;
-    if (isUnschedulable !== this.#wasUnschedulable) {
-      this.#wasUnschedulable = isUnschedulable;
-      const event = nodeEvent(settings.nodeName, isUnschedulable ? "NodeNotSchedulable" : "NodeSchedulable");
-      tell(event.type, event.reason, event.message);
-    }
+  }
+
+  #tellSchedulable(node: Node): void {
+    const isUnschedulable = node.spec?.unschedulable === true;
+    if (isUnschedulable === this.#wasUnschedulable) return;
+    this.#wasUnschedulable = isUnschedulable;
+    const reason = isUnschedulable ? "NodeNotSchedulable" : "NodeSchedulable";
+    const { type, message } = nodeEvent(this.#deps.settings.nodeName, reason);
+    this.#deps.recorder.event(this.#about, type, reason, message);
   }
 }
 
 /** True if somebody changed what we act on; our own status patches come back here and must not wake us. */
 function needsLook(old: Node | undefined, now: Node): boolean {
   const shown = ({ spec, metadata }: Node) =>
-    JSON.stringify([spec?.podCIDRs, spec?.unschedulable, metadata.labels?.["kubernetes.io/os"], metadata.labels?.["kubernetes.io/arch"]]);
+    JSON.stringify([
+      spec?.podCIDRs,
+      spec?.unschedulable,
+      metadata.labels?.["kubernetes.io/os"],
+      metadata.labels?.["kubernetes.io/arch"],
+    ]);
   return old === undefined || shown(old) !== shown(now);
 }
 

@@ -124,7 +124,9 @@ export function createRuntimeHealth({ runtime, clock, log, cniConfDirs = [] }: R
       const status = await withTimeout(runtime.status(), clock, signal);
       // The version only changes when the runtime is replaced, which shows as a break in its readiness.
       const needsVersion = state.version === undefined || state.runtimeReady?.status !== status.runtimeReady.status;
-      const version = needsVersion ? await withTimeout(runtime.version(), clock, signal).catch(() => undefined) : undefined;
+      const version = needsVersion
+        ? await withTimeout(runtime.version(), clock, signal).catch(() => undefined)
+        : undefined;
       publish(afterStatus(state, status, version, clock.now()));
       return undefined;
     },

@@ -45,7 +45,10 @@ export async function createSliceManager(deps: SliceManagerDeps): Promise<SliceM
   const answer = await run("busctl", ["--version"]);
   const version = Number(/^systemd (\d+)/.exec(answer.stdout)?.[1]);
   if (answer.failure !== undefined || Number.isNaN(version)) {
-    throw new AgentError("Unavailable", `cgroupDriver systemd: ${answer.message}; install systemd's busctl, or use cgroupfs`);
+    throw new AgentError(
+      "Unavailable",
+      `cgroupDriver systemd: ${answer.message}; install systemd's busctl, or use cgroupfs`,
+    );
   }
 
   const call = async (method: string, signature: string, args: readonly string[]): Promise<ExecResult> =>
@@ -79,7 +82,10 @@ export async function createSliceManager(deps: SliceManagerDeps): Promise<SliceM
       const deadline = clock.monotonic() + sliceTimeoutMs;
       for (let waitMs = sliceLookMs.first; !(await exists()); waitMs = Math.min(waitMs * 2, sliceLookMs.max)) {
         if (clock.monotonic() >= deadline) {
-          throw new AgentError("DeadlineExceeded", `slice ${slice} has no cgroup ${sliceTimeoutMs / 1000} s after its start`);
+          throw new AgentError(
+            "DeadlineExceeded",
+            `slice ${slice} has no cgroup ${sliceTimeoutMs / 1000} s after its start`,
+          );
         }
         await clock.sleep(waitMs);
       }
@@ -146,7 +152,10 @@ function flatten(properties: readonly Property[]): string[] {
 }
 
 function failed(what: string, result: ExecResult): AgentError {
-  return new AgentError(result.failure === "timeout" ? "DeadlineExceeded" : "Internal", `cannot ${what}: ${result.message}`);
+  return new AgentError(
+    result.failure === "timeout" ? "DeadlineExceeded" : "Internal",
+    `cannot ${what}: ${result.message}`,
+  );
 }
 
 async function isSystemdInit(): Promise<boolean> {

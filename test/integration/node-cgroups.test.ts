@@ -128,7 +128,10 @@ describe.skipIf(!isV1 || !isRoot)("cgroup v1 of this machine", () => {
     expect((await exited)[1]).toBe("SIGKILL");
     expect(await isThere(left)).toBe(false);
     expect(await cgroups.exists(burstable)).toBe(false);
-    expect([...(await cgroups.podUIDsOnDisk()).keys()].sort()).toEqual([guaranteed.metadata.uid, bestEffort.metadata.uid]);
+    expect([...(await cgroups.podUIDsOnDisk()).keys()].sort()).toEqual([
+      guaranteed.metadata.uid,
+      bestEffort.metadata.uid,
+    ]);
     await expect(cgroups.destroy(burstable.metadata.uid ?? "")).resolves.toBeUndefined();
   });
 
@@ -142,7 +145,10 @@ describe.skipIf(!isV1 || !isRoot)("cgroup v1 of this machine", () => {
   });
 
   test("a root that is not there is said at start", async () => {
-    const lost = createCgroups({ ...options, cgroupRoot: `${root}-lost` }, { tree, clock: systemClock, log: silentLogger });
+    const lost = createCgroups(
+      { ...options, cgroupRoot: `${root}-lost` },
+      { tree, clock: systemClock, log: silentLogger },
+    );
     await expect(lost.setUp()).rejects.toThrow(/cgroupRoot \/nodelet-test-\d+-lost does not exist/);
   });
 
@@ -151,7 +157,9 @@ describe.skipIf(!isV1 || !isRoot)("cgroup v1 of this machine", () => {
     const rounds = 20;
     const startedAt = performance.now();
     for (let i = 0; i < rounds; i += 1) {
-      await cgroups.ensure(pod([container("a", both, both)], {}, { uid: `22222222-0000-0000-0000-0000000000${10 + i}` }));
+      await cgroups.ensure(
+        pod([container("a", both, both)], {}, { uid: `22222222-0000-0000-0000-0000000000${10 + i}` }),
+      );
     }
     expect((performance.now() - startedAt) / rounds).toBeLessThan(25); // about 1 ms on an idle machine
   });

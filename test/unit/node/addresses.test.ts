@@ -34,7 +34,11 @@ describe("the node's addresses", () => {
       options: { nodeIPs: ["fd00::1", "10.0.0.1"] },
       want: [internal("fd00::1"), internal("10.0.0.1"), hostname],
     },
-    { name: "IPv6 in another spelling", options: { nodeIPs: ["fd00:0::0001"] }, want: [internal("fd00:0::0001"), hostname] },
+    {
+      name: "IPv6 in another spelling",
+      options: { nodeIPs: ["fd00:0::0001"] },
+      want: [internal("fd00:0::0001"), hostname],
+    },
     {
       name: "a hostname that is an address",
       options: { hostname: "10.0.0.9" },
@@ -58,7 +62,11 @@ describe("the node's addresses", () => {
     },
     { name: "the default route's interface", want: [internal("192.168.0.5"), hostname] },
     { name: "no address at all", sources: { defaultRouteIPs: [] }, want: /^can't get ip address of node n1\. error: / },
-    { name: "an address of another machine", options: { nodeIPs: ["10.9.9.9"] }, want: /10\.9\.9\.9 is not on any interface/ },
+    {
+      name: "an address of another machine",
+      options: { nodeIPs: ["10.9.9.9"] },
+      want: /10\.9\.9\.9 is not on any interface/,
+    },
     { name: "a loopback address", options: { nodeIPs: ["127.0.0.1"] }, want: /loopback/ },
     {
       name: "a cloud controller's addresses stay",
@@ -66,7 +74,11 @@ describe("the node's addresses", () => {
       existing: [internal("10.1.1.1")],
       want: "keep",
     },
-    { name: "before the cloud controller only the name is known", options: { cloudProvider: "external" }, want: [hostname] },
+    {
+      name: "before the cloud controller only the name is known",
+      options: { cloudProvider: "external" },
+      want: [hostname],
+    },
     {
       name: "but an unspecified node IP asks for a first address",
       options: { cloudProvider: "external", nodeIPs: ["0.0.0.0"] },
@@ -77,7 +89,7 @@ describe("the node's addresses", () => {
     test(name, () => {
       const result = chooseAddresses({ ...plain, ...options }, { ...sources, ...more }, existing);
       if (want === "keep") expect(result).toEqual({ kind: "keep" });
-      else if (want instanceof RegExp) expect(result).toEqual({ kind: "failed", problem: expect.stringMatching(want) });
+      else if (want instanceof RegExp) expect(result.kind === "failed" ? result.problem : result).toMatch(want);
       else expect(result).toEqual({ kind: "addresses", addresses: want });
     });
   }
@@ -95,7 +107,9 @@ test.each([
   ["10.0.0.1,10.0.0.2", /one IPv4 and one IPv6/],
   ["10.0.0.1,fd00::1,fd00::2", /at most one per IP family/],
   ["0.0.0.0,fd00::1", /must not contain 0\.0\.0\.0/],
-])("--node-ip %j is refused", (flag, why) => expect(parseNodeIPs(flag)).toEqual({ problem: expect.stringMatching(why) }));
+])("--node-ip %j is refused", (flag, why) =>
+  expect(parseNodeIPs(flag)).toHaveProperty("problem", expect.stringMatching(why)),
+);
 
 test.each([
   ["169.254.1.1", /link-local/],
@@ -116,7 +130,10 @@ test("the resolver is asked only if the flags do not settle it", () => {
 test("host IPs: the first, then the first of the other family; external ones stand in", () => {
   const of = (...addresses: NodeAddress[]) => hostIPs({ metadata: { name: "n1" }, status: { addresses } });
   const external: NodeAddress = { type: "ExternalIP", address: "1.2.3.4" };
-  expect(of(hostname, internal("10.0.0.1"), internal("10.0.0.2"), internal("fd00::1"))).toEqual(["10.0.0.1", "fd00::1"]);
+  expect(of(hostname, internal("10.0.0.1"), internal("10.0.0.2"), internal("fd00::1"))).toEqual([
+    "10.0.0.1",
+    "fd00::1",
+  ]);
   expect(of(external, internal("fd00::1"))).toEqual(["fd00::1", "1.2.3.4"]);
   expect(of(external)).toEqual(["1.2.3.4"]);
   expect(hostIPs(undefined)).toEqual([]);

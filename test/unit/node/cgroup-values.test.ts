@@ -108,7 +108,12 @@ describe("limits of a pod's cgroup", () => {
       with: { cpuCFSQuota: false },
       want: { cpuShares: 1_024, cpuQuotaUs: -1, memoryBytes: MiB },
     },
-    { name: "a limit of processes", of: pod([container("a")]), with: { podPidsLimit: 100 }, want: { cpuShares: 2, pids: 100 } },
+    {
+      name: "a limit of processes",
+      of: pod([container("a")]),
+      with: { podPidsLimit: 100 },
+      want: { cpuShares: 2, pids: 100 },
+    },
   ];
   for (const { name, of, with: more, want } of cases) {
     test(name, () => expect(podCgroupValues(of, { ...options, ...more })).toEqual({ hugePages: [], ...want }));
@@ -190,7 +195,14 @@ describe("files", () => {
 });
 
 test("properties for systemd: quota in whole steps of 10 ms per second, no property that it does not know", () => {
-  const values: CgroupValues = { cpuShares: 1_024, cpuQuotaUs: 12_345, cpuPeriodUs: 100_000, memoryBytes: 1, pids: 0, cpus: "0-8" };
+  const values: CgroupValues = {
+    cpuShares: 1_024,
+    cpuQuotaUs: 12_345,
+    cpuPeriodUs: 100_000,
+    memoryBytes: 1,
+    pids: 0,
+    cpus: "0-8",
+  };
   expect(limitProperties(values, 252)).toEqual([
     ["MemoryMax", "t", "1"],
     ["CPUWeight", "t", "39"],
@@ -199,7 +211,12 @@ test("properties for systemd: quota in whole steps of 10 ms per second, no prope
     ["TasksMax", "t", "1"],
     ["AllowedCPUs", "ay", "2", "255", "1"],
   ]);
-  expect(limitProperties(values, 241).map(([name]) => name)).toEqual(["MemoryMax", "CPUWeight", "CPUQuotaPerSecUSec", "TasksMax"]);
+  expect(limitProperties(values, 241).map(([name]) => name)).toEqual([
+    "MemoryMax",
+    "CPUWeight",
+    "CPUQuotaPerSecUSec",
+    "TasksMax",
+  ]);
   expect(limitProperties({ cpuQuotaUs: -1 }, 252)).toEqual([]);
 });
 

@@ -79,7 +79,9 @@ export class FakeCgroup2 implements CgroupFS {
 
   directories = async (path: string): Promise<string[]> => {
     if (!this.#directories.has(path)) throw new AgentError("NotFound", `${path} is not there`);
-    return [...this.#directories].filter((child) => child !== path && dirname(child) === path).map((child) => basename(child));
+    return [...this.#directories]
+      .filter((child) => child !== path && dirname(child) === path)
+      .map((child) => basename(child));
   };
 
   rmdir = async (path: string): Promise<void> => {

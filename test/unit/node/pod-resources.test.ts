@@ -27,14 +27,34 @@ describe("QoS class", () => {
     { name: "nothing asked, nothing limited", of: pod([container("a")]), want: "BestEffort" },
     { name: "zero amounts count as nothing", of: pod([container("a", { cpu: "0" })]), want: "BestEffort" },
     { name: "requests equal limits", of: pod([container("a", both, both)]), want: "Guaranteed" },
-    { name: "equal in other words", of: pod([container("a", { cpu: "1000m", memory: "1024Mi" }, both)]), want: "Guaranteed" },
+    {
+      name: "equal in other words",
+      of: pod([container("a", { cpu: "1000m", memory: "1024Mi" }, both)]),
+      want: "Guaranteed",
+    },
     { name: "limits above requests", of: pod([container("a", { cpu: "1", memory: "1Mi" }, both)]), want: "Burstable" },
-    { name: "one of two containers is unlimited", of: pod([container("a", both, both), container("b")]), want: "Burstable" },
+    {
+      name: "one of two containers is unlimited",
+      of: pod([container("a", both, both), container("b")]),
+      want: "Burstable",
+    },
     { name: "memory alone", of: pod([container("a", { memory: "1Gi" }, { memory: "1Gi" })]), want: "Burstable" },
-    { name: "init containers count", of: pod([container("a", both, both)], { initContainers: [container("i")] }), want: "Burstable" },
-    { name: "ephemeral ones do not", of: pod([container("a", both, both)], { ephemeralContainers: [container("e")] }), want: "Guaranteed" },
+    {
+      name: "init containers count",
+      of: pod([container("a", both, both)], { initContainers: [container("i")] }),
+      want: "Burstable",
+    },
+    {
+      name: "ephemeral ones do not",
+      of: pod([container("a", both, both)], { ephemeralContainers: [container("e")] }),
+      want: "Guaranteed",
+    },
     { name: "other resources do not", of: pod([container("a", { "example.com/gpu": 1 })]), want: "BestEffort" },
-    { name: "pod level alone decides", of: pod([container("a")], { resources: { requests: both, limits: both } }), want: "Guaranteed" },
+    {
+      name: "pod level alone decides",
+      of: pod([container("a")], { resources: { requests: both, limits: both } }),
+      want: "Guaranteed",
+    },
     {
       name: "pod level below limits",
       of: pod([container("a", both, both)], { resources: { requests: { cpu: "1" }, limits: { cpu: "2" } } }),
@@ -83,7 +103,9 @@ describe("effective requests and limits", () => {
   for (const { name, of, milliCPU } of cases) test(name, () => expect(podRequests(of).cpu).toBe(milliCPU));
 
   test("overhead can be left out", () => {
-    expect(podRequests(pod([container("a", cpu("1"))], { overhead: cpu("1") }), { excludeOverhead: true }).cpu).toBe(1_000);
+    expect(podRequests(pod([container("a", cpu("1"))], { overhead: cpu("1") }), { excludeOverhead: true }).cpu).toBe(
+      1_000,
+    );
   });
 
   test("overhead never makes a limit where there is none", () => {
@@ -100,7 +122,9 @@ test("critical pods are static, mirror or of a system priority", () => {
   expect(isCriticalPod(pod([plain], {}, { annotations: { "kubernetes.io/config.source": "api" } }))).toBe(false);
   expect(isCriticalPod(pod([plain], {}, { annotations: { "kubernetes.io/config.mirror": "x" } }))).toBe(true);
   expect(isNodeCriticalPod(pod([plain], { priorityClassName: "system-node-critical" }))).toBe(false);
-  expect(isNodeCriticalPod(pod([plain], { priorityClassName: "system-node-critical", priority: 2_000_001_000 }))).toBe(true);
+  expect(isNodeCriticalPod(pod([plain], { priorityClassName: "system-node-critical", priority: 2_000_001_000 }))).toBe(
+    true,
+  );
 });
 
 test.each([
@@ -170,7 +194,8 @@ const v1: ResourceContext = {
 const v2: ResourceContext = { ...v1, cgroupVersion: 2, singleProcessOOMKill: false, swapControllerAvailable: true };
 
 describe("CRI resources of a container", () => {
-  const only = (of: Pod, context: ResourceContext) => linuxResources(of, of.spec.containers[0] ?? container("x"), context);
+  const only = (of: Pod, context: ResourceContext) =>
+    linuxResources(of, of.spec.containers[0] ?? container("x"), context);
 
   test("a BestEffort container on cgroup v1", () => {
     expect(only(pod([container("a")]), v1)).toEqual({
@@ -184,7 +209,12 @@ describe("CRI resources of a container", () => {
 
   test("requests and limits", () => {
     const of = pod([container("a", { cpu: "250m", memory: "64Mi" }, { cpu: "500m", memory: "128Mi" })]);
-    expect(only(of, v1)).toMatchObject({ cpuShares: 256, cpuQuota: 50_000, memoryLimitBytes: 128 * MiB, oomScoreAdj: 985 });
+    expect(only(of, v1)).toMatchObject({
+      cpuShares: 256,
+      cpuQuota: 50_000,
+      memoryLimitBytes: 128 * MiB,
+      oomScoreAdj: 985,
+    });
   });
 
   test("a limit stands in for a request that is not there, not for one of 0", () => {
@@ -205,7 +235,9 @@ describe("CRI resources of a container", () => {
 
   test("cgroup v2 kills the container as a whole and gives it no swap", () => {
     expect(only(pod([container("a")]), v2).unified).toEqual({ "memory.oom.group": "1", "memory.swap.max": "0" });
-    expect(only(pod([container("a")]), { ...v2, singleProcessOOMKill: true }).unified).toEqual({ "memory.swap.max": "0" });
+    expect(only(pod([container("a")]), { ...v2, singleProcessOOMKill: true }).unified).toEqual({
+      "memory.swap.max": "0",
+    });
   });
 
   test("limited swap is in proportion to the memory request", () => {
@@ -232,7 +264,9 @@ describe("CRI resources of a container", () => {
 });
 
 test("sandbox resources leave the overhead apart", () => {
-  const of = pod([container("a", { cpu: "1" }, { cpu: "2", memory: "1Gi" })], { overhead: { cpu: "250m", memory: "64Mi" } });
+  const of = pod([container("a", { cpu: "1" }, { cpu: "2", memory: "1Gi" })], {
+    overhead: { cpu: "250m", memory: "64Mi" },
+  });
   expect(podSandboxResources(of, v1)).toEqual({
     resources: { cpuShares: 1_024, cpuPeriod: 100_000, cpuQuota: 200_000, memoryLimitBytes: GiB },
     overhead: { cpuShares: 256, cpuPeriod: 100_000, cpuQuota: 25_000, memoryLimitBytes: 64 * MiB },

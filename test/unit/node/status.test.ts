@@ -34,7 +34,9 @@ describe("a healthy node", () => {
       architecture: "amd64",
     });
     expect(node.status?.daemonEndpoints).toEqual({ kubeletEndpoint: { Port: 10250 } });
-    expect(node.status?.runtimeHandlers).toEqual([{ features: { recursiveReadOnlyMounts: true, userNamespaces: false } }]);
+    expect(node.status?.runtimeHandlers).toEqual([
+      { features: { recursiveReadOnlyMounts: true, userNamespaces: false } },
+    ]);
     expect(node.status?.features).toEqual({ supplementalGroupsPolicy: true });
     expect(node.metadata.labels).toMatchObject({ "kubernetes.io/os": "linux", "kubernetes.io/arch": "amd64" });
   });
@@ -42,9 +44,27 @@ describe("a healthy node", () => {
   test("has conditions without problems, Ready last", () => {
     const at = { lastHeartbeatTime: "2026-01-01T00:00:00Z", lastTransitionTime: "2026-01-01T00:00:00Z" };
     expect(node.status?.conditions).toEqual([
-      { type: "MemoryPressure", status: "False", reason: "KubeletHasSufficientMemory", message: "kubelet has sufficient memory available", ...at },
-      { type: "DiskPressure", status: "False", reason: "KubeletHasNoDiskPressure", message: "kubelet has no disk pressure", ...at },
-      { type: "PIDPressure", status: "False", reason: "KubeletHasSufficientPID", message: "kubelet has sufficient PID available", ...at },
+      {
+        type: "MemoryPressure",
+        status: "False",
+        reason: "KubeletHasSufficientMemory",
+        message: "kubelet has sufficient memory available",
+        ...at,
+      },
+      {
+        type: "DiskPressure",
+        status: "False",
+        reason: "KubeletHasNoDiskPressure",
+        message: "kubelet has no disk pressure",
+        ...at,
+      },
+      {
+        type: "PIDPressure",
+        status: "False",
+        reason: "KubeletHasSufficientPID",
+        message: "kubelet has sufficient PID available",
+        ...at,
+      },
       { type: "Ready", status: "True", reason: "KubeletReady", message: "kubelet is posting ready status", ...at },
     ]);
   });
@@ -62,12 +82,18 @@ describe("a healthy node", () => {
 describe("transition times", () => {
   test("stay while a status stays, heartbeats go on", () => {
     const later = build({}, build(), laterMs);
-    expect(conditionOf(later, "Ready")).toMatchObject({ lastHeartbeatTime: rfc3339(laterMs), lastTransitionTime: rfc3339(nowMs) });
+    expect(conditionOf(later, "Ready")).toMatchObject({
+      lastHeartbeatTime: rfc3339(laterMs),
+      lastTransitionTime: rfc3339(nowMs),
+    });
   });
 
   test("move when it changes", () => {
     const later = build({ local: { pressure: { memory: true, disk: false, pid: false } } }, build(), laterMs);
-    expect(conditionOf(later, "MemoryPressure")).toMatchObject({ status: "True", lastTransitionTime: rfc3339(laterMs) });
+    expect(conditionOf(later, "MemoryPressure")).toMatchObject({
+      status: "True",
+      lastTransitionTime: rfc3339(laterMs),
+    });
     expect(conditionOf(later, "DiskPressure")).toMatchObject({ status: "False", lastTransitionTime: rfc3339(nowMs) });
   });
 
@@ -85,7 +111,9 @@ describe("Ready is False", () => {
   const cases: { name: string; inputs: Partial<NodeStatusInputs>; want: string }[] = [
     {
       name: "before the runtime answered",
-      inputs: { runtime: { ...healthy(nowMs), lastReadyAtMs: undefined, runtimeReady: undefined, networkReady: undefined } },
+      inputs: {
+        runtime: { ...healthy(nowMs), lastReadyAtMs: undefined, runtimeReady: undefined, networkReady: undefined },
+      },
       want: "[container runtime status check may not have completed yet, network state unknown]",
     },
     {
@@ -108,7 +136,11 @@ describe("Ready is False", () => {
       name: "for several reasons, in order, each once",
       inputs: {
         runtime: { ...healthy(nowMs), networkReady: notReady },
-        local: { podsProblem: "PLEG is not healthy: x", storageProblem: "CSINode is not yet initialized", isShuttingDown: true },
+        local: {
+          podsProblem: "PLEG is not healthy: x",
+          storageProblem: "CSINode is not yet initialized",
+          isShuttingDown: true,
+        },
       },
       want:
         "[PLEG is not healthy: x, container runtime network not ready: NetworkReady=false reason:NetworkPluginNotReady " +
@@ -122,7 +154,11 @@ describe("Ready is False", () => {
   ];
   for (const { name, inputs, want } of cases) {
     test(name, () => {
-      expect(conditionOf(build(inputs), "Ready")).toMatchObject({ status: "False", reason: "KubeletNotReady", message: want });
+      expect(conditionOf(build(inputs), "Ready")).toMatchObject({
+        status: "False",
+        reason: "KubeletNotReady",
+        message: want,
+      });
     });
   }
 
@@ -148,7 +184,9 @@ describe("capacity and allocatable", () => {
       "hugepages-2Mi": "0",
     });
     expect(nodeCapacity(facts, { ...options, podsPerCore: 10 }).pods).toBe(40);
-    expect(nodeCapacity(facts, { ...options, localStorageCapacityIsolation: false })["ephemeral-storage"]).toBeUndefined();
+    expect(
+      nodeCapacity(facts, { ...options, localStorageCapacityIsolation: false })["ephemeral-storage"],
+    ).toBeUndefined();
   });
 
   test("reservations and hard thresholds are taken away", () => {
@@ -174,12 +212,17 @@ describe("capacity and allocatable", () => {
   });
 
   test("a reservation larger than the machine is refused", () => {
-    expect(reservationProblem({ cpu: 1_000 }, { ...none, reserved: { cpu: 2_000 } })).toMatch(/invalid Node Allocatable .*"cpu"/);
+    expect(reservationProblem({ cpu: 1_000 }, { ...none, reserved: { cpu: 2_000 } })).toMatch(
+      /invalid Node Allocatable .*"cpu"/,
+    );
     expect(reservationProblem({ cpu: 1_000 }, { ...none, reserved: { cpu: 1_000 } })).toBeUndefined();
   });
 
   test("resources advertised by others stay, huge page sizes that are gone do not", () => {
-    const existing: Node = { ...bare, status: { capacity: { "example.com/gpu": "2", "hugepages-64Ki": "0", cpu: "1" } } };
+    const existing: Node = {
+      ...bare,
+      status: { capacity: { "example.com/gpu": "2", "hugepages-64Ki": "0", cpu: "1" } },
+    };
     const { capacity, allocatable } = build({}, existing).status ?? {};
     expect(capacity).toMatchObject({ cpu: "4", "example.com/gpu": "2" });
     expect(allocatable).toMatchObject({ "example.com/gpu": "2" });
@@ -189,7 +232,11 @@ describe("capacity and allocatable", () => {
 
 test("an address that cannot be found leaves the rest of the status whole", () => {
   const existing: Node = { ...bare, status: { addresses: [{ type: "InternalIP", address: "10.0.0.1" }] } };
-  const built = buildNodeStatus(existing, statusInputs(nowMs, { addresses: { kind: "failed", problem: "no address" } }), nowMs);
+  const built = buildNodeStatus(
+    existing,
+    statusInputs(nowMs, { addresses: { kind: "failed", problem: "no address" } }),
+    nowMs,
+  );
   expect(built.problems).toEqual(["no address"]);
   expect(built.node.status?.addresses).toEqual([{ type: "InternalIP", address: "10.0.0.1" }]);
   expect(conditionOf(built.node, "Ready")?.status).toBe("True");
@@ -216,7 +263,10 @@ test("images: largest first, digests before tags, five names each", () => {
 describe("the patch", () => {
   test("is empty for the same status, whatever the server's spelling of amounts", () => {
     const node = build();
-    const stored: Node = { ...node, status: { ...node.status, capacity: { ...node.status?.capacity, memory: "8192Mi" } } };
+    const stored: Node = {
+      ...node,
+      status: { ...node.status, capacity: { ...node.status?.capacity, memory: "8192Mi" } },
+    };
     expect(buildNodePatch(stored, node)).toBeUndefined();
   });
 
@@ -256,11 +306,18 @@ describe("events", () => {
   const reasons = (old: Node | undefined, now: Node) => nodeEvents("n1", old, now).map(({ reason }) => reason);
 
   test("a new node tells its lack of pressure, not that it is Ready", () => {
-    expect(reasons(undefined, build())).toEqual(["NodeHasSufficientMemory", "NodeHasNoDiskPressure", "NodeHasSufficientPID"]);
+    expect(reasons(undefined, build())).toEqual([
+      "NodeHasSufficientMemory",
+      "NodeHasNoDiskPressure",
+      "NodeHasSufficientPID",
+    ]);
   });
 
   test("flips are told in the usual words", () => {
-    const sick = build({ local: { isShuttingDown: true, pressure: { memory: true, disk: false, pid: false } } }, build());
+    const sick = build(
+      { local: { isShuttingDown: true, pressure: { memory: true, disk: false, pid: false } } },
+      build(),
+    );
     expect(reasons(build(), sick)).toEqual(["NodeHasInsufficientMemory", "NodeNotReady"]);
     expect(nodeEvents("n1", sick, build({}, sick))).toContainEqual({
       type: "Normal",
@@ -305,7 +362,11 @@ describe("registration", () => {
 
   test("configured labels win, taints and provider ID are taken over", () => {
     const taint = { key: "a", effect: "NoSchedule" as const };
-    const node = initial({ nodeLabels: { "kubernetes.io/hostname": "x" }, registerWithTaints: [taint], providerID: "p://1" });
+    const node = initial({
+      nodeLabels: { "kubernetes.io/hostname": "x" },
+      registerWithTaints: [taint],
+      providerID: "p://1",
+    });
     expect(node.metadata.labels?.["kubernetes.io/hostname"]).toBe("x");
     expect(node.spec).toEqual({ taints: [taint], providerID: "p://1" });
   });
@@ -330,10 +391,20 @@ describe("registration", () => {
         allocatable: { "example.com/gpu": "2" },
       },
     };
-    const ours: Node = { ...initial({ nodeLabels: { team: "b" } }), status: { capacity: { "hugepages-2Mi": "0", cpu: "8" } } };
+    const ours: Node = {
+      ...initial({ nodeLabels: { team: "b" } }),
+      status: { capacity: { "hugepages-2Mi": "0", cpu: "8" } },
+    };
     const wanted = reconcileExistingNode(existing, ours, { resetExtendedResources: true });
-    expect(wanted.metadata.labels).toMatchObject({ "kubernetes.io/hostname": "n1", "kubernetes.io/arch": "amd64", team: "a" });
-    expect(wanted.metadata.annotations).toEqual({ note: "b", "volumes.kubernetes.io/controller-managed-attach-detach": "true" });
+    expect(wanted.metadata.labels).toMatchObject({
+      "kubernetes.io/hostname": "n1",
+      "kubernetes.io/arch": "amd64",
+      team: "a",
+    });
+    expect(wanted.metadata.annotations).toEqual({
+      note: "b",
+      "volumes.kubernetes.io/controller-managed-attach-detach": "true",
+    });
     expect(wanted.spec).toBe(existing.spec);
     expect(wanted.status?.capacity).toEqual({ "example.com/gpu": "0", cpu: "4", "hugepages-2Mi": "0" });
     expect(wanted.status?.allocatable).toEqual({ "example.com/gpu": "0" });
