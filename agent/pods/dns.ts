@@ -92,11 +92,13 @@ export function checkResolvConf(host: DNSConfig, clusterDomain: string): string 
   const max = clusterDomain === "" ? searchDomainsMax : searchDomainsMax - clusterSearchDomains;
   if (host.searches.length > max) return `resolv.conf has ${host.searches.length} search domains, pods can use ${max}`;
   const long = host.searches.find((domain) => domain.length > searchDomainLengthMax);
-  if (long !== undefined)
+  if (long !== undefined) {
     return `resolv.conf has a search domain of ${long.length} characters, more than ${searchDomainLengthMax}`;
+  }
   const length = host.searches.join(" ").length;
-  if (length > searchLineLengthMax)
+  if (length > searchLineLengthMax) {
     return `resolv.conf has a search line of ${length} characters, more than ${searchLineLengthMax}`;
+  }
   return undefined;
 }
 

@@ -23,8 +23,9 @@ export function podHostname(pod: Pod, clusterDomain: string): PodHostname {
     if (!isSubdomain(hostnameOverride)) throw invalid("hostnameOverride", hostnameOverride, "a DNS subdomain");
     return { hostname: truncate(hostnameOverride), domain: undefined };
   }
-  if (hostname !== undefined && hostname !== "" && !isLabel(hostname))
+  if (hostname !== undefined && hostname !== "" && !isLabel(hostname)) {
     throw invalid("hostname", hostname, "a DNS label");
+  }
   const short = truncate(hostname === undefined || hostname === "" ? pod.metadata.name : hostname);
   if (subdomain === undefined || subdomain === "") return { hostname: short, domain: undefined };
   if (!isLabel(subdomain)) throw invalid("subdomain", subdomain, "a DNS label");
@@ -87,8 +88,9 @@ function renderAliases(pod: Pod): string {
 function truncate(name: string): string {
   if (name.length <= hostnameLengthMax) return name;
   const cut = name.slice(0, hostnameLengthMax).replace(/[-.]+$/, "");
-  if (cut === "")
+  if (cut === "") {
     throw new AgentError("Invalid", `hostname "${name}" has nothing left when cut to ${hostnameLengthMax} characters`);
+  }
   return cut;
 }
 

@@ -1,7 +1,7 @@
 import { randomInt } from "node:crypto";
 import { constants } from "node:fs";
 import * as nodeFS from "node:fs/promises";
-import { dirname, join, posix } from "node:path";
+import { join, posix } from "node:path";
 import { errnoOf, ignoreErrno } from "../lib/errno.ts";
 import { AgentError } from "../lib/errors.ts";
 
@@ -51,6 +51,8 @@ const temporaryLink = "..data_tmp";
 const versionPattern = /^\.\.\d{4}(?:_\d{2}){5}\.\d+$/;
 // Random suffix of a version's name, as long as mkdtemp's in other writers of this layout.
 const suffixMax = 2 ** 32;
+// File operations under way for one volume: enough to hide their latency, few enough to leave threads to others.
+const filesAtOnce = 4;
 const absentAsUndefined = ignoreErrno("ENOENT", "ENOTDIR");
 
 /**
@@ -140,9 +142,10 @@ async function publish(fs: WriterFS, dir: string, files: Payload, options: Write
   await fs.mkdir(versionDir, { mode: 0o700 });
   try {
     await fs.chmod(versionDir, 0o755); // the umask may have taken bits away
-    for (const [path, file] of files) await writeFile(fs, join(versionDir, path), file);
+    for (const parent of parentsOf(files)) await fs.mkdir(join(versionDir, parent), { recursive: true });
+    await forAll(files, ([path, file]) => writeFile(fs, join(versionDir, path), file));
     await options.applyOwnership?.();
-    await fs.rm(temporary, { force: true }); // of an interrupted run
+    await fs.unlink(temporary).catch(absentAsUndefined); // of an interrupted run
     await fs.symlink(version, temporary);
     await fs.rename(temporary, join(dir, dataLink));
   } catch (err) {
@@ -154,7 +157,6 @@ async function publish(fs: WriterFS, dir: string, files: Payload, options: Write
 }
 
 async function writeFile(fs: WriterFS, path: string, { data, mode, uid }: FileContent): Promise<void> {
-  await fs.mkdir(dirname(path), { recursive: true });
   await fs.writeFile(path, data, { flag: "wx", mode: mode & 0o700 });
   if (uid !== undefined) await fs.chown(path, uid, -1);
   await fs.chmod(path, mode);
@@ -164,18 +166,18 @@ async function writeFile(fs: WriterFS, path: string, { data, mode, uid }: FileCo
 async function linkFiles(fs: WriterFS, dir: string, files: Payload): Promise<void> {
   const owners = new Map<string, number | undefined>();
   for (const [path, { uid }] of files) owners.set(topOf(path), uid ?? owners.get(topOf(path)));
-  for (const [top, uid] of owners) {
+  await forAll(owners, async ([top, uid]) => {
     const link = join(dir, top);
     const wanted = posix.join(dataLink, top);
     const present = await fs.readlink(link).catch((err: unknown) => {
       if (errnoOf(err) !== "EINVAL") return absentAsUndefined(err);
       throw new AgentError("Invalid", `path "${top}" is taken by a directory that another volume is mounted at`);
     });
-    if (present === wanted) continue;
+    if (present === wanted) return;
     if (present !== undefined) await fs.unlink(link);
     await fs.symlink(wanted, link);
     if (uid !== undefined) await fs.lchown(link, uid, -1);
-  }
+  });
 }
 
 /** Removes links to files that are gone and versions that are not current, also those of interrupted runs. */
@@ -196,6 +198,26 @@ async function removeLeftovers(fs: WriterFS, dir: string, files: Payload, versio
 /** `..2026_01_31_23_59_59.` in UTC. */
 function versionPrefix(nowMs: number): string {
   return `..${new Date(nowMs).toISOString().slice(0, 19).replaceAll(/[-T:]/g, "_")}.`;
+}
+
+/** Does `work` for all items, a few at a time. Rejects with the first error once nothing is under way any more. */
+async function forAll<T>(items: Iterable<T>, work: (item: T) => Promise<void>): Promise<void> {
+  const queue = [...items];
+  const errors: unknown[] = [];
+  const worker = async () => {
+    for (let item = queue.shift(); item !== undefined && errors.length === 0; item = queue.shift()) {
+      await work(item).catch((err: unknown) => errors.push(err));
+    }
+  };
+  await Promise.all(Array.from({ length: filesAtOnce }, worker));
+  if (errors.length > 0) throw errors[0];
+}
+
+/** Directories that files lie in, beneath the version's own. */
+function parentsOf(files: Payload): Set<string> {
+  const parents = new Set([...files.keys()].map((path) => posix.dirname(path)));
+  parents.delete(".");
+  return parents;
 }
 
 function topOf(path: string): string {

@@ -32,8 +32,9 @@ export async function setUpConfigVolume(
   if (prepared.status === "rejected") throw prepared.reason;
   context.signal.throwIfAborted();
   const { payload, refreshAtMs } = collected.value;
-  for (const path of nestedMountPoints(pod, volume.name))
+  for (const path of nestedMountPoints(pod, volume.name)) {
     await mkdir(join(dir, path), { recursive: true, mode: 0o755 });
+  }
   const { fsGroup } = pod.spec.securityContext ?? {};
   await writePayload(dir, payload, {
     nowMs: deps.clock.now(),

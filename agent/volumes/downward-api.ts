@@ -31,8 +31,9 @@ export function downwardAPIFiles(
   for (const { path, fieldRef, resourceFieldRef, mode = defaultMode } of items) {
     let text: string | undefined;
     if (fieldRef !== undefined) text = metadataField(pod, fieldRef.fieldPath);
-    else if (resourceFieldRef !== undefined)
+    else if (resourceFieldRef !== undefined) {
       text = resourceField(pod, resourceFieldRef, undefined, { nodeAllocatable });
+    }
     if (text === undefined) {
       throw new AgentError(
         "Invalid",

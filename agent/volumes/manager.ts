@@ -265,8 +265,9 @@ async function readFileInside(base: string, path: string): Promise<string> {
   try {
     const stat = await handle.stat();
     if (!stat.isFile()) throw new AgentError("Invalid", `"${path}" is not a file`);
-    if (stat.size > volumeFileBytesMax)
+    if (stat.size > volumeFileBytesMax) {
       throw new AgentError("Invalid", `"${path}" is larger than ${volumeFileBytesMax} bytes`);
+    }
     const file = await open(fdPath(handle), "r");
     try {
       return await file.readFile("utf8");

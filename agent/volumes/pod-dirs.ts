@@ -50,10 +50,12 @@ export async function tearDownPodVolumes(podDir: string): Promise<void> {
   await removeSubPaths(subPathsDir);
   // First the marks: what is half deleted must not count as ready.
   await removeTree(join(podDir, "plugins", pluginDirName("kubernetes.io/empty-dir")));
-  for (const plugin of plugins) {
+  const removals = plugins.map((plugin) => {
     const pluginDir = join(volumesDir, plugin);
-    if (isOwnPluginDir(plugin)) await removeTree(pluginDir);
-    else await removeEmptyDirs(pluginDir);
+    return isOwnPluginDir(plugin) ? removeTree(pluginDir) : removeEmptyDirs(pluginDir);
+  });
+  for (const outcome of await Promise.allSettled(removals)) {
+    if (outcome.status === "rejected") throw outcome.reason;
   }
   await removeDir(volumesDir);
 }

@@ -38,8 +38,9 @@ export async function prepareRoot(rootDir: string, options: RootOptions): Promis
   await makeDir(podLogsDir, 0o750);
   await makeDir(containerLogsDir, 0o755);
   await ensureShared(rootDir, log);
-  for (const name of ["pods", "plugins", "plugins_registry", "pod-resources"])
+  for (const name of ["pods", "plugins", "plugins_registry", "pod-resources"]) {
     await makeDir(join(rootDir, name), 0o750);
+  }
   await makeDir(join(rootDir, "checkpoints"), 0o700);
   if (!selinuxEnabled) return;
   for (const name of ["plugins", "plugins_registry"]) {

@@ -123,7 +123,9 @@ describe("podDNS", () => {
   ])("search domains, $name: cut with one warning", ({ searches, kept }) => {
     const { config, warnings } = podDNS(makePod({ dnsPolicy: "None", dnsConfig: { searches } }), base);
     expect(config.searches).toHaveLength(kept);
-    expect(warnings.map(({ message }) => message)).toEqual([expect.stringContaining("Search Line limits were exceeded")]);
+    expect(warnings.map(({ message }) => message)).toEqual([
+      expect.stringContaining("Search Line limits were exceeded"),
+    ]);
   });
 });
 

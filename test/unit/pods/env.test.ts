@@ -292,6 +292,8 @@ describe("fileKeyRef", () => {
     expect(await envOf({ env: from({}) })).toEqual({ A: "v" });
     expect(await envOf({ env: from({ key: "NOPE", optional: true }) })).toEqual({});
     await expect(envOf({ env: from({ key: "NOPE" }) })).rejects.toThrow("couldn't find key NOPE in env file app.env");
-    await expect(envOf({ env: from({ path: "nope", optional: true }) })).rejects.toThrow("couldn't parse env file nope");
+    await expect(envOf({ env: from({ path: "nope", optional: true }) })).rejects.toThrow(
+      "couldn't parse env file nope",
+    );
   });
 });

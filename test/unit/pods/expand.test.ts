@@ -29,7 +29,10 @@ describe("expand", () => {
 
 test("expandCommand: command and args see the final environment, absent ones stay empty", () => {
   const env = new Map([["X", "x"]]);
-  expect(expandCommand({ command: ["run", "$(X)"], args: ["$(Y)"] }, env)).toEqual({ command: ["run", "x"], args: ["$(Y)"] });
+  expect(expandCommand({ command: ["run", "$(X)"], args: ["$(Y)"] }, env)).toEqual({
+    command: ["run", "x"],
+    args: ["$(Y)"],
+  });
   expect(expandCommand({}, env)).toEqual({ command: [], args: [] });
 });
 

@@ -85,9 +85,17 @@ describe("resourceField", () => {
     { name: "huge pages", ref: { resource: "limits.hugepages-2Mi", divisor: "1Mi" }, want: "4" },
     { name: "no huge pages: no default", ref: { resource: "limits.hugepages-1Gi" }, want: "0" },
     { name: "unset request is 0", ref: { containerName: "bare", resource: "requests.memory" }, want: "0" },
-    { name: "unset limit is the node's", ref: { containerName: "bare", resource: "limits.cpu", divisor: "1m" }, want: "3900" },
+    {
+      name: "unset limit is the node's",
+      ref: { containerName: "bare", resource: "limits.cpu", divisor: "1m" },
+      want: "3900",
+    },
     { name: "ephemeral storage too", ref: { resource: "limits.ephemeral-storage", divisor: "1Gi" }, want: "100" },
-    { name: "an init container's own", ref: { containerName: "init", resource: "limits.memory", divisor: "1Mi" }, want: "1024" },
+    {
+      name: "an init container's own",
+      ref: { containerName: "init", resource: "limits.memory", divisor: "1Mi" },
+      want: "1024",
+    },
     { name: "an init container gets no default", ref: { containerName: "init", resource: "limits.cpu" }, want: "0" },
   ])("$name", ({ ref, want }) => expect(resourceField(resources, ref, app, { nodeAllocatable })).toBe(want));
 

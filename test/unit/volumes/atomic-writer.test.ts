@@ -83,7 +83,9 @@ describe("writePayload", () => {
     await writePayload(dir, payload({ key: "value", other: "same" }), { nowMs });
     expect(await writePayload(dir, payload(files), { nowMs: nowMs + 1000 })).toBe(true);
     expect(await visible()).toEqual(files);
-    expect(await hiddenNames()).toEqual(["..2026_02_01_00_00_00.", "..data"].map((name) => expect.stringContaining(name)));
+    expect(await hiddenNames()).toEqual(
+      ["..2026_02_01_00_00_00.", "..data"].map((name) => expect.stringContaining(name) as string),
+    );
   });
 
   test("keeps directories that other volumes are mounted at", async () => {
@@ -120,16 +122,18 @@ describe("writePayload", () => {
   test("a failure leaves the old content and no rubbish", async () => {
     await writePayload(dir, payload({ key: "old" }), { nowMs });
     const applyOwnership = () => Promise.reject(new Error("no such group"));
-    await expect(writePayload(dir, payload({ key: "new" }), { nowMs, applyOwnership })).rejects.toThrow("no such group");
+    await expect(writePayload(dir, payload({ key: "new" }), { nowMs, applyOwnership })).rejects.toThrow(
+      "no such group",
+    );
     expect(await visible()).toEqual({ key: "old" });
     expect(await hiddenNames()).toHaveLength(2);
   });
 });
 
 /** Does `steps` operations, then nothing ever again: as a process that was killed. */
-function dyingFS(steps: number): { fs: WriterFS; died: Promise<void> } {
+function dyingFS(steps: number): { fs: WriterFS; died: Promise<false> } {
   let left = steps;
-  const { promise: died, resolve } = Promise.withResolvers<void>();
+  const { promise: died, resolve } = Promise.withResolvers<false>();
   const fs = new Proxy(nodeFS, {
     get(target, property: keyof WriterFS) {
       const original = target[property] as (...args: unknown[]) => unknown;
@@ -138,7 +142,7 @@ function dyingFS(steps: number): { fs: WriterFS; died: Promise<void> } {
           left -= 1;
           return original(...args);
         }
-        resolve();
+        resolve(false);
         return new Promise(() => {});
       };
     },
@@ -158,10 +162,8 @@ describe("writePayload killed at any step", () => {
       await mkdir(at);
       await writePayload(at, payload(before), { nowMs });
       const { fs, died } = dyingFS(steps);
-      const run = writePayload(at, payload(after), { nowMs, fs }).then(() => {
-        finished = true;
-      });
-      await Promise.race([run, died]);
+      const run = writePayload(at, payload(after), { nowMs, fs });
+      finished = await Promise.race([run, died]);
 
       const seen = await visible(at);
       expect([before.key, after.key]).toContain(seen["key"]);
@@ -171,7 +173,7 @@ describe("writePayload killed at any step", () => {
       await writePayload(at, payload(after), { nowMs: nowMs + 1000 });
       expect(await visible(at)).toEqual(after);
       const hidden = (await readdir(at)).filter((name) => name.startsWith(".."));
-      expect(hidden, `after a crash at step ${steps}`).toHaveLength(2);
+      expect({ steps, hidden: hidden.length }).toEqual({ steps, hidden: 2 });
     }
     expect(steps).toBeGreaterThan(20);
   });

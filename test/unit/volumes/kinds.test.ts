@@ -35,17 +35,30 @@ describe("memoryVolumeBytes", () => {
     { name: "BestEffort: the node's", spec: {}, limit: undefined, want: 8 * GiB },
     { name: "sizeLimit below", spec: {}, limit: "1Gi", want: GiB },
     { name: "sizeLimit above the node's", spec: {}, limit: "16Gi", want: 8 * GiB },
-    { name: "all containers limited: their sum", spec: { containers: [limited("1Gi"), limited("2Gi")] }, limit: undefined, want: 3 * GiB },
-    { name: "one is not: no pod limit", spec: { containers: [limited("1Gi"), { name: "b" }] }, limit: undefined, want: 8 * GiB },
+    {
+      name: "all containers limited: their sum",
+      spec: { containers: [limited("1Gi"), limited("2Gi")] },
+      limit: undefined,
+      want: 3 * GiB,
+    },
+    {
+      name: "one is not: no pod limit",
+      spec: { containers: [limited("1Gi"), { name: "b" }] },
+      limit: undefined,
+      want: 8 * GiB,
+    },
     {
       name: "pod-level limit",
       spec: { resources: { limits: { memory: "2Gi" } } },
       limit: undefined,
       want: 2 * GiB,
     },
-  ] as { name: string; spec: Partial<PodSpec>; limit: string | undefined; want: number }[])("$name", ({ spec, limit, want }) => {
-    expect(memoryVolumeBytes(makePod(spec), limit, node)).toBe(want);
-  });
+  ] as { name: string; spec: Partial<PodSpec>; limit: string | undefined; want: number }[])(
+    "$name",
+    ({ spec, limit, want }) => {
+      expect(memoryVolumeBytes(makePod(spec), limit, node)).toBe(want);
+    },
+  );
 
   test("nothing known: no limit", () => expect(memoryVolumeBytes(makePod({}), undefined, {})).toBe(0));
 });
@@ -76,7 +89,7 @@ test("releaseHasNoswap", () => {
     ["7.0", true],
     ["strange", false],
   ];
-  for (const [release, want] of cases) expect(releaseHasNoswap(release), release).toBe(want);
+  expect(cases.map(([release]) => [release, releaseHasNoswap(release)])).toEqual(cases);
 });
 
 describe("selectKeys", () => {
@@ -87,7 +100,9 @@ describe("selectKeys", () => {
   });
   const options = { defaultMode: 0o644, optional: false, what: "config" as const };
   const texts = (payload: ReadonlyMap<string, { data: Uint8Array; mode: number }>) =>
-    Object.fromEntries([...payload].map(([path, { data, mode }]) => [path, `${Buffer.from(data).toString()} ${mode.toString(8)}`]));
+    Object.fromEntries(
+      [...payload].map(([path, { data, mode }]) => [path, `${Buffer.from(data).toString()} ${mode.toString(8)}`]),
+    );
 
   test("all keys; binary data wins", () => {
     expect(texts(selectKeys(files, { ...options, items: undefined }))).toEqual({
@@ -115,7 +130,11 @@ describe("downwardAPIFiles", () => {
   test("fields and resources, with modes", () => {
     const items = [
       { path: "labels", fieldRef: { fieldPath: "metadata.labels" } },
-      { path: "mem", mode: 0o400, resourceFieldRef: { containerName: "1Gi", resource: "limits.memory", divisor: "1Mi" } },
+      {
+        path: "mem",
+        mode: 0o400,
+        resourceFieldRef: { containerName: "1Gi", resource: "limits.memory", divisor: "1Mi" },
+      },
       { path: "cpu", resourceFieldRef: { containerName: "1Gi", resource: "limits.cpu" } },
     ];
     const files = downwardAPIFiles(pod, items, 0o644, { cpu: "3" });
@@ -138,7 +157,11 @@ describe("nestedMountPoints", () => {
   test.each([
     { name: "none", pod: pod(["v", "/etc/v"], ["w", "/etc/w"]), want: [] },
     { name: "one beneath", pod: pod(["v", "/etc/v"], ["w", "/etc/v/sub"]), want: ["sub"] },
-    { name: "only the outermost", pod: pod(["v", "/v"], ["w", "/v/a"], ["x", "/v/a/b"], ["y", "/v/c"]), want: ["a", "c"] },
+    {
+      name: "only the outermost",
+      pod: pod(["v", "/v"], ["w", "/v/a"], ["x", "/v/a/b"], ["y", "/v/c"]),
+      want: ["a", "c"],
+    },
     { name: "a name that merely begins alike", pod: pod(["v", "/v"], ["w", "/v/..a"], ["x", "/va"]), want: ["..a"] },
     { name: "untidy paths", pod: pod(["v", "/v/"], ["w", "/v//a/"]), want: ["a"] },
   ])("$name", ({ pod, want }) => expect(nestedMountPoints(pod, "v")).toEqual(want));
@@ -236,7 +259,10 @@ describe("buildMount", () => {
 
   test.each([
     [{ recursiveReadOnly: "Enabled" }, "needs readOnly: true"],
-    [{ recursiveReadOnly: "Enabled", readOnly: true, mountPropagation: "HostToContainer" }, "needs mountPropagation None"],
+    [
+      { recursiveReadOnly: "Enabled", readOnly: true, mountPropagation: "HostToContainer" },
+      "needs mountPropagation None",
+    ],
     [{ recursiveReadOnly: "Enabled", readOnly: true }, "is not supported by this pod's runtime handler"],
     [{ mountPropagation: "Sideways" }, 'unknown mountPropagation "Sideways"'],
   ])("%o is refused", (more, why) => {
@@ -256,7 +282,14 @@ describe("parseMountinfo", () => {
     "",
   ].join("\n");
 
-  test("all", () => expect(parseMountinfo(text).map(({ mountPoint }) => mountPoint)).toEqual(["/proc", "/", "/pods/a/vol ume", "/pods/a", "/pods/ab"]));
+  test("all", () =>
+    expect(parseMountinfo(text).map(({ mountPoint }) => mountPoint)).toEqual([
+      "/proc",
+      "/",
+      "/pods/a/vol ume",
+      "/pods/a",
+      "/pods/ab",
+    ]));
   test("only at a directory and beneath it", () => {
     expect(parseMountinfo(text, "/pods/a")).toEqual([
       { mountPoint: "/pods/a/vol ume", root: "/", fsType: "tmpfs", source: "tmpfs", isShared: true },

@@ -157,9 +157,7 @@ describe("setUp", () => {
     objects.failure = new AgentError("Unavailable", "the API server is away");
     await manager.setUp(pod, never);
     expect(await readFile(join(await pathOf(pod), "color"), "utf8")).toBe("blue");
-    expect(events).toEqual([
-      'Warning FailedMount MountVolume.SetUp failed for volume "v" : the API server is away',
-    ]);
+    expect(events).toEqual(['Warning FailedMount MountVolume.SetUp failed for volume "v" : the API server is away']);
     expect(manager.refreshInMs(podUID)).toBe(retryBackoff.baseMs);
   });
 
@@ -197,23 +195,24 @@ describe("hostPath", () => {
     manager.setUp(podWith({ name: "v", hostPath: { path, ...(type === undefined ? {} : { type }) } }), never);
 
   test.each([
-    ["", "missing"],
-    ["Directory", "dir"],
-    ["DirectoryOrCreate", "dir"],
-    ["DirectoryOrCreate", "new/deep"],
-    ["File", "file"],
-    ["FileOrCreate", "file"],
-    ["FileOrCreate", "new-file"],
-    ["Socket", "socket"],
-    ["CharDevice", "/dev/null"],
-  ])("type %j takes %s", async (type, path) => {
+    ["", "missing", "nothing"],
+    ["Directory", "dir", "directory"],
+    ["DirectoryOrCreate", "dir", "directory"],
+    ["DirectoryOrCreate", "new/deep", "directory"],
+    ["File", "file", "file"],
+    ["FileOrCreate", "file", "file"],
+    ["FileOrCreate", "new-file", "file"],
+    ["Socket", "socket", "other"],
+    ["CharDevice", "/dev/null", "other"],
+  ])("type %j takes %s", async (type, path, want) => {
     const server = await populate();
     try {
       const full = path.startsWith("/") ? path : join(root, path);
       await setUp(full, type);
       const made = await stat(full).catch(() => undefined);
-      if (type === "DirectoryOrCreate") expect(made?.isDirectory()).toBe(true);
-      if (type === "FileOrCreate") expect(made?.isFile()).toBe(true);
+      const found =
+        made === undefined ? "nothing" : made.isDirectory() ? "directory" : made.isFile() ? "file" : "other";
+      expect(found).toBe(want);
     } finally {
       server.close();
     }
@@ -294,7 +293,9 @@ describe("readVolumeFile", () => {
     await expect(manager.readVolumeFile(podUID, "v", "nope")).rejects.toMatchObject({ code: "NotFound" });
     await expect(manager.readVolumeFile(podUID, "v", "sub")).rejects.toThrow("is not a file");
     await expect(manager.readVolumeFile(podUID, "v", "big")).rejects.toThrow("is larger than");
-    await expect(manager.readVolumeFile(podUID, "v", "../../../../../../etc/passwd")).rejects.toThrow(/out of the volume|ENOENT/);
+    await expect(manager.readVolumeFile(podUID, "v", "../../../../../../etc/passwd")).rejects.toThrow(
+      /out of the volume|ENOENT/,
+    );
   });
 });
 

@@ -169,16 +169,19 @@ describe("every strategy", () => {
     await expect(source.configMap("shop", "settings")).rejects.toThrow("not registered");
   });
 
-  test.each(["Watch", "Cache", "Get"] as const)("%s: a missing object is NotFound by kind and name", async (strategy) => {
-    server.object = undefined;
-    const source = makeSource(strategy);
-    source.register(pod);
-    const read = source.configMap("shop", "settings");
-    await Promise.all([
-      expect(read).rejects.toMatchObject({ code: "NotFound", message: 'configmap "settings" not found' }),
-      clock.advance(syncGraceMs),
-    ]);
-  });
+  test.each(["Watch", "Cache", "Get"] as const)(
+    "%s: a missing object is NotFound by kind and name",
+    async (strategy) => {
+      server.object = undefined;
+      const source = makeSource(strategy);
+      source.register(pod);
+      const read = source.configMap("shop", "settings");
+      await Promise.all([
+        expect(read).rejects.toMatchObject({ code: "NotFound", message: 'configmap "settings" not found' }),
+        clock.advance(syncGraceMs),
+      ]);
+    },
+  );
 
   test("without an API server every lookup says so", async () => {
     const source = makeSource("Watch", { client: undefined });
@@ -237,7 +240,10 @@ describe("Watch", () => {
   });
 
   test("a GET refused because the binding is news is tried again", async () => {
-    server.getFailures = Array.from({ length: forbiddenTriesMax - 1 }, () => new AgentError("Forbidden", "no relationship"));
+    server.getFailures = Array.from(
+      { length: forbiddenTriesMax - 1 },
+      () => new AgentError("Forbidden", "no relationship"),
+    );
     const source = makeSource("Watch");
     source.register(pod);
     const read = source.configMap("shop", "settings");

@@ -1,6 +1,7 @@
 import { mkdtemp, rm } from "node:fs/promises";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
+import { setImmediate } from "node:timers/promises";
 import type { ApiClient } from "../../../agent/kube/port.ts";
 import type { ConfigMap, Pod, PodSpec, Secret, TokenRequest } from "../../../agent/kube/types.ts";
 import type { Clock, Timer } from "../../../agent/lib/clock.ts";
@@ -52,7 +53,7 @@ export class FakeClock implements Clock {
 
 /** Lets everything run that is ready to. */
 export async function settle(): Promise<void> {
-  for (let i = 0; i < 3; i += 1) await new Promise((resolve) => setImmediate(resolve));
+  for (let i = 0; i < 3; i += 1) await setImmediate();
 }
 
 export function makePod(spec: Partial<PodSpec>, metadata: Partial<Pod["metadata"]> = {}): Pod {
