@@ -99,7 +99,10 @@ function asStatus(value: unknown): Status | undefined {
   if (typeof value !== "object" || value === null) return undefined;
   const { kind, code, reason, message, details } = value as Record<string, unknown>;
   if (kind !== undefined && kind !== "Status") return undefined;
-  const wait = typeof details === "object" && details !== null ? (details as Record<string, unknown>)["retryAfterSeconds"] : undefined;
+  const wait =
+    typeof details === "object" && details !== null
+      ? (details as Record<string, unknown>)["retryAfterSeconds"]
+      : undefined;
   return {
     ...(typeof code === "number" ? { code } : {}),
     ...(typeof reason === "string" ? { reason } : {}),

@@ -4,11 +4,12 @@ import { AgentError, hasCode, isAbort, messageOf } from "../lib/errors.ts";
 import type { Logger } from "../lib/log.ts";
 import type { Access } from "./access.ts";
 import { ApiError, apiError } from "./api-error.ts";
+import { type HttpRequest, type HttpResponse, readBody, TransportError } from "./connection.ts";
 import { listPages, type Page } from "./list-pages.ts";
 import { collectionPath, objectPath, requireNamespace, withQuery } from "./paths.ts";
 import type { ApiClient, CallOptions, PatchType, Resource } from "./port.ts";
 import { RateLimiter } from "./rate-limit.ts";
-import { createTransport, type HttpRequest, type HttpResponse, readBody, type Transport, TransportError } from "./transport.ts";
+import { createTransport, type Transport } from "./transport.ts";
 import type { KubeObject } from "./types.ts";
 
 export interface ApiClientOptions {
@@ -109,7 +110,11 @@ class Client implements KubeClient {
   get: ApiClient["get"] = async (resource, key, options) =>
     this.#object({ method: "GET", path: objectPath(resource, key) }, options);
 
-  list: ApiClient["list"] = async <T extends KubeObject>(resource: Resource<T>, query: ListQuery, options?: CallOptions) => {
+  list: ApiClient["list"] = async <T extends KubeObject>(
+    resource: Resource<T>,
+    query: ListQuery,
+    options?: CallOptions,
+  ) => {
     let items: T[] = [];
     const resourceVersion = await this.listPages(
       resource,
@@ -125,7 +130,10 @@ class Client implements KubeClient {
   create: ApiClient["create"] = async (resource, object, options) => {
     const { namespace, name } = object.metadata;
     requireNamespace(resource, namespace, name);
-    return this.#object({ method: "POST", path: collectionPath(resource, namespace), payload: typed(resource, object) }, options);
+    return this.#object(
+      { method: "POST", path: collectionPath(resource, namespace), payload: typed(resource, object) },
+      options,
+    );
   };
 
   update: ApiClient["update"] = async (resource, object, options) => {
@@ -204,7 +212,10 @@ class Client implements KubeClient {
     const { payload, ...request } = call;
     const body = payload === undefined ? undefined : JSON.stringify(payload);
     if (body !== undefined && Buffer.byteLength(body) > requestBytesMax) {
-      throw new AgentError("Invalid", `${describe(call)}: body is larger than the ${requestBytesMax} bytes that API servers take`);
+      throw new AgentError(
+        "Invalid",
+        `${describe(call)}: body is larger than the ${requestBytesMax} bytes that API servers take`,
+      );
     }
     const headers = body === undefined ? {} : { "content-type": "application/json", ...request.headers };
     const timeoutMs = options?.timeoutMs ?? this.#timeoutMs;
@@ -216,7 +227,9 @@ class Client implements KubeClient {
       const full = { ...request, headers, ...(body === undefined ? {} : { body }), signal: stop.signal };
       return await this.#withRetries(full, deadlineMs);
     } catch (err) {
-      if (options?.signal?.aborted === true) throw new AgentError("Canceled", `${describe(call)}: canceled`, { cause: err });
+      if (options?.signal?.aborted === true) {
+        throw new AgentError("Canceled", `${describe(call)}: canceled`, { cause: err });
+      }
       if (stop.signal.aborted && isAbort(err)) {
         throw new AgentError("DeadlineExceeded", `${describe(call)}: no answer within ${timeoutMs} ms`, { cause: err });
       }
@@ -239,7 +252,9 @@ class Client implements KubeClient {
         error = err;
       }
       const pauseMs = retries < retriesMax ? retryAfterMs(error, request.method, retries) : undefined;
-      if (pauseMs === undefined || request.signal.aborted || this.#clock.monotonic() + pauseMs >= deadlineMs) throw error;
+      if (pauseMs === undefined || request.signal.aborted || this.#clock.monotonic() + pauseMs >= deadlineMs) {
+        throw error;
+      }
       this.#log.debug({ call: describe(request), err: messageOf(error), pauseMs }, "API call failed, trying again");
       if (pauseMs > 0) await this.#clock.sleep(pauseMs, request.signal);
     }
@@ -253,7 +268,8 @@ class Client implements KubeClient {
     if (response.status !== 401) return response;
     this.transport.access.invalidate();
     const now = await this.transport.access.credentials();
-    const isSame = now.connectionKey === before.connectionKey && now.headers["authorization"] === before.headers["authorization"];
+    const isSame =
+      now.connectionKey === before.connectionKey && now.headers["authorization"] === before.headers["authorization"];
     if (isSame) return response;
     response.close();
     return this.transport.send({ ...request, headers });

@@ -3,7 +3,7 @@ import { connect as connectTls, type TLSSocket } from "node:tls";
 import type { Clock } from "../lib/clock.ts";
 import { AgentError } from "../lib/errors.ts";
 import type { TlsOptions } from "./access.ts";
-import { type TransportLimits, transportError } from "./transport.ts";
+import { type TransportLimits, transportError } from "./connection.ts";
 
 export interface DialOptions {
   url: URL;
@@ -54,7 +54,9 @@ async function established(
   const onError = (err: Error) => reject(transportError(url, what, err, "connect"));
   const onClose = () => reject(transportError(url, what, "the server closed the connection", "connect"));
   const onAbort = () => reject(new AgentError("Canceled", "the API client is closed"));
-  const timer = clock.after(timeoutMs, () => reject(transportError(url, what, `no answer within ${timeoutMs} ms`, "connect")));
+  const timer = clock.after(timeoutMs, () =>
+    reject(transportError(url, what, `no answer within ${timeoutMs} ms`, "connect")),
+  );
   socket.once(event, resolve);
   socket.once("error", onError);
   socket.once("close", onClose);

@@ -144,7 +144,12 @@ class Recorder implements RunningEventRecorder {
     if (event.count > 1) {
       const { count, message, lastTimestamp } = object;
       try {
-        await client.patch(events, { namespace, name }, { count, message, lastTimestamp }, { type: "strategic", signal });
+        await client.patch(
+          events,
+          { namespace, name },
+          { count, message, lastTimestamp },
+          { type: "strategic", signal },
+        );
         return;
       } catch (err) {
         if (!hasCode(err, "NotFound")) throw err; // it expired on the server, or its creation failed: make it again

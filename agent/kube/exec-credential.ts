@@ -56,9 +56,15 @@ export async function runExecPlugin(plugin: ExecPlugin): Promise<ExecCredential>
 }
 
 /** Pure part of {@link runExecPlugin}: the plugin's standard output to a credential. */
-export function parseExecCredential(stdout: string, plugin: Pick<ExecPlugin, "apiVersion" | "command">): ExecCredential {
+export function parseExecCredential(
+  stdout: string,
+  plugin: Pick<ExecPlugin, "apiVersion" | "command">,
+): ExecCredential {
   const fail = (what: string) =>
-    new AgentError("Unavailable", `exec credential plugin ${plugin.command}: ${what}; run it by hand to see its answer`);
+    new AgentError(
+      "Unavailable",
+      `exec credential plugin ${plugin.command}: ${what}; run it by hand to see its answer`,
+    );
   let parsed: unknown;
   try {
     parsed = JSON.parse(stdout);
@@ -80,8 +86,10 @@ export function parseExecCredential(stdout: string, plugin: Pick<ExecPlugin, "ap
     throw fail("status needs both of clientCertificateData and clientKeyData, or none");
   }
   if (bearer === undefined && certificate === undefined) throw fail("status has neither token nor client certificate");
-  const expiresAtMs = expirationTimestamp == null ? undefined : Date.parse(String(expirationTimestamp));
-  if (Number.isNaN(expiresAtMs)) throw fail("status.expirationTimestamp is not an RFC 3339 time");
+  const isTime =
+    expirationTimestamp === undefined || expirationTimestamp === null || typeof expirationTimestamp === "string";
+  const expiresAtMs = typeof expirationTimestamp === "string" ? Date.parse(expirationTimestamp) : undefined;
+  if (!isTime || Number.isNaN(expiresAtMs)) throw fail("status.expirationTimestamp is not an RFC 3339 time");
   return {
     ...(bearer === undefined ? {} : { token: bearer }),
     ...(certificate === undefined ? {} : { certificate: Buffer.from(certificate) }),

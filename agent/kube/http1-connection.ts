@@ -4,7 +4,7 @@ import type { Socket } from "node:net";
 import type { Duplex } from "node:stream";
 import type { Clock } from "../lib/clock.ts";
 import { AgentError } from "../lib/errors.ts";
-import { type Connection, type HttpRequest, type HttpResponse, transportError } from "./transport.ts";
+import { type Connection, type HttpRequest, type HttpResponse, transportError } from "./connection.ts";
 
 // Idle connections kept, as the kubelet does per host. Those in use are as many as there are watches and calls.
 const idleConnectionsMax = 25;
@@ -14,7 +14,7 @@ interface Http1Options {
   url: URL;
   clock: Clock;
   /** Makes one connected socket, TLS done. */
-  connect(): Promise<Socket>;
+  connect: () => Promise<Socket>;
 }
 
 /** HTTP/1.1 with kept-alive connections, for `kubectl proxy`, DISABLE_HTTP2 and servers behind old proxies. */
@@ -41,7 +41,12 @@ export class Http1Connection implements Connection {
     const { promise, resolve, reject } = Promise.withResolvers<HttpResponse>();
     const { method, body, signal } = request;
     const length = body === undefined ? {} : { "content-length": String(Buffer.byteLength(body)) };
-    const exchange = startRequest({ method, path, headers: { host: url.host, ...headers, ...length }, agent: this.#agent });
+    const exchange = startRequest({
+      method,
+      path,
+      headers: { host: url.host, ...headers, ...length },
+      agent: this.#agent,
+    });
     this.#requests.add(exchange);
     const abort = addAbortListener(signal, () => {
       reject(new AgentError("Canceled", "the call was canceled"));
@@ -108,7 +113,7 @@ class DialingAgent extends Agent {
     this.#connect().then(
       (socket) => callback?.(null, socket),
       // Node reads the stream only if there is no error.
-      (err: Error) => (callback as ((err: Error) => void) | undefined)?.(err),
+      (err: unknown) => (callback as ((err: unknown) => void) | undefined)?.(err),
     );
     return undefined;
   }

@@ -1,5 +1,5 @@
 import { addAbortListener } from "node:events";
-import { type ClientHttp2Session, type ClientHttp2Stream, connect, constants } from "node:http2";
+import { type ClientHttp2Session, type ClientHttp2Stream, connect, constants, type Settings } from "node:http2";
 import type { Socket } from "node:net";
 import type { Clock, Timer } from "../lib/clock.ts";
 import { AgentError } from "../lib/errors.ts";
@@ -11,7 +11,7 @@ import {
   type TransportLimits,
   type TransportStage,
   transportError,
-} from "./transport.ts";
+} from "./connection.ts";
 
 // Until the server's SETTINGS say otherwise; kube-apiserver's own default.
 const streamsMaxDefault = 100;
@@ -60,11 +60,11 @@ export class Http2Connection implements Connection {
       maxSessionMemory: sessionMemoryMB,
     });
     this.#session.on("connect", () => this.#session.setLocalWindowSize(connectionWindowBytes));
-    this.#session.on("remoteSettings", ({ maxConcurrentStreams }) => {
-      this.#streamsMax = maxConcurrentStreams ?? streamsMaxDefault;
+    this.#session.on("remoteSettings", (settings: Settings) => {
+      this.#streamsMax = settings.maxConcurrentStreams ?? streamsMaxDefault;
     });
     // "close" follows and does the work; the streams carry the error to whoever waits.
-    this.#session.on("error", (err) => log.debug({ err: err.message }, "API server connection failed"));
+    this.#session.on("error", (err: Error) => log.debug({ err: err.message }, "API server connection failed"));
     this.#session.on("goaway", () => {
       this.#isDraining = true; // Node closes the session once the streams that the server still serves have ended
     });
@@ -106,7 +106,12 @@ export class Http2Connection implements Connection {
       suspect?.cancel();
       this.#heard();
       const body = this.#body(stream, request.signal);
-      resolve({ status: answer[":status"] ?? 0, headers: answer, body, close: () => stream.close(constants.NGHTTP2_CANCEL) });
+      resolve({
+        status: answer[":status"] ?? 0,
+        headers: answer,
+        body,
+        close: () => stream.close(constants.NGHTTP2_CANCEL),
+      });
     });
     stream.on("error", (err) => reject(transportError(url, "request", err, stageOf(stream))));
     stream.on("close", () => {

@@ -168,7 +168,9 @@ class Reflector<T extends KubeObject> {
     const { client, clock, limits, random = Math.random } = this.#deps;
     const attempt = new AbortController();
     const link = addAbortListener(stop, () => attempt.abort());
-    const silence = new SilenceTimer(clock, initial === undefined ? limits.silentMs : limits.initialQuietMs, () => attempt.abort());
+    const silence = new SilenceTimer(clock, initial === undefined ? limits.silentMs : limits.initialQuietMs, () =>
+      attempt.abort(),
+    );
     let pending = initial;
     try {
       const response = await client.watch(
@@ -176,7 +178,9 @@ class Reflector<T extends KubeObject> {
         {
           ...this.#query(),
           timeoutSeconds: Math.round(limits.watchSecondsMin * (1 + random())),
-          ...(this.#resourceVersion === undefined ? { sendInitialEvents: true } : { resourceVersion: this.#resourceVersion }),
+          ...(this.#resourceVersion === undefined
+            ? { sendInitialEvents: true }
+            : { resourceVersion: this.#resourceVersion }),
         },
         attempt.signal,
       );
@@ -197,7 +201,9 @@ class Reflector<T extends KubeObject> {
         }
       }
       if (lines.hasRest) throw new AgentError("Unavailable", "the watch ended in the middle of an event");
-      if (pending !== undefined) throw new AgentError("Unavailable", "the watch ended before all initial objects were there");
+      if (pending !== undefined) {
+        throw new AgentError("Unavailable", "the watch ended before all initial objects were there");
+      }
     } catch (err) {
       if (!silence.isOver || stop.aborted || !isAbort(err)) throw err;
       if (pending !== undefined) throw new NoInitialEvents();
@@ -280,7 +286,10 @@ class Reflector<T extends KubeObject> {
     if (err === this.#reported) return;
     this.#reported = err;
     const isRoutine = hasCode(error, "Gone");
-    this.#log[isRoutine ? "info" : "warn"]({ err, retryInMs: Math.round(delayMs) }, "watch ended, keeping the last known state");
+    this.#log[isRoutine ? "info" : "warn"](
+      { err, retryInMs: Math.round(delayMs) },
+      "watch ended, keeping the last known state",
+    );
   }
 
   #healthy(): void {

@@ -27,7 +27,9 @@ export class JsonLines {
     if (start === chunk.length) return;
     const rest = chunk.subarray(start);
     this.#bytes += rest.length;
-    if (this.#bytes > lineBytesMax) throw new AgentError("Invalid", `a watch event is larger than ${lineBytesMax} bytes`);
+    if (this.#bytes > lineBytesMax) {
+      throw new AgentError("Invalid", `a watch event is larger than ${lineBytesMax} bytes`);
+    }
     this.#pieces.push(rest);
   }
 

@@ -79,7 +79,9 @@ export function parseKubeconfig(document: unknown, path: string): AccessSpec {
   const root = new Field(document, path, "");
   root.record();
   const kind = root.at("kind").optionalString();
-  if (kind !== undefined && kind !== "Config") throw root.at("kind").error(`is ${JSON.stringify(kind)}, must be "Config"`);
+  if (kind !== undefined && kind !== "Config") {
+    throw root.at("kind").error(`is ${JSON.stringify(kind)}, must be "Config"`);
+  }
   const apiVersion = root.at("apiVersion").optionalString();
   if (apiVersion !== undefined && apiVersion !== "v1") {
     throw root.at("apiVersion").error(`is ${JSON.stringify(apiVersion)}, must be "v1"`);
@@ -104,14 +106,22 @@ export function parseKubeconfig(document: unknown, path: string): AccessSpec {
 }
 
 function named(root: Field, list: string, member: string, name: string, wantedBy: string): Field {
-  const found = root.at(list).items().find((item) => item.at("name").optionalString() === name);
-  if (found === undefined) throw root.at(list).error(`has no entry named ${JSON.stringify(name)}, which ${wantedBy} wants`);
+  const found = root
+    .at(list)
+    .items()
+    .find((item) => item.at("name").optionalString() === name);
+  if (found === undefined) {
+    throw root.at(list).error(`has no entry named ${JSON.stringify(name)}, which ${wantedBy} wants`);
+  }
   const field = found.at(member);
   field.record();
   return field;
 }
 
-function clusterPart(cluster: Field, path: string): Pick<AccessSpec, "server" | "insecureSkipVerify" | "ca" | "serverName"> {
+function clusterPart(
+  cluster: Field,
+  path: string,
+): Pick<AccessSpec, "server" | "insecureSkipVerify" | "ca" | "serverName"> {
   if (cluster.at("proxy-url").optionalString() !== undefined) {
     throw cluster.at("proxy-url").error("is not supported: remove it and make the API server reachable directly");
   }
@@ -144,7 +154,8 @@ function addUser(spec: AccessSpec, user: Field, cluster: Field, path: string): v
   }
   const tokenFile = user.at("tokenFile").optionalString();
   const token = user.at("token").optionalString();
-  if (tokenFile !== undefined) spec.token = { file: resolve(dirname(path), tokenFile) }; // as client-go: the file wins
+  // As in client-go, the file wins.
+  if (tokenFile !== undefined) spec.token = { file: resolve(dirname(path), tokenFile) };
   else if (token !== undefined) spec.token = { data: Buffer.from(token) };
   const username = user.at("username").optionalString();
   const password = user.at("password").optionalString();
@@ -208,12 +219,17 @@ function execPlugin(field: Field, cluster: Field, spec: AccessSpec, path: string
     throw field.at("interactiveMode").error("is missing: must be Never or IfAvailable");
   }
   if (mode !== undefined && mode !== "Never" && mode !== "IfAvailable") {
-    throw field.at("interactiveMode").error(`is ${JSON.stringify(mode)}, must be Never or IfAvailable: a daemon has no terminal`);
+    throw field
+      .at("interactiveMode")
+      .error(`is ${JSON.stringify(mode)}, must be Never or IfAvailable: a daemon has no terminal`);
   }
-  const env = field.at("env").items().map((item) => ({
-    name: item.at("name").requiredString("a variable's name"),
-    value: item.at("value").optionalString() ?? "",
-  }));
+  const env = field
+    .at("env")
+    .items()
+    .map((item) => ({
+      name: item.at("name").requiredString("a variable's name"),
+      value: item.at("value").optionalString() ?? "",
+    }));
   const installHint = field.at("installHint").optionalString();
   const plugin: ExecPlugin = {
     apiVersion,

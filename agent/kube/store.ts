@@ -70,7 +70,7 @@ export class ObjectStore<T extends KubeObject> implements Store<T> {
     const own: Listener<T> = (change) => listener(change);
     if (this.#hasSynced) {
       this.#listeners.add(own);
-      for (const [key, object] of [...this.#objects]) this.#tell(own, { key, old: undefined, object });
+      for (const [key, object] of Array.from(this.#objects)) this.#tell(own, { key, old: undefined, object });
     } else {
       this.#waiting.add(own);
     }
@@ -87,7 +87,7 @@ export class ObjectStore<T extends KubeObject> implements Store<T> {
    */
   async replace(objects: ReadonlyMap<string, T>): Promise<void> {
     const { breathe } = this.#options;
-    for (const key of [...this.#objects.keys()]) {
+    for (const key of Array.from(this.#objects.keys())) {
       if (!objects.has(key)) this.delete(key);
       const pause = breathe();
       if (pause !== undefined) await pause;
@@ -160,7 +160,8 @@ export class ObjectStore<T extends KubeObject> implements Store<T> {
   }
 
   #tellAll(change: StoreChange<T>): void {
-    for (const listener of [...this.#listeners]) this.#tell(listener, change);
+    // A copy: who subscribes inside a listener has already been told the present state.
+    for (const listener of Array.from(this.#listeners)) this.#tell(listener, change);
   }
 
   #tell(listener: Listener<T>, change: StoreChange<T>): void {

@@ -26,7 +26,9 @@ export function parseWatchEvent<T extends KubeObject>(value: unknown): WatchEven
   if (type !== "ADDED" && type !== "MODIFIED" && type !== "DELETED") {
     throw new AgentError("Invalid", `a watch event has the unknown type ${String(type)}`);
   }
-  if (typeof name !== "string") throw new AgentError("Invalid", `a watch event of type ${type} has an object without name`);
+  if (typeof name !== "string") {
+    throw new AgentError("Invalid", `a watch event of type ${type} has an object without name`);
+  }
   return { type, object: object as T }; // beyond metadata, the API server's schema is the type's source
 }
 

@@ -66,9 +66,16 @@ export function planRetry(
 ): RetryPlan {
   const { error, livedMs } = end;
   const wasHealthy = livedMs >= limits.healthyMs;
-  if (error === undefined && livedMs >= limits.quickCloseMs) return { failures: 0, refusals: 0, relist: false, delayMs: 0 };
+  if (error === undefined && livedMs >= limits.quickCloseMs) {
+    return { failures: 0, refusals: 0, relist: false, delayMs: 0 };
+  }
   const failures = (wasHealthy ? 0 : state.failures) + 1;
-  const backoff = backoffMs(failures, { baseMs: limits.backoffBaseMs, maxMs: limits.backoffMaxMs, jitter: 0.5, random });
+  const backoff = backoffMs(failures, {
+    baseMs: limits.backoffBaseMs,
+    maxMs: limits.backoffMaxMs,
+    jitter: 0.5,
+    random,
+  });
   if (hasCode(error, "Gone")) return { failures, refusals: 0, relist: true, delayMs: failures === 1 ? 0 : backoff };
   if (!(error instanceof ApiError)) return { failures, refusals: 0, relist: false, delayMs: backoff };
   if (error.retryAfterMs !== undefined) {

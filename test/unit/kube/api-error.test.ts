@@ -37,7 +37,11 @@ test.each([
 });
 
 test.each([
-  [{ kind: "Status", code: 410, reason: "Expired", message: "too old resource version" }, "Gone", "too old resource version"],
+  [
+    { kind: "Status", code: 410, reason: "Expired", message: "too old resource version" },
+    "Gone",
+    "too old resource version",
+  ],
   [{ code: 500 }, "Internal", undefined],
   [null, "Internal", undefined],
 ])("watch error %j is %s", (object, code, message) => {

@@ -28,7 +28,9 @@ test("each verb asks for the right thing", async () => {
   await client.delete(pods, { namespace: "ns", name: "a" });
   await client.createSubresource(pods, { namespace: "ns", name: "a" }, "eviction", { x: 1 });
   await client.request("POST", "/apis/authentication.k8s.io/v1/tokenreviews", { spec: {} });
-  expect(server.received.map(({ method, path, body }) => [method, path, body === "" ? undefined : JSON.parse(body)])).toEqual([
+  expect(
+    server.received.map(({ method, path, body }) => [method, path, body === "" ? undefined : JSON.parse(body)]),
+  ).toEqual([
     ["GET", `${podPath}/a`, undefined],
     ["GET", "/api/v1/nodes/n1", undefined],
     ["POST", podPath, expect.objectContaining({ kind: "Pod", apiVersion: "v1" })],
@@ -60,15 +62,26 @@ test.each([
   ["apply", "application/apply-patch+yaml", "fieldManager=kubelet&force=true"],
 ] as const)("patch type %s has content type %s", async (type, contentType, query) => {
   await using t = await serve((_, answer) => answer.json(200, pod("a", "1")));
-  await t.client.patch(pods, { namespace: "ns", name: "a" }, { metadata: { uid: "u1" } }, { type, subresource: "status" });
-  expect(t.server.received[0]).toMatchObject({ method: "PATCH", path: `${podPath}/a/status`, headers: { "content-type": contentType } });
+  await t.client.patch(
+    pods,
+    { namespace: "ns", name: "a" },
+    { metadata: { uid: "u1" } },
+    { type, subresource: "status" },
+  );
+  expect(t.server.received[0]).toMatchObject({
+    method: "PATCH",
+    path: `${podPath}/a/status`,
+    headers: { "content-type": contentType },
+  });
   expect(t.server.received[0]?.query.toString()).toBe(query);
   expect(JSON.parse(t.server.received[0]?.body ?? "")).toEqual({ metadata: { uid: "u1" } });
 });
 
 test("a name cannot leave its collection, and a namespace cannot be forgotten", async () => {
   await using t = await serve((_, answer) => answer.status(404, "NotFound"));
-  await expect(t.client.get(pods, { namespace: "ns", name: "../../secrets/x" })).rejects.toMatchObject({ code: "NotFound" });
+  await expect(t.client.get(pods, { namespace: "ns", name: "../../secrets/x" })).rejects.toMatchObject({
+    code: "NotFound",
+  });
   expect(t.server.received[0]?.path).toBe(`${podPath}/..%2F..%2Fsecrets%2Fx`);
   await expect(t.client.get(pods, { namespace: "ns", name: ".." })).rejects.toMatchObject({ code: "Invalid" });
   await expect(t.client.get(pods, { name: "a" })).rejects.toThrow('Pod "a" has no namespace');
@@ -82,16 +95,21 @@ test("a list is read in pages; items carry kind and apiVersion", async () => {
     answer.json(200, { kind: "PodList", metadata, items: [{ metadata: { name: `p${at}` } }] });
   });
   const list = await t.client.list(pods, { namespace: "ns", labelSelector: "a=b", fieldSelector: "spec.nodeName=n1" });
-  expect(list.items.map((p) => [p.metadata.name, p.kind, p.apiVersion])).toEqual([0, 1, 2].map((i) => [`p${i}`, "Pod", "v1"]));
+  expect(list.items.map((p) => [p.metadata.name, p.kind, p.apiVersion])).toEqual(
+    [0, 1, 2].map((i) => [`p${i}`, "Pod", "v1"]),
+  );
   expect(list.resourceVersion).toBe("50");
-  expect(t.server.received[1]?.query.toString()).toBe("labelSelector=a%3Db&fieldSelector=spec.nodeName%3Dn1&limit=500&continue=1");
+  expect(t.server.received[1]?.query.toString()).toBe(
+    "labelSelector=a%3Db&fieldSelector=spec.nodeName%3Dn1&limit=500&continue=1",
+  );
 });
 
 test("a list whose continue token expires begins again, and is asked for in one piece at last", async () => {
   await using t = await serve(({ query }, answer) => {
     if (query.has("continue")) answer.status(410, "Expired");
-    else if (query.has("limit")) answer.json(200, { metadata: { continue: "t" }, items: [{ metadata: { name: "stale" } }] });
-    else answer.json(200, { metadata: { resourceVersion: "9" }, items: null });
+    else if (query.has("limit")) {
+      answer.json(200, { metadata: { continue: "t" }, items: [{ metadata: { name: "stale" } }] });
+    } else answer.json(200, { metadata: { resourceVersion: "9" }, items: null });
   });
   expect(await t.client.list(pods, {})).toEqual({ items: [], resourceVersion: "9" });
   expect(t.server.received.map(({ query }) => query.toString())).toEqual([
@@ -108,7 +126,10 @@ test.each([
   [422, "Invalid", "Invalid"],
 ] as const)("a %d %s rejects with code %s and the server's words", async (status, reason, code) => {
   await using t = await serve((_, answer) => answer.status(status, reason, "the server's words"));
-  await expect(t.client.get(pods, { namespace: "ns", name: "a" })).rejects.toMatchObject({ code, message: "the server's words" });
+  await expect(t.client.get(pods, { namespace: "ns", name: "a" })).rejects.toMatchObject({
+    code,
+    message: "the server's words",
+  });
   expect(t.server.received).toHaveLength(1);
 });
 
@@ -125,7 +146,10 @@ test.each([429, 503, 500])("a %d with Retry-After is waited out, also for a POST
 test("a Retry-After beyond the call's timeout is not waited for", async () => {
   await using t = await serve((_, answer) => answer.status(429, "TooManyRequests", "later", { "retry-after": "60" }));
   const startMs = performance.now();
-  await expect(t.client.get(nodes, { name: "n1" })).rejects.toMatchObject({ code: "TooManyRequests", message: "later" });
+  await expect(t.client.get(nodes, { name: "n1" })).rejects.toMatchObject({
+    code: "TooManyRequests",
+    message: "later",
+  });
   expect(performance.now() - startMs).toBeLessThan(1_000);
 });
 
@@ -150,12 +174,16 @@ test("a call ends at its timeout, and when it is canceled", async () => {
     message: "GET /api/v1/nodes/n1: no answer within 50 ms",
   });
   const stop = new AbortController();
-  const call = expect(t.client.get(nodes, { name: "n1" }, { signal: stop.signal, timeoutMs: 5_000 })).rejects.toMatchObject({
+  const call = expect(
+    t.client.get(nodes, { name: "n1" }, { signal: stop.signal, timeoutMs: 5_000 }),
+  ).rejects.toMatchObject({
     code: "Canceled",
   });
   stop.abort();
   await call;
-  await expect(t.client.get(nodes, { name: "n1" }, { signal: stop.signal })).rejects.toMatchObject({ code: "Canceled" });
+  await expect(t.client.get(nodes, { name: "n1" }, { signal: stop.signal })).rejects.toMatchObject({
+    code: "Canceled",
+  });
 });
 
 test("an answer that is no object is an error that does not quote it", async () => {

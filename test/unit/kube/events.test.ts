@@ -63,7 +63,9 @@ test("the correlator forgets the least recently used", () => {
   expect([say("a"), say("b"), say("a"), say("c"), say("a"), say("b")]).toEqual([1, 1, 2, 1, 3, 1]);
 });
 
-type Sent = { verb: "create"; event: CoreEvent } | { verb: "patch"; name: string; namespace: string | undefined; patch: unknown };
+type Sent =
+  | { verb: "create"; event: CoreEvent }
+  | { verb: "patch"; name: string; namespace: string | undefined; patch: unknown };
 
 function makeRecorder(more: { host?: string; qps?: number; burst?: number } = {}) {
   const clock = new FakeClock();
@@ -83,7 +85,16 @@ function makeRecorder(more: { host?: string; qps?: number; burst?: number } = {}
       return patch;
     },
   } as unknown as Pick<ApiClient, "create" | "patch">; // generic methods, of which the recorder uses one resource
-  const recorder = createEventRecorder({ client, clock, log: silentLogger, component: "kubelet", host: "n1", qps: -1, burst: 0, ...more });
+  const recorder = createEventRecorder({
+    client,
+    clock,
+    log: silentLogger,
+    component: "kubelet",
+    host: "n1",
+    qps: -1,
+    burst: 0,
+    ...more,
+  });
   const stop = new AbortController();
   const running = recorder.run(stop.signal);
   return { clock, sent, recorder, stop, running, failWith: (f: typeof fail) => (fail = f) };
@@ -165,7 +176,9 @@ test("a server that is away is asked a few times, and the event given up at last
 
 test("an event that comes back from a bad moment is sent, and a late success is success", async () => {
   const t = makeRecorder();
-  t.failWith(() => (t.sent.length === 1 ? new AgentError("Unavailable", "away") : new AgentError("AlreadyExists", "there")));
+  t.failWith(() =>
+    t.sent.length === 1 ? new AgentError("Unavailable", "away") : new AgentError("AlreadyExists", "there"),
+  );
   t.recorder.event(web, "Normal", "A", "m");
   await settle();
   await t.clock.advance(eventLimits.retryMs);
@@ -210,5 +223,11 @@ test("the rate limit spreads a burst, and stopping does not wait for it beyond t
 
 test("the limits are client-go's", () => {
   expect(eventLimits).toMatchObject({ queueMax: 1000, triesMax: 12, retryMs: 10_000 });
-  expect(correlatorLimits).toEqual({ similarMax: 10, similarWindowMs: 600_000, spamBurst: 25, spamRefillMs: 300_000, cacheEntries: 4096 });
+  expect(correlatorLimits).toEqual({
+    similarMax: 10,
+    similarWindowMs: 600_000,
+    spamBurst: 25,
+    spamRefillMs: 300_000,
+    cacheEntries: 4096,
+  });
 });

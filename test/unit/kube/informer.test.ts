@@ -33,13 +33,23 @@ afterEach(async () => stack.disposeAsync());
 
 async function follow(
   handler: Handler,
-  options: { limits?: Partial<InformerLimits>; informer?: InformerOptions<Pod>; relayed?: boolean; client?: Parameters<typeof connectTo>[1] } = {},
+  options: {
+    limits?: Partial<InformerLimits>;
+    informer?: InformerOptions<Pod>;
+    relayed?: boolean;
+    client?: Parameters<typeof connectTo>[1];
+  } = {},
 ) {
   const server = stack.use(await FakeHttp.start(handler));
   const relay = options.relayed === true ? stack.use(await Relay.start(server.port)) : undefined;
   const url = relay === undefined ? server.url : `https://127.0.0.1:${relay.port}`;
   const client: KubeClient = stack.use(connectTo(url, options.client));
-  const start = createInformerFactory({ client, clock: systemClock, log: silentLogger, limits: { ...quick, ...options.limits } });
+  const start = createInformerFactory({
+    client,
+    clock: systemClock,
+    log: silentLogger,
+    limits: { ...quick, ...options.limits },
+  });
   const stop = new AbortController();
   const informer: Informer<Pod> = start(pods, options.informer ?? {}, stop.signal);
   stack.defer(async () => {
@@ -87,22 +97,25 @@ test("WatchList: synced at the marking bookmark, then follows the same stream", 
 test.each([
   [400, "BadRequest"],
   [422, "Invalid"],
-])("a server that refuses initial events with %d is listed, then watched; other informers know at once", async (code, reason) => {
-  const t = await follow(({ query }, answer) => {
-    if (query.has("sendInitialEvents")) answer.status(code, reason);
-    else if (query.has("watch")) answer.event("ADDED", pod("b", "6"));
-    else answer.json(200, { metadata: { resourceVersion: "5" }, items: [pod("a", "1")] });
-  });
-  await until(() => t.seen.length === 2);
-  expect(t.seen).toEqual(["+ns/a", "+ns/b"]);
-  expect(t.queries()[2]).toMatchObject({ watch: "true", resourceVersion: "5" });
-  const stop = new AbortController();
-  const second = t.start(pods, { namespace: "ns" }, stop.signal);
-  await second.store.synced();
-  stop.abort();
-  await second.stopped;
-  expect(t.queries().filter((query) => query["sendInitialEvents"] !== undefined)).toHaveLength(1);
-});
+])(
+  "a server that refuses initial events with %d is listed, then watched; other informers know at once",
+  async (code, reason) => {
+    const t = await follow(({ query }, answer) => {
+      if (query.has("sendInitialEvents")) answer.status(code, reason);
+      else if (query.has("watch")) answer.event("ADDED", pod("b", "6"));
+      else answer.json(200, { metadata: { resourceVersion: "5" }, items: [pod("a", "1")] });
+    });
+    await until(() => t.seen.length === 2);
+    expect(t.seen).toEqual(["+ns/a", "+ns/b"]);
+    expect(t.queries()[2]).toMatchObject({ watch: "true", resourceVersion: "5" });
+    const stop = new AbortController();
+    const second = t.start(pods, { namespace: "ns" }, stop.signal);
+    await second.store.synced();
+    stop.abort();
+    await second.stopped;
+    expect(t.queries().filter((query) => query["sendInitialEvents"] !== undefined)).toHaveLength(1);
+  },
+);
 
 test.each([
   { name: "sends the objects and waits", play: (answer: Reply) => answer.event("ADDED", pod("a", "1")) },
@@ -112,7 +125,9 @@ test.each([
   const t = await follow(
     ({ query }, answer) => {
       if (query.has("sendInitialEvents")) play(answer);
-      else if (!query.has("watch")) answer.json(200, { metadata: { resourceVersion: "5" }, items: [pod("a", "1"), pod("b", "2")] });
+      else if (!query.has("watch")) {
+        answer.json(200, { metadata: { resourceVersion: "5" }, items: [pod("a", "1"), pod("b", "2")] });
+      }
     },
     { limits: { initialQuietMs: 40 } },
   );
@@ -152,7 +167,12 @@ test("one malformed object is left out, the others are kept", async () => {
     ({ query }, answer) => {
       if (query.has("sendInitialEvents")) answer.status(422, "Invalid");
       else if (query.has("watch")) answer.event("ADDED", { metadata: { name: "d", namespace: "ns", uid: "d" } });
-      else answer.json(200, { metadata: { resourceVersion: "5" }, items: [{}, { metadata: { name: "b" } }, pod("a", "1")] });
+      else {
+        answer.json(200, {
+          metadata: { resourceVersion: "5" },
+          items: [{}, { metadata: { name: "b" } }, pod("a", "1")],
+        });
+      }
     },
     { informer: { trim: (p) => ({ ...p, spec: { containers: p.spec.containers } }) } },
   );
@@ -203,7 +223,11 @@ test.each([
     want: "7",
   },
   { name: "sends garbage", end: (answer: Reply) => answer.write("<html>\n"), want: "7" },
-  { name: "sends an event of an unknown type", end: (answer: Reply) => answer.event("MOVED", pod("b", "8")), want: "7" },
+  {
+    name: "sends an event of an unknown type",
+    end: (answer: Reply) => answer.event("MOVED", pod("b", "8")),
+    want: "7",
+  },
   {
     name: "reports an error that passes",
     end: (answer: Reply) => answer.event("ERROR", { kind: "Status", code: 500, reason: "InternalError" }),
@@ -353,7 +377,10 @@ test.each(["WatchList", "pages"])("20 000 objects by %s are absorbed without lon
   const count = 20_000;
   const big = (i: number) => {
     const p = pod(`pod-${i}`, String(i + 1));
-    return { ...p, metadata: { ...p.metadata, annotations: { note: "x".repeat(200) }, managedFields: [{ a: "y".repeat(300) }] } };
+    return {
+      ...p,
+      metadata: { ...p.metadata, annotations: { note: "x".repeat(200) }, managedFields: [{ a: "y".repeat(300) }] },
+    };
   };
   const stalls = monitorEventLoopDelay({ resolution: 1 });
   let isServed = false;
@@ -376,7 +403,12 @@ test.each(["WatchList", "pages"])("20 000 objects by %s are absorbed without lon
       isServed = true;
       return undefined;
     },
-    { informer: { trim: ({ metadata, spec }) => ({ metadata, spec }), indexes: { node: (p) => [p.spec.nodeName ?? ""] } } },
+    {
+      informer: {
+        trim: ({ metadata, spec }) => ({ metadata, spec }),
+        indexes: { node: (p) => [p.spec.nodeName ?? ""] },
+      },
+    },
   );
   stalls.enable();
   await t.informer.store.synced();

@@ -32,7 +32,9 @@ test("knows whether the stream ended inside a line", () => {
 test("garbage is an error that does not quote the line, after the good lines before it", () => {
   const lines = new JsonLines().push(Buffer.from('{"a":1}\n{"token":"s3cret}\n'));
   expect(lines.next().value).toEqual({ a: 1 });
-  expect(() => lines.next()).toThrow(expect.objectContaining({ code: "Invalid", message: expect.not.stringContaining("s3cret") }));
+  expect(() => lines.next()).toThrow(
+    expect.objectContaining({ code: "Invalid", message: expect.not.stringContaining("s3cret") }),
+  );
 });
 
 test("a line without end is refused before it fills the memory", () => {
@@ -55,16 +57,25 @@ test("work is linear in the size of an event, however small its pieces are", () 
 });
 
 test.each([
-  [{ type: "ADDED", object: { metadata: { name: "a" } } }, { type: "ADDED", object: { metadata: { name: "a" } } }],
+  [
+    { type: "ADDED", object: { metadata: { name: "a" } } },
+    { type: "ADDED", object: { metadata: { name: "a" } } },
+  ],
   [
     { type: "BOOKMARK", object: { metadata: { resourceVersion: "7" } } },
     { type: "BOOKMARK", resourceVersion: "7", isInitialEnd: false },
   ],
   [
-    { type: "BOOKMARK", object: { metadata: { resourceVersion: "7", annotations: { "k8s.io/initial-events-end": "true" } } } },
+    {
+      type: "BOOKMARK",
+      object: { metadata: { resourceVersion: "7", annotations: { "k8s.io/initial-events-end": "true" } } },
+    },
     { type: "BOOKMARK", resourceVersion: "7", isInitialEnd: true },
   ],
-  [{ type: "ERROR", object: { code: 410 } }, { type: "ERROR", status: { code: 410 } }],
+  [
+    { type: "ERROR", object: { code: 410 } },
+    { type: "ERROR", status: { code: 410 } },
+  ],
 ])("reads the watch event %j", (value, want) => expect(parseWatchEvent(value)).toEqual(want));
 
 test.each([

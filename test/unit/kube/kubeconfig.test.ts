@@ -22,7 +22,12 @@ function config(user: Record<string, unknown> = {}, cluster: Record<string, unkn
     kind: "Config",
     "current-context": "ctx",
     contexts: [{ name: "ctx", context: { cluster: "c", user: "u", namespace: "ns" } }],
-    clusters: [{ name: "c", cluster: { server: "https://10.0.0.1:6443", "certificate-authority-data": base64(fakeCA), ...cluster } }],
+    clusters: [
+      {
+        name: "c",
+        cluster: { server: "https://10.0.0.1:6443", "certificate-authority-data": base64(fakeCA), ...cluster },
+      },
+    ],
     users: [{ name: "u", user }],
   };
 }
@@ -105,36 +110,76 @@ const v1 = "client.authentication.k8s.io/v1";
 
 test.each([
   { name: "a list", document: [], want: "k: document must be a mapping" },
-  { name: "another kind", document: { kind: "KubeletConfiguration" }, want: 'k: kind is "KubeletConfiguration", must be "Config"' },
+  {
+    name: "another kind",
+    document: { kind: "KubeletConfiguration" },
+    want: 'k: kind is "KubeletConfiguration", must be "Config"',
+  },
   { name: "no context", document: {}, want: "k: current-context is missing: must be the name of one of contexts" },
   {
     name: "an unknown context",
     document: { "current-context": "x", contexts: [{ name: "y", context: {} }] },
     want: 'k: contexts has no entry named "x", which current-context wants',
   },
-  { name: "no server", document: config({}, { server: "" }), want: "k: clusters[0].cluster.server is missing: must be the API server's URL" },
-  { name: "a server that is no URL", document: config({}, { server: "ftp://x" }), want: "k: clusters[0].cluster.server must be an http or https URL" },
-  { name: "a proxy", document: config({}, { "proxy-url": "http://p" }), want: /clusters\[0\].cluster.proxy-url is not supported/ },
+  {
+    name: "no server",
+    document: config({}, { server: "" }),
+    want: "k: clusters[0].cluster.server is missing: must be the API server's URL",
+  },
+  {
+    name: "a server that is no URL",
+    document: config({}, { server: "ftp://x" }),
+    want: "k: clusters[0].cluster.server must be an http or https URL",
+  },
+  {
+    name: "a proxy",
+    document: config({}, { "proxy-url": "http://p" }),
+    want: /clusters\[0\].cluster.proxy-url is not supported/,
+  },
   {
     name: "both CA and no verification",
     document: config({}, { "insecure-skip-tls-verify": true }),
     want: /insecure-skip-tls-verify must not be true together/,
   },
-  { name: "a CA that is not base64", document: config({}, { "certificate-authority-data": "?" }), want: /certificate-authority-data is not base64/ },
+  {
+    name: "a CA that is not base64",
+    document: config({}, { "certificate-authority-data": "?" }),
+    want: /certificate-authority-data is not base64/,
+  },
   { name: "a token that is a number", document: config({ token: 7 }), want: "k: users[0].user.token must be a string" },
   { name: "a certificate without key", document: config({ "client-certificate": "a" }), want: /client-key is missing/ },
   { name: "a key without certificate", document: config({ "client-key": "a" }), want: /client-certificate is missing/ },
-  { name: "token and password", document: config({ token: "t", username: "u" }), want: /username must not be set together/ },
-  { name: "an auth provider", document: config({ "auth-provider": { name: "gcp" } }), want: /auth-provider is not supported/ },
+  {
+    name: "token and password",
+    document: config({ token: "t", username: "u" }),
+    want: /username must not be set together/,
+  },
+  {
+    name: "an auth provider",
+    document: config({ "auth-provider": { name: "gcp" } }),
+    want: /auth-provider is not supported/,
+  },
   { name: "groups without a user", document: config({ "as-groups": ["a"] }), want: /users\[0\].user.as is missing/ },
-  { name: "exec of an old version", document: config({ exec: { apiVersion: "client.authentication.k8s.io/v1alpha1" } }), want: /exec.apiVersion is/ },
-  { name: "exec without mode", document: config({ exec: { apiVersion: v1, command: "x" } }), want: /interactiveMode is missing/ },
+  {
+    name: "exec of an old version",
+    document: config({ exec: { apiVersion: "client.authentication.k8s.io/v1alpha1" } }),
+    want: /exec.apiVersion is/,
+  },
+  {
+    name: "exec without mode",
+    document: config({ exec: { apiVersion: v1, command: "x" } }),
+    want: /interactiveMode is missing/,
+  },
   {
     name: "exec that needs a terminal",
     document: config({ exec: { apiVersion: v1, command: "x", interactiveMode: "Always" } }),
     want: /a daemon has no terminal/,
   },
-  { name: "exec without command", document: config({ exec: { apiVersion: v1, interactiveMode: "Never" } }), want: /exec.command is missing/ },
+  {
+    name: "exec without command",
+    document: config({ exec: { apiVersion: v1, interactiveMode: "Never" } }),
+    want: /exec.command is missing/,
+  },
 ])("$name is refused in one line that names file and field", ({ document, want }) => {
   const check = () => parseKubeconfig(document, "k");
   expect(check).toThrow(want);
@@ -145,7 +190,11 @@ test.each([
   { name: "text that is no YAML", document: "a: [token: s3cret", want: /is neither YAML nor JSON/ },
   { name: "text that is no JSON", document: '{"token": "s3cret"', want: /is neither YAML nor JSON/ },
   { name: "an empty file", document: "", want: /document must be a mapping/ },
-  { name: "a certificate file that is missing", document: config({ "client-certificate": "no.pem", "client-key": "no.pem" }), want: /cannot read .*no\.pem/ },
+  {
+    name: "a certificate file that is missing",
+    document: config({ "client-certificate": "no.pem", "client-key": "no.pem" }),
+    want: /cannot read .*no\.pem/,
+  },
   {
     name: "a certificate that is no PEM",
     document: config({ "client-certificate-data": base64("x"), "client-key-data": base64("y") }),
@@ -153,7 +202,10 @@ test.each([
   },
   {
     name: "a key of another certificate",
-    document: config({ "client-certificate-data": base64(pair.certificate), "client-key-data": base64(clientPair("x").key) }),
+    document: config({
+      "client-certificate-data": base64(pair.certificate),
+      "client-key-data": base64(clientPair("x").key),
+    }),
     want: /does not match/,
   },
 ])("loading $name fails with the file's name and no secret", async ({ document, want }) => {
@@ -173,7 +225,10 @@ test("a replaced certificate or token is used within a second; a half-written on
   const clock = new FakeClock();
   await writeFile(join(dir, "me.pem"), pair.certificate + pair.key);
   await writeFile(join(dir, "token"), "t1");
-  const access = await load(config({ "client-certificate": "me.pem", "client-key": "me.pem", tokenFile: "token" }), clock);
+  const access = await load(
+    config({ "client-certificate": "me.pem", "client-key": "me.pem", tokenFile: "token" }),
+    clock,
+  );
   const first = await access.credentials();
   await writeFile(join(dir, "token"), "t2!");
   expect(await access.credentials()).toBe(first);
@@ -201,7 +256,9 @@ test("in a pod, the service account is used", async () => {
   const access = await inClusterAccess({ env, serviceAccountDir: dir });
   expect([access.server, access.namespace]).toEqual(["https://[fd00::1]:443", "kube-system"]);
   expect((await access.credentials()).headers).toEqual({ authorization: "Bearer sa" });
-  await expect(inClusterAccess({ env: {}, serviceAccountDir: dir })).rejects.toThrow(/KUBERNETES_SERVICE_HOST .* not set/);
+  await expect(inClusterAccess({ env: {}, serviceAccountDir: dir })).rejects.toThrow(
+    /KUBERNETES_SERVICE_HOST .* not set/,
+  );
 });
 
 /** An exec plugin that counts its runs and answers what the file `answer` holds. */
@@ -261,7 +318,11 @@ test("an exec plugin gets its arguments, environment and the cluster; its certif
     kind: "ExecCredential",
     spec: {
       interactive: false,
-      cluster: { server: "https://10.0.0.1:6443", "certificate-authority-data": base64(fakeCA), config: { audience: "x" } },
+      cluster: {
+        server: "https://10.0.0.1:6443",
+        "certificate-authority-data": base64(fakeCA),
+        config: { audience: "x" },
+      },
     },
   });
 });
@@ -273,23 +334,37 @@ test.each([
   { name: "no status", answer: { kind: "ExecCredential", apiVersion: v1 }, want: /no status/ },
   { name: "nothing usable", answer: credential({}), want: /neither token nor client certificate/ },
   { name: "half a pair", answer: credential({ clientKeyData: "s3cret" }), want: /needs both/ },
-  { name: "a strange time", answer: credential({ token: "s3cret", expirationTimestamp: "soon" }), want: /not an RFC 3339 time/ },
-])("an exec plugin that answers $name fails the call with one line, and is not run at every call", async ({ answer, want }) => {
-  const clock = new FakeClock();
-  const access = await load(config({ exec: await plugin(answer) }), clock);
-  await expect(access.credentials()).rejects.toThrow(want);
-  await expect(access.credentials()).rejects.toMatchObject({
-    code: "Unavailable",
-    message: expect.stringMatching(/^(?!.*s3cret).*plugin\.sh/),
-  });
-  expect(await linesOf("runs")).toHaveLength(1);
-  await clock.advance(1_000);
-  await expect(access.credentials()).rejects.toThrow(want);
-  expect(await linesOf("runs")).toHaveLength(2);
-});
+  {
+    name: "a strange time",
+    answer: credential({ token: "s3cret", expirationTimestamp: "soon" }),
+    want: /not an RFC 3339 time/,
+  },
+])(
+  "an exec plugin that answers $name fails the call with one line, and is not run at every call",
+  async ({ answer, want }) => {
+    const clock = new FakeClock();
+    const access = await load(config({ exec: await plugin(answer) }), clock);
+    await expect(access.credentials()).rejects.toThrow(want);
+    await expect(access.credentials()).rejects.toMatchObject({
+      code: "Unavailable",
+      message: expect.stringMatching(/^(?!.*s3cret).*plugin\.sh/),
+    });
+    expect(await linesOf("runs")).toHaveLength(1);
+    await clock.advance(1_000);
+    await expect(access.credentials()).rejects.toThrow(want);
+    expect(await linesOf("runs")).toHaveLength(2);
+  },
+);
 
 test("an exec plugin that is not installed says how to install it", async () => {
-  const exec = { apiVersion: v1, command: "no-such-plugin-anywhere", interactiveMode: "IfAvailable", installHint: "Install it from example.com." };
+  const exec = {
+    apiVersion: v1,
+    command: "no-such-plugin-anywhere",
+    interactiveMode: "IfAvailable",
+    installHint: "Install it from example.com.",
+  };
   const access = await load(config({ exec }));
-  await expect(access.credentials()).rejects.toThrow(/no-such-plugin-anywhere could not be started.*Install it from example\.com/);
+  await expect(access.credentials()).rejects.toThrow(
+    /no-such-plugin-anywhere could not be started.*Install it from example\.com/,
+  );
 });

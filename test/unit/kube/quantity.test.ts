@@ -1,5 +1,11 @@
 import { expect, test } from "vitest";
-import { formatBytesKi, formatMilliCPU, parseQuantity, quantityMilli, quantityValue } from "../../../agent/kube/quantity.ts";
+import {
+  formatBytesKi,
+  formatMilliCPU,
+  parseQuantity,
+  quantityMilli,
+  quantityValue,
+} from "../../../agent/kube/quantity.ts";
 
 test.each([
   ["0", 0, 0],

@@ -28,7 +28,11 @@ test.each([
   { name: "one vanished", next: [pod("a", "1")], want: ["-b"] },
   { name: "one changed", next: [pod("a", "2"), pod("b", "1")], want: ["~a"] },
   { name: "one appeared", next: [pod("a", "1"), pod("b", "1"), pod("c", "1")], want: ["+c"] },
-  { name: "another object of the same name", next: [pod("a", "2", { uid: "other" }), pod("b", "1")], want: ["-a", "+a"] },
+  {
+    name: "another object of the same name",
+    next: [pod("a", "2", { uid: "other" }), pod("b", "1")],
+    want: ["-a", "+a"],
+  },
   { name: "deletions come first", next: [pod("c", "1"), pod("a", "2")], want: ["-b", "+c", "~a"] },
   { name: "all gone", next: [], want: ["-a", "-b"] },
 ])("a new list tells what differs: $name", async ({ next, want }) => {

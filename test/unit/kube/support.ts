@@ -1,6 +1,7 @@
 import { type AccessSpec, createAccess } from "../../../agent/kube/access.ts";
 import { createApiClient, type KubeClient } from "../../../agent/kube/client.ts";
-import { createTransport, type TransportLimits } from "../../../agent/kube/transport.ts";
+import type { TransportLimits } from "../../../agent/kube/connection.ts";
+import { createTransport } from "../../../agent/kube/transport.ts";
 import type { Pod } from "../../../agent/kube/types.ts";
 import { systemClock } from "../../../agent/lib/clock.ts";
 import { silentLogger } from "../../../agent/lib/log.ts";
@@ -15,7 +16,12 @@ export function specFor(server: string, more: Partial<AccessSpec> = {}): AccessS
 /** A client without rate limit, and its transport, to a fake server. Dispose the stack. */
 export function connectTo(
   server: string,
-  options: { spec?: Partial<AccessSpec>; limits?: Partial<TransportLimits>; timeoutMs?: number; disableHttp2?: boolean } = {},
+  options: {
+    spec?: Partial<AccessSpec>;
+    limits?: Partial<TransportLimits>;
+    timeoutMs?: number;
+    disableHttp2?: boolean;
+  } = {},
 ): KubeClient {
   const base = { clock: systemClock, log: silentLogger, userAgent: "kubelet/test" };
   const access = createAccess(specFor(server, options.spec), base);

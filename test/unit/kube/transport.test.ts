@@ -5,7 +5,8 @@ import { afterEach, beforeEach, expect, test } from "vitest";
 import { createAccess } from "../../../agent/kube/access.ts";
 import { createApiClient } from "../../../agent/kube/client.ts";
 import { nodes } from "../../../agent/kube/resources.ts";
-import { createTransport, transportLimits } from "../../../agent/kube/transport.ts";
+import { transportLimits } from "../../../agent/kube/connection.ts";
+import { createTransport } from "../../../agent/kube/transport.ts";
 import { silentLogger } from "../../../agent/lib/log.ts";
 import { clientPair, FakeHttp, type Handler, Relay } from "../../support/fake-http.ts";
 import { FakeClock, settle } from "./fake-clock.ts";
@@ -46,23 +47,29 @@ test("a path prefix in the server's URL is kept", async () => {
   expect(server.received[0]?.path).toBe("/k8s/clusters/c1/api/v1/nodes/n1");
 });
 
-test.each(["h2", "https"] as const)("over %s: headers of the credentials are sent, lists of values too", async (protocol) => {
-  await using server = await FakeHttp.start(node, { protocol });
-  const impersonate = { "impersonate-user": "u", "impersonate-group": ["g1", "g2"] };
-  await using client = connectTo(server.url, { spec: { impersonate, token: { data: Buffer.from("s3cret\n") } } });
-  await client.get(nodes, n1);
-  expect(server.received[0]?.headers).toMatchObject({
-    authorization: "Bearer s3cret",
-    "impersonate-user": "u",
-    "impersonate-group": "g1, g2",
-  });
-});
+test.each(["h2", "https"] as const)(
+  "over %s: headers of the credentials are sent, lists of values too",
+  async (protocol) => {
+    await using server = await FakeHttp.start(node, { protocol });
+    const impersonate = { "impersonate-user": "u", "impersonate-group": ["g1", "g2"] };
+    await using client = connectTo(server.url, { spec: { impersonate, token: { data: Buffer.from("s3cret\n") } } });
+    await client.get(nodes, n1);
+    expect(server.received[0]?.headers).toMatchObject({
+      authorization: "Bearer s3cret",
+      "impersonate-user": "u",
+      "impersonate-group": "g1, g2",
+    });
+  },
+);
 
 test("a certificate of somebody else's authority is refused, unless verification is off", async () => {
   await using server = await FakeHttp.start(node);
   const other = clientPair("other").certificate;
   await using strict = connectTo(server.url, { spec: { ca: { data: Buffer.from(other) } } });
-  await expect(strict.get(nodes, n1)).rejects.toMatchObject({ code: "Unavailable", message: /TLS handshake: .*certificate/ });
+  await expect(strict.get(nodes, n1)).rejects.toMatchObject({
+    code: "Unavailable",
+    message: /TLS handshake: .*certificate/,
+  });
   await using wrongName = connectTo(server.url, { spec: { serverName: "kubernetes" } });
   await expect(wrongName.get(nodes, n1)).rejects.toMatchObject({ code: "Unavailable", message: /kubernetes/ });
   await using named = connectTo(server.url, { spec: { serverName: "localhost" } });
@@ -130,7 +137,9 @@ test("a half-open connection is found by an unanswered ping, and the call is ask
 });
 
 test("an idle half-open connection is found by pings alone, and its watch ends", async () => {
-  await using server = await FakeHttp.start((_, answer) => answer.event("BOOKMARK", { metadata: { resourceVersion: "1" } }));
+  await using server = await FakeHttp.start((_, answer) =>
+    answer.event("BOOKMARK", { metadata: { resourceVersion: "1" } }),
+  );
   await using relay = await Relay.start(server.port);
   const limits = { pingIdleMs: 30, pingTimeoutMs: 30 };
   await using client = connectTo(`https://127.0.0.1:${relay.port}`, { limits });
@@ -151,26 +160,33 @@ test("pings keep a quiet but living connection", async () => {
   expect(server.connections).toBe(1);
 });
 
-test.each(["h2", "https"] as const)("over %s: resetConnections breaks watches and makes calls connect anew", async (protocol) => {
-  await using server = await FakeHttp.start(
-    (request, answer) => {
-      if (request.query.has("watch")) answer.event("BOOKMARK", { metadata: { resourceVersion: "1" } });
-      else void node(request, answer);
-    },
-    { protocol },
-  );
-  await using client = connectTo(server.url);
-  const watch = await client.watch(nodes, { resourceVersion: "1", timeoutSeconds: 300 }, new AbortController().signal);
-  await client.get(nodes, n1);
-  const before = server.connections;
-  client.resetConnections();
-  const read = async () => {
-    for await (const _ of watch.body) continue;
-  };
-  await expect(read()).rejects.toMatchObject({ code: "Unavailable" });
-  await client.get(nodes, n1);
-  expect(server.connections).toBe(before + 1);
-});
+test.each(["h2", "https"] as const)(
+  "over %s: resetConnections breaks watches and makes calls connect anew",
+  async (protocol) => {
+    await using server = await FakeHttp.start(
+      (request, answer) => {
+        if (request.query.has("watch")) answer.event("BOOKMARK", { metadata: { resourceVersion: "1" } });
+        else void node(request, answer);
+      },
+      { protocol },
+    );
+    await using client = connectTo(server.url);
+    const watch = await client.watch(
+      nodes,
+      { resourceVersion: "1", timeoutSeconds: 300 },
+      new AbortController().signal,
+    );
+    await client.get(nodes, n1);
+    const before = server.connections;
+    client.resetConnections();
+    const read = async () => {
+      for await (const _ of watch.body) continue;
+    };
+    await expect(read()).rejects.toMatchObject({ code: "Unavailable" });
+    await client.get(nodes, n1);
+    expect(server.connections).toBe(before + 1);
+  },
+);
 
 test("an aborted watch lets go of its stream", async () => {
   let isClosed = false;
@@ -258,5 +274,10 @@ test("closing waits for nothing and leaves nothing", async () => {
 });
 
 test("the limits are the reference's", () => {
-  expect(transportLimits).toMatchObject({ connectMs: 30_000, handshakeMs: 10_000, pingIdleMs: 30_000, pingTimeoutMs: 15_000 });
+  expect(transportLimits).toMatchObject({
+    connectMs: 30_000,
+    handshakeMs: 10_000,
+    pingIdleMs: 30_000,
+    pingTimeoutMs: 15_000,
+  });
 });

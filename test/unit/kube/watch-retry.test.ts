@@ -16,7 +16,11 @@ const cases: {
   refusals?: number;
   want: Partial<RetryPlan>;
 }[] = [
-  { name: "a watch that ended well goes on at once", livedMs: 300_000, want: { relist: false, delayMs: 0, failures: 0 } },
+  {
+    name: "a watch that ended well goes on at once",
+    livedMs: 300_000,
+    want: { relist: false, delayMs: 0, failures: 0 },
+  },
   { name: "one closed at once is a failure", livedMs: 10, want: { relist: false, delayMs: 800, failures: 1 } },
   { name: "closed at once again and again backs off", livedMs: 10, failures: 3, want: { delayMs: 6_400, failures: 4 } },
   { name: "a broken one backs off", error: broken, want: { relist: false, delayMs: 800, failures: 1 } },
@@ -26,7 +30,11 @@ const cases: {
   { name: "410 again and again backs off", error: gone, failures: 1, want: { relist: true, delayMs: 1_600 } },
   { name: "Retry-After is heeded, and spread", error: busy, want: { relist: false, delayMs: 5_000, refusals: 0 } },
   { name: "Retry-After never shortens the backoff", error: busy, failures: 20, want: { delayMs: 30_000 } },
-  { name: "a refusal goes on from the same place", error: internal, want: { relist: false, delayMs: 800, refusals: 1 } },
+  {
+    name: "a refusal goes on from the same place",
+    error: internal,
+    want: { relist: false, delayMs: 800, refusals: 1 },
+  },
   { name: "the third refusal starts anew", error: internal, refusals: 2, want: { relist: true, refusals: 3 } },
 ];
 
@@ -44,6 +52,11 @@ test("planRetry: jitter takes at most half of the backoff and adds at most a fif
 });
 
 test("the limits are client-go's", () => {
-  expect(informerLimits).toMatchObject({ backoffBaseMs: 800, backoffMaxMs: 30_000, quickCloseMs: 1_000, watchSecondsMin: 300 });
+  expect(informerLimits).toMatchObject({
+    backoffBaseMs: 800,
+    backoffMaxMs: 30_000,
+    quickCloseMs: 1_000,
+    watchSecondsMin: 300,
+  });
   expect(informerLimits.silentMs).toBeGreaterThan(75_000); // bookmarks come about every minute
 });
