@@ -1,0 +1,76 @@
+import type { ApiClient, EventRecorder, Store } from "../kube/port.ts";
+import type { Pod, ResourceList, RuntimeClass, Service } from "../kube/types.ts";
+import type { Clock } from "../lib/clock.ts";
+import type { Logger } from "../lib/log.ts";
+import type { ImageManager } from "../runtime/images.ts";
+import type { Runtime } from "../runtime/port.ts";
+import type { ObjectSource, PodVolumes } from "../volumes/port.ts";
+import type { CrashBackoffLimits } from "./crash-backoff.ts";
+import type { DNSConfig } from "./dns.ts";
+
+/** What the pod workers are made of. Everything they touch outside themselves is here. */
+export interface PodDeps {
+  clock: Clock;
+  log: Logger;
+  client: ApiClient;
+  recorder: EventRecorder;
+  /** Pods bound to this node. */
+  pods: Store<Pod>;
+  services: Store<Service>;
+  runtimeClasses: Store<RuntimeClass>;
+  runtime: Runtime;
+  images: ImageManager;
+  volumes: PodVolumes & { readVolumeFile(podUID: string, volumeName: string, path: string): Promise<string> };
+  objects: ObjectSource;
+  cgroups: PodCgroupPort;
+  node: NodeView;
+  settings: PodSettings;
+}
+
+/** Cgroups of pods, as the workers use them; see node/cgroups.ts. */
+export interface PodCgroupPort {
+  parentFor(pod: Pod): string;
+  ensure(pod: Pod): Promise<void>;
+  exists(pod: Pod): Promise<boolean>;
+  destroy(podUID: string): Promise<void>;
+  podUIDsOnDisk(): Promise<ReadonlyMap<string, unknown>>;
+}
+
+/** What pods need to know of their node; every answer is the present one. */
+export interface NodeView {
+  readonly nodeName: string;
+  /** "containerd" in container IDs. */
+  readonly runtimeName: string;
+  /** At most one per family, the primary family first; empty while unknown. */
+  hostIPs(): string[];
+  allocatable(): ResourceList;
+  /** True while pods may be synced. */
+  isRuntimeReady(): boolean;
+  isNetworkReady(): boolean;
+  /** Why the network is not ready, for people. */
+  networkProblem(): string;
+  /** True if the runtime handler ("" is the default one) mounts recursively read-only. */
+  hasRecursiveReadOnly(handler: string): boolean;
+  /** Calls `listener` after any of the above changed. */
+  subscribe(listener: () => void): () => void;
+}
+
+export interface PodSettings {
+  rootDir: string;
+  podLogsDir: string;
+  /** Where `<pod>_<ns>_<container>-<id>.log` links are; "/var/log/containers". */
+  containerLogsDir: string;
+  clusterDNS: string[];
+  clusterDomain: string;
+  /** The host's resolv.conf, read again for each sandbox; undefined when `resolvConf` is "". */
+  readResolvConf(): Promise<DNSConfig | undefined>;
+  seccompDefault: boolean;
+  cpuCFSQuota: boolean;
+  cpuCFSQuotaPeriodUs: number;
+  cgroupVersion: 1 | 2;
+  memoryCapacityBytes: number;
+  hugePageSizes: number[];
+  singleProcessOOMKill: boolean;
+  crashBackoff: CrashBackoffLimits;
+  selinuxEnabled: boolean;
+}
