@@ -1,3 +1,5 @@
+import { writeFile } from "node:fs/promises";
+import { join } from "node:path";
 import { describe, expect, test } from "vitest";
 import type { PodSpec } from "../../../agent/kube/types.ts";
 import {
@@ -7,11 +9,13 @@ import {
   nameserversMax,
   parseResolvConf,
   podDNS,
+  resolvConfBytesMax,
   searchDomainLengthMax,
   searchDomainsMax,
   searchLineLengthMax,
 } from "../../../agent/pods/dns.ts";
-import { makePod } from "../volumes/support.ts";
+import { readResolvConf } from "../../../agent/pods/resolv-conf.ts";
+import { makePod, makeTempDir } from "../volumes/support.ts";
 
 const host: DNSConfig = { servers: ["192.0.2.53"], searches: ["corp.example"], options: ["timeout:2"] };
 const base: DNSContext = { clusterDNS: ["10.96.0.10"], clusterDomain: "cluster.local", host, nodeIPs: ["192.0.2.1"] };
@@ -126,6 +130,41 @@ describe("podDNS", () => {
     expect(warnings.map(({ message }) => message)).toEqual([
       expect.stringContaining("Search Line limits were exceeded"),
     ]);
+  });
+});
+
+describe("readResolvConf", () => {
+  const withFile = async (text: string, check: (path: string) => Promise<void>) => {
+    const { dir, cleanUp } = await makeTempDir();
+    try {
+      await writeFile(join(dir, "resolv.conf"), text);
+      await check(join(dir, "resolv.conf"));
+    } finally {
+      await cleanUp();
+    }
+  };
+
+  test("reads the file; an empty path means none", async () => {
+    expect(await readResolvConf("")).toBeUndefined();
+    await withFile("nameserver 192.0.2.53\n", async (path) => {
+      expect((await readResolvConf(path))?.servers).toEqual(["192.0.2.53"]);
+    });
+  });
+
+  test("a file that is missing or wrong is named", async () => {
+    await expect(readResolvConf("/nonexistent/resolv.conf")).rejects.toThrow(
+      "cannot read DNS settings from /nonexistent/resolv.conf: ENOENT",
+    );
+    await withFile("nameserver\n", async (path) => {
+      await expect(readResolvConf(path)).rejects.toMatchObject({ code: "Invalid" });
+    });
+  });
+
+  test("what is past the limit is not read", async () => {
+    const filler = `${"#".repeat(1023)}\n`.repeat(resolvConfBytesMax / 1024);
+    await withFile(`nameserver 192.0.2.53\n${filler}nameserver 192.0.2.54\n`, async (path) => {
+      expect((await readResolvConf(path))?.servers).toEqual(["192.0.2.53"]);
+    });
   });
 });
 
