@@ -22,8 +22,9 @@ async function readStart(path: string, bytesMax: number): Promise<string> {
   const file = await open(path, "r");
   try {
     const chunks: Buffer[] = [];
-    for await (const chunk of file.createReadStream({ end: bytesMax - 1, autoClose: false }))
+    for await (const chunk of file.createReadStream({ end: bytesMax - 1, autoClose: false })) {
       chunks.push(chunk as Buffer);
+    }
     return Buffer.concat(chunks).toString("utf8");
   } finally {
     await file.close();
