@@ -59,8 +59,12 @@ export function discover(path: string, serverAddress: string): unknown {
     default:
   }
   const [, group = "", version] = /^\/apis\/([^/]+)(?:\/([^/]+))?$/.exec(trimmed) ?? [];
-  if (!groups.includes(group)) return undefined;
-  if (version === undefined) return { kind: "APIGroup", apiVersion: "v1", ...groupOf(group) };
+  if (!groups.includes(group)) {
+    return undefined;
+  }
+  if (version === undefined) {
+    return { kind: "APIGroup", apiVersion: "v1", ...groupOf(group) };
+  }
   return version === "v1" ? resourceList(group) : undefined;
 }
 

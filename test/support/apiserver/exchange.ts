@@ -75,7 +75,9 @@ export class Exchange {
   /** The body as JSON or YAML; undefined when it is empty. Throws 400 and 415. */
   async readObject(): Promise<unknown> {
     const body = (await this.readBody()).toString("utf8");
-    if (body.trim() === "") return undefined;
+    if (body.trim() === "") {
+      return undefined;
+    }
     const type = (this.header("content-type") ?? "application/json").split(";")[0]?.trim() ?? "";
     if (type.includes("protobuf") || type.includes("cbor")) {
       throw new ApiError(
@@ -102,9 +104,13 @@ export class Exchange {
     const bytes = Buffer.from(text);
     // HTTP/2 and HTTP/1.1 responses have the same calls, but TypeScript sees two unrelated overload sets.
     const response = this.response as ServerResponse;
-    if (response.destroyed || response.writableEnded) return;
+    if (response.destroyed || response.writableEnded) {
+      return;
+    }
     response.writeHead(code, { ...headers, "content-length": String(bytes.length) });
-    if (this.bodyFault !== undefined) return this.#sendSlowly(bytes, this.bodyFault);
+    if (this.bodyFault !== undefined) {
+      return this.#sendSlowly(bytes, this.bodyFault);
+    }
     response.end(this.method === "HEAD" ? undefined : bytes);
   }
 
@@ -115,7 +121,9 @@ export class Exchange {
 
   /** Answers with what was thrown; anything but an ApiError is our own fault and says so. */
   async sendError(err: unknown): Promise<void> {
-    if (err instanceof ApiError) return this.sendStatus(err.status);
+    if (err instanceof ApiError) {
+      return this.sendStatus(err.status);
+    }
     const message = err instanceof Error ? (err.stack ?? err.message) : String(err);
     await this.sendStatus(failure(500, "InternalError", `Internal error occurred: ${message}`));
   }
@@ -123,9 +131,12 @@ export class Exchange {
   /** Ends the exchange without an answer, or in the middle of one. */
   cut(): void {
     const { response } = this;
-    if ("stream" in response)
-      response.stream?.close(8); // CANCEL
-    else response.socket?.destroy();
+    if ("stream" in response) {
+      response.stream?.close(8);
+    } // CANCEL
+    else {
+      response.socket?.destroy();
+    }
   }
 
   async #sendSlowly(bytes: Buffer, fault: BodyFault): Promise<void> {
@@ -135,7 +146,10 @@ export class Exchange {
       response.write(bytes.subarray(at, Math.min(at + fault.chunkBytes, end)));
       await delay(fault.intervalMs, undefined, { signal: this.gone }).catch(() => {});
     }
-    if (end < bytes.length) this.cut();
-    else response.end();
+    if (end < bytes.length) {
+      this.cut();
+    } else {
+      response.end();
+    }
   }
 }

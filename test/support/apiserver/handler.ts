@@ -67,7 +67,9 @@ async function answer(exchange: Exchange, deps: HandlerDeps): Promise<void> {
     exchange.user = authenticate(exchange, deps.tokens, deps.known);
     entry.user = exchange.user.name;
     const fault = deps.faults.next({ ...entry, url: entry.url });
-    if (fault !== undefined && !(await suffer(exchange, fault, deps.clock))) return;
+    if (fault !== undefined && !(await suffer(exchange, fault, deps.clock))) {
+      return;
+    }
     await serve(exchange, info, deps);
   } catch (err) {
     await exchange.sendError(err);
@@ -110,7 +112,9 @@ async function suffer(exchange: Exchange, fault: FaultAction, clock: Clock): Pro
       exchange.bodyFault = { chunkBytes: 1, intervalMs: 0, cutAfterBytes: 0 };
       return true;
     case "hang":
-      if (exchange.gone.aborted) return false;
+      if (exchange.gone.aborted) {
+        return false;
+      }
       await new Promise<void>((resolve) => exchange.gone.addEventListener("abort", () => resolve(), { once: true }));
       return false;
     case "slowBody":
@@ -146,11 +150,15 @@ async function serve(exchange: Exchange, info: RequestInfo, deps: HandlerDeps): 
   }
   checkAccess(exchange.user, info, deps);
   if (reviewKinds[info.plural]?.group === info.group) {
-    if (exchange.method !== "POST") throw methodNotAllowed();
+    if (exchange.method !== "POST") {
+      throw methodNotAllowed();
+    }
     const review = answerReview(info.plural, await exchange.readObject(), exchange.user, deps);
     return exchange.send(201, review);
   }
-  if (deps.proxy.handles(info)) return deps.proxy.serve(exchange, info);
+  if (deps.proxy.handles(info)) {
+    return deps.proxy.serve(exchange, info);
+  }
   if (callSubresources.includes(info.subresource)) {
     return serveCall(exchange, info, { registry, tokens: deps.tokens, nowMs });
   }
@@ -171,11 +179,17 @@ async function serveMeta(exchange: Exchange, deps: HandlerDeps): Promise<void> {
   if (/^\/(healthz|livez|readyz)(\/|$)/.test(pathname)) {
     return exchange.sendText(200, "ok", { "content-type": "text/plain; charset=utf-8" });
   }
-  if (pathname === "/test/faults") return serveFaults(exchange, deps.faults);
+  if (pathname === "/test/faults") {
+    return serveFaults(exchange, deps.faults);
+  }
   const known = discover(pathname, deps.advertised);
-  if (known !== undefined) return exchange.send(200, known);
+  if (known !== undefined) {
+    return exchange.send(200, known);
+  }
   const document = openApi(pathname, exchange.header("accept") ?? "");
-  if (document !== undefined) return exchange.sendText(200, document.body, { "content-type": document.contentType });
+  if (document !== undefined) {
+    return exchange.sendText(200, document.body, { "content-type": document.contentType });
+  }
   throw unknownPath();
 }
 
@@ -191,7 +205,9 @@ async function upgrade(request: IncomingMessage, socket: Duplex, head: Buffer, d
     exchange.user = authenticate(exchange as Exchange, deps.tokens, deps.known);
     entry.user = exchange.user.name;
     checkAccess(exchange.user, { ...info, verb: "create" }, deps);
-    if (!deps.proxy.handles(info)) throw unknownPath();
+    if (!deps.proxy.handles(info)) {
+      throw unknownPath();
+    }
     entry.code = await deps.proxy.upgrade(request, info, exchange.url, { socket, head });
   } catch (err) {
     const status = err instanceof ApiError ? err.status : new ApiError(500, "InternalError", String(err)).status;

@@ -12,9 +12,13 @@ export function isObject(value: unknown): value is JsonObject {
 export function valueAt(root: unknown, path: readonly string[]): unknown {
   let value: unknown = root;
   for (const field of path) {
-    if (Array.isArray(value) && /^\d+$/.test(field)) value = value[Number(field)];
-    else if (isObject(value) && Object.hasOwn(value, field)) value = value[field];
-    else return undefined;
+    if (Array.isArray(value) && /^\d+$/.test(field)) {
+      value = value[Number(field)];
+    } else if (isObject(value) && Object.hasOwn(value, field)) {
+      value = value[field];
+    } else {
+      return undefined;
+    }
   }
   return value;
 }
@@ -45,13 +49,19 @@ export function numberAt(root: unknown, ...path: string[]): number | undefined {
 
 /** Equal as JSON: a field that is undefined counts as absent. */
 export function jsonEqual(a: unknown, b: unknown): boolean {
-  if (a === b) return true;
+  if (a === b) {
+    return true;
+  }
   return isDeepStrictEqual(dropUndefined(a), dropUndefined(b));
 }
 
 function dropUndefined(value: unknown): unknown {
-  if (Array.isArray(value)) return value.map(dropUndefined);
-  if (!isObject(value)) return value;
+  if (Array.isArray(value)) {
+    return value.map(dropUndefined);
+  }
+  if (!isObject(value)) {
+    return value;
+  }
   return Object.fromEntries(
     Object.entries(value)
       .filter(([, v]) => v !== undefined)

@@ -56,7 +56,9 @@ async function main(): Promise<void> {
 function parseAddress(text: string): ListenAddress {
   const at = text.lastIndexOf(":");
   const port = Number(text.slice(at + 1));
-  if (at < 0 || !Number.isInteger(port)) throw new Error(`--listen ${text}: wanted ADDR:PORT`);
+  if (at < 0 || !Number.isInteger(port)) {
+    throw new Error(`--listen ${text}: wanted ADDR:PORT`);
+  }
   return { host: text.slice(0, at).replaceAll(/[[\]]/g, ""), port };
 }
 
@@ -68,8 +70,9 @@ async function readKept(path: string): Promise<Kept | undefined> {
     return undefined; // The first start in this directory.
   }
   const value: unknown = JSON.parse(text);
-  if (!isObject(value) || !Array.isArray(value["listen"]))
+  if (!isObject(value) || !Array.isArray(value["listen"])) {
     throw new Error(`${path} is damaged; remove it to start anew`);
+  }
   return {
     keys: {
       authority: {

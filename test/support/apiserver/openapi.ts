@@ -28,7 +28,9 @@ export function openApi(path: string, accept: string): OpenApiAnswer | undefined
   }
   const wanted = /^\/openapi\/v3\/(.+)$/.exec(path)?.[1];
   const resources = resourceTypes.filter((r) => groupPath(r) === wanted);
-  if (resources.length === 0) return undefined;
+  if (resources.length === 0) {
+    return undefined;
+  }
   const paths = resources.map(({ group, version, kind, plural, namespaced }) => {
     const query = (name: string) => ({ name, in: "query", schema: { type: "string", uniqueItems: true } });
     const patch = {

@@ -25,24 +25,31 @@ export function podRow(pod: Pod, nowMs: number): PodRow {
   for (const [i, init] of initStatuses.entries()) {
     const isRestartable = isSidecar(initOf(init.name));
     counted.push(init);
-    if (init.state?.terminated?.exitCode === 0) continue;
+    if (init.state?.terminated?.exitCode === 0) {
+      continue;
+    }
     if (isRestartable && init.started === true) {
-      if (init.ready) ready++;
+      if (init.ready) {
+        ready++;
+      }
       continue;
     }
     initText = initReason(init, i, spec.initContainers?.length ?? 0);
     break;
   }
-  if (initText !== undefined) text = initText;
-  else {
+  if (initText !== undefined) {
+    text = initText;
+  } else {
     // Past initialization only the sidecars' restarts count beside the containers'.
     counted = [...counted.filter((s) => isSidecar(initOf(s.name))), ...statuses];
     let hasRunning = false;
     for (const container of statuses.toReversed()) {
       const { waiting, terminated, running } = container.state ?? {};
-      if (waiting?.reason) text = waiting.reason;
-      else if (terminated !== undefined) text = terminated.reason || exitText(terminated);
-      else if (container.ready && running !== undefined) {
+      if (waiting?.reason) {
+        text = waiting.reason;
+      } else if (terminated !== undefined) {
+        text = terminated.reason || exitText(terminated);
+      } else if (container.ready && running !== undefined) {
         hasRunning = true;
         ready++;
       }
@@ -54,8 +61,11 @@ export function podRow(pod: Pod, nowMs: number): PodRow {
     }
   }
   if (pod.metadata.deletionTimestamp !== undefined) {
-    if (status.reason === "NodeLost") text = "Unknown";
-    else if (status.phase !== "Succeeded" && status.phase !== "Failed") text = "Terminating";
+    if (status.reason === "NodeLost") {
+      text = "Unknown";
+    } else if (status.phase !== "Succeeded" && status.phase !== "Failed") {
+      text = "Terminating";
+    }
   }
   const gates = spec.readinessGates ?? [];
   const passed = gates.filter((g) => status.conditions?.some((c) => c.type === g.conditionType && c.status === "True"));
@@ -69,7 +79,9 @@ export function podRow(pod: Pod, nowMs: number): PodRow {
 }
 
 function initReason({ state }: ContainerStatus, index: number, total: number): string {
-  if (state?.terminated !== undefined) return `Init:${state.terminated.reason || exitText(state.terminated)}`;
+  if (state?.terminated !== undefined) {
+    return `Init:${state.terminated.reason || exitText(state.terminated)}`;
+  }
   const reason = state?.waiting?.reason ?? "";
   return reason !== "" && reason !== "PodInitializing" ? `Init:${reason}` : `Init:${index}/${total}`;
 }

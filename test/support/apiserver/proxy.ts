@@ -40,13 +40,17 @@ export class NodeProxy {
   }
 
   handles({ plural, subresource }: RequestInfo): boolean {
-    if (plural === "nodes") return subresource === "proxy";
+    if (plural === "nodes") {
+      return subresource === "proxy";
+    }
     return plural === "pods" && (subresource === "log" || podStreams.includes(subresource));
   }
 
   /** Requests without an upgrade. */
   async serve(exchange: Exchange, info: RequestInfo): Promise<void> {
-    if (podStreams.includes(info.subresource)) throw badRequest("Upgrade request required");
+    if (podStreams.includes(info.subresource)) {
+      throw badRequest("Upgrade request required");
+    }
     const target = this.#target(info, exchange.url);
     const { method } = exchange;
     await new Promise<void>((resolve, reject) => {
@@ -80,8 +84,11 @@ export class NodeProxy {
         incoming.on("close", () => resolve());
       });
       exchange.gone.addEventListener("abort", () => outgoing.destroy(), { once: true });
-      if (method === "GET" || method === "HEAD") outgoing.end();
-      else (exchange.request as IncomingMessage).pipe(outgoing);
+      if (method === "GET" || method === "HEAD") {
+        outgoing.end();
+      } else {
+        (exchange.request as IncomingMessage).pipe(outgoing);
+      }
     });
   }
 
@@ -109,11 +116,15 @@ export class NodeProxy {
     const lines = [`${request.method ?? "GET"} ${target.path} HTTP/1.1`, `Host: ${hostOf(target)}`];
     for (let i = 0; i + 1 < request.rawHeaders.length; i += 2) {
       const name = request.rawHeaders[i] ?? "";
-      if (/^(host|authorization|impersonate-.*)$/i.test(name)) continue;
+      if (/^(host|authorization|impersonate-.*)$/i.test(name)) {
+        continue;
+      }
       lines.push(`${name}: ${request.rawHeaders[i + 1] ?? ""}`);
     }
     kubelet.write(`${lines.join("\r\n")}\r\n\r\n`);
-    if (client.head.length > 0) kubelet.write(client.head);
+    if (client.head.length > 0) {
+      kubelet.write(client.head);
+    }
     const code = new Promise<number>((resolve) => {
       kubelet.once("data", (chunk: Buffer) => {
         resolve(Number(/^HTTP\/1\.\d (\d{3})/.exec(chunk.subarray(0, 32).toString("latin1"))?.[1] ?? 502));
@@ -126,7 +137,9 @@ export class NodeProxy {
   }
 
   close(): void {
-    for (const socket of this.#sockets) socket.destroy();
+    for (const socket of this.#sockets) {
+      socket.destroy();
+    }
     this.#agent.destroy();
   }
 
@@ -136,18 +149,26 @@ export class NodeProxy {
       return { ...this.#nodeAddress(nodeName), path: `/${info.rest}${url.search}` };
     }
     const found = this.#store.get("pods", `${info.namespace}/${info.name}`);
-    if (found === undefined) throw notFound({ group: "", plural: "pods" }, info.name);
+    if (found === undefined) {
+      throw notFound({ group: "", plural: "pods" }, info.name);
+    }
     const pod = typed<Pod>(found);
     const podNode = pod.spec.nodeName ?? "";
-    if (podNode === "") throw badRequest(`pod ${info.name} does not have a host assigned`);
+    if (podNode === "") {
+      throw badRequest(`pod ${info.name} does not have a host assigned`);
+    }
     const query = new URLSearchParams(url.searchParams);
     const base = this.#nodeAddress(podNode);
     const where = `${info.namespace}/${info.name}`;
-    if (info.subresource === "portforward") return { ...base, path: withQuery(`/portForward/${where}`, query) };
+    if (info.subresource === "portforward") {
+      return { ...base, path: withQuery(`/portForward/${where}`, query) };
+    }
     const container = containerOf(pod, query.get("container") ?? "");
     query.delete("container");
     if (info.subresource === "log") {
-      for (const flag of ["follow", "previous", "timestamps"]) keepTrue(query, flag, flag, "true");
+      for (const flag of ["follow", "previous", "timestamps"]) {
+        keepTrue(query, flag, flag, "true");
+      }
       return { ...base, path: withQuery(`/containerLogs/${where}/${container}`, query) };
     }
     for (const [from, to] of [
@@ -163,27 +184,36 @@ export class NodeProxy {
 
   #nodeAddress(name: string): { host: string; port: number } {
     const found = this.#store.get("nodes", name);
-    if (found === undefined) throw notFound({ group: "", plural: "nodes" }, name);
+    if (found === undefined) {
+      throw notFound({ group: "", plural: "nodes" }, name);
+    }
     const { status } = typed<Node>(found);
     const address = addressTypes
       .map((type) => status?.addresses?.find((a) => a.type === type)?.address)
       .find((a) => a !== undefined);
-    if (address === undefined)
+    if (address === undefined) {
       throw new ApiError(500, "InternalError", `no preferred addresses found; known addresses: []`);
+    }
     return { host: address, port: status?.daemonEndpoints?.kubeletEndpoint?.Port ?? 10_250 };
   }
 
   // For kubelets that do not say they speak it, the real server turns the newest WebSocket protocols into SPDY. This one
   // refuses them instead, upon which kubectl itself falls back to SPDY.
   #checkProtocol(request: IncomingMessage, info: RequestInfo): void {
-    if (request.headers.upgrade?.toLowerCase() !== "websocket") return;
-    const protocols = String(request.headers["sec-websocket-protocol"] ?? "");
-    if (!/v5\.channel\.k8s\.io|SPDY\/3\.1\+/.test(protocols)) return;
+    if (request.headers.upgrade?.toLowerCase() !== "websocket") {
+      return;
+    }
+    const protocols = request.headers["sec-websocket-protocol"] ?? "";
+    if (!/v5\.channel\.k8s\.io|SPDY\/3\.1\+/.test(protocols)) {
+      return;
+    }
     const nodeName =
       typed<Pod>(this.#store.get("pods", `${info.namespace}/${info.name}`) ?? nothing).spec?.nodeName ?? "";
     const node = this.#store.get("nodes", nodeName);
     const features = node === undefined ? undefined : typed<Node>(node).status?.declaredFeatures;
-    if (features?.includes("ExtendWebSocketsToKubelet") === true) return;
+    if (features?.includes("ExtendWebSocketsToKubelet") === true) {
+      return;
+    }
     throw badRequest(`node ${nodeName} does not take WebSocket streams; use SPDY`);
   }
 
@@ -231,19 +261,25 @@ function withQuery(path: string, query: URLSearchParams): string {
 function keepTrue(query: URLSearchParams, from: string, to: string, value: string): void {
   const isSet = query.has(from) && query.get(from) !== "false" && query.get(from) !== "0";
   query.delete(from);
-  if (isSet) query.set(to, value);
+  if (isSet) {
+    query.set(to, value);
+  }
 }
 
 function containerOf(pod: Pod, wanted: string): string {
   const { name } = pod.metadata;
   const all = [...pod.spec.containers, ...(pod.spec.initContainers ?? []), ...(pod.spec.ephemeralContainers ?? [])];
   if (wanted !== "") {
-    if (all.some((c) => c.name === wanted)) return wanted;
+    if (all.some((c) => c.name === wanted)) {
+      return wanted;
+    }
     throw badRequest(`container ${wanted} is not valid for pod ${name}`);
   }
   const preferred = pod.metadata.annotations?.["kubectl.kubernetes.io/default-container"];
   const [first] = pod.spec.containers;
-  if (pod.spec.containers.length === 1 && first !== undefined) return preferred ?? first.name;
+  if (pod.spec.containers.length === 1 && first !== undefined) {
+    return preferred ?? first.name;
+  }
   const choices = pod.spec.containers.map((c) => c.name).join(" ");
   throw badRequest(`a container name must be specified for pod ${name}, choose one of: [${choices}]`);
 }
@@ -252,7 +288,9 @@ function forwardedHeaders(headers: Record<string, unknown>): Record<string, stri
   const kept: Record<string, string> = {};
   for (const name of ["accept", "accept-encoding", "content-type", "content-length", "user-agent"]) {
     const value = headers[name];
-    if (typeof value === "string") kept[name] = value;
+    if (typeof value === "string") {
+      kept[name] = value;
+    }
   }
   return kept;
 }
@@ -266,8 +304,12 @@ function unreachable(target: Target, err: Error): ApiError {
 }
 
 function logError(code: number, text: string): ApiError {
-  if (code === 400) return badRequest(text);
-  if (code === 404) return new ApiError(404, "NotFound", `the server could not find the requested resource: ${text}`);
+  if (code === 400) {
+    return badRequest(text);
+  }
+  if (code === 404) {
+    return new ApiError(404, "NotFound", `the server could not find the requested resource: ${text}`);
+  }
   return new ApiError(code, "InternalError", text);
 }
 
@@ -276,7 +318,9 @@ async function collect(incoming: IncomingMessage, bytesMax: number): Promise<str
   let size = 0;
   for await (const chunk of incoming) {
     const bytes = chunk as Buffer;
-    if (size < bytesMax) chunks.push(bytes);
+    if (size < bytesMax) {
+      chunks.push(bytes);
+    }
     size += bytes.length;
   }
   return Buffer.concat(chunks).subarray(0, bytesMax).toString("utf8");

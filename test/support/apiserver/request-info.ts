@@ -34,7 +34,9 @@ export function requestInfo(method: string, url: URL): RequestInfo {
     group = parts[1] ?? "";
     version = parts[2] ?? "";
     at = 3;
-  } else return nonResource(method);
+  } else {
+    return nonResource(method);
+  }
 
   let namespace = "";
   // `namespaces/NAME` alone, and its own subresources, are about the namespace itself.

@@ -33,7 +33,9 @@ function labelRequirement(part: string, whole: string): (labels: Record<string, 
     return not === "!" ? (labels) => labels[key] === undefined : (labels) => labels[key] !== undefined;
   }
   const compare = compareForm.exec(part);
-  if (compare === null) throw badRequest(`unable to parse requirement: found '${part}' in '${whole}'`);
+  if (compare === null) {
+    throw badRequest(`unable to parse requirement: found '${part}' in '${whole}'`);
+  }
   const [, key = "", , operator, value = ""] = compare;
   switch (operator) {
     case "!=":
@@ -53,12 +55,18 @@ function splitRequirements(text: string): string[] {
   let depth = 0;
   let part = "";
   for (const char of text) {
-    if (char === "(") depth++;
-    if (char === ")") depth--;
+    if (char === "(") {
+      depth++;
+    }
+    if (char === ")") {
+      depth--;
+    }
     if (char === "," && depth === 0) {
       parts.push(part.trim());
       part = "";
-    } else part += char;
+    } else {
+      part += char;
+    }
   }
   parts.push(part.trim());
   return parts.filter((p) => p !== "");
@@ -78,7 +86,8 @@ export function parseFieldSelector(text: string): Matcher {
       const value = rawValue.replaceAll(/\\([\\,=])/g, "$1");
       return (object: ApiObject) => {
         const found = valueAt(object, fields);
-        const actual = found === undefined || found === null ? "" : String(found);
+        const actual =
+          found === undefined || found === null ? "" : typeof found === "string" ? found : JSON.stringify(found);
         return operator === "!=" ? actual !== value : actual === value;
       };
     });
@@ -90,11 +99,14 @@ function splitEscaped(text: string): string[] {
   let part = "";
   for (let i = 0; i < text.length; i++) {
     const char = text[i] ?? "";
-    if (char === "\\") part += char + (text[++i] ?? "");
-    else if (char === ",") {
+    if (char === "\\") {
+      part += char + (text[++i] ?? "");
+    } else if (char === ",") {
       parts.push(part);
       part = "";
-    } else part += char;
+    } else {
+      part += char;
+    }
   }
   parts.push(part);
   return parts;

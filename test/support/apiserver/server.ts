@@ -3,6 +3,8 @@ import { mkdtemp, rm } from "node:fs/promises";
 import { isIP } from "node:net";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
+import type { Duplex } from "node:stream";
+import type { TLSSocket } from "node:tls";
 import { type Clock, systemClock } from "../../../agent/lib/clock.ts";
 import type { Authorizer } from "./auth.ts";
 import { startControllers, type ControllerOptions } from "./controllers/start.ts";
@@ -128,7 +130,9 @@ export async function startTestApiServer(options: TestApiServerOptions = {}): Pr
   });
 
   const addresses: ListenAddress[] = [];
-  for (const { host, port } of listen) addresses.push({ host, port: await front.listen(host, port) });
+  for (const { host, port } of listen) {
+    addresses.push({ host, port: await front.listen(host, port) });
+  }
   const [first = { host: "127.0.0.1", port: 0 }] = addresses;
   const reachable = first.host === "0.0.0.0" || first.host === "::" ? "127.0.0.1" : first.host;
   const url = `https://${isIP(reachable) === 6 ? `[${reachable}]` : reachable}:${first.port}`;
@@ -183,9 +187,10 @@ export async function startTestApiServer(options: TestApiServerOptions = {}): Pr
   backend.on("request", handler.onRequest);
   backend.on("upgrade", handler.onUpgrade);
   // A peer that breaks a handshake or a connection off is no event for the server as a whole.
+  backend.on("secureConnection", (socket: TLSSocket) => socket.on("error", () => socket.destroy()));
   backend.on("tlsClientError", () => {});
   backend.on("sessionError", () => {});
-  backend.on("clientError", (_err, socket) => socket.destroy());
+  backend.on("clientError", (_err: Error, socket: Duplex) => socket.destroy());
   await listenOn(backend, backendPath);
 
   bootstrap(registry, { url, host: reachable, port: first.port });
@@ -230,8 +235,12 @@ function identityOf(who: "admin" | `node:${string}` | { name: string; groups?: s
   name: string;
   groups: string[];
 } {
-  if (typeof who === "object") return { name: who.name, groups: who.groups ?? [] };
-  if (who === "admin") return { name: "kubernetes-admin", groups: ["system:masters"] };
+  if (typeof who === "object") {
+    return { name: who.name, groups: who.groups ?? [] };
+  }
+  if (who === "admin") {
+    return { name: "kubernetes-admin", groups: ["system:masters"] };
+  }
   return { name: `system:node:${who.slice("node:".length)}`, groups: ["system:nodes"] };
 }
 

@@ -31,14 +31,17 @@ export class ServiceNetwork {
   /** Gives a new service its addresses and ports, writing them into `service`, or says what it cannot have. */
   allocate(service: Service): FieldError[] {
     const spec = service.spec;
-    if (spec === undefined || spec.type === "ExternalName") return [];
+    if (spec === undefined || spec.type === "ExternalName") {
+      return [];
+    }
     const errors: FieldError[] = [];
     if (spec.clusterIP === "None") {
       spec.clusterIPs = ["None"];
     } else {
       const wanted = spec.clusterIP;
-      if (wanted === undefined || wanted === "") spec.clusterIP = this.#freeAddress();
-      else if (!this.#contains(wanted)) {
+      if (wanted === undefined || wanted === "") {
+        spec.clusterIP = this.#freeAddress();
+      } else if (!this.#contains(wanted)) {
         const why = `failed to allocate IP ${wanted}: the provided IP (${wanted}) is not in the valid range. The range of valid IPs is ${this.cidr}`;
         return [invalidValue("spec.clusterIPs", [wanted], why)];
       } else if (this.#addresses.has(wanted)) {
@@ -55,14 +58,18 @@ export class ServiceNetwork {
       spec.clusterIPs = [address];
     }
     errors.push(...this.allocatePorts(service));
-    if (errors.length > 0) this.release(service);
+    if (errors.length > 0) {
+      this.release(service);
+    }
     return errors;
   }
 
   /** Gives ports that need a node port one. Ports that have one keep it; `old` is the service before an update. */
   allocatePorts(service: Service, old?: Service): FieldError[] {
     const spec = service.spec;
-    if (spec === undefined) return [];
+    if (spec === undefined) {
+      return [];
+    }
     const owned = new Set((old?.spec?.ports ?? []).map((p) => `${p.protocol ?? "TCP"}/${p.nodePort}`));
     const needsPorts = spec.type === "NodePort" || spec.type === "LoadBalancer";
     const errors: FieldError[] = [];
@@ -96,10 +103,14 @@ export class ServiceNetwork {
     const keptPorts = new Set((kept?.spec?.ports ?? []).map((p) => `${p.protocol ?? "TCP"}/${p.nodePort}`));
     for (const port of service.spec?.ports ?? []) {
       const id = `${port.protocol ?? "TCP"}/${port.nodePort}`;
-      if (!keptPorts.has(id)) this.#ports.delete(id);
+      if (!keptPorts.has(id)) {
+        this.#ports.delete(id);
+      }
     }
     const address = service.spec?.clusterIP ?? "";
-    if (address !== kept?.spec?.clusterIP) this.#addresses.delete(address);
+    if (address !== kept?.spec?.clusterIP) {
+      this.#addresses.delete(address);
+    }
   }
 
   #contains(address: string): boolean {
@@ -112,7 +123,9 @@ export class ServiceNetwork {
       const n = this.#nextAddress;
       this.#nextAddress = n + 1 >= this.#size - 1 ? 2 : n + 1;
       const address = this.address(n);
-      if (!this.#addresses.has(address)) return address;
+      if (!this.#addresses.has(address)) {
+        return address;
+      }
     }
     throw new Error(`no free address in ${this.cidr}`);
   }
@@ -121,7 +134,9 @@ export class ServiceNetwork {
     for (let tried = nodePortMin; tried <= nodePortMax; tried++) {
       const port = this.#nextPort;
       this.#nextPort = port >= nodePortMax ? nodePortMin : port + 1;
-      if (this.#ports.has(`${protocol}/${port}`)) continue;
+      if (this.#ports.has(`${protocol}/${port}`)) {
+        continue;
+      }
       this.#ports.add(`${protocol}/${port}`);
       return port;
     }
@@ -142,16 +157,26 @@ export function applyServiceDefaults(service: Service): void {
     spec.sessionAffinityConfig ??= {};
     spec.sessionAffinityConfig.clientIP ??= {};
     spec.sessionAffinityConfig.clientIP.timeoutSeconds ??= 10_800;
-  } else delete spec.sessionAffinityConfig;
+  } else {
+    delete spec.sessionAffinityConfig;
+  }
   for (const port of spec.ports ?? []) {
     port.protocol ??= "TCP";
-    if (port.targetPort === undefined || port.targetPort === 0 || port.targetPort === "") port.targetPort = port.port;
+    if (port.targetPort === undefined || port.targetPort === 0 || port.targetPort === "") {
+      port.targetPort = port.port;
+    }
   }
   const isExternal = spec.type === "NodePort" || spec.type === "LoadBalancer";
-  if (isExternal) spec.externalTrafficPolicy ??= "Cluster";
-  else if ((spec.externalIPs ?? []).length > 0) spec.externalTrafficPolicy ??= "Cluster";
-  else delete spec.externalTrafficPolicy;
-  if (spec.type === "ExternalName") return;
+  if (isExternal) {
+    spec.externalTrafficPolicy ??= "Cluster";
+  } else if ((spec.externalIPs ?? []).length > 0) {
+    spec.externalTrafficPolicy ??= "Cluster";
+  } else {
+    delete spec.externalTrafficPolicy;
+  }
+  if (spec.type === "ExternalName") {
+    return;
+  }
   spec.internalTrafficPolicy ??= "Cluster";
   spec.ipFamilies ??= ["IPv4"];
   spec.ipFamilyPolicy ??= "SingleStack";

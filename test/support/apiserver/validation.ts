@@ -1,9 +1,8 @@
-import type { Container, Pod, Service } from "../../../agent/kube/types.ts";
+import type { Container, Pod } from "../../../agent/kube/types.ts";
 import { parseQuantity } from "../../../agent/kube/quantity.ts";
-import { isObject, type JsonObject, jsonEqual, objectAt, objectsAt } from "./json.ts";
+import { jsonEqual } from "./json.ts";
 import {
   ApiError,
-  badRequest,
   duplicate,
   type FieldError,
   forbiddenField,
@@ -13,13 +12,13 @@ import {
 } from "./status.ts";
 import type { ApiObject, ResourceType } from "./types.ts";
 
-const labelForm = /^[a-z0-9]([-a-z0-9]*[a-z0-9])?$/;
+export const labelForm = /^[a-z0-9]([-a-z0-9]*[a-z0-9])?$/;
 const subdomainForm = /^[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*$/;
 const label1035Form = /^[a-z]([-a-z0-9]*[a-z0-9])?$/;
 const qualifiedForm = /^([A-Za-z0-9][-A-Za-z0-9_.]*)?[A-Za-z0-9]$/;
 const environmentForm = /^[-._a-zA-Z][-._a-zA-Z0-9]*$|^[ -<>-~]+$/;
 
-const labelText =
+export const labelText =
   "a lowercase RFC 1123 label must consist of lower case alphanumeric characters or '-', and must start and end with " +
   "an alphanumeric character (e.g. 'my-name',  or '123-abc', regex used for validation is '[a-z0-9]([-a-z0-9]*[a-z0-9])?')";
 const subdomainText =
@@ -29,7 +28,7 @@ const subdomainText =
 const label1035Text =
   "a DNS-1035 label must consist of lower case alphanumeric characters or '-', start with an alphabetic character, and " +
   "end with an alphanumeric character (e.g. 'my-name',  or 'abc-123', regex used for validation is '[a-z]([-a-z0-9]*[a-z0-9])?')";
-const portText = "must be between 1 and 65535, inclusive";
+export const portText = "must be between 1 and 65535, inclusive";
 const qualifiedText =
   "name part must consist of alphanumeric characters, '-', '_' or '.', and must start and end with an alphanumeric " +
   "character (e.g. 'MyName',  or 'my.name',  or '123-abc', regex used for validation is " +
@@ -43,10 +42,13 @@ const labelValueText =
 export function validateMetadata(resource: ResourceType, object: ApiObject): FieldError[] {
   const { name, labels = {} } = object.metadata;
   const errors: FieldError[] = [];
-  if (name === "") errors.push(required("metadata.name", "name or generateName is required"));
-  else {
+  if (name === "") {
+    errors.push(required("metadata.name", "name or generateName is required"));
+  } else {
     const why = nameProblem(resource, name);
-    if (why !== undefined) errors.push(invalidValue("metadata.name", name, why));
+    if (why !== undefined) {
+      errors.push(invalidValue("metadata.name", name, why));
+    }
   }
   for (const [key, value] of Object.entries(labels)) {
     const short = key.slice(key.indexOf("/") + 1);
@@ -65,90 +67,45 @@ const freeNames = new Set(["certificatesigningrequests", "csinodes"]);
 
 function nameProblem({ plural }: ResourceType, name: string): string | undefined {
   if (plural === "namespaces") {
-    if (name.length > 63) return "must be no more than 63 characters";
+    if (name.length > 63) {
+      return "must be no more than 63 characters";
+    }
     return labelForm.test(name) ? undefined : labelText;
   }
   if (plural === "services") {
-    if (name.length > 63) return "must be no more than 63 characters";
+    if (name.length > 63) {
+      return "must be no more than 63 characters";
+    }
     return label1035Form.test(name) ? undefined : label1035Text;
   }
-  if (freeNames.has(plural)) return /[/%]|^\.{1,2}$/.test(name) ? "may not contain '/' or '%'" : undefined;
-  if (name.length > 253) return "must be no more than 253 characters";
+  if (freeNames.has(plural)) {
+    return /[/%]|^\.{1,2}$/.test(name) ? "may not contain '/' or '%'" : undefined;
+  }
+  if (name.length > 253) {
+    return "must be no more than 253 characters";
+  }
   return subdomainForm.test(name) ? undefined : subdomainText;
-}
-
-/**
- * Refuses JSON whose shape the typed code could not read, as the real server's decoder does: 400 with the path.
- */
-export function checkShape(kind: string, object: ApiObject): void {
-  const wrong = (path: string, want: string) =>
-    badRequest(
-      `${kind} in version "${object.apiVersion.split("/").at(-1)}" cannot be handled as a ${kind}: ` +
-        `json: cannot unmarshal ${path} into a field of type ${want}`,
-    );
-  const checkMap = (value: unknown, path: string) => {
-    if (value === undefined || value === null) return;
-    if (!isObject(value)) throw wrong(path, "map[string]string");
-    for (const [key, entry] of Object.entries(value)) {
-      if (typeof entry !== "string") throw wrong(`${path}.${key}`, "string");
-    }
-  };
-  checkMap(object.metadata.labels, "metadata.labels");
-  checkMap(object.metadata.annotations, "metadata.annotations");
-  for (const part of ["spec", "status"]) {
-    const value = object[part];
-    if (value !== undefined && !isObject(value)) throw wrong(part, "object");
-  }
-  if (kind === "ConfigMap") checkMap(object["data"], "data");
-  const checkList = (holder: JsonObject, path: string, field: string) => {
-    const value = holder[field];
-    if (value === undefined) return;
-    if (!Array.isArray(value) || !value.every(isObject)) throw wrong(`${path}.${field}`, "list of objects");
-  };
-  const spec = objectAt(object, "spec");
-  if (kind === "Pod") {
-    if (object["spec"] === undefined) object["spec"] = {};
-    for (const field of ["containers", "initContainers", "ephemeralContainers", "volumes", "tolerations"]) {
-      checkList(spec, "spec", field);
-    }
-    for (const field of ["containers", "initContainers", "ephemeralContainers"]) {
-      for (const [i, container] of objectsAt(spec, field).entries()) {
-        const path = `spec.${field}[${i}]`;
-        for (const list of ["ports", "env", "envFrom", "volumeMounts", "volumeDevices"])
-          checkList(container, path, list);
-        for (const object of ["resources", "livenessProbe", "readinessProbe", "startupProbe", "lifecycle"]) {
-          if (container[object] !== undefined && !isObject(container[object]))
-            throw wrong(`${path}.${object}`, "object");
-        }
-        for (const [j, variable] of objectsAt(container, "env").entries()) {
-          if (variable["value"] !== undefined && typeof variable["value"] !== "string") {
-            throw wrong(`${path}.env[${j}].value`, "string");
-          }
-        }
-        for (const list of ["command", "args"]) {
-          const value = container[list];
-          if (value === undefined) continue;
-          if (!Array.isArray(value) || !value.every((v) => typeof v === "string"))
-            throw wrong(`${path}.${list}`, "[]string");
-        }
-      }
-    }
-  }
-  if (kind === "Service") checkList(spec, "spec", "ports");
 }
 
 /** Wrong fields of a pod, after defaults. */
 export function validatePod(pod: Pod): FieldError[] {
   const { spec } = pod;
   const errors: FieldError[] = [];
-  if (!Array.isArray(spec.containers) || spec.containers.length === 0) errors.push(required("spec.containers"));
+  if (!Array.isArray(spec.containers) || spec.containers.length === 0) {
+    errors.push(required("spec.containers"));
+  }
   const names = new Set<string>();
   const volumes = new Set<string>();
   for (const [i, volume] of (spec.volumes ?? []).entries()) {
     const field = `spec.volumes[${i}].name`;
-    if (volume.name === undefined || volume.name === "") errors.push(required(field));
-    else if (!labelForm.test(volume.name)) errors.push(invalidValue(field, volume.name, labelText));
-    if (volumes.has(volume.name)) errors.push(duplicate(field, volume.name));
+    if (volume.name === undefined || volume.name === "") {
+      errors.push(required(field));
+    } else if (!labelForm.test(volume.name)) {
+      errors.push(invalidValue(field, volume.name, labelText));
+    }
+    if (volumes.has(volume.name)) {
+      errors.push(duplicate(field, volume.name));
+    }
     volumes.add(volume.name);
   }
   for (const field of ["initContainers", "containers"] as const) {
@@ -157,7 +114,9 @@ export function validatePod(pod: Pod): FieldError[] {
     }
   }
   const oneOf = (field: string, value: string | undefined, allowed: string[]) => {
-    if (value !== undefined && !allowed.includes(value)) errors.push(notSupported(field, value, allowed));
+    if (value !== undefined && !allowed.includes(value)) {
+      errors.push(notSupported(field, value, allowed));
+    }
   };
   oneOf("spec.restartPolicy", spec.restartPolicy, ["Always", "OnFailure", "Never"]);
   oneOf("spec.dnsPolicy", spec.dnsPolicy, ["ClusterFirstWithHostNet", "ClusterFirst", "Default", "None"]);
@@ -184,12 +143,17 @@ function validateContainer(
 ): FieldError[] {
   const errors: FieldError[] = [];
   const { name, image } = container;
-  if (name === undefined || name === "") errors.push(required(`${path}.name`));
-  else if (!labelForm.test(name)) errors.push(invalidValue(`${path}.name`, name, labelText));
-  else if (names.has(name)) errors.push(duplicate(`${path}.name`, name));
+  if (name === undefined || name === "") {
+    errors.push(required(`${path}.name`));
+  } else if (!labelForm.test(name)) {
+    errors.push(invalidValue(`${path}.name`, name, labelText));
+  } else if (names.has(name)) {
+    errors.push(duplicate(`${path}.name`, name));
+  }
   names.add(name);
-  if (image === undefined || image === "") errors.push(required(`${path}.image`));
-  else if (image !== image.trim()) {
+  if (image === undefined || image === "") {
+    errors.push(required(`${path}.image`));
+  } else if (image !== image.trim()) {
     errors.push(invalidValue(`${path}.image`, image, "must not have leading or trailing whitespace"));
   }
   const policy = container.imagePullPolicy ?? "Always";
@@ -198,9 +162,11 @@ function validateContainer(
   }
   for (const [i, port] of (container.ports ?? []).entries()) {
     const field = `${path}.ports[${i}]`;
-    if (port.containerPort === undefined) errors.push(required(`${field}.containerPort`));
-    else if (!isPort(port.containerPort))
+    if (port.containerPort === undefined) {
+      errors.push(required(`${field}.containerPort`));
+    } else if (!isPort(port.containerPort)) {
       errors.push(invalidValue(`${field}.containerPort`, port.containerPort, portText));
+    }
     if (port.hostPort !== undefined && port.hostPort !== 0 && !isPort(port.hostPort)) {
       errors.push(invalidValue(`${field}.hostPort`, port.hostPort, portText));
     }
@@ -210,8 +176,9 @@ function validateContainer(
   }
   for (const [i, variable] of (container.env ?? []).entries()) {
     const field = `${path}.env[${i}].name`;
-    if (variable.name === undefined || variable.name === "") errors.push(required(field));
-    else if (!environmentForm.test(variable.name)) {
+    if (variable.name === undefined || variable.name === "") {
+      errors.push(required(field));
+    } else if (!environmentForm.test(variable.name)) {
       errors.push(
         invalidValue(
           field,
@@ -223,9 +190,12 @@ function validateContainer(
   }
   for (const [i, mount] of (container.volumeMounts ?? []).entries()) {
     const field = `${path}.volumeMounts[${i}]`;
-    if (mount.mountPath === undefined || mount.mountPath === "") errors.push(required(`${field}.mountPath`));
-    if (mount.name === undefined || mount.name === "") errors.push(required(`${field}.name`));
-    else if (!volumes.has(mount.name)) {
+    if (mount.mountPath === undefined || mount.mountPath === "") {
+      errors.push(required(`${field}.mountPath`));
+    }
+    if (mount.name === undefined || mount.name === "") {
+      errors.push(required(`${field}.name`));
+    } else if (!volumes.has(mount.name)) {
       errors.push({
         field: `${field}.name`,
         reason: "FieldValueNotFound",
@@ -235,7 +205,9 @@ function validateContainer(
   }
   for (const part of ["requests", "limits"] as const) {
     for (const [resource, quantity] of Object.entries(container.resources?.[part] ?? {})) {
-      if (parseQuantity(quantity) !== undefined) continue;
+      if (parseQuantity(quantity) !== undefined) {
+        continue;
+      }
       throw new ApiError(
         400,
         "BadRequest",
@@ -246,7 +218,9 @@ function validateContainer(
   }
   for (const [resource, limit] of Object.entries(container.resources?.limits ?? {})) {
     const request = container.resources?.requests?.[resource];
-    if (request === undefined || (parseQuantity(request) ?? 0n) <= (parseQuantity(limit) ?? 0n)) continue;
+    if (request === undefined || (parseQuantity(request) ?? 0n) <= (parseQuantity(limit) ?? 0n)) {
+      continue;
+    }
     errors.push(
       invalidValue(
         `${path}.resources.requests`,
@@ -258,7 +232,8 @@ function validateContainer(
   return errors;
 }
 
-function isPort(value: unknown): boolean {
+/** True for a usable port number. */
+export function isPort(value: unknown): boolean {
   return typeof value === "number" && Number.isInteger(value) && value >= 1 && value <= 65_535;
 }
 
@@ -273,7 +248,9 @@ export function validatePodUpdate(next: Pod, old: Pod): FieldError[] {
     }
     for (const [i, container] of now.entries()) {
       const image = before[i]?.image;
-      if (image !== undefined) container.image = image;
+      if (image !== undefined) {
+        container.image = image;
+      }
     }
   }
   restore(masked, old.spec, "activeDeadlineSeconds");
@@ -282,11 +259,15 @@ export function validatePodUpdate(next: Pod, old: Pod): FieldError[] {
       jsonEqual({ ...n, tolerationSeconds: 0 }, { ...t, tolerationSeconds: 0 }),
     ),
   );
-  if (keptTolerations) restore(masked, old.spec, "tolerations");
+  if (keptTolerations) {
+    restore(masked, old.spec, "tolerations");
+  }
   if (next.spec.terminationGracePeriodSeconds === 1 && (old.spec.terminationGracePeriodSeconds ?? 0) < 0) {
     restore(masked, old.spec, "terminationGracePeriodSeconds");
   }
-  if (jsonEqual(masked, old.spec)) return [];
+  if (jsonEqual(masked, old.spec)) {
+    return [];
+  }
   return [
     forbiddenField(
       "spec",
@@ -298,56 +279,9 @@ export function validatePodUpdate(next: Pod, old: Pod): FieldError[] {
 }
 
 function restore<T extends object, K extends keyof T>(target: T, from: T, field: K): void {
-  if (from[field] === undefined) delete target[field];
-  else target[field] = from[field];
-}
-
-/** Wrong fields of a service, after defaults. */
-export function validateService(service: Service): FieldError[] {
-  const errors: FieldError[] = [];
-  const spec = service.spec ?? {};
-  const types = ["ClusterIP", "ExternalName", "LoadBalancer", "NodePort"];
-  if (spec.type !== undefined && !types.includes(spec.type)) errors.push(notSupported("spec.type", spec.type, types));
-  const ports = spec.ports ?? [];
-  if (ports.length === 0 && spec.type !== "ExternalName" && spec.clusterIP !== "None")
-    errors.push(required("spec.ports"));
-  const seenNames = new Set<string>();
-  const seenPorts = new Set<string>();
-  for (const [i, port] of ports.entries()) {
-    const field = `spec.ports[${i}]`;
-    if (!isPort(port.port)) errors.push(invalidValue(`${field}.port`, port.port ?? 0, portText));
-    const { targetPort } = port;
-    if (typeof targetPort === "number" && !isPort(targetPort)) {
-      errors.push(invalidValue(`${field}.targetPort`, targetPort, portText));
-    }
-    if (ports.length > 1 && (port.name === undefined || port.name === "")) errors.push(required(`${field}.name`));
-    if (port.name !== undefined && port.name !== "") {
-      if (!labelForm.test(port.name)) errors.push(invalidValue(`${field}.name`, port.name, labelText));
-      if (seenNames.has(port.name)) errors.push(duplicate(`${field}.name`, port.name));
-      seenNames.add(port.name);
-    }
-    const id = `${port.protocol ?? "TCP"}/${port.port}`;
-    if (seenPorts.has(id)) errors.push(duplicate(field, { port: port.port, protocol: port.protocol }));
-    seenPorts.add(id);
-    if (!["TCP", "UDP", "SCTP"].includes(port.protocol ?? "TCP")) {
-      errors.push(notSupported(`${field}.protocol`, port.protocol, ["SCTP", "TCP", "UDP"]));
-    }
+  if (from[field] === undefined) {
+    delete target[field];
+  } else {
+    target[field] = from[field];
   }
-  if (spec.type === "ExternalName" && stringOf(objectAt(service, "spec")["externalName"]) === "") {
-    errors.push(required("spec.externalName"));
-  }
-  return errors;
-}
-
-function stringOf(value: unknown): string {
-  return typeof value === "string" ? value : "";
-}
-
-/** What may not change about a service. */
-export function validateServiceUpdate(next: Service, old: Service): FieldError[] {
-  const before = old.spec?.clusterIP ?? "";
-  const after = next.spec?.clusterIP ?? "";
-  const stays = next.spec?.type !== "ExternalName" && old.spec?.type !== "ExternalName";
-  if (!stays || before === "" || before === after) return [];
-  return [invalidValue("spec.clusterIPs[0]", [after], "may not change once set")];
 }

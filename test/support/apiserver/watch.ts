@@ -48,14 +48,20 @@ export class WatchStream {
     this.user = exchange.user.name;
     this.url = `${exchange.url.pathname}${exchange.url.search}`;
     exchange.gone.addEventListener("abort", () => this.#finish(), { once: true });
-    if (exchange.gone.aborted) this.#finish();
+    if (exchange.gone.aborted) {
+      this.#finish();
+    }
   }
 
   /** Starts the clock: bookmarks, and the end after the timeout. */
   start(): void {
-    if (this.#isOver) return;
+    if (this.#isOver) {
+      return;
+    }
     this.#timers.push(this.#options.after(this.#options.timeoutMs, () => this.end()));
-    if (this.#options.allowBookmarks) this.#scheduleBookmark();
+    if (this.#options.allowBookmarks) {
+      this.#scheduleBookmark();
+    }
   }
 
   /** Tells the client about a committed change, as far as it concerns this watch. */
@@ -63,10 +69,13 @@ export class WatchStream {
     const { matches } = this.#options;
     const isMatch = event.type !== "DELETED" && matches(event.object);
     const wasMatch = event.previous !== undefined && matches(event.previous);
-    if (isMatch) this.#event(wasMatch ? "MODIFIED" : "ADDED", event.object);
+    if (isMatch) {
+      this.#event(wasMatch ? "MODIFIED" : "ADDED", event.object);
+    }
     // Leaving the selection looks like a deletion, with the state from before and the version of now.
-    else if (wasMatch)
+    else if (wasMatch) {
       this.#event("DELETED", event.type === "DELETED" ? event.object : atVersion(event.previous, event));
+    }
   }
 
   /** An object that was there before the watch began. */
@@ -104,7 +113,9 @@ export class WatchStream {
 
   /** Ends cleanly: the client sees the end of the body. */
   end(): void {
-    if (this.#isOver) return;
+    if (this.#isOver) {
+      return;
+    }
     this.#headers();
     this.#exchange.response.end();
     this.#finish();
@@ -112,7 +123,9 @@ export class WatchStream {
 
   /** Breaks off; with `midLine`, in the middle of an event. */
   cut(midLine: boolean): void {
-    if (this.#isOver) return;
+    if (this.#isOver) {
+      return;
+    }
     if (!midLine) {
       this.#exchange.cut();
       return;
@@ -126,10 +139,14 @@ export class WatchStream {
   /** Holds all events back; `false` lets them out. */
   silence(isSilent: boolean): void {
     this.#isSilent = isSilent;
-    if (isSilent) return;
+    if (isSilent) {
+      return;
+    }
     const held = this.#held;
     this.#held = [];
-    for (const line of held) this.#line(line);
+    for (const line of held) {
+      this.#line(line);
+    }
   }
 
   #event(type: string, object: ApiObject): void {
@@ -159,7 +176,9 @@ export class WatchStream {
   }
 
   #line(line: string): void {
-    if (this.#isOver) return;
+    if (this.#isOver) {
+      return;
+    }
     if (this.#isSilent) {
       this.#held.push(line);
       return;
@@ -169,7 +188,9 @@ export class WatchStream {
   }
 
   #headers(): void {
-    if (this.#hasHeaders) return;
+    if (this.#hasHeaders) {
+      return;
+    }
     this.#hasHeaders = true;
     this.#exchange.code = 200;
     (this.#exchange.response as ServerResponse).writeHead(200, { "content-type": "application/json" });
@@ -177,8 +198,12 @@ export class WatchStream {
 
   #scheduleBookmark(): void {
     const timer = this.#options.after(this.#options.bookmarkIntervalMs, () => {
-      if (this.#isOver) return;
-      if (!this.#isSilent) this.bookmark();
+      if (this.#isOver) {
+        return;
+      }
+      if (!this.#isSilent) {
+        this.bookmark();
+      }
       this.#timers.splice(this.#timers.indexOf(timer), 1);
       this.#scheduleBookmark();
     });
@@ -186,9 +211,13 @@ export class WatchStream {
   }
 
   #finish(): void {
-    if (this.#isOver) return;
+    if (this.#isOver) {
+      return;
+    }
     this.#isOver = true;
-    for (const timer of this.#timers) timer.cancel();
+    for (const timer of this.#timers) {
+      timer.cancel();
+    }
     this.#held = [];
     this.#onEnd();
   }

@@ -26,7 +26,9 @@ export class WatchHub {
     this.#clock = clock;
     this.#bookmarkIntervalMs = bookmarkIntervalMs;
     store.subscribe((event) => {
-      for (const watch of this.#open) if (watch.resource.storage === event.storage) watch.change(event);
+      for (const watch of this.#open) {
+        if (watch.resource.storage === event.storage) watch.change(event);
+      }
     });
   }
 
@@ -58,7 +60,9 @@ export class WatchHub {
       () => this.#open.delete(watch),
     );
     const { storage } = resource;
-    if (this.#silenced.some((match) => matchesFault(match, subjectOf(watch)))) watch.silence(true);
+    if (this.#silenced.some((match) => matchesFault(match, subjectOf(watch)))) {
+      watch.silence(true);
+    }
     // Without a version, or with 0, a watch begins with what there is.
     const startsFromState = wantsInitial || since === 0;
     const missed = startsFromState ? [] : this.#store.eventsAfter(storage, since);
@@ -67,11 +71,19 @@ export class WatchHub {
       return;
     }
     if (startsFromState) {
-      for (const [, object] of this.#store.list(storage)) if (matches(object)) watch.initial(object);
+      for (const [, object] of this.#store.list(storage)) {
+        if (matches(object)) watch.initial(object);
+      }
     }
-    for (const event of missed) watch.change(event);
-    if (wantsInitial && allowBookmarks) watch.bookmark({ "k8s.io/initial-events-end": "true" });
-    if (exchange.gone.aborted) return;
+    for (const event of missed) {
+      watch.change(event);
+    }
+    if (wantsInitial && allowBookmarks) {
+      watch.bookmark({ "k8s.io/initial-events-end": "true" });
+    }
+    if (exchange.gone.aborted) {
+      return;
+    }
     this.#open.add(watch);
     watch.start();
   }
@@ -79,19 +91,28 @@ export class WatchHub {
   /** Breaks matching watches off. Returns how many. */
   cut(match: FaultMatch, midLine: boolean): number {
     const doomed = [...this.#open].filter((watch) => matchesFault(match, subjectOf(watch)));
-    for (const watch of doomed) watch.cut(midLine);
+    for (const watch of doomed) {
+      watch.cut(midLine);
+    }
     return doomed.length;
   }
 
   /** Ends all watches cleanly. */
   endAll(): void {
-    for (const watch of [...this.#open]) watch.end();
+    for (const watch of [...this.#open]) {
+      watch.end();
+    }
   }
 
   silence(match: FaultMatch, isSilent: boolean): void {
-    if (isSilent) this.#silenced.push(match);
-    else this.#silenced = [];
-    for (const watch of this.#open) if (matchesFault(match, subjectOf(watch))) watch.silence(isSilent);
+    if (isSilent) {
+      this.#silenced.push(match);
+    } else {
+      this.#silenced = [];
+    }
+    for (const watch of this.#open) {
+      if (matchesFault(match, subjectOf(watch))) watch.silence(isSilent);
+    }
   }
 }
 
@@ -104,7 +125,9 @@ function checkInitialEvents(exchange: Exchange): void {
   const match = exchange.query("resourceVersionMatch");
   const initial = exchange.query("sendInitialEvents");
   if (initial === undefined) {
-    if (match === undefined || match === "") return;
+    if (match === undefined || match === "") {
+      return;
+    }
     throw invalid(options, "", [
       forbiddenField(
         "resourceVersionMatch",
@@ -112,7 +135,9 @@ function checkInitialEvents(exchange: Exchange): void {
       ),
     ]);
   }
-  if (match === "NotOlderThan") return;
+  if (match === "NotOlderThan") {
+    return;
+  }
   throw invalid(options, "", [
     forbiddenField("resourceVersionMatch", "sendInitialEvents requires setting resourceVersionMatch to NotOlderThan"),
   ]);

@@ -24,7 +24,9 @@ export function endpointsOf(service: Service, pods: readonly Pod[]): PortGroup[]
   for (const pod of selected.toSorted((a, b) => (a.metadata.name < b.metadata.name ? -1 : 1))) {
     const address = pod.status?.podIP ?? "";
     const hasEnded = pod.status?.phase === "Succeeded" || pod.status?.phase === "Failed";
-    if (address === "" || hasEnded) continue;
+    if (address === "" || hasEnded) {
+      continue;
+    }
     const ports = portsFor(service, pod);
     const id = JSON.stringify(ports);
     const group = groups.get(id) ?? { ports, endpoints: [] };
@@ -67,7 +69,9 @@ function portsFor(service: Service, pod: Pod): SlicePort[] {
           : containers
               .flatMap((c) => c.ports ?? [])
               .find((p) => p.name === targetPort && (p.protocol ?? "TCP") === protocol)?.containerPort;
-      if (number === undefined) return [];
+      if (number === undefined) {
+        return [];
+      }
       return [{ name, protocol, port: number, ...(appProtocol === undefined ? {} : { appProtocol }) }];
     },
   );
@@ -91,7 +95,9 @@ export function startEndpointSliceController(registry: Registry, endpointsMax: n
   const sync = (service: Service) => {
     const { name, namespace = "", deletionTimestamp } = service.metadata;
     const hasSelector = Object.keys(service.spec?.selector ?? {}).length > 0;
-    if (!hasSelector || service.spec?.type === "ExternalName" || deletionTimestamp !== undefined) return;
+    if (!hasSelector || service.spec?.type === "ExternalName" || deletionTimestamp !== undefined) {
+      return;
+    }
     const pods = [...registry.store.values("pods")].map((o) => typed<Pod>(o));
     const groups = endpointsOf(
       service,
@@ -105,7 +111,9 @@ export function startEndpointSliceController(registry: Registry, endpointsMax: n
       return slices;
     });
     // A service without endpoints still has a slice that says so.
-    if (wanted.length === 0) wanted.push({ ports: [], endpoints: [] });
+    if (wanted.length === 0) {
+      wanted.push({ ports: [], endpoints: [] });
+    }
     const free = owned(name, namespace);
     // Prefer the slice that already has these ports, so that little is rewritten.
     for (const { ports, endpoints } of wanted) {
@@ -114,15 +122,18 @@ export function startEndpointSliceController(registry: Registry, endpointsMax: n
         free.findIndex((slice) => jsonEqual(slice.ports, ports)),
       );
       const [slice] = free.splice(at, 1);
-      if (slice === undefined) create(service, ports, endpoints);
-      else {
+      if (slice === undefined) {
+        create(service, ports, endpoints);
+      } else {
         registry.modify(sliceType, namespace, slice.metadata.name, (object) => {
           object["ports"] = ports;
           object["endpoints"] = endpoints;
         });
       }
     }
-    for (const slice of free) registry.delete(sliceType, namespace, slice.metadata.name);
+    for (const slice of free) {
+      registry.delete(sliceType, namespace, slice.metadata.name);
+    }
   };
 
   const create = (service: Service, ports: SlicePort[], endpoints: Endpoint[]) => {
@@ -153,19 +164,29 @@ export function startEndpointSliceController(registry: Registry, endpointsMax: n
   const syncFor = (pod: Pod, old: Pod | undefined) => {
     for (const object of [...registry.store.values("services")]) {
       const service = typed<Service>(object);
-      if (service.metadata.namespace !== pod.metadata.namespace) continue;
+      if (service.metadata.namespace !== pod.metadata.namespace) {
+        continue;
+      }
       const { selector } = service.spec ?? {};
-      if (selects(selector, pod.metadata.labels) || selects(selector, old?.metadata.labels)) sync(service);
+      if (selects(selector, pod.metadata.labels) || selects(selector, old?.metadata.labels)) {
+        sync(service);
+      }
     }
   };
 
-  for (const service of [...registry.store.values("services")]) sync(typed<Service>(service));
+  for (const service of [...registry.store.values("services")]) {
+    sync(typed<Service>(service));
+  }
   return registry.onChange(({ type, storage, object, previous }) => {
     if (storage === "services") {
       const { name, namespace = "" } = object.metadata;
       if (type === "DELETED") {
-        for (const slice of owned(name, namespace)) registry.delete(sliceType, namespace, slice.metadata.name);
-      } else if (registry.store.get("services", `${namespace}/${name}`) !== undefined) sync(typed<Service>(object));
+        for (const slice of owned(name, namespace)) {
+          registry.delete(sliceType, namespace, slice.metadata.name);
+        }
+      } else if (registry.store.get("services", `${namespace}/${name}`) !== undefined) {
+        sync(typed<Service>(object));
+      }
     } else if (storage === "pods") {
       syncFor(typed<Pod>(object), previous === undefined ? undefined : typed<Pod>(previous));
     }

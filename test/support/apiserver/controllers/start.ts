@@ -37,17 +37,24 @@ export function startControllers(
 ): () => void {
   const signing = options.signing ?? "approve";
   const stops = [startNamespaceController(registry)];
-  if (options.serviceAccounts ?? true) stops.push(startServiceAccountController(registry, authority.certificate));
-  if (options.bind ?? true) stops.push(startBindController(registry, clock));
+  if (options.serviceAccounts ?? true) {
+    stops.push(startServiceAccountController(registry, authority.certificate));
+  }
+  if (options.bind ?? true) {
+    stops.push(startBindController(registry, clock));
+  }
   if (options.endpointSlices ?? true) {
     stops.push(startEndpointSliceController(registry, options.endpointsPerSliceMax ?? endpointsPerSliceMaxDefault));
   }
-  if (signing !== "off")
+  if (signing !== "off") {
     stops.push(startSigningController(registry, { authority, autoApprove: signing === "approve" }));
+  }
   if (options.nodeLifecycle ?? false) {
     stops.push(startNodeLifecycleController(registry, clock, options.nodeMonitorGraceMs ?? nodeMonitorGraceMsDefault));
   }
   return () => {
-    for (const stop of stops) stop();
+    for (const stop of stops) {
+      stop();
+    }
   };
 }
