@@ -1,10 +1,11 @@
 import { beforeEach, describe, expect, test } from "vitest";
 import { silentLogger } from "../../../agent/lib/log.ts";
-import { messageOf } from "../../../agent/lib/errors.ts";
-import type { ExecResult } from "../../../agent/lib/exec.ts";
+import { AgentError, messageOf } from "../../../agent/lib/errors.ts";
 import { parseHierarchies, createTreeV1 } from "../../../agent/node/cgroup-v1.ts";
 import { createTreeV2 } from "../../../agent/node/cgroup-v2.ts";
 import { type CgroupOptions, createCgroups, type PodCgroups } from "../../../agent/node/cgroups.ts";
+import { type DBus, type DBusCall, DBusError } from "../../../agent/node/dbus.ts";
+import { type DBusValue, textOf, Variant } from "../../../agent/node/dbus-wire.ts";
 import { createSliceManager } from "../../../agent/node/systemd.ts";
 import { FakeClock, settle } from "../kube/fake-clock.ts";
 import { FakeCgroup2 } from "./fake-cgroup2.ts";
@@ -116,39 +117,40 @@ describe("cgroup v2", () => {
 
 describe("systemd driver", () => {
   const clock = new FakeClock();
-  const result = (more: Partial<ExecResult> = {}): ExecResult => ({
-    code: 0,
-    signal: undefined,
-    stdout: "systemd 252 (252.1)\n",
-    stderr: "",
-    truncated: false,
-    durationMs: 1,
-    message: "busctl succeeded",
-    ...more,
-  });
+
+  /** A systemd of version 252 that remembers its calls and answers as told. */
+  class FakeBus implements DBus {
+    readonly calls: DBusCall[] = [];
+    readonly #onCall: (call: DBusCall) => Promise<void>;
+    constructor(onCall: (call: DBusCall) => Promise<void> = async () => {}) {
+      this.#onCall = onCall;
+    }
+    call = async (call: DBusCall): Promise<DBusValue[]> => {
+      if (call.member === "Get") return [new Variant("s", "252.30-1~deb12u2")];
+      this.calls.push(call);
+      await this.#onCall(call);
+      return [];
+    };
+    close = () => {};
+  }
+  const connectTo = (bus: DBus) =>
+    createSliceManager({ clock, connectBus: async () => bus, isBooted: async () => true });
 
   test("a pod's slice is asked of systemd, then gets its limits and all controllers", async () => {
     const kernel = new FakeCgroup2("/cg");
-    const calls: string[] = [];
-    const run = async (_file: string, args: readonly string[]) => {
-      const [, , , , , method = "", , slice = ""] = args;
-      calls.push(`${method} ${slice}`.trim());
-      if (method === "StartTransientUnit") await kernel.mkdir(pathOfSlice(slice)).catch(() => {});
-      return result();
-    };
-    const slices = await createSliceManager({ clock, run, isBooted: async () => true });
+    const bus = new FakeBus(async ({ member, args }) => {
+      if (member === "StartTransientUnit") await kernel.mkdir(pathOfSlice(textOf(args[0]))).catch(() => {});
+    });
     const tree = await createTreeV2("/cg", kernel);
-    const cgroups = createCgroups(
-      { ...options, driver: "systemd" },
-      { tree, slices, clock, log: silentLogger, kill: kernel.kill },
-    );
+    const deps = { tree, slices: await connectTo(bus), clock, log: silentLogger, kill: kernel.kill };
+    const cgroups = createCgroups({ ...options, driver: "systemd" }, deps);
     await cgroups.setUp();
     await cgroups.ensure(burstable);
-    expect(cgroups.parentFor(burstable)).toBe(
-      "/kubepods.slice/kubepods-burstable.slice/kubepods-burstable-podb_1.slice",
-    );
+    const path = "/kubepods.slice/kubepods-burstable.slice/kubepods-burstable-podb_1.slice";
+    expect(cgroups.parentFor(burstable)).toBe(path);
+    expect(kernel.file(`/cg${path}/cpu.weight`)).toBe("10");
     await cgroups.destroy("b-1");
-    expect(calls.filter((call) => call !== "")).toEqual([
+    expect(bus.calls.map(({ member, args }) => `${member} ${textOf(args[0])}`)).toEqual([
       "StartTransientUnit kubepods.slice",
       "StartTransientUnit kubepods-burstable.slice",
       "StartTransientUnit kubepods-besteffort.slice",
@@ -160,49 +162,66 @@ describe("systemd driver", () => {
   });
 
   test("the call has every property with its type, and the parent", async () => {
-    let seen: readonly string[] = [];
-    const run = async (_file: string, args: readonly string[]) => {
-      seen = args;
-      return result();
-    };
-    const slices = await createSliceManager({ clock, run, isBooted: async () => true });
-    await slices.start("a-b.slice", "a.slice", { memoryBytes: 5 }, async () => true);
-    expect(seen.slice(5).join(" ")).toBe(
-      "StartTransientUnit ssa(sv)a(sa(sv)) a-b.slice replace 8 Description s Kubernetes pods cgroup a-b.slice " +
-        "Wants as 1 a.slice DefaultDependencies b false MemoryAccounting b true CPUAccounting b true " +
-        "IOAccounting b true TasksAccounting b true MemoryMax t 5 0",
-    );
+    const bus = new FakeBus();
+    await (await connectTo(bus)).start("a-b.slice", "a.slice", { memoryBytes: 5 }, async () => true);
+    expect(bus.calls[0]).toMatchObject({ destination: "org.freedesktop.systemd1", signature: "ssa(sv)a(sa(sv))" });
+    expect(bus.calls[0]?.args).toEqual([
+      "a-b.slice",
+      "replace",
+      [
+        ["Description", new Variant("s", "Kubernetes pods cgroup a-b.slice")],
+        ["Wants", new Variant("as", ["a.slice"])],
+        ["DefaultDependencies", new Variant("b", false)],
+        ["MemoryAccounting", new Variant("b", true)],
+        ["CPUAccounting", new Variant("b", true)],
+        ["IOAccounting", new Variant("b", true)],
+        ["TasksAccounting", new Variant("b", true)],
+        ["MemoryMax", new Variant("t", 5)],
+      ],
+      [],
+    ]);
   });
 
-  test("a slice that is there is changed", async () => {
-    const calls: (string | undefined)[] = [];
-    const run = async (_file: string, args: readonly string[]) => {
-      calls.push(args[5]);
-      const failed = {
-        code: 1,
-        failure: "exit" as const,
-        stderr: "Call failed: Unit a.slice was already loaded or has a fragment file.",
-      };
-      return args[5] === "StartTransientUnit" ? result(failed) : result();
-    };
-    const slices = await createSliceManager({ clock, run, isBooted: async () => true });
+  test("a slice that is there is changed, one that is gone is stopped", async () => {
+    const bus = new FakeBus(async ({ member }) => {
+      if (member === "StartTransientUnit") throw new DBusError("org.freedesktop.systemd1.UnitExists", "exists");
+      if (member === "StopUnit") throw new DBusError("org.freedesktop.systemd1.NoSuchUnit", "not loaded");
+    });
+    const slices = await connectTo(bus);
     await slices.start("a.slice", undefined, { pids: 3 }, async () => true);
-    expect(calls).toEqual([undefined, "StartTransientUnit", "SetUnitProperties"]);
+    await slices.stop("a.slice");
+    expect(bus.calls.map(({ member }) => member)).toEqual(["StartTransientUnit", "SetUnitProperties", "StopUnit"]);
   });
 
-  test("what is missing is said", async () => {
-    await expect(createSliceManager({ clock, run: async () => result(), isBooted: async () => false })).rejects.toThrow(
+  test("a bus that was restarted is connected to again", async () => {
+    let connects = 0;
+    const connectBus = async () => {
+      connects += 1;
+      const dies = connects === 1;
+      return new FakeBus(async () => {
+        if (dies) throw new AgentError("Unavailable", "D-Bus connection lost: closed");
+      });
+    };
+    const slices = await createSliceManager({ clock, connectBus, isBooted: async () => true });
+    await expect(slices.set("a.slice", { pids: 3 })).resolves.toBeUndefined();
+    expect(connects).toBe(2);
+  });
+
+  test("what is missing or refused is said", async () => {
+    await expect(createSliceManager({ clock, isBooted: async () => false })).rejects.toThrow(
       /systemd does not run here .* use cgroupfs/,
     );
-    const run = async () =>
-      result({ code: undefined as never, failure: "spawn", stdout: "", message: "busctl could not be started" });
-    await expect(createSliceManager({ clock, run, isBooted: async () => true })).rejects.toThrow(
-      /busctl could not be started.*install/,
+    const refusing = new FakeBus(async () => {
+      throw new DBusError("org.freedesktop.DBus.Error.AccessDenied", "Access denied");
+    });
+    const slices = await connectTo(refusing);
+    await expect(slices.start("a.slice", undefined, {}, async () => true)).rejects.toThrow(
+      /cannot start slice a\.slice: Access denied/,
     );
   });
 
   test("a slice that never comes is given up after 30 s", async () => {
-    const slices = await createSliceManager({ clock, run: async () => result(), isBooted: async () => true });
+    const slices = await connectTo(new FakeBus());
     const outcome = slices.start("a.slice", undefined, {}, async () => false).catch(messageOf);
     await settle();
     await clock.advance(31_000);
