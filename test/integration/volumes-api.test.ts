@@ -1,0 +1,179 @@
+import { mkdir, mkdtemp, readFile, rm, writeFile } from "node:fs/promises";
+import { tmpdir } from "node:os";
+import { join } from "node:path";
+import { setTimeout as delay } from "node:timers/promises";
+import { afterEach, beforeEach, expect, test } from "vitest";
+import { createApiClient, type KubeClient } from "../../agent/kube/client.ts";
+import { createInformerFactory } from "../../agent/kube/informer.ts";
+import { loadKubeconfig } from "../../agent/kube/kubeconfig.ts";
+import { configMaps, nodes, pods, secrets } from "../../agent/kube/resources.ts";
+import type { Pod } from "../../agent/kube/types.ts";
+import { systemClock } from "../../agent/lib/clock.ts";
+import { silentLogger } from "../../agent/lib/log.ts";
+import { listMountsUnder, unmountAllUnder } from "../../agent/lib/mount.ts";
+import { buildEnv } from "../../agent/pods/env.ts";
+import { createPodVolumes, type VolumeManager } from "../../agent/volumes/manager.ts";
+import { createObjectSource, type OwnedObjectSource } from "../../agent/volumes/object-source.ts";
+import { startTestApiServer, type TestApiServer } from "../support/apiserver/server.ts";
+
+// Volumes and environment with the real client, real watches, and a server that hands out tokens.
+
+const deps = { clock: systemClock, log: silentLogger };
+const never = new AbortController().signal;
+const namespace = "default";
+
+let stack: AsyncDisposableStack;
+let server: TestApiServer;
+let client: KubeClient;
+let objects: OwnedObjectSource;
+let volumes: VolumeManager;
+let root: string;
+
+beforeEach(async () => {
+  stack = new AsyncDisposableStack();
+  const base = await mkdtemp(join(tmpdir(), "nodelet-vol-"));
+  stack.defer(async () => {
+    await unmountAllUnder(base);
+    await rm(base, { recursive: true, force: true });
+  });
+  root = join(base, "kubelet");
+  server = stack.use(await startTestApiServer());
+  await writeFile(join(base, "kubeconfig"), server.kubeconfig("node:n1"));
+  const access = await loadKubeconfig(join(base, "kubeconfig"), deps);
+  client = stack.use(createApiClient({ ...deps, access, userAgent: "kubelet/test", qps: -1, burst: 0 }));
+  const startInformer = createInformerFactory({ ...deps, client });
+  objects = createObjectSource({ ...deps, client, startInformer, strategy: "Watch" });
+  stack.defer(async () => objects.close());
+  await mkdir(root);
+  const options = { rootDir: root, client, objects, nodeAllocatable: () => ({ memory: "1Gi" }), selinuxEnabled: false };
+  volumes = createPodVolumes({ ...deps, ...options });
+  stack.defer(() => volumes.close());
+  server.objects.create(nodes, { metadata: { name: "n1" } });
+});
+afterEach(async () => stack.disposeAsync());
+
+/** A pod as the server makes it: with defaults, UID and its service account's volume. */
+async function createPod(spec: Partial<Pod["spec"]>): Promise<Pod> {
+  const containers = [{ name: "app", image: "app:1" }];
+  const pod: Pod = { metadata: { name: "web", namespace }, spec: { nodeName: "n1", containers, ...spec } };
+  await expect.poll(() => tryCreate(pod), { timeout: 5_000 }).toBeDefined();
+  return server.objects.get(pods, { namespace, name: "web" });
+}
+
+/** Refused until the controllers have made the default service account. */
+function tryCreate(pod: Pod): Pod | undefined {
+  try {
+    return server.objects.create(pods, pod);
+  } catch {
+    return undefined;
+  }
+}
+
+const withSettings = (): Partial<Pod["spec"]> => ({
+  volumes: [
+    { name: "settings", configMap: { name: "settings" } },
+    { name: "login", secret: { secretName: "login" } },
+  ],
+  containers: [
+    {
+      name: "app",
+      image: "app:1",
+      env: [{ name: "COLOR", valueFrom: { configMapKeyRef: { name: "settings", key: "color" } } }],
+      volumeMounts: [
+        { name: "settings", mountPath: "/settings" },
+        { name: "login", mountPath: "/login" },
+      ],
+    },
+  ],
+});
+
+function createObjects(): void {
+  server.objects.create(configMaps, { metadata: { name: "settings", namespace }, data: { color: "blue" } });
+  const data = { user: Buffer.from("joe").toString("base64") };
+  server.objects.create(secrets, { metadata: { name: "login", namespace }, data });
+}
+
+/** Host path of each mount of the first container, by container path. */
+async function mountsOf(pod: Pod): Promise<Record<string, string>> {
+  const [container] = pod.spec.containers;
+  const context = { podIPs: [], recursiveReadOnlySupported: false, userns: undefined };
+  const mounts = container === undefined ? [] : await volumes.mounts(pod, container, new Map(), context);
+  return Object.fromEntries(mounts.map(({ containerPath, hostPath }) => [containerPath, hostPath]));
+}
+
+test("a pod as the API server makes it gets a token, the cluster's CA, its volumes and its environment", async () => {
+  createObjects();
+  const pod = await createPod(withSettings());
+  objects.register(pod);
+  await volumes.setUp(pod, never);
+  const paths = await mountsOf(pod);
+  const account = paths["/var/run/secrets/kubernetes.io/serviceaccount"] ?? "";
+  expect((await readFile(join(account, "token"), "utf8")).split(".")).toHaveLength(3);
+  expect(await readFile(join(account, "ca.crt"), "utf8")).toContain("BEGIN CERTIFICATE");
+  expect(await readFile(join(account, "namespace"), "utf8")).toBe(namespace);
+  expect(await readFile(join(paths["/settings"] ?? "", "color"), "utf8")).toBe("blue");
+  expect(await readFile(join(paths["/login"] ?? "", "user"), "utf8")).toBe("joe");
+
+  const [container] = pod.spec.containers;
+  const env = await buildEnv(pod, container!, {
+    objects,
+    services: undefined,
+    podIPs: [],
+    hostIPs: [],
+    nodeAllocatable: {},
+    readVolumeFile: (volume, path) => volumes.readVolumeFile(pod.metadata.uid ?? "", volume, path),
+  });
+  expect(env).toEqual([{ key: "COLOR", value: "blue" }]);
+});
+
+test("a change reaches the files as soon as the server tells, and unregistering ends the watches", async () => {
+  createObjects();
+  const pod = await createPod(withSettings());
+  objects.register(pod);
+  await volumes.setUp(pod, never);
+  const file = join((await mountsOf(pod))["/settings"] ?? "", "color");
+  const { promise: woken, resolve } = Promise.withResolvers<string>();
+  volumes.onChange(resolve);
+  const present = server.objects.get(configMaps, { namespace, name: "settings" });
+  server.objects.update(configMaps, { ...present, data: { color: "red" } });
+  expect(await Promise.race([woken, delay(2_000, "nothing heard")])).toBe(pod.metadata.uid);
+  await volumes.setUp(pod, never);
+  expect(await readFile(file, "utf8")).toBe("red");
+
+  await volumes.tearDown(pod.metadata.uid ?? "");
+  objects.unregister(pod.metadata.uid ?? "");
+  await expect.poll(() => server.openWatches, { timeout: 5_000 }).toBe(0);
+  await volumes.removePodDir(pod.metadata.uid ?? "");
+  expect(await listMountsUnder(root)).toEqual([]);
+});
+
+test("a pod that waits for an object starts the moment it appears", async () => {
+  const pod = await createPod(withSettings());
+  objects.register(pod);
+  await expect(volumes.setUp(pod, never)).rejects.toThrow(
+    /MountVolume.SetUp failed for volume "settings" : configmap "settings" not found; .*secret "login" not found/,
+  );
+  let wakes = 0;
+  volumes.onChange(() => {
+    wakes += 1;
+  });
+  createObjects();
+  await expect.poll(() => wakes, { timeout: 2_000 }).toBeGreaterThan(0);
+  await expect.poll(() => volumes.setUp(pod, never).then(() => "ready"), { timeout: 2_000 }).toBe("ready");
+});
+
+test("while the server is away, what is there stays; a watch that cannot start costs one GET", async () => {
+  createObjects();
+  server.faults.inject({ verb: "watch" }, { kind: "hang" });
+  server.faults.inject({ verb: "list", resource: "configmaps" }, { kind: "hang" });
+  const pod = await createPod(withSettings());
+  objects.register(pod);
+  const startedAt = performance.now();
+  await volumes.setUp(pod, never);
+  expect(performance.now() - startedAt).toBeLessThan(1_000);
+
+  await server.pause();
+  await volumes.setUp(pod, never);
+  expect(await readFile(join((await mountsOf(pod))["/login"] ?? "", "user"), "utf8")).toBe("joe");
+  await server.resume();
+});
