@@ -12,7 +12,7 @@ import type { ObjectSource } from "./port.ts";
 export interface ObjectSourceOptions {
   /** undefined: there is no API server (standalone); every lookup is refused. */
   client: ApiClient | undefined;
-  /** Needed for strategy Watch. */
+  /** For strategy Watch; without it objects are cached instead. */
   startInformer?: StartInformer;
   clock: Clock;
   log: Logger;

@@ -41,6 +41,9 @@ export const tokenAgeMsMax = 24 * 3600 * 1000;
 export const renewalJitterSeconds = 10;
 // A failed renewal is not urgent: 20 % of the life is left.
 export const renewalBackoff = { baseMs: 10_000, maxMs: 300_000, jitter: 0.5 };
+// While the old token is good nobody waits longer than this for the new one: a server that hangs must not hold up the
+// restart of a container. The answer is kept for the next caller.
+export const renewalWaitMs = 1_000;
 // Tokens of pods that went away unseen are dropped when they have expired; looked at no more often than this.
 const sweepMs = 60_000;
 // The request is small, and a pod waits for it.
@@ -129,7 +132,7 @@ export function createTokenManager(options: {
       return entry.token;
     } catch (err) {
       const old = entry.token;
-      if (old === undefined || clock.now() >= old.expiresAtMs) throw err;
+      if (signal.aborted || old === undefined || clock.now() >= old.expiresAtMs) throw err;
       entry.failures += 1;
       const retryInMs = backoffMs(entry.failures, { ...renewalBackoff, random });
       log.warn(
@@ -138,6 +141,19 @@ export function createTokenManager(options: {
       );
       entry.token = { ...old, refreshAtMs: Math.min(clock.now() + retryInMs, old.expiresAtMs) };
       return entry.token;
+    }
+  }
+
+  async function withPatience(owner: Held, renewal: Promise<Token>): Promise<Token> {
+    const old = owner.token;
+    if (old === undefined || clock.now() >= old.expiresAtMs) return renewal;
+    const { promise: patience, resolve } = Promise.withResolvers<Token>();
+    const retryAtMs = clock.now() + renewalBackoff.baseMs;
+    const timer = clock.after(renewalWaitMs, () => resolve({ ...old, refreshAtMs: retryAtMs }));
+    try {
+      return await Promise.race([renewal, patience]);
+    } finally {
+      timer.cancel();
     }
   }
 
@@ -172,7 +188,7 @@ export function createTokenManager(options: {
         owner.inFlight = undefined;
         if (owner.token === undefined && held.get(key) === owner) held.delete(key);
       });
-      return owner.inFlight;
+      return withPatience(owner, owner.inFlight);
     },
     forget(podUID) {
       for (const [key, entry] of held) if (entry.podUID === podUID) held.delete(key);

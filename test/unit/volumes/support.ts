@@ -110,6 +110,7 @@ export class FakeTokenServer {
   requests: { namespace: string | undefined; account: string; spec: TokenRequest["spec"] }[] = [];
   /** Errors for the next requests, used up one by one. */
   failures: AgentError[] = [];
+  beforeAnswer: () => Promise<void> = () => Promise.resolve();
   readonly client: ApiClient;
   readonly #clock: Clock;
   #count = 0;
@@ -128,6 +129,7 @@ export class FakeTokenServer {
     await Promise.resolve();
     if (subresource !== "token") throw new Error(`unexpected subresource ${subresource}`);
     this.requests.push({ namespace: key.namespace, account: key.name, spec: body.spec });
+    await this.beforeAnswer();
     const failure = this.failures.shift();
     if (failure !== undefined) throw failure;
     this.#count += 1;

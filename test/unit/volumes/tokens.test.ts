@@ -4,6 +4,7 @@ import { silentLogger } from "../../../agent/lib/log.ts";
 import {
   createTokenManager,
   refusedTriesMax,
+  renewalWaitMs,
   renewalTimeMs,
   type TokenManager,
   tokenAgeMsMax,
@@ -87,6 +88,22 @@ describe("token", () => {
     expect(server.requests).toHaveLength(2);
     await clock.advance(1);
     expect((await tokens.token(pod, spec, never)).token).toBe("token-2");
+  });
+
+  test("a server that hangs holds nobody up while the old token is good", async () => {
+    await tokens.token(pod, spec, never);
+    await clock.advance(0.8 * hourMs);
+    const { promise: hang, resolve: answer } = Promise.withResolvers<void>();
+    server.beforeAnswer = () => hang;
+    const kept = tokens.token(pod, spec, never);
+    await clock.advance(renewalWaitMs);
+    expect((await kept).token).toBe("token-1");
+    expect((await kept).refreshAtMs).toBeGreaterThan(clock.now());
+    answer();
+    await clock.advance(1);
+    expect((await tokens.token(pod, spec, never)).token).toBe("token-2");
+    expect(server.requests).toHaveLength(2);
+    expect(clock.pendingTimers).toBe(0);
   });
 
   test("an expired token is never given", async () => {
