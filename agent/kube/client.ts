@@ -7,12 +7,12 @@ import { ApiError, apiError } from "./api-error.ts";
 import { type HttpRequest, type HttpResponse, readBody, TransportError } from "./connection.ts";
 import { listPages, type Page } from "./list-pages.ts";
 import { collectionPath, objectPath, requireNamespace, withQuery } from "./paths.ts";
-import type { ApiClient, CallOptions, PatchType, Resource } from "./port.ts";
+import type { ApiClient, CallOptions, KubeDeps, PatchType, Resource } from "./port.ts";
 import { RateLimiter } from "./rate-limit.ts";
 import { createTransport, type Transport } from "./transport.ts";
 import type { KubeObject } from "./types.ts";
 
-export interface ApiClientOptions {
+export interface ApiClientOptions extends KubeDeps {
   /** Either an access, for a client with its own connections, or a transport to share. */
   access?: Access;
   transport?: Transport;
@@ -21,8 +21,6 @@ export interface ApiClientOptions {
   /** Calls per second; 0 is client-go's default of 5, negative is unlimited. Watches are not counted. */
   qps: number;
   burst: number;
-  log: Logger;
-  clock: Clock;
   /** Default timeout of a call, retries and rate limit included. 30 s. */
   timeoutMs?: number;
 }

@@ -1,18 +1,15 @@
 import { randomUUID } from "node:crypto";
 import { addAbortListener } from "node:events";
-import type { Clock, Timer } from "../lib/clock.ts";
+import type { Timer } from "../lib/clock.ts";
 import { hasCode, isAbort, messageOf } from "../lib/errors.ts";
-import type { Logger } from "../lib/log.ts";
 import { type CorrelatedEvent, type CorrelatorLimits, EventCorrelator, type Occurrence } from "./event-correlator.ts";
-import type { ApiClient, EventRecorder } from "./port.ts";
+import type { ApiClient, EventRecorder, KubeDeps } from "./port.ts";
 import { RateLimiter } from "./rate-limit.ts";
 import { events } from "./resources.ts";
 import type { CoreEvent, ObjectReference } from "./types.ts";
 
-export interface EventRecorderOptions {
+export interface EventRecorderOptions extends KubeDeps {
   client: Pick<ApiClient, "create" | "patch">;
-  clock: Clock;
-  log: Logger;
   /** `kubelet`, `kube-proxy`: event source and reporting component. */
   component: string;
   /** The node's name. */

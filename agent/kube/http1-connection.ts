@@ -103,15 +103,24 @@ export class Http1Connection implements Connection {
 /** Node's pool, with our own connecting. */
 class DialingAgent extends Agent {
   readonly #connect: () => Promise<Socket>;
+  #isClosed = false;
 
   constructor(connect: () => Promise<Socket>) {
     super({ keepAlive: true, maxFreeSockets: idleConnectionsMax });
     this.#connect = connect;
   }
 
+  override destroy(): void {
+    this.#isClosed = true;
+    super.destroy();
+  }
+
   override createConnection(_options: unknown, callback?: (err: Error | null, stream: Duplex) => void): undefined {
     this.#connect().then(
-      (socket) => callback?.(null, socket),
+      (socket) => {
+        callback?.(null, socket);
+        if (this.#isClosed) socket.destroy(); // the pool was closed while we dialed, and would keep it for ever
+      },
       // Node reads the stream only if there is no error.
       (err: unknown) => (callback as ((err: unknown) => void) | undefined)?.(err),
     );

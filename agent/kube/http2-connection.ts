@@ -77,6 +77,23 @@ export class Http2Connection implements Connection {
     this.#idleTimer = clock.after(limits.pingIdleMs, () => this.#onIdle());
   }
 
+  /**
+   * Resolves when the server has said what it takes, which is the first thing it sends: before that, a hundred watches
+   * could be queued behind a limit that we do not know. Rejects with TransportError.
+   */
+  async ready(): Promise<void> {
+    const { url, clock, limits } = this.#options;
+    const { promise, resolve, reject } = Promise.withResolvers<void>();
+    const fail = (what: string) => reject(transportError(url, "HTTP/2 settings", what, "connect"));
+    this.#session.once("remoteSettings", () => resolve());
+    this.#session.once("close", () => fail("the server closed the connection"));
+    const timer = clock.after(limits.handshakeMs, () => {
+      fail(`nothing heard within ${limits.handshakeMs} ms`);
+      this.destroy(new Error("no HTTP/2 settings"));
+    });
+    await promise.finally(() => timer.cancel());
+  }
+
   get isUsable(): boolean {
     return !this.#isDraining && !this.#session.closed && !this.#session.destroyed;
   }

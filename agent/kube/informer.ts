@@ -7,16 +7,21 @@ import { ApiError, watchError } from "./api-error.ts";
 import { type Breathe, createBreather } from "./breathe.ts";
 import type { KubeClient, ListQuery } from "./client.ts";
 import { JsonLines } from "./json-lines.ts";
-import { type Informer, type InformerOptions, keyOf, type Resource, type StartInformer } from "./port.ts";
+import {
+  type Informer,
+  type InformerOptions,
+  type KubeDeps,
+  keyOf,
+  type Resource,
+  type StartInformer,
+} from "./port.ts";
 import { ObjectStore } from "./store.ts";
 import type { KubeObject } from "./types.ts";
 import { parseWatchEvent, type WatchEvent } from "./watch-events.ts";
 import { type InformerLimits, informerLimits, planRetry, type RetryState } from "./watch-retry.ts";
 
-export interface InformerDeps {
+export interface InformerDeps extends KubeDeps {
   client: Pick<KubeClient, "listPages" | "watch">;
-  clock: Clock;
-  log: Logger;
   limits?: Partial<InformerLimits>;
   random?: () => number;
 }
@@ -105,14 +110,15 @@ class Reflector<T extends KubeObject> {
 
   /** Reads everything if need be, then follows the changes until the watch ends. */
   async #attempt(stop: AbortSignal): Promise<void> {
-    const { clock, limits } = this.#deps;
+    const { clock } = this.#deps;
     if (this.#resourceVersion === undefined) {
       if (clock.monotonic() >= this.#traits.avoidWatchListUntilMs) {
         const untilMs = await this.#watchList(stop);
         if (untilMs === undefined) return;
         await this.#list(stop);
         this.#traits.avoidWatchListUntilMs = untilMs; // only now: had the list failed too, the server would just be away
-        this.#log.info({ listForMs: limits.watchListAvoidMs }, "API server sends no initial events, listing instead");
+        const isForGood = untilMs === Number.POSITIVE_INFINITY;
+        this.#log.info({ isForGood }, "API server sends no initial events on watches, listing instead");
       } else {
         await this.#list(stop);
       }

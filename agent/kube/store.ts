@@ -81,19 +81,19 @@ export class ObjectStore<T extends KubeObject> implements Store<T> {
   }
 
   /**
-   * Makes the store hold exactly `objects`, telling listeners only what differs: first what vanished, then what is new
-   * or changed. An object that was replaced by another of the same name is a deletion and an addition. The first call
-   * is the first sync.
+   * Makes the store hold exactly `objects`, telling listeners only what differs: first what is new or changed, then what
+   * vanished, so that a Service whose slice was replaced by another is never without endpoints. An object that was
+   * replaced by another of the same name is a deletion and an addition. The first call is the first sync.
    */
   async replace(objects: ReadonlyMap<string, T>): Promise<void> {
     const { breathe } = this.#options;
-    for (const key of Array.from(this.#objects.keys())) {
-      if (!objects.has(key)) this.delete(key);
+    for (const object of objects.values()) {
+      this.put(object);
       const pause = breathe();
       if (pause !== undefined) await pause;
     }
-    for (const object of objects.values()) {
-      this.put(object);
+    for (const key of Array.from(this.#objects.keys())) {
+      if (!objects.has(key)) this.delete(key);
       const pause = breathe();
       if (pause !== undefined) await pause;
     }

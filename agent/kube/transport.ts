@@ -1,6 +1,4 @@
-import type { Clock } from "../lib/clock.ts";
 import { AgentError } from "../lib/errors.ts";
-import type { Logger } from "../lib/log.ts";
 import type { Access, Credentials } from "./access.ts";
 import {
   type Connection,
@@ -10,6 +8,7 @@ import {
   transportLimits,
 } from "./connection.ts";
 import { dial } from "./dial.ts";
+import type { KubeDeps } from "./port.ts";
 import { Http1Connection } from "./http1-connection.ts";
 import { Http2Connection } from "./http2-connection.ts";
 
@@ -29,11 +28,9 @@ export interface Transport extends AsyncDisposable {
 // config map and secret watches needs a few. At the bound, streams queue on the emptiest connection.
 export const connectionsMax = 16;
 
-export interface TransportOptions {
+export interface TransportOptions extends KubeDeps {
   access: Access;
   userAgent: string;
-  clock: Clock;
-  log: Logger;
   /** Environment variable DISABLE_HTTP2, as in the reference: set to anything, HTTP/1.1 is spoken. */
   disableHttp2?: boolean;
   limits?: Partial<TransportLimits>;
@@ -137,16 +134,16 @@ class PooledTransport implements Transport {
   async #dial(credentials: Credentials): Promise<void> {
     const { clock, log } = this.#options;
     const { connectionKey: key, tls } = credentials;
+    const stop = this.#stop.signal;
     const common = { key, url: this.#url, clock, limits: this.#limits };
     if (this.#isHttp2) {
-      const socket = await dial({ ...common, tls, protocols: ["h2", "http/1.1"], signal: this.#stop.signal });
+      const socket = await dial({ ...common, tls, protocols: ["h2", "http/1.1"], signal: stop });
       if ("alpnProtocol" in socket && socket.alpnProtocol === "h2") {
-        const connection: Http2Connection = new Http2Connection({
-          ...common,
-          socket,
-          log,
-          onClose: () => this.#drop(connection),
-        });
+        const onClose = () => this.#drop(connection);
+        const connection = new Http2Connection({ ...common, socket, log, onClose });
+        const onAbort = () => connection.destroy(new Error("the API client is closed"));
+        stop.addEventListener("abort", onAbort, { once: true });
+        await connection.ready().finally(() => stop.removeEventListener("abort", onAbort));
         this.#connections.push(connection);
         return;
       }
@@ -154,7 +151,6 @@ class PooledTransport implements Transport {
       this.#isHttp2 = false;
       socket.destroy();
     }
-    const stop = this.#stop.signal;
     const connect = () => dial({ ...common, tls, protocols: ["http/1.1"], signal: stop });
     this.#connections.push(new Http1Connection({ ...common, connect }));
   }

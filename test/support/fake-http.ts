@@ -1,6 +1,7 @@
 import { once } from "node:events";
 import { createServer as createPlainServer, type IncomingMessage, type Server, type ServerResponse } from "node:http";
 import {
+  constants,
   createSecureServer,
   type Http2ServerRequest,
   type Http2ServerResponse,
@@ -40,6 +41,8 @@ export interface Reply {
   end(): void;
   /** Breaks the stream (HTTP/2) or the connection (HTTP/1.1). */
   cut(): void;
+  /** HTTP/2: tells the client that the request was not looked at, so that it may be sent again. */
+  refuse(): void;
   /** The client has gone away. */
   readonly closed: Promise<void>;
   /** The HTTP/2 session, for GOAWAY. */
@@ -174,8 +177,11 @@ function reply(res: Answer, closed: Promise<void>): Reply {
     event: (type, object) => void raw.write(`${JSON.stringify({ type, object })}\n`),
     end: () => void raw.end(),
     cut: () => {
-      if ("stream" in res) res.stream.close(2);
+      if ("stream" in res) res.stream.close(constants.NGHTTP2_INTERNAL_ERROR);
       else raw.destroy();
+    },
+    refuse: () => {
+      if ("stream" in res) res.stream.close(constants.NGHTTP2_REFUSED_STREAM);
     },
     closed,
     session: session as ServerHttp2Session | undefined, // we are the server
@@ -188,6 +194,8 @@ export class Relay implements AsyncDisposable {
   readonly #pairs = new Set<[Socket, Socket]>();
   readonly #targetPort: number;
   connections = 0;
+  /** New connections are accepted, and nothing else. */
+  isDeaf = false;
 
   private constructor(targetPort: number) {
     this.#targetPort = targetPort;
@@ -225,8 +233,11 @@ export class Relay implements AsyncDisposable {
     const server = connect(this.#targetPort, "127.0.0.1");
     const pair: [Socket, Socket] = [client, server];
     this.#pairs.add(pair);
-    client.pipe(server);
-    server.pipe(client);
+    if (this.isDeaf) client.pause();
+    else {
+      client.pipe(server);
+      server.pipe(client);
+    }
     for (const socket of pair) {
       socket.on("error", () => {});
       socket.on("close", () => {

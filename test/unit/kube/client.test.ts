@@ -167,6 +167,16 @@ test("a GET whose connection breaks is asked again a few times, a POST is not", 
   expect(t.server.received).toHaveLength(2 + connectionRetriesMax);
 });
 
+test("what the server refused to look at is sent again, also a POST", async () => {
+  let left = 2;
+  await using t = await serve((_, answer) => {
+    if (left-- > 0) answer.refuse();
+    else answer.json(201, pod("a", "1"));
+  });
+  await t.client.create(pods, pod("a", "1"));
+  expect(t.server.received).toHaveLength(3);
+});
+
 test("a call ends at its timeout, and when it is canceled", async () => {
   await using t = await serve(() => {}, { timeoutMs: 50 });
   await expect(t.client.get(nodes, { name: "n1" })).rejects.toMatchObject({

@@ -33,7 +33,7 @@ test.each([
     next: [pod("a", "2", { uid: "other" }), pod("b", "1")],
     want: ["-a", "+a"],
   },
-  { name: "deletions come first", next: [pod("c", "1"), pod("a", "2")], want: ["-b", "+c", "~a"] },
+  { name: "deletions come last", next: [pod("c", "1"), pod("a", "2")], want: ["+c", "~a", "-b"] },
   { name: "all gone", next: [], want: ["-a", "-b"] },
 ])("a new list tells what differs: $name", async ({ next, want }) => {
   const { store } = makeStore();

@@ -80,6 +80,17 @@ test("a certificate of somebody else's authority is refused, unless verification
   await lax.get(nodes, n1);
 });
 
+test("a server that accepts and then says nothing is given up", async () => {
+  await using server = await FakeHttp.start(node);
+  await using relay = await Relay.start(server.port);
+  await using client = connectTo(`https://127.0.0.1:${relay.port}`, { limits: { handshakeMs: 50 }, timeoutMs: 2_000 });
+  relay.isDeaf = true;
+  const call = client.get(nodes, n1);
+  await expect(call).rejects.toMatchObject({ code: "Unavailable", message: /TLS handshake: no answer within 50 ms/ });
+  relay.isDeaf = false;
+  await client.get(nodes, n1);
+});
+
 test("concurrent calls share one dial, and what exceeds a session's streams goes to another connection", async () => {
   const held: (() => void)[] = [];
   const handler: Handler = (_, answer) => void held.push(() => answer.json(200, { metadata: { name: "n1" } }));
