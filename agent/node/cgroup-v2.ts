@@ -11,7 +11,7 @@ const optionalFile = /^hugetlb\..*\.rsvd\.max$/;
 
 /** cgroup v2 mounted at `mountPoint`. Rejects if even the list of controllers cannot be read. */
 export async function createTreeV2(mountPoint: string, fs: CgroupFS = kernelCgroupFS): Promise<CgroupTree> {
-  const at = (path: string, ...file: string[]) => join(mountPoint, path, ...file);
+  const at = (path: string, ...file: string[]) => join(mountPoint, ...(path === "/" ? [] : [path]), ...file);
   const controllersAt = async (path: string, file: "cgroup.controllers" | "cgroup.subtree_control") => {
     const names = new Set((await fs.read(at(path, file))).trim().split(/\s+/));
     return wantedControllers.filter((name) => names.has(name));

@@ -138,10 +138,9 @@ class QOSCgroups implements PodCgroups {
   async ensure(pod: Pod): Promise<void> {
     const podUID = pod.metadata.uid ?? "";
     const components = this.#podComponents(pod);
-    // Limits are written once: later changes are an in-place resize's to make.
-    if (!(await this.#deps.tree.exists(this.#path(components)))) {
-      await this.#create(components, podCgroupValues(pod, this.#options));
-    }
+    // Limits of a pod that runs are an in-place resize's to change. Before the runtime has put anything below, they are
+    // written again: an agent that was killed may have made the directories and no more.
+    if (!(await this.#hasStarted(components))) await this.#create(components, podCgroupValues(pod, this.#options));
     if (qosClass(pod) !== "Burstable" || this.#burstable.has(podUID)) return;
     this.#burstable.set(podUID, podRequests(pod).cpu ?? 0);
     await this.#weighBurstable();
@@ -191,13 +190,25 @@ class QOSCgroups implements PodCgroups {
     }
   }
 
+  async #hasStarted(components: readonly string[]): Promise<boolean> {
+    const { tree } = this.#deps;
+    const path = this.#path(components);
+    return (await tree.exists(path)) && (await tree.children(path)).length > 0;
+  }
+
+  /** True if any hierarchy has it: systemd makes a slice only in those that it uses itself. */
+  async #isAnywhere(components: readonly string[]): Promise<boolean> {
+    const siblings = await this.#deps.tree.children(this.#path(components.slice(0, -1)));
+    return siblings.includes(basename(this.#path(components)));
+  }
+
   async #create(components: readonly string[], values: CgroupValues): Promise<void> {
     const { tree, slices } = this.#deps;
     const path = this.#path(components);
     const parent = this.#path(components.slice(0, -1));
     if (slices !== undefined) {
       await slices.start(basename(path), parent === "/" ? undefined : basename(parent), values, () =>
-        tree.exists(path),
+        this.#isAnywhere(components),
       );
     }
     await tree.create(path, values);
@@ -206,7 +217,7 @@ class QOSCgroups implements PodCgroups {
   async #remove(components: readonly string[]): Promise<void> {
     const { tree, clock, slices, kill = killProcess } = this.#deps;
     const path = this.#path(components);
-    if (slices !== undefined && (await tree.exists(path))) {
+    if (slices !== undefined && (await this.#isAnywhere(components))) {
       await slices.stop(basename(path)).catch((err: unknown) => {
         this.#deps.log.debug(
           { cgroup: path, err: messageOf(err) },

@@ -147,9 +147,12 @@ class Connection implements DBus {
     const waiting = this.#waiting.get(Number(fields.get(headerFields.replySerial) ?? 0));
     if (waiting === undefined) return;
     const values = unmarshal(textOf(fields.get(headerFields.signature)), body);
-    if (type === messageTypes.answer) waiting.resolve(values);
-    else
-      waiting.reject(new DBusError(textOf(fields.get(headerFields.errorName)), textOf(values[0]) || "no reason given"));
+    if (type === messageTypes.answer) {
+      waiting.resolve(values);
+      return;
+    }
+    const errorName = textOf(fields.get(headerFields.errorName));
+    waiting.reject(new DBusError(errorName, textOf(values[0]) || errorName));
   }
 }
 

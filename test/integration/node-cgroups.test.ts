@@ -5,6 +5,7 @@ import { afterEach, beforeEach, describe, expect, test } from "vitest";
 import { systemClock } from "../../agent/lib/clock.ts";
 import { silentLogger } from "../../agent/lib/log.ts";
 import { detectCgroupTree } from "../../agent/node/cgroup-detect.ts";
+import { kernelCgroupFS } from "../../agent/node/cgroup-fs.ts";
 import type { CgroupTree } from "../../agent/node/cgroup-tree.ts";
 import { type CgroupOptions, createCgroups, type PodCgroups } from "../../agent/node/cgroups.ts";
 import { createSliceManager } from "../../agent/node/systemd.ts";
@@ -135,13 +136,32 @@ describe.skipIf(!isV1 || !isRoot)("cgroup v1 of this machine", () => {
     await expect(cgroups.destroy(burstable.metadata.uid ?? "")).resolves.toBeUndefined();
   });
 
-  test("a half-made cgroup is completed", async () => {
+  test("what a killed agent left half-made is completed", async () => {
     await cgroups.setUp();
+    await tree.create(cgroups.parentFor(guaranteed), {}); // directories, no limits yet
+    await cgroups.ensure(guaranteed);
+    expect(await read("cpu", `/kubepods/pod${guaranteed.metadata.uid}`, "cpu.shares")).toBe("512");
     await cgroups.ensure(burstable);
     await rmdir(`${base}/memory${cgroups.parentFor(burstable)}`);
     expect(await cgroups.exists(burstable)).toBe(false);
     await cgroups.ensure(burstable);
     expect(await cgroups.exists(burstable)).toBe(true);
+  });
+
+  test("limits of a pod that has started are left alone", async () => {
+    await cgroups.setUp();
+    await cgroups.ensure(guaranteed);
+    const path = cgroups.parentFor(guaranteed);
+    await tree.create(`${path}/container`, {});
+    await tree.write(path, { cpuShares: 600 });
+    await cgroups.ensure(guaranteed);
+    expect(await read("cpu", `/kubepods/pod${guaranteed.metadata.uid}`, "cpu.shares")).toBe("600");
+  });
+
+  test("a place where no cgroup can be made is said with what to do", async () => {
+    await expect(kernelCgroupFS.mkdir("/sys/fs/nodelet-test")).rejects.toThrow(
+      /cannot create cgroup .*needs root and a writable/,
+    );
   });
 
   test("a root that is not there is said at start", async () => {
