@@ -3,10 +3,15 @@ import { messageOf } from "../lib/errors.ts";
 import { parseImageName } from "./images-name.ts";
 import type { ImageAuth } from "./port.ts";
 
+/** A credential and where it comes from; without a `secret` it is the node's own. */
+export interface ImageCredential extends ImageAuth {
+  secret?: { uid: string; namespace: string; name: string };
+}
+
 /** Credentials by registry, in the order in which they are tried. */
 export interface Keyring {
   /** Most specific key first. */
-  entries: readonly { key: string; auth: ImageAuth }[];
+  entries: readonly { key: string; auth: ImageCredential }[];
 }
 
 // The name under which `docker login` files Docker Hub.
@@ -18,13 +23,14 @@ const dockerHubKey = "index.docker.io";
  * @returns the credentials, and for each secret that could not be read a sentence without any of its content
  */
 export function keyringFromSecrets(secrets: readonly Secret[]): { keyring: Keyring; problems: string[] } {
-  const entries: { key: string; auth: ImageAuth }[] = [];
+  const entries: { key: string; auth: ImageCredential }[] = [];
   const problems: string[] = [];
   for (const secret of secrets) {
-    const { namespace = "", name } = secret.metadata;
+    const { namespace = "", name, uid = "" } = secret.metadata;
     try {
       const config = dockerConfigOf(secret);
-      if (config !== undefined) entries.push(...readDockerConfig(config));
+      const read = config === undefined ? [] : readDockerConfig(config);
+      entries.push(...read.map(({ key, auth }) => ({ key, auth: { ...auth, secret: { uid, namespace, name } } })));
     } catch (err) {
       problems.push(`image pull secret ${namespace}/${name}: ${messageOf(err)}`);
     }
@@ -38,7 +44,7 @@ export function keyringFromDockerConfig(text: string): Keyring {
 }
 
 /** The credentials to try for an image, in order; empty: try without. Keyrings are asked in the order given. */
-export function authsFor(image: string, keyrings: readonly Keyring[]): ImageAuth[] {
+export function authsFor(image: string, keyrings: readonly Keyring[]): ImageCredential[] {
   const name = parseImageName(image);
   if (typeof name === "string") return [];
   return keyrings.flatMap(({ entries }) => {
@@ -46,6 +52,13 @@ export function authsFor(image: string, keyrings: readonly Keyring[]): ImageAuth
     if (matching.length > 0 || !name.repository.startsWith("docker.io/")) return matching.map(({ auth }) => auth);
     return entries.filter(({ key }) => key === dockerHubKey).map(({ auth }) => auth);
   });
+}
+
+/** The credential alone, as the registry needs it. */
+export function stripSource(credential: ImageCredential): ImageAuth {
+  const auth = { ...credential };
+  delete auth.secret;
+  return auth;
 }
 
 /** Same port, same number of host labels, each label a glob of its own, and the key's path a prefix of the image's. */
@@ -125,7 +138,7 @@ function keyOf(registry: string): string {
 }
 
 /** Reverse order puts the longer path of one host before the shorter; equal keys keep their order. */
-function sortKeyring(entries: readonly { key: string; auth: ImageAuth }[]): Keyring {
+function sortKeyring(entries: readonly { key: string; auth: ImageCredential }[]): Keyring {
   return { entries: entries.toSorted((a, b) => (a.key < b.key ? 1 : a.key > b.key ? -1 : 0)) };
 }
 

@@ -3,9 +3,11 @@ import type { Container, Pod } from "../kube/types.ts";
 import type { Clock } from "../lib/clock.ts";
 import { AgentError, messageOf } from "../lib/errors.ts";
 import type { Logger } from "../lib/log.ts";
+import { type ImageCredential, stripSource } from "./images-auth.ts";
 import { PullBackoff, PullRate, Turns } from "./images-limits.ts";
 import { defaultPullPolicy, parseImageName, withDefaultTag } from "./images-name.ts";
-import type { ImageAuth, ImageInfo, ImageService, PodSandboxConfig } from "./port.ts";
+import type { PullOutcome, PullRecords } from "./images-records.ts";
+import type { ImageInfo, ImageService, PodSandboxConfig } from "./port.ts";
 
 /** The container's waiting reason while its image is not there. */
 export type ImagePullReason =
@@ -46,6 +48,8 @@ export interface ImageManagerOptions {
   /** 0: no limit. */
   registryPullQPS: number;
   registryBurst: number;
+  /** Who may use which pulled image; absent: an image that is present is anyone's. */
+  records?: PullRecords;
 }
 
 export interface EnsuredImage {
@@ -58,13 +62,14 @@ export interface EnsuredImage {
 export interface ImageManager {
   /**
    * Makes the container's image present, pulling it if its policy says so. `auths` are tried in order; none: anonymous.
+   * An image that another pod's credentials brought is pulled again, to see that this pod may use it.
    * Rejects with `ImagePullError`, or with Canceled once `signal` aborts (no event, no backoff then).
    */
   ensureImage(
     pod: Pod,
     container: ImageUser,
     sandboxConfig: PodSandboxConfig,
-    auths: readonly ImageAuth[],
+    auths: readonly ImageCredential[],
     signal: AbortSignal,
   ): Promise<EnsuredImage>;
   /** Drops what is remembered about a pod that is gone. */
@@ -101,12 +106,22 @@ export function createImageManager(options: ImageManagerOptions): ImageManager {
     }
   }
 
+  /** An unreadable record must not let anyone in: then the pod has to pull. */
+  async function mustProve(image: string, imageRef: string, auths: readonly ImageCredential[]): Promise<boolean> {
+    try {
+      return (await options.records?.mustPull(image, imageRef, auths)) ?? false;
+    } catch (err) {
+      log.warn({ err, image }, "cannot read who may use this image, pulling it");
+      return true;
+    }
+  }
+
   async function pull(
     pod: Pod,
     container: ImageUser,
     image: string,
     sandboxConfig: PodSandboxConfig,
-    auths: readonly ImageAuth[],
+    auths: readonly ImageCredential[],
     signal: AbortSignal,
   ): Promise<EnsuredImage> {
     const key = `${pod.metadata.uid ?? ""}_${image}`;
@@ -144,10 +159,11 @@ export function createImageManager(options: ImageManagerOptions): ImageManager {
     image: string,
     annotations: Record<string, string>,
     sandboxConfig: PodSandboxConfig,
-    auths: readonly ImageAuth[],
+    auths: readonly ImageCredential[],
     signal: AbortSignal,
   ): Promise<Pulled> {
-    const key = `${image} ${createHash("sha256").update(JSON.stringify(auths)).digest("hex")}`;
+    const credentials = JSON.stringify(auths.map(stripSource));
+    const key = `${image} ${createHash("sha256").update(credentials).digest("hex")}`;
     let shared = pulls.get(key);
     if (shared === undefined) {
       const stop = new AbortController();
@@ -155,7 +171,9 @@ export function createImageManager(options: ImageManagerOptions): ImageManager {
         if (!rate.tryTake(clock.now())) throw new Error("pull QPS exceeded");
         const startedAt = clock.monotonic();
         const request = { annotations, sandboxConfig, signal: stop.signal };
-        const imageRef = await pullWithAny(images, image, auths, request);
+        const work = async () => await pullWithAny(images, image, auths, request);
+        const { imageRef } =
+          options.records === undefined ? await work() : await options.records.recordPull(image, work);
         return { imageRef, durationMs: clock.monotonic() - startedAt };
       }, stop.signal);
       shared = { done, waiters: 0, stop };
@@ -195,7 +213,7 @@ export function createImageManager(options: ImageManagerOptions): ImageManager {
       if (policy === "Always") return await pull(pod, container, image, sandboxConfig, auths, signal);
 
       const present = await inspect(pod, container, image);
-      if (present !== undefined) {
+      if (present !== undefined && !(await mustProve(image, present.id, auths))) {
         const message = `Container image ${quote(image)} already present on machine`;
         onEvent(pod, container, "Normal", "Pulled", message);
         return { imageRef: present.id, image: present };
@@ -214,14 +232,15 @@ export function createImageManager(options: ImageManagerOptions): ImageManager {
 async function pullWithAny(
   images: ImageService,
   image: string,
-  auths: readonly ImageAuth[],
+  auths: readonly ImageCredential[],
   request: { annotations: Record<string, string>; sandboxConfig: PodSandboxConfig; signal: AbortSignal },
-): Promise<string> {
-  if (auths.length === 0) return await images.pullImage(image, request);
+): Promise<PullOutcome> {
+  if (auths.length === 0) return { imageRef: await images.pullImage(image, request), credential: undefined };
   const failures = new Set<string>();
-  for (const auth of auths) {
+  for (const credential of auths) {
     try {
-      return await images.pullImage(image, { ...request, auth });
+      const imageRef = await images.pullImage(image, { ...request, auth: stripSource(credential) });
+      return { imageRef, credential };
     } catch (err) {
       if (request.signal.aborted) throw err;
       failures.add(messageOf(err));

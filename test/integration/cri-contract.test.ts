@@ -1,17 +1,14 @@
-import { silentLogger } from "../../agent/lib/log.ts";
-import { connectCRI } from "../../agent/runtime/cri/connect.ts";
 import { busyboxImageName, webImageName } from "../support/images/images.ts";
 import { createTestNode } from "../support/node/node.ts";
 import { startRegistry } from "../support/node/registry.ts";
+import { connectRuntime } from "../support/runtime/connect.ts";
 import { runtimeContract } from "../support/runtime/contract.ts";
-
-const requestTimeoutMs = 120_000;
 
 runtimeContract("containerd by CRI", async () => {
   const node = await createTestNode();
   try {
     const registry = await startRegistry(node);
-    const runtime = await connectCRI({ runtimeEndpoint: node.runtimeEndpoint, requestTimeoutMs, log: silentLogger });
+    const runtime = await connectRuntime(node);
     return {
       runtime,
       dir: node.dir,

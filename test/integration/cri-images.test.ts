@@ -2,7 +2,6 @@ import { afterAll, beforeAll, beforeEach, expect, test } from "vitest";
 import type { Pod, Secret } from "../../agent/kube/types.ts";
 import { systemClock } from "../../agent/lib/clock.ts";
 import { silentLogger } from "../../agent/lib/log.ts";
-import { connectCRI } from "../../agent/runtime/cri/connect.ts";
 import { createImageManager, type ImageManager, ImagePullError } from "../../agent/runtime/images.ts";
 import { authsFor, keyringFromSecrets } from "../../agent/runtime/images-auth.ts";
 import type { ImageAuth, PodSandboxConfig, Runtime } from "../../agent/runtime/port.ts";
@@ -10,6 +9,7 @@ import { customImage } from "../support/images/images.ts";
 import { createTestNode, type TestNode } from "../support/node/node.ts";
 import { registryUser, startRegistry, type TestRegistry } from "../support/node/registry.ts";
 import { sandboxConfig } from "../support/runtime/configs.ts";
+import { connectRuntime } from "../support/runtime/connect.ts";
 
 let node: TestNode;
 let registry: TestRegistry;
@@ -23,7 +23,7 @@ const pod: Pod = { metadata: { name: "web", namespace: "default", uid: "u1" }, s
 beforeAll(async () => {
   node = await createTestNode();
   registry = await startRegistry(node, { name: "private.local", withCredentials: true });
-  runtime = await connectCRI({ runtimeEndpoint: node.runtimeEndpoint, requestTimeoutMs: 120_000, log: silentLogger });
+  runtime = await connectRuntime(node);
   sandbox = await sandboxConfig(node.dir, node.cgroupRoot);
   await registry.push(await customImage({ name: "private.local/team/app:1" }));
 });
@@ -82,6 +82,8 @@ test("the pod's pull secret gets it", async () => {
   );
   expect(await ensure(image, [])).toMatchObject({ imageRef });
   expect(events[2]).toContain("already present on machine");
+  const [credential] = authsFor(image, [keyring]);
+  expect(credential?.secret).toEqual({ uid: "", namespace: "default", name: "pull" });
 });
 
 test("an image appears after its first pull failed: the next attempt has it", async () => {

@@ -2,19 +2,14 @@ import { spawn } from "node:child_process";
 import { once } from "node:events";
 import { readdir, readFile, stat } from "node:fs/promises";
 import { afterAll, beforeAll, describe, expect, test } from "vitest";
-import { silentLogger } from "../../agent/lib/log.ts";
-import { connectCRI } from "../../agent/runtime/cri/connect.ts";
 import { busyboxImageName, webImageName } from "../support/images/images.ts";
 import { mountsBelow } from "../support/node/leftovers.ts";
 import { createTestNode, sweepTestNodes, type TestNode } from "../support/node/node.ts";
 import { containerConfig, sandboxConfig } from "../support/runtime/configs.ts";
+import { connectRuntime } from "../support/runtime/connect.ts";
 
 async function startPod(node: TestNode, image = busyboxImageName, command = ["sleep", "1000"]) {
-  const runtime = await connectCRI({
-    runtimeEndpoint: node.runtimeEndpoint,
-    requestTimeoutMs: 120_000,
-    log: silentLogger,
-  });
+  const runtime = await connectRuntime(node);
   const sandbox = await sandboxConfig(node.dir, node.cgroupRoot);
   const sandboxID = await runtime.runPodSandbox(sandbox, "");
   const config = await containerConfig(sandbox, "main", image, command);

@@ -1,12 +1,10 @@
-import { readdir, rm } from "node:fs/promises";
-import { join } from "node:path";
 import { exec, type ExecOptions, type ExecResult } from "../../../agent/lib/exec.ts";
 import { startContainerd, startInNode, type NodeProcess, type TestContainerd } from "./containerd.ts";
 import { pathsOf, type NodePaths } from "./containerd-config.ts";
 import { mountsBelow, removeCgroups, removeCNICache, unmountBelow } from "./leftovers.ts";
 import { createNetwork, deleteNetwork, networkOf, type NodeNetwork } from "./network.ts";
 import { killAllIn } from "./processes.ts";
-import { claimSlot, takeOverDeadSlots, type Slot } from "./slot.ts";
+import { claimSlot, releaseSlot, type Slot, takeOverDeadSlots } from "./slot.ts";
 
 export interface TestNodeOptions {
   /** The Node object's name and the host name that people see; "node" and the slot's number unless given. */
@@ -53,11 +51,21 @@ const execTimeoutMs = 30_000;
 
 /** Makes a test node; needs root. Cleans up what a node of a dead process left, and after itself when it fails. */
 export async function createTestNode(options: TestNodeOptions = {}): Promise<TestNode> {
-  await sweepTestNodes();
+  // What cannot be removed keeps its slot; it is no reason to have no node.
+  await sweepTestNodes().catch(() => undefined);
   const slot = await claimSlot();
   const { number, dir } = slot;
   const network = networkOf(number);
   const paths = pathsOf(dir);
+  // Once destroyed the slot may be another's: never touch it twice. After a failure it is still ours.
+  let destroyed: Promise<void> | undefined;
+  const destroy = async () => {
+    destroyed ??= destroySlot(slot).catch((err: unknown) => {
+      destroyed = undefined;
+      throw err;
+    });
+    await destroyed;
+  };
   try {
     await createNetwork(network);
     const containerd = options.containerd === false ? undefined : await startContainerd(network, paths);
@@ -81,21 +89,26 @@ export async function createTestNode(options: TestNodeOptions = {}): Promise<Tes
         }),
       start: async (file, args, startOptions = {}) =>
         await startInNode(network, paths.logDir, file, args, startOptions),
-      destroy: async () => await destroySlot(slot),
-      [Symbol.asyncDispose]: async () => await destroySlot(slot),
+      destroy,
+      [Symbol.asyncDispose]: destroy,
     };
   } catch (err) {
-    await destroySlot(slot);
+    await destroy();
     throw err;
   }
 }
 
-/** Removes nodes whose process died without destroying them. */
+/** Removes nodes whose process died without destroying them. Rejects, after all were tried, if one could not be removed. */
 export async function sweepTestNodes(): Promise<void> {
-  for (const slot of await takeOverDeadSlots()) await destroySlot(slot);
+  const failures: unknown[] = [];
+  for (const slot of await takeOverDeadSlots()) {
+    await destroySlot(slot).catch((err: unknown) => failures.push(err));
+  }
+  if (failures.length > 0) throw failures[0];
 }
 
-async function destroySlot({ number, dir }: Slot): Promise<void> {
+async function destroySlot(slot: Slot): Promise<void> {
+  const { number, dir } = slot;
   const network = networkOf(number);
   const podNetworks = (await mountsBelow(dir)).filter((path) => path.includes("/netns/"));
   await killAllIn([network.netnsPath, ...podNetworks]);
@@ -103,10 +116,7 @@ async function destroySlot({ number, dir }: Slot): Promise<void> {
   await deleteNetwork(network);
   await removeCgroups(cgroupName(number));
   await removeCNICache(network.netns);
-  // The slot's claim is in `dir`, so its parts go first and it goes last.
-  const names = await readdir(dir).catch(() => []);
-  for (const name of names.filter((n) => n !== "owner")) await rm(join(dir, name), { recursive: true, force: true });
-  await rm(dir, { recursive: true, force: true });
+  await releaseSlot(slot);
 }
 
 function cgroupName(slot: number): string {

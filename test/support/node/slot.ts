@@ -40,8 +40,9 @@ export async function takeOverDeadSlots(): Promise<Slot[]> {
   const dead: Slot[] = [];
   for (const name of names) {
     const dir = join(slotsDir, name);
-    if (name.startsWith("claim-")) {
-      if (!(await isRunning(join(dir, "owner")))) await rm(dir, { recursive: true, force: true });
+    if (/^(claim|gone)-/.test(name)) {
+      // Someone died while taking or leaving a slot; the PID is in the name, since the owner file may not be there.
+      if ((await processKey(Number(name.split("-")[1]))) === "") await rm(dir, { recursive: true, force: true });
       continue;
     }
     const number = Number(name);
@@ -49,6 +50,18 @@ export async function takeOverDeadSlots(): Promise<Slot[]> {
     if (await lock(join(dir, "sweeper"))) dead.push({ number, dir });
   }
   return dead;
+}
+
+/** Gives the slot back. In one step, so that whoever takes the number next never meets what is being removed. */
+export async function releaseSlot({ dir }: Slot): Promise<void> {
+  const gone = join(slotsDir, `gone-${process.pid}-${process.hrtime.bigint()}`);
+  try {
+    await rename(dir, gone);
+  } catch (err) {
+    if (hasErrno(err, "ENOENT")) return;
+    throw err;
+  }
+  await rm(gone, { recursive: true, force: true });
 }
 
 function slotDir(number: number): string {
@@ -85,6 +98,6 @@ async function processKey(pid: number): Promise<string> {
   return `${pid} ${startTime}`;
 }
 
-export function hasErrno(err: unknown, ...codes: string[]): boolean {
+function hasErrno(err: unknown, ...codes: string[]): boolean {
   return err instanceof Error && "code" in err && codes.includes(String(err.code));
 }

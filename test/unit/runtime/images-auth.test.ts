@@ -1,11 +1,15 @@
 import { expect, test } from "vitest";
 import type { Secret } from "../../../agent/kube/types.ts";
 import {
-  authsFor,
+  authsFor as credentialsFor,
+  type Keyring,
   keyMatches,
   keyringFromDockerConfig,
   keyringFromSecrets,
+  stripSource,
 } from "../../../agent/runtime/images-auth.ts";
+
+const authsFor = (image: string, keyrings: Keyring[]) => credentialsFor(image, keyrings).map(stripSource);
 
 const user = (username: string) => ({ username, password: "p" });
 
@@ -95,4 +99,15 @@ test("a node's config.json may be of either shape", () => {
     expect(authsFor("quay.io/app", [keyringFromDockerConfig(text)])).toEqual([user("u")]);
   }
   expect(() => keyringFromDockerConfig("[]")).toThrow("not an object");
+});
+
+test("a credential remembers the secret it came from, the node's own have none", () => {
+  const { keyring } = keyringFromSecrets([
+    { ...secret("s", { "quay.io": user("u") }), metadata: { namespace: "web", name: "s", uid: "1" } },
+  ]);
+  const node = keyringFromDockerConfig('{"quay.io":{"username":"n","password":"p"}}');
+  expect(credentialsFor("quay.io/app", [keyring, node])).toEqual([
+    { ...user("u"), secret: { uid: "1", namespace: "web", name: "s" } },
+    user("n"),
+  ]);
 });

@@ -8,6 +8,7 @@ import {
   type ImageManagerOptions,
   ImagePullError,
 } from "../../../agent/runtime/images.ts";
+import type { PullRecords } from "../../../agent/runtime/images-records.ts";
 import type { ImageAuth, ImageInfo, ImageService, PodSandboxConfig } from "../../../agent/runtime/port.ts";
 import { FakeClock, settle } from "../kube/fake-clock.ts";
 
@@ -300,6 +301,23 @@ test("parallel pulls stop at their limit", async () => {
   expect(images.pulls).toHaveLength(3);
   for (const { end } of images.pulls) end();
   await Promise.all(all);
+});
+
+test("an image that others' credentials brought is pulled again, and not given with Never", async () => {
+  const records: PullRecords = {
+    mustPull: async (image) =>
+      image === "secret:1" || (image === "broken:1" && (await Promise.reject(new Error("EIO")))),
+    recordPull: async (_image, pull) => await pull(),
+    recover: async () => {},
+    prune: async () => {},
+  };
+  const { images, ensure, failure } = setUp({ records });
+  for (const image of ["secret:1", "broken:1", "open:1"]) images.present.set(image, info("sha256:1"));
+  images.pullError = () => new Error("denied");
+  expect(await failure("secret:1")).toMatchObject({ reason: "ErrImagePull", message: "denied" });
+  expect(await failure("secret:1", { policy: "Never" })).toMatchObject({ reason: "ErrImageNeverPull" });
+  expect(await failure("broken:1")).toMatchObject({ reason: "ErrImagePull" });
+  expect(await ensure("open:1")).toMatchObject({ imageRef: "sha256:1" });
 });
 
 test("more pulls than the bucket holds fail with the reference's words, and refill with time", async () => {

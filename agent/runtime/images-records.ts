@@ -1,0 +1,279 @@
+import { createHash } from "node:crypto";
+import { mkdir, readdir, readFile, rm } from "node:fs/promises";
+import { join } from "node:path";
+import { writeFileAtomic } from "../lib/atomic-file.ts";
+import type { Logger } from "../lib/log.ts";
+import { type ImageCredential, stripSource } from "./images-auth.ts";
+import { parseImageName } from "./images-name.ts";
+import type { ImageService } from "./port.ts";
+
+/** `imagePullCredentialsVerificationPolicy` of the configuration. */
+export type VerificationPolicy =
+  | { kind: "NeverVerify" | "NeverVerifyPreloadedImages" | "AlwaysVerify" }
+  /** Entries are repositories, or `prefix/*`. */
+  | { kind: "NeverVerifyAllowlistedImages"; allowlist: readonly string[] };
+
+interface SecretRecord {
+  uid: string;
+  namespace: string;
+  name: string;
+  /** sha256 of the credential, hex. */
+  credentialHash: string;
+}
+
+interface RepositoryCredentials {
+  nodePodsAccessible?: boolean;
+  kubernetesSecrets?: SecretRecord[];
+  kubernetesServiceAccounts?: { uid: string; namespace: string; name: string }[];
+}
+
+/** Who may use an image that the agent pulled: the file format of kubelet's records. */
+export interface ImagePulledRecord {
+  lastUpdatedTime: string;
+  imageRef: string;
+  /** By repository, without tag and digest. */
+  credentialMapping: Record<string, RepositoryCredentials>;
+}
+
+const apiVersion = "kubelet.config.k8s.io/v1beta1";
+
+/**
+ * Decides whether a pod must prove, by pulling, that it may use an image that is present. Pure.
+ *
+ * @param wasPulled the agent pulled it, or began to
+ * @param record    what is known of the pulls that succeeded
+ */
+export function mustProveAccess(
+  policy: VerificationPolicy,
+  repository: string,
+  wasPulled: boolean,
+  record: ImagePulledRecord | undefined,
+  credentials: readonly ImageCredential[],
+): boolean {
+  if (policy.kind === "NeverVerify") return false;
+  if (policy.kind === "NeverVerifyPreloadedImages" && !wasPulled) return false;
+  if (policy.kind === "NeverVerifyAllowlistedImages" && isAllowlisted(repository, policy.allowlist)) return false;
+  const known = record?.credentialMapping[repository];
+  if (known === undefined) return true;
+  if (known.nodePodsAccessible === true) return false;
+  return !credentials.some((credential) => {
+    const hash = credentialHash(credential);
+    return (known.kubernetesSecrets ?? []).some(
+      (secret) =>
+        (secret.credentialHash !== "" && secret.credentialHash === hash) || isSameSecret(secret, credential.secret),
+    );
+  });
+}
+
+function isAllowlisted(repository: string, allowlist: readonly string[]): boolean {
+  return allowlist.some((entry) =>
+    entry.endsWith("/*") ? repository.startsWith(entry.slice(0, -1)) : repository === entry,
+  );
+}
+
+function isSameSecret(record: SecretRecord, secret: ImageCredential["secret"]): boolean {
+  return (
+    secret !== undefined &&
+    record.uid === secret.uid &&
+    record.namespace === secret.namespace &&
+    record.name === secret.name
+  );
+}
+
+function credentialHash(credential: ImageCredential): string {
+  return createHash("sha256")
+    .update(JSON.stringify(stripSource(credential)))
+    .digest("hex");
+}
+
+/**
+ * The record after a pull that succeeded. Pure.
+ *
+ * @param credential what it succeeded with; without one, or with one of the node's own, every pod may use the image
+ */
+export function addPull(
+  record: ImagePulledRecord | undefined,
+  pull: { imageRef: string; repository: string; credential: ImageCredential | undefined; nowMs: number },
+): ImagePulledRecord {
+  const { imageRef, repository, credential, nowMs } = pull;
+  const known = record?.credentialMapping[repository] ?? {};
+  const secret = credential?.secret;
+  const others = (known.kubernetesSecrets ?? []).filter((other) => !isSameSecret(other, secret));
+  const mapping: RepositoryCredentials =
+    credential === undefined || secret === undefined
+      ? { nodePodsAccessible: true }
+      : known.nodePodsAccessible === true
+        ? known
+        : { ...known, kubernetesSecrets: [...others, { ...secret, credentialHash: credentialHash(credential) }] };
+  return {
+    lastUpdatedTime: new Date(nowMs).toISOString().replace(/\.\d+Z$/, "Z"),
+    imageRef,
+    credentialMapping: { ...record?.credentialMapping, [repository]: mapping },
+  };
+}
+
+/** Which images the agent pulled, and with what; survives restarts. */
+export interface PullRecords {
+  /** True if the pod has to pull the present image to show that it may use it. */
+  mustPull(image: string, imageRef: string, credentials: readonly ImageCredential[]): Promise<boolean>;
+  /** Runs a pull between its intent and its record: a crash in between leaves the intent. */
+  recordPull(image: string, pull: () => Promise<PullOutcome>): Promise<PullOutcome>;
+  /** Turns the intents of pulls that a crash cut off into records that nobody's credentials satisfy. Call at start. */
+  recover(images: ImageService): Promise<void>;
+  /** Drops records of images that the runtime no longer has. Call after image garbage collection. */
+  prune(imageRefs: ReadonlySet<string>): Promise<void>;
+}
+
+export interface PullOutcome {
+  imageRef: string;
+  /** The credential that worked; undefined: none was needed. */
+  credential: ImageCredential | undefined;
+}
+
+export interface PullRecordsOptions {
+  /** `ROOT/image_manager`. */
+  dir: string;
+  policy: VerificationPolicy;
+  now: () => number;
+  log: Logger;
+}
+
+/** Makes the directories (0700) and serves the records in them. */
+export async function openPullRecords({ dir, policy, now, log }: PullRecordsOptions): Promise<PullRecords> {
+  const intents = join(dir, "pulling");
+  const pulled = join(dir, "pulled");
+  for (const path of [dir, intents, pulled]) await mkdir(path, { recursive: true, mode: 0o700 });
+  const pathOf = (folder: string, key: string) =>
+    join(folder, `sha256-${createHash("sha256").update(key).digest("hex")}`);
+
+  // Pulls of one image that run now: the last one removes the intent.
+  const running = new Map<string, number>();
+  // Records are read, changed and written by one at a time.
+  let turn: Promise<unknown> = Promise.resolve();
+  const inTurn = async <T>(work: () => Promise<T>): Promise<T> => {
+    const result = turn.then(work);
+    turn = result.catch(() => undefined);
+    return await result;
+  };
+
+  const readRecord = async (imageRef: string): Promise<ImagePulledRecord | undefined> => {
+    const text = await readIfThere(pathOf(pulled, imageRef));
+    if (text === undefined) return undefined;
+    const record = parseRecord(text);
+    if (record === undefined) log.warn({ imageRef }, "image pull record is damaged, its image must be pulled again");
+    // Damaged is not absent: the agent did pull this image, only for whom is lost.
+    return record ?? { lastUpdatedTime: "", imageRef, credentialMapping: {} };
+  };
+  const writeRecord = async (record: ImagePulledRecord) => {
+    const content = JSON.stringify({ kind: "ImagePulledRecord", apiVersion, ...record });
+    await writeFileAtomic(pathOf(pulled, record.imageRef), content);
+  };
+  const repositoryOf = (image: string): string => {
+    const name = parseImageName(image);
+    return typeof name === "string" ? image : name.repository;
+  };
+
+  return {
+    mustPull: async (image, imageRef, credentials) =>
+      await inTurn(async () => {
+        const record = await readRecord(imageRef);
+        const wasPulled = record !== undefined || (await readIfThere(pathOf(intents, image))) !== undefined;
+        return mustProveAccess(policy, repositoryOf(image), wasPulled, record, credentials);
+      }),
+
+    recordPull: async (image, pull) => {
+      running.set(image, (running.get(image) ?? 0) + 1);
+      const intent = pathOf(intents, image);
+      try {
+        await writeFileAtomic(intent, JSON.stringify({ kind: "ImagePullIntent", apiVersion, image }));
+        const outcome = await pull();
+        await inTurn(async () => {
+          const record = await readRecord(outcome.imageRef);
+          await writeRecord(addPull(record, { ...outcome, repository: repositoryOf(image), nowMs: now() }));
+        });
+        return outcome;
+      } finally {
+        const others = (running.get(image) ?? 1) - 1;
+        if (others > 0) running.set(image, others);
+        else {
+          running.delete(image);
+          await rm(intent, { force: true });
+        }
+      }
+    },
+
+    recover: async (images) => {
+      for (const name of await readdir(intents)) {
+        const path = join(intents, name);
+        const image = parseIntent((await readIfThere(path)) ?? "");
+        const present = image === undefined ? undefined : await images.imageStatus(image);
+        if (image !== undefined && present !== undefined) {
+          await inTurn(async () => {
+            const record = await readRecord(present.id);
+            const mapping = { [repositoryOf(image)]: {}, ...record?.credentialMapping };
+            const lastUpdatedTime = new Date(now()).toISOString();
+            await writeRecord({ lastUpdatedTime, imageRef: present.id, credentialMapping: mapping });
+          });
+        }
+        await rm(path, { force: true });
+      }
+    },
+
+    prune: async (imageRefs) => {
+      await inTurn(async () => {
+        const kept = new Set([...imageRefs].map((imageRef) => pathOf(pulled, imageRef)));
+        for (const name of await readdir(pulled)) {
+          const path = join(pulled, name);
+          if (!kept.has(path)) await rm(path, { force: true });
+        }
+      });
+    },
+  };
+}
+
+async function readIfThere(path: string): Promise<string | undefined> {
+  try {
+    return await readFile(path, "utf8");
+  } catch (err) {
+    if (err instanceof Error && "code" in err && err.code === "ENOENT") return undefined;
+    throw err;
+  }
+}
+
+function parseIntent(text: string): string | undefined {
+  const value = parseObject(text);
+  return typeof value?.image === "string" ? value.image : undefined;
+}
+
+function parseRecord(text: string): ImagePulledRecord | undefined {
+  const value = parseObject(text);
+  if (value === undefined || typeof value.imageRef !== "string") return undefined;
+  const mapping: unknown = value.credentialMapping ?? {};
+  if (!isObject(mapping) || !Object.values(mapping).every(isRepositoryCredentials)) return undefined;
+  const lastUpdatedTime = typeof value.lastUpdatedTime === "string" ? value.lastUpdatedTime : "";
+  const credentialMapping = mapping as ImagePulledRecord["credentialMapping"]; // checked entry by entry above
+  return { lastUpdatedTime, imageRef: value.imageRef, credentialMapping };
+}
+
+function isRepositoryCredentials(value: unknown): boolean {
+  if (!isObject(value)) return false;
+  const { kubernetesSecrets: secrets = [] } = value;
+  const fields = ["uid", "namespace", "name", "credentialHash"];
+  return (
+    Array.isArray(secrets) &&
+    secrets.every((secret: unknown) => isObject(secret) && fields.every((field) => typeof secret[field] === "string"))
+  );
+}
+
+function parseObject(text: string): Record<string, unknown> | undefined {
+  try {
+    const value: unknown = JSON.parse(text);
+    return isObject(value) ? value : undefined;
+  } catch {
+    return undefined;
+  }
+}
+
+function isObject(value: unknown): value is Record<string, unknown> {
+  return typeof value === "object" && value !== null && !Array.isArray(value);
+}

@@ -1,0 +1,163 @@
+import { mkdtemp, readdir, readFile, rm, stat, writeFile } from "node:fs/promises";
+import { tmpdir } from "node:os";
+import { join } from "node:path";
+import { afterEach, beforeEach, expect, test } from "vitest";
+import { silentLogger } from "../../../agent/lib/log.ts";
+import type { ImageCredential } from "../../../agent/runtime/images-auth.ts";
+import {
+  addPull,
+  type ImagePulledRecord,
+  mustProveAccess,
+  openPullRecords,
+  type PullRecordsOptions,
+  type VerificationPolicy,
+} from "../../../agent/runtime/images-records.ts";
+import type { ImageInfo, ImageService } from "../../../agent/runtime/port.ts";
+
+const repository = "quay.io/team/app";
+const image = `${repository}:1`;
+const nowMs = Date.UTC(2026, 0, 1);
+const credential = (name: string, password = "p"): ImageCredential => ({
+  username: "u",
+  password,
+  secret: { uid: `uid-${name}`, namespace: "ns", name },
+});
+const pulledWith = (with_: ImageCredential | undefined) =>
+  addPull(undefined, { imageRef: "sha256:1", repository, credential: with_, nowMs });
+
+const preloaded: VerificationPolicy = { kind: "NeverVerifyPreloadedImages" };
+const allowlisted: VerificationPolicy = {
+  kind: "NeverVerifyAllowlistedImages",
+  allowlist: ["quay.io/team/*", "a.io/b"],
+};
+const mine = credential("mine");
+
+const cases: {
+  name: string;
+  policy?: VerificationPolicy;
+  repository?: string;
+  wasPulled?: boolean;
+  record?: ImagePulledRecord;
+  has?: ImageCredential[];
+  want: boolean;
+}[] = [
+  { name: "preloaded images are anyone's", wasPulled: false, want: false },
+  { name: "with AlwaysVerify they are not", policy: { kind: "AlwaysVerify" }, wasPulled: false, want: true },
+  { name: "a pull that was cut off proves nothing", want: true },
+  { name: "pulled without credentials: anyone's", record: pulledWith(undefined), want: false },
+  { name: "pulled with the node's credentials: anyone's", record: pulledWith({ username: "node" }), want: false },
+  { name: "pulled with a secret: not a pod's without one", record: pulledWith(mine), want: true },
+  { name: "the same secret", record: pulledWith(mine), has: [mine], want: false },
+  {
+    name: "the same secret after its password changed",
+    record: pulledWith(mine),
+    has: [credential("mine", "new")],
+    want: false,
+  },
+  { name: "another secret with equal content", record: pulledWith(mine), has: [credential("other")], want: false },
+  { name: "another secret with other content", record: pulledWith(mine), has: [credential("other", "x")], want: true },
+  {
+    name: "pulled from another repository",
+    record: pulledWith(undefined),
+    repository: "quay.io/other/app",
+    want: true,
+  },
+  { name: "NeverVerify", policy: { kind: "NeverVerify" }, record: pulledWith(mine), want: false },
+  { name: "allowlisted by prefix", policy: allowlisted, record: pulledWith(mine), want: false },
+  { name: "allowlisted exactly", policy: allowlisted, repository: "a.io/b", want: false },
+  { name: "not allowlisted", policy: allowlisted, repository: "a.io/bc", wasPulled: false, want: true },
+];
+for (const { name, policy = preloaded, wasPulled = true, record, has = [], want, ...rest } of cases) {
+  test(`a present image must ${want ? "" : "not "}be pulled again: ${name}`, () => {
+    expect(mustProveAccess(policy, rest.repository ?? repository, wasPulled, record, has)).toBe(want);
+  });
+}
+
+test("records grow by secret, replace the same one, and end once everyone may", () => {
+  const pull = (record: ImagePulledRecord | undefined, by: ImageCredential | undefined) =>
+    addPull(record, { imageRef: "sha256:1", repository, credential: by, nowMs });
+  const two = pull(pull(pull(undefined, mine), credential("other")), credential("mine", "new"));
+  expect(two.lastUpdatedTime).toBe("2026-01-01T00:00:00Z");
+  expect(two.credentialMapping[repository]?.kubernetesSecrets?.map(({ name }) => name)).toEqual(["other", "mine"]);
+  const all = pull(two, undefined);
+  expect(all.credentialMapping[repository]).toEqual({ nodePodsAccessible: true });
+  expect(pull(all, mine)).toEqual(all);
+});
+
+let dir: string;
+let options: PullRecordsOptions;
+beforeEach(async () => {
+  dir = await mkdtemp(join(tmpdir(), "nodelet-records-"));
+  options = { dir: join(dir, "image_manager"), policy: preloaded, now: () => nowMs, log: silentLogger };
+});
+afterEach(async () => {
+  await rm(dir, { recursive: true, force: true });
+});
+
+const present: Pick<ImageService, "imageStatus"> = {
+  imageStatus: async (name) => (name === image ? ({ id: "sha256:1" } as ImageInfo) : undefined),
+};
+
+test("a pull is remembered across restarts, without its password, in files of root alone", async () => {
+  const records = await openPullRecords(options);
+  const outcome = { imageRef: "sha256:1", credential: credential("mine", "s3cret") };
+  expect(await records.recordPull(image, async () => outcome)).toBe(outcome);
+
+  const again = await openPullRecords(options);
+  expect(await again.mustPull(image, "sha256:1", [outcome.credential])).toBe(false);
+  expect(await again.mustPull(image, "sha256:1", [])).toBe(true);
+  expect(await again.mustPull("quay.io/team/other:1", "sha256:2", [])).toBe(false);
+
+  expect(await readdir(join(options.dir, "pulling"))).toEqual([]);
+  const [file = ""] = await readdir(join(options.dir, "pulled"));
+  expect(file).toMatch(/^sha256-[0-9a-f]{64}$/);
+  const path = join(options.dir, "pulled", file);
+  const text = await readFile(path, "utf8");
+  expect(JSON.parse(text)).toMatchObject({ kind: "ImagePulledRecord", imageRef: "sha256:1" });
+  expect(text).not.toContain("s3cret");
+  expect((await stat(path)).mode & 0o777).toBe(0o600);
+  expect((await stat(join(options.dir, "pulled"))).mode & 0o777).toBe(0o700);
+
+  await again.prune(new Set(["sha256:1"]));
+  expect(await readdir(join(options.dir, "pulled"))).toHaveLength(1);
+  await again.prune(new Set());
+  expect(await readdir(join(options.dir, "pulled"))).toEqual([]);
+});
+
+test("a failed pull leaves nothing; the last of several removes the intent", async () => {
+  const records = await openPullRecords(options);
+  await expect(records.recordPull(image, async () => await Promise.reject(new Error("denied")))).rejects.toThrow(
+    "denied",
+  );
+  expect(await readdir(join(options.dir, "pulling"))).toEqual([]);
+
+  const { promise, resolve } = Promise.withResolvers<{ imageRef: string; credential: undefined }>();
+  const slow = records.recordPull(image, async () => await promise);
+  await records.recordPull(image, async () => ({ imageRef: "sha256:1", credential: undefined }));
+  expect(await readdir(join(options.dir, "pulling"))).toHaveLength(1);
+  resolve({ imageRef: "sha256:1", credential: undefined });
+  await slow;
+  expect(await readdir(join(options.dir, "pulling"))).toEqual([]);
+});
+
+test("after a crash in the middle of a pull nobody has access without pulling", async () => {
+  const crashed = await openPullRecords(options);
+  void crashed.recordPull(image, async () => await new Promise(() => {}));
+  const intents = async () => (await readdir(join(options.dir, "pulling"))).filter((name) => !name.endsWith(".tmp"));
+  await expect.poll(intents).toHaveLength(1);
+
+  const records = await openPullRecords(options);
+  await records.recover(present as ImageService);
+  expect(await readdir(join(options.dir, "pulling"))).toEqual([]);
+  expect(await records.mustPull(image, "sha256:1", [mine])).toBe(true);
+});
+
+test("a damaged record means: pull", async () => {
+  const records = await openPullRecords(options);
+  await records.recordPull(image, async () => ({ imageRef: "sha256:1", credential: undefined }));
+  const [file = ""] = await readdir(join(options.dir, "pulled"));
+  for (const damage of ["", "{", "[]", '{"imageRef":"sha256:1","credentialMapping":{"quay.io/team/app":7}}']) {
+    await writeFile(join(options.dir, "pulled", file), damage);
+    expect(await records.mustPull(image, "sha256:1", [])).toBe(true);
+  }
+});
