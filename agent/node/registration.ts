@@ -92,7 +92,8 @@ class NodeReporter implements NodeAgent {
   readonly #about: ObjectReference;
   readonly #loop: Loop;
   readonly #registered = Promise.withResolvers<void>();
-  readonly #initial: Node;
+  /** What we would register; complete with status from the first try on. */
+  #initial: Node;
   #isRegistered = false;
   /** The newest Node that a call of ours returned; the watch may lag behind it. */
   #stored: Node | undefined;
@@ -185,6 +186,7 @@ class NodeReporter implements NodeAgent {
   async #register(signal: AbortSignal): Promise<void> {
     const { client, settings, log } = this.#deps;
     const built = await this.#build(this.#initial);
+    this.#initial = built.node;
     const options = { signal, timeoutMs: settings.statusUpdateMs };
     try {
       this.#stored = await client.create(nodes, built.node, options);

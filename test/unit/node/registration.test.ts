@@ -141,6 +141,7 @@ describe("the node agent", () => {
   test("retries to register, quickly at first", async () => {
     api.failNext("create", new AgentError("Unavailable", "away"), 3);
     await start();
+    expect(agent.node().status?.allocatable).toMatchObject({ cpu: "4" }); // enough for static pods
     await clock.advance(700);
     expect(api.log).toEqual(["create Node", "create Node", "create Node", "create Node"]);
     expect(node()).toBeDefined();
