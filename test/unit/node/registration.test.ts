@@ -2,11 +2,12 @@ import { afterEach, beforeEach, describe, expect, test } from "vitest";
 import { AgentError } from "../../../agent/lib/errors.ts";
 import { silentLogger } from "../../../agent/lib/log.ts";
 import { createNodeAgent, type NodeAgent, type NodeSettings } from "../../../agent/node/registration.ts";
-import type { RuntimeHealth, RuntimeHealthState } from "../../../agent/node/runtime-health.ts";
+import type { RuntimeHealthState } from "../../../agent/node/runtime-health.ts";
 import type { LocalNodeState } from "../../../agent/node/status.ts";
 import type { Node } from "../../../agent/kube/types.ts";
 import { FakeClock, settle } from "../kube/fake-clock.ts";
 import { FakeApi } from "./fake-api.ts";
+import { FakeHealth } from "./fake-health.ts";
 import { facts, healthy } from "./status-inputs.ts";
 
 const settings: NodeSettings = {
@@ -31,26 +32,6 @@ const settings: NodeSettings = {
   declaredFeatures: [],
   resetExtendedResources: true,
 };
-
-class FakeHealth implements RuntimeHealth {
-  state: RuntimeHealthState;
-  readonly #listeners = new Set<() => void>();
-  constructor(state: RuntimeHealthState) {
-    this.state = state;
-  }
-  isRuntimeReady = () => true;
-  isNetworkReady = () => true;
-  subscribe = (listener: () => void) => {
-    this.#listeners.add(listener);
-    return () => this.#listeners.delete(listener);
-  };
-  wake = () => {};
-  run = async () => {};
-  set(state: RuntimeHealthState): void {
-    this.state = state;
-    for (const listener of this.#listeners) listener();
-  }
-}
 
 describe("the node agent", () => {
   let api: FakeApi;
