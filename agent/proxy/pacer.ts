@@ -7,9 +7,12 @@ const sliceMs = 8;
 export class Pacer {
   #sliceStartedAt = performance.now();
 
-  /** Call between two units of work; waits only if the slice is used up. */
-  async breathe(): Promise<void> {
-    if (performance.now() - this.#sliceStartedAt < sliceMs) return;
+  /** Call between two units of work, each well below a slice; waits only if the slice is used up. */
+  breathe(): Promise<void> | undefined {
+    return performance.now() - this.#sliceStartedAt < sliceMs ? undefined : this.#rest();
+  }
+
+  async #rest(): Promise<void> {
     await turn();
     this.#sliceStartedAt = performance.now();
   }

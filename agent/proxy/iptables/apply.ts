@@ -3,7 +3,7 @@ import { type AnyTable, RestoreText } from "./text.ts";
 
 // iptables-nft's time for one transaction grows faster than the transaction. About 200 services of 5 endpoints each;
 // found by test/bench/proxy.ts: half and twice of it take about as long.
-const batchLinesMax = 5_000;
+const batchLinesMax = 2_500;
 
 /** What an applier did so far. */
 export interface ApplyResult {
@@ -11,11 +11,16 @@ export interface ApplyResult {
   readonly lines: number;
 }
 
-/** Collects changes into texts of bounded size and applies each when it is full. */
+/**
+ * Collects changes into texts of bounded size and applies each when it is full, while the next one is being collected.
+ * Texts are applied in order, one at a time; after a failure none follows.
+ */
 export class Applier {
   text = new RestoreText();
   readonly #iptables: Iptables;
   readonly #signal: AbortSignal;
+  /** The restore under way. Its failure is noticed by whoever waits for it; nobody else should. */
+  #running: Promise<void> = Promise.resolve();
   #restores = 0;
   #lines = 0;
 
@@ -30,7 +35,7 @@ export class Applier {
 
   async write(table: AnyTable, chain: string, rules: readonly string[]): Promise<void> {
     this.text.write(table, chain, rules);
-    if (this.text.lines >= batchLinesMax) await this.flush();
+    if (this.text.lines >= batchLinesMax) await this.#start();
   }
 
   async writeAll(table: AnyTable, chains: ReadonlyMap<string, readonly string[]>): Promise<void> {
@@ -45,19 +50,28 @@ export class Applier {
     }
     // Too many for one text: empty all of them before the first goes, since one may lead to another.
     for (const chain of chains) await this.write(table, chain, []);
-    await this.flush();
+    await this.#start();
     for (const chain of chains) {
       this.text.deleteEmpty(table, chain);
-      if (this.text.lines >= batchLinesMax) await this.flush();
+      if (this.text.lines >= batchLinesMax) await this.#start();
     }
   }
 
+  /** Resolves when everything so far is applied. */
   async flush(): Promise<void> {
+    await this.#start();
+    await this.#running;
+  }
+
+  /** Waits for the text before, then starts this one. */
+  async #start(): Promise<void> {
+    await this.#running;
     const text = this.text.toString();
     if (text === "") return;
     this.#lines += this.text.lines;
     this.#restores += 1;
     this.text = new RestoreText();
-    await this.#iptables.restore(text, this.#signal);
+    this.#running = this.#iptables.restore(text, this.#signal);
+    this.#running.catch(() => {});
   }
 }

@@ -140,6 +140,8 @@ function isAtLeast(version: readonly number[], ...wanted: number[]): boolean {
 }
 
 function isNotFound(stderr: string): boolean {
+  // iptables-nft 1.8.9 says this, of all things, about a chain that does not exist.
+  if (/chain `\S+' in table `\S+' is incompatible/.test(stderr)) return true;
   return [
     "No chain/target/match by that name",
     "No such file or directory",

@@ -1,4 +1,5 @@
 import type { ServiceDescription } from "../model.ts";
+import type { Pacer } from "../pacer.ts";
 import type { Table } from "./fixed.ts";
 import { treeChains } from "./fixed.ts";
 import { addressKeys, portKeys } from "./keys.ts";
@@ -92,8 +93,10 @@ export class RuleState {
   }
 
   /** What the staged services changed in the trees and the set since this was asked last. */
-  takeDispatchChanges(): DispatchChanges {
-    for (const name of treeNames) this.#trees[name].update(this.#changes.chains[treeChains[name].table]);
+  async takeDispatchChanges(pacer: Pacer): Promise<DispatchChanges> {
+    for (const name of treeNames) {
+      for (const _ of this.#trees[name].update(this.#changes.chains[treeChains[name].table])) await pacer.breathe();
+    }
     const changes = this.#changes;
     this.#changes = noChanges();
     return changes;

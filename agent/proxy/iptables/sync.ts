@@ -97,6 +97,8 @@ export class IptablesBackend {
   async #syncFull(request: SyncRequest, applier: Applier, signal: AbortSignal): Promise<RuleState> {
     const withEndpointComments = request.endpointCount() <= endpointsWithCommentsMax;
     const state = new RuleState({ ...request.render, withEndpointComments });
+    // Asked before anything is written: a clean machine answers at once.
+    const present = { nat: await this.#iptables.listChains("nat", signal), filter: await this.#iptables.listChains("filter", signal) };
     const base = renderBase({ ...request.fixed, setName: undefined });
     for (const table of ["filter", "nat"] as const) await applier.writeAll(table, base[table]);
 
@@ -106,7 +108,7 @@ export class IptablesBackend {
       await pacer.breathe();
     }
     await this.#fillSet(state, signal);
-    const { chains } = state.takeDispatchChanges();
+    const { chains } = await state.takeDispatchChanges(pacer);
     // Chains of the filter table first: they only refuse what the nat table does not translate.
     for (const table of ["filter", "nat"] as const) await applier.writeAll(table, chains[table].writes);
     const entrances = renderEntrances(this.#fixed(request));
@@ -116,13 +118,18 @@ export class IptablesBackend {
     await applier.flush();
 
     await this.#ensureJumps(base.filter.has("KUBE-FIREWALL") ? [...jumps, ...sharedJumps] : jumps, applier, signal);
-    const wanted: Record<Table, Set<string>> = {
-      nat: new Set([...state.serviceChains(), ...chains.nat.writes.keys()]),
-      filter: new Set(chains.filter.writes.keys()),
-    };
+    const wanted = { nat: new Set(chains.nat.writes.keys()), filter: new Set(chains.filter.writes.keys()) };
+    for (const chain of state.serviceChains()) {
+      wanted.nat.add(chain);
+      await pacer.breathe();
+    }
     for (const table of ["nat", "filter"] as const) {
-      const present = await this.#iptables.listChains(table, signal);
-      await applier.deleteAll(table, present.filter((chain) => isServiceChain(table, chain) && !wanted[table].has(chain)));
+      const stale: string[] = [];
+      for (const chain of present[table]) {
+        if (isServiceChain(table, chain) && !wanted[table].has(chain)) stale.push(chain);
+        await pacer.breathe();
+      }
+      await applier.deleteAll(table, stale);
     }
     await applier.flush();
     return state;
@@ -137,7 +144,7 @@ export class IptablesBackend {
       deletes.nat.push(...changes.deletes);
       await pacer.breathe();
     }
-    const dispatch = state.takeDispatchChanges();
+    const dispatch = await state.takeDispatchChanges(pacer);
     for (const table of ["filter", "nat"] as const) {
       await applier.writeAll(table, dispatch.chains[table].writes);
       deletes[table].push(...dispatch.chains[table].deletes);

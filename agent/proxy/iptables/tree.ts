@@ -114,22 +114,12 @@ export class DispatchTree {
     }
   }
 
-  /** Adds to `changes` all that changed since the last update. */
-  update(changes: ChainChanges): void {
-    this.#update(this.#root, 0, changes);
+  /** Adds to `changes` all that changed since the last update. Yields between chains: the first update writes all. */
+  *update(changes: ChainChanges): Generator<void, void> {
+    yield* this.#update(this.#root, 0, changes);
   }
 
-  /** Writes every chain, as after construction. */
-  rewrite(changes: ChainChanges): void {
-    const visit = (node: TreeNode) => {
-      node.isDirty = true;
-      for (const kid of node.kids ?? []) if (kid !== undefined) visit(kid);
-    };
-    visit(this.#root);
-    this.update(changes);
-  }
-
-  #update(head: TreeNode, depth: number, changes: ChainChanges): void {
+  *#update(head: TreeNode, depth: number, changes: ChainChanges): Generator<void, void> {
     if (!head.isDirty && head.chainDepth === depth) return;
     // Another depth alone changes a chain only at the limit, where it turns from a split into a long leaf or back.
     const isSame =
@@ -145,7 +135,7 @@ export class DispatchTree {
         if (kid === undefined) continue;
         // The kid's chain is named after, and entered by, all the bits its entries share.
         const target = this.#skipShared(kid, changes);
-        this.#update(target, depth + 1, changes);
+        yield* this.#update(target, depth + 1, changes);
         rules.push(`${this.#space.match(target.prefix)} -g ${this.#chain(target)}`.trimStart());
       }
     }
@@ -155,6 +145,7 @@ export class DispatchTree {
     const chain = this.#chain(head);
     changes.writes.set(chain, rules);
     changes.deletes.delete(chain);
+    yield;
   }
 
   /** The first node on the way down where entries part, or the leaf. Nodes above it have no chain, but for the root. */

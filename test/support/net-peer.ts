@@ -1,0 +1,101 @@
+/**
+ * One end of a test network: run in a network namespace with an IPC channel, it serves and connects on command.
+ * Every server answers with its name and the address it sees the client at: "web1 10.0.0.1".
+ */
+import { createSocket, type Socket } from "node:dgram";
+import { createServer, connect } from "node:net";
+
+/** What the test asks; the answer is `{ id, text }` or `{ id, error }`. */
+export type PeerRequest = { id: number } & (
+  | { op: "serve"; name: string; port: number; host: string }
+  | { op: "ask"; proto: "tcp" | "udp"; host: string; port: number; timeoutMs: number }
+  | { op: "send"; host: string; port: number; text: string; localPort: number }
+  | { op: "received" }
+);
+
+const received: string[] = [];
+const senders = new Map<number, Socket>();
+
+async function handle(request: PeerRequest): Promise<string> {
+  switch (request.op) {
+    case "serve":
+      return serve(request.name, request.host, request.port);
+    case "ask":
+      return request.proto === "tcp" ? askTcp(request) : askUdp(request);
+    case "send":
+      return send(request);
+    case "received":
+      return JSON.stringify(received.splice(0));
+    default:
+      throw new Error(`unknown request ${JSON.stringify(request satisfies never)}`);
+  }
+}
+
+async function serve(name: string, host: string, port: number): Promise<string> {
+  const tcp = createServer((socket) => {
+    socket.on("error", () => {});
+    socket.end(`${name} ${socket.remoteAddress}`);
+  });
+  await new Promise<void>((resolve, reject) => tcp.once("error", reject).listen(port, host, resolve));
+  const udp = createSocket(host.includes(":") ? "udp6" : "udp4");
+  udp.on("message", (message, from) => {
+    received.push(message.toString());
+    udp.send(`${name} ${from.address}`, from.port, from.address);
+  });
+  await new Promise<void>((resolve, reject) => udp.once("error", reject).bind(port, host, resolve));
+  return "serving";
+}
+
+async function askTcp({ host, port, timeoutMs }: { host: string; port: number; timeoutMs: number }): Promise<string> {
+  return new Promise((resolve, reject) => {
+    const socket = connect({ host, port });
+    let text = "";
+    socket.setTimeout(timeoutMs, () => socket.destroy(new Error("ETIMEDOUT")));
+    socket.on("data", (chunk: Buffer) => (text += chunk.toString()));
+    socket.on("end", () => resolve(text));
+    socket.on("error", (err: NodeJS.ErrnoException) => reject(new Error(err.code ?? err.message)));
+  });
+}
+
+async function askUdp({ host, port, timeoutMs }: { host: string; port: number; timeoutMs: number }): Promise<string> {
+  const socket = createSocket(host.includes(":") ? "udp6" : "udp4");
+  try {
+    return await new Promise((resolve, reject) => {
+      const timer = setTimeout(() => reject(new Error("ETIMEDOUT")), timeoutMs);
+      socket.on("message", (message) => {
+        clearTimeout(timer);
+        resolve(message.toString());
+      });
+      socket.on("error", (err: NodeJS.ErrnoException) => {
+        clearTimeout(timer);
+        reject(new Error(err.code ?? err.message));
+      });
+      socket.connect(port, host, () => socket.send("?"));
+    });
+  } finally {
+    socket.close();
+  }
+}
+
+/** Sends one datagram and waits for nothing. Datagrams of one local port are one flow. */
+async function send(request: { host: string; port: number; text: string; localPort: number }): Promise<string> {
+  let socket = senders.get(request.localPort);
+  if (socket === undefined) {
+    const made = createSocket("udp4");
+    await new Promise<void>((resolve) => made.bind(request.localPort, resolve));
+    made.on("error", () => {});
+    senders.set(request.localPort, (socket = made));
+  }
+  const from = socket;
+  await new Promise<void>((resolve) => from.send(request.text, request.port, request.host, () => resolve()));
+  return "sent";
+}
+
+process.on("message", (request: PeerRequest) => {
+  handle(request).then(
+    (text) => process.send?.({ id: request.id, text }),
+    (err: Error) => process.send?.({ id: request.id, error: err.message }),
+  );
+});
+process.on("disconnect", () => process.exit(0));
+process.send?.({ id: 0, text: "ready" });
