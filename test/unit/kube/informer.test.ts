@@ -1,4 +1,3 @@
-import { monitorEventLoopDelay } from "node:perf_hooks";
 import { afterEach, beforeEach, expect, test } from "vitest";
 import type { KubeClient } from "../../../agent/kube/client.ts";
 import { createInformerFactory } from "../../../agent/kube/informer.ts";
@@ -9,6 +8,7 @@ import type { Pod } from "../../../agent/kube/types.ts";
 import { systemClock } from "../../../agent/lib/clock.ts";
 import { silentLogger } from "../../../agent/lib/log.ts";
 import { FakeHttp, type Handler, Relay, type Reply } from "../../support/fake-http.ts";
+import { settle } from "./fake-clock.ts";
 import { connectTo, pod, until } from "./support.ts";
 
 // Waiting as in production would take minutes; the numbers themselves are tested in watch-retry.test.ts.
@@ -372,6 +372,28 @@ test("an initial stream that breaks half-way is begun again, without half a stor
   expect(t.seen).toEqual(["+ns/b"]);
 });
 
+/** CPU time of each turn of the event loop until the result is called, in ms: other load on the machine does not count. */
+function measureTurns(): () => number[] {
+  const cpuMs = () => {
+    const { user, system } = process.threadCpuUsage();
+    return (user + system) / 1_000;
+  };
+  const turns: number[] = [];
+  let isOver = false;
+  let beforeMs = cpuMs();
+  const turn = () => {
+    const nowMs = cpuMs();
+    turns.push(nowMs - beforeMs);
+    beforeMs = nowMs;
+    if (!isOver) setImmediate(turn);
+  };
+  setImmediate(turn);
+  return () => {
+    isOver = true;
+    return turns;
+  };
+}
+
 test.each(["WatchList", "pages"])("20 000 objects by %s are absorbed without long stalls", async (how) => {
   const count = 20_000;
   const big = (i: number) => {
@@ -381,7 +403,6 @@ test.each(["WatchList", "pages"])("20 000 objects by %s are absorbed without lon
       metadata: { ...p.metadata, annotations: { note: "x".repeat(200) }, managedFields: [{ a: "y".repeat(300) }] },
     };
   };
-  const stalls = monitorEventLoopDelay({ resolution: 1 });
   let isServed = false;
   const t = await follow(
     async ({ query }, answer) => {
@@ -409,12 +430,18 @@ test.each(["WatchList", "pages"])("20 000 objects by %s are absorbed without lon
       },
     },
   );
-  stalls.enable();
+  // A listener that costs something, as the proxy's does: told all at once, it would hold the loop for 200 ms and more.
+  t.informer.store.subscribe(({ object }) => {
+    for (let i = 0; i < 10; i += 1) JSON.stringify(object);
+  });
+  const turnsMs = measureTurns();
   await t.informer.store.synced();
-  stalls.disable();
+  await settle(); // the last turn counts too
+  const longest = turnsMs().toSorted((a, b) => b - a);
   expect(isServed || how === "pages").toBe(true);
   expect(t.informer.store.size).toBe(count);
   expect(t.seen).toHaveLength(count);
   expect(t.informer.store.byIndex("node", "n1")).toHaveLength(count);
-  expect(stalls.percentile(99) / 1e6).toBeLessThan(100); // the budget is 25 ms; here the server and other tests share the machine
+  // The budget is 25 ms at the 99th percentile; this is the maximum, and the server runs in our turns too.
+  expect(longest[0]).toBeLessThan(60);
 });
