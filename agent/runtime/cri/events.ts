@@ -38,9 +38,10 @@ const subscribedWithinMs = 250;
 // A runtime that serves no events is asked again this often: it may have been upgraded in place.
 const sourceRecheckMs = 300_000;
 
-// containerd tells of an exit some milliseconds before CRI's view has it. We look until it does and wake the pod then,
-// so that its worker reads once. After the last look it is woken anyway: 255 ms in all.
-const exitLooksMs = [1, 2, 4, 8, 16, 32, 64, 128];
+// containerd tells of an exit before CRI's view has it: first the task is deleted, which on 1.6 takes some 30 ms. We
+// look until it does, most often around then, and wake the pod once, so that its worker reads once. After the last
+// look it is woken anyway: 255 ms in all. These are the rests before each look.
+const exitLooksMs = [8, 8, 4, 4, 4, 4, 4, 6, 8, 10, 15, 20, 35, 50, 75];
 
 /**
  * Delivers wake-ups until `signal` aborts: CRI's events where the runtime serves them, else containerd's own, else
@@ -139,8 +140,8 @@ async function wakeForTask(
     }
     if (object !== undefined && kind === "exited") {
       for (const delayMs of exitLooksMs) {
-        if (await source.hasEnded(containerID, object.kind)) break;
         await clock.sleep(delayMs, signal);
+        if (await source.hasEnded(containerID, object.kind)) break;
       }
     }
   } catch (err) {
