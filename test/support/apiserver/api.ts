@@ -25,9 +25,7 @@ export interface ApiDeps {
 /** Answers the plain verbs on stored objects; subresources with a life of their own are elsewhere. */
 export async function serveObjects(exchange: Exchange, info: RequestInfo, deps: ApiDeps): Promise<void> {
   const { resource, subresource, namespace, name, verb } = info;
-  if (resource === undefined) {
-    throw unknownPath();
-  }
+  if (resource === undefined) throw unknownPath();
   if (
     subresource !== "" &&
     !(subresource === "status" && resource.hasStatus) &&
@@ -35,12 +33,8 @@ export async function serveObjects(exchange: Exchange, info: RequestInfo, deps: 
   ) {
     throw unknownPath();
   }
-  if (!resource.namespaced && namespace !== "") {
-    throw unknownPath();
-  }
-  if (resource.namespaced && namespace === "" && !["list", "watch"].includes(verb)) {
-    throw methodNotAllowed();
-  }
+  if (!resource.namespaced && namespace !== "") throw unknownPath();
+  if (resource.namespaced && namespace === "" && !["list", "watch"].includes(verb)) throw methodNotAllowed();
   const { registry } = deps;
   const representation = negotiate(exchange.header("accept"), exchange.url);
   const dryRun = dryRunOf(exchange.query("dryRun"));
@@ -57,9 +51,7 @@ export async function serveObjects(exchange: Exchange, info: RequestInfo, deps: 
       deps.watch(exchange, resource, scopeOf(exchange, resource, namespace, name));
       return;
     case "create": {
-      if (name !== "") {
-        throw methodNotAllowed();
-      }
+      if (name !== "") throw methodNotAllowed();
       const object = await readApiObject(exchange, resource);
       return answer(201, registry.create(resource, namespace, fillRequest(object, resource, exchange), options));
     }
@@ -87,9 +79,7 @@ export async function serveObjects(exchange: Exchange, info: RequestInfo, deps: 
     case "delete": {
       const deleteOptions = await readDeleteOptions(exchange);
       const { object, isGone } = registry.delete(resource, namespace, name, { ...deleteOptions, dryRun });
-      if (!isGone || resource.plural === "pods" || resource.plural === "services") {
-        return answer(200, object);
-      }
+      if (!isGone || resource.plural === "pods" || resource.plural === "services") return answer(200, object);
       const { uid } = object.metadata;
       const details = { name, kind: resource.plural, ...(resource.group === "" ? {} : { group: resource.group }) };
       return exchange.send(200, success({ ...details, ...(uid === undefined ? {} : { uid }) }));
@@ -138,9 +128,7 @@ async function list(exchange: Exchange, resource: ResourceType, namespace: strin
     const token = { v: "meta.k8s.io/v1", rv: page.revision, start: shown.at(-1)?.[0] ?? "" };
     meta.continue = Buffer.from(JSON.stringify(token)).toString("base64url");
     const hasSelector = (exchange.query("labelSelector") ?? "") + (exchange.query("fieldSelector") ?? "") !== "";
-    if (!hasSelector) {
-      meta.remainingItemCount = rest.length - shown.length;
-    }
+    if (!hasSelector) meta.remainingItemCount = rest.length - shown.length;
   }
   const objects = shown.map(([, object]) => object);
   await exchange.send(200, renderList(objects, meta, resource, representation, deps.nowMs()));
@@ -180,9 +168,7 @@ function pageOf(exchange: Exchange, newest: number): { revision: number; isExact
       retryAfterSeconds: 1,
     });
   }
-  if (match === "Exact") {
-    return { revision, isExact: true, after: "" };
-  }
+  if (match === "Exact") return { revision, isExact: true, after: "" };
   return { revision: newest, isExact: false, after: "" };
 }
 
@@ -200,9 +186,7 @@ function parseContinue(token: string): { rv: number; start: string } {
 
 /** A resourceVersion parameter as a number, 0 when absent. Throws 400. */
 export function parseVersion(text: string): number {
-  if (text === "") {
-    return 0;
-  }
+  if (text === "") return 0;
   if (!/^\d+$/.test(text)) {
     throw invalid({ group: "meta.k8s.io", kind: "ListOptions" }, "", [
       invalidValue("resourceVersion", text, "strconv.ParseUint: parsing: invalid syntax"),
@@ -213,9 +197,7 @@ export function parseVersion(text: string): number {
 
 async function readApiObject(exchange: Exchange, resource: ResourceType): Promise<ApiObject> {
   const body = await exchange.readObject();
-  if (!isObject(body)) {
-    throw badRequest("the request needs an object as its body");
-  }
+  if (!isObject(body)) throw badRequest("the request needs an object as its body");
   const metadata = { name: "", ...objectAt(body, "metadata") };
   const version = resource.group === "" ? resource.version : `${resource.group}/${resource.version}`;
   const object = {
@@ -229,9 +211,7 @@ async function readApiObject(exchange: Exchange, resource: ResourceType): Promis
 
 // A signing request says who made it, whatever its body claims.
 function fillRequest(object: ApiObject, resource: ResourceType, { user }: Exchange): ApiObject {
-  if (resource.plural !== "certificatesigningrequests") {
-    return object;
-  }
+  if (resource.plural !== "certificatesigningrequests") return object;
   const spec = { ...objectAt(object, "spec"), username: user.name, groups: user.groups };
   return { ...object, spec, status: {} };
 }
@@ -241,9 +221,7 @@ async function readDeleteOptions(exchange: Exchange): Promise<DeleteOptions> {
   const fromQuery = exchange.query("gracePeriodSeconds");
   const options: DeleteOptions = {};
   if (isObject(body)) {
-    if (typeof body["gracePeriodSeconds"] === "number") {
-      options.gracePeriodSeconds = body["gracePeriodSeconds"];
-    }
+    if (typeof body["gracePeriodSeconds"] === "number") options.gracePeriodSeconds = body["gracePeriodSeconds"];
     const { uid, resourceVersion } = objectAt(body, "preconditions");
     options.preconditions = {
       ...(typeof uid === "string" ? { uid } : {}),
@@ -256,9 +234,7 @@ async function readDeleteOptions(exchange: Exchange): Promise<DeleteOptions> {
 }
 
 function dryRunOf(value: string | undefined): boolean {
-  if (value === undefined || value === "") {
-    return false;
-  }
+  if (value === undefined || value === "") return false;
   if (value !== "All") {
     throw invalid({ group: "meta.k8s.io", kind: "CreateOptions" }, "", [
       {

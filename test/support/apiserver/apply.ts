@@ -8,18 +8,12 @@ import type { MergeSchema } from "./strategic-schema.ts";
  * @param before the manager's previous configuration, undefined the first time
  */
 export function applyConfiguration(current: unknown, before: unknown, applied: unknown, schema: MergeSchema): unknown {
-  if (Array.isArray(applied)) {
-    return applyList(current, before, applied, schema);
-  }
-  if (!isObject(applied)) {
-    return applied;
-  }
+  if (Array.isArray(applied)) return applyList(current, before, applied, schema);
+  if (!isObject(applied)) return applied;
   const result: JsonObject = isObject(current) ? { ...current } : {};
   const previous = isObject(before) ? before : {};
   for (const [field, value] of Object.entries(previous)) {
-    if (field in applied) {
-      continue;
-    }
+    if (field in applied) continue;
     const rest = withdrawn(result[field], value, schema.fields?.[field] ?? {});
     if (rest === undefined) {
       delete result[field];
@@ -37,15 +31,11 @@ function applyList(current: unknown, before: unknown, applied: unknown[], schema
   const base = Array.isArray(current) ? current : [];
   const previous = Array.isArray(before) ? before : [];
   const isSame = sameElement(schema);
-  if (isSame === undefined) {
-    return applied;
-  }
+  if (isSame === undefined) return applied;
   const kept = base.filter((item) => applied.some((a) => isSame(a, item)) || !previous.some((p) => isSame(p, item)));
   const merged = kept.map((item) => {
     const wanted = applied.find((a) => isSame(a, item));
-    if (wanted === undefined) {
-      return item;
-    }
+    if (wanted === undefined) return item;
     return applyConfiguration(
       item,
       previous.find((p) => isSame(p, item)),
@@ -64,9 +54,7 @@ function withdrawn(current: unknown, before: unknown, schema: MergeSchema): unkn
   }
   if (Array.isArray(current) && Array.isArray(before)) {
     const isSame = sameElement(schema);
-    if (isSame === undefined) {
-      return undefined;
-    }
+    if (isSame === undefined) return undefined;
     const rest = current.filter((item) => !before.some((b) => isSame(b, item)));
     return rest.length > 0 ? rest : undefined;
   }
@@ -74,13 +62,9 @@ function withdrawn(current: unknown, before: unknown, schema: MergeSchema): unkn
 }
 
 function sameElement(schema: MergeSchema): ((a: unknown, b: unknown) => boolean) | undefined {
-  if (schema.set === true) {
-    return (a, b) => a === b;
-  }
+  if (schema.set === true) return (a, b) => a === b;
   const keys = schema.mapKeys ?? (schema.mergeKey === undefined ? undefined : [schema.mergeKey]);
-  if (keys === undefined) {
-    return undefined;
-  }
+  if (keys === undefined) return undefined;
   // Of the key fields only the protocol has a default, and configurations rely on it.
   const valueOf = (item: JsonObject, key: string) => item[key] ?? (key === "protocol" ? "TCP" : undefined);
   return (a, b) => isObject(a) && isObject(b) && keys.every((key) => jsonEqual(valueOf(a, key), valueOf(b, key)));

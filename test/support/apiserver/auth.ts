@@ -20,22 +20,16 @@ export function authenticate(exchange: Exchange, tokens: TokenAuthority, known: 
     throw new ApiError(401, "Unauthorized", "Unauthorized");
   }
   const impersonated = exchange.header("impersonate-user");
-  if (impersonated === undefined) {
-    return user;
-  }
+  if (impersonated === undefined) return user;
   const groups = (exchange.header("impersonate-group") ?? "").split(",").map((g) => g.trim());
   return { name: impersonated, groups: [...groups.filter((g) => g !== ""), "system:authenticated"] };
 }
 
 function identify(exchange: Exchange, tokens: TokenAuthority, known: ReadonlyMap<string, User>): User | undefined {
   const byCertificate = certificateUser(tlsSocketOf(exchange));
-  if (byCertificate !== undefined) {
-    return byCertificate;
-  }
+  if (byCertificate !== undefined) return byCertificate;
   const token = /^bearer\s+(\S+)\s*$/i.exec(exchange.header("authorization") ?? "")?.[1];
-  if (token === undefined) {
-    return undefined;
-  }
+  if (token === undefined) return undefined;
   return known.get(token) ?? tokens.authenticate(token)?.user;
 }
 
@@ -47,13 +41,9 @@ function tlsSocketOf({ request }: Exchange): TLSSocket | undefined {
 const bySocket = new WeakMap<object, { user: User | undefined }>();
 
 function certificateUser(socket: TLSSocket | undefined): User | undefined {
-  if (socket === undefined) {
-    return undefined;
-  }
+  if (socket === undefined) return undefined;
   const remembered = bySocket.get(socket);
-  if (remembered !== undefined) {
-    return remembered.user;
-  }
+  if (remembered !== undefined) return remembered.user;
   let user: User | undefined;
   const certificate = socket.authorized ? socket.getPeerCertificate() : undefined;
   const commonName = certificate?.subject?.CN;
@@ -73,9 +63,7 @@ function certificateUser(socket: TLSSocket | undefined): User | undefined {
 /** Throws 403 unless `authorizer` allows the request. */
 export function authorize(authorizer: Authorizer | undefined, attributes: AccessAttributes): void {
   const answer = authorizer?.(attributes) ?? true;
-  if (answer === true) {
-    return;
-  }
+  if (answer === true) return;
   const { user, verb, group, resource, subresource, namespace, name, path } = attributes;
   const reason = typeof answer === "string" ? `: ${answer}` : "";
   if (path !== undefined) {

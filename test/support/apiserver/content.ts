@@ -16,9 +16,7 @@ export function negotiate(accept: string | undefined, url: URL): Representation 
     return { type, parameters: new Map(parameters.map((p) => p.split("=", 2) as [string, string])) };
   });
   for (const { type, parameters } of wanted) {
-    if (!["application/json", "application/*", "*/*"].includes(type)) {
-      continue;
-    }
+    if (!["application/json", "application/*", "*/*"].includes(type)) continue;
     switch (parameters.get("as")) {
       case "Table": {
         const include = url.searchParams.get("includeObject");

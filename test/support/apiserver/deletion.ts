@@ -27,9 +27,7 @@ export function decideDelete(plural: string, object: ApiObject, options: DeleteO
 
   if (metadata.deletionTimestamp !== undefined) {
     const current = metadata.deletionGracePeriodSeconds;
-    if (current === undefined) {
-      return holds ? { kind: "pending" } : { kind: "remove", metadata };
-    }
+    if (current === undefined) return holds ? { kind: "pending" } : { kind: "remove", metadata };
     if (plural !== "pods" || requested === undefined || requested >= current) {
       return current === 0 && !holds ? { kind: "remove", metadata } : { kind: "pending" };
     }
@@ -46,21 +44,15 @@ export function decideDelete(plural: string, object: ApiObject, options: DeleteO
     // The mark is a change of what is wanted, so kinds that count generations count it.
     ...(metadata.generation === undefined ? {} : { generation: metadata.generation + 1 }),
   };
-  if (holds || grace > 0) {
-    return { kind: "mark", metadata: marked };
-  }
+  if (holds || grace > 0) return { kind: "mark", metadata: marked };
   return { kind: "remove", metadata: plural === "pods" ? marked : metadata };
 }
 
 // A pod that no node runs, or that has ended, needs no grace.
 function podGraceSeconds(pod: ApiObject, requested: number | undefined): number {
-  if (stringAt(pod, "spec", "nodeName") === "") {
-    return 0;
-  }
+  if (stringAt(pod, "spec", "nodeName") === "") return 0;
   const phase = stringAt(pod, "status", "phase");
-  if (phase === "Failed" || phase === "Succeeded") {
-    return 0;
-  }
+  if (phase === "Failed" || phase === "Succeeded") return 0;
   const grace = requested ?? numberAt(pod, "spec", "terminationGracePeriodSeconds") ?? 0;
   return grace < 0 ? 1 : grace;
 }

@@ -9,13 +9,9 @@ export interface DerElement {
 
 const encode = (tag: number, content: Uint8Array): Buffer => {
   const length = content.length;
-  if (length < 0x80) {
-    return Buffer.concat([Buffer.from([tag, length]), content]);
-  }
+  if (length < 0x80) return Buffer.concat([Buffer.from([tag, length]), content]);
   const bytes: number[] = [];
-  for (let rest = length; rest > 0; rest = Math.floor(rest / 256)) {
-    bytes.unshift(rest % 256);
-  }
+  for (let rest = length; rest > 0; rest = Math.floor(rest / 256)) bytes.unshift(rest % 256);
   return Buffer.concat([Buffer.from([tag, 0x80 | bytes.length, ...bytes]), content]);
 };
 
@@ -41,9 +37,7 @@ function oidBytes(dotted: string): Buffer {
   const bytes = [a * 40 + b];
   for (const value of rest) {
     const groups = [value & 0x7f];
-    for (let more = value >>> 7; more > 0; more >>>= 7) {
-      groups.unshift((more & 0x7f) | 0x80);
-    }
+    for (let more = value >>> 7; more > 0; more >>>= 7) groups.unshift((more & 0x7f) | 0x80);
     bytes.push(...groups);
   }
   return Buffer.from(bytes);
@@ -59,15 +53,11 @@ export function readDer(data: Buffer): DerElement[] {
     if (length >= 0x80) {
       const bytes = length & 0x7f;
       length = 0;
-      for (const byte of data.subarray(start, start + bytes)) {
-        length = length * 256 + byte;
-      }
+      for (const byte of data.subarray(start, start + bytes)) length = length * 256 + byte;
       start += bytes;
     }
     const end = start + length;
-    if (end > data.length) {
-      throw new Error("truncated DER");
-    }
+    if (end > data.length) throw new Error("truncated DER");
     elements.push({ tag, content: data.subarray(start, end), raw: data.subarray(at, end) });
     at = end;
   }
@@ -98,8 +88,6 @@ export function toPem(label: string, data: Buffer): string {
 /** DER of the first PEM block with `label`; throws when there is none. */
 export function fromPem(label: string, pem: string): Buffer {
   const found = new RegExp(`-----BEGIN ${label}-----([\\s\\S]*?)-----END ${label}-----`).exec(pem);
-  if (found === null) {
-    throw new Error(`no PEM block "${label}"`);
-  }
+  if (found === null) throw new Error(`no PEM block "${label}"`);
   return Buffer.from(found[1] ?? "", "base64");
 }

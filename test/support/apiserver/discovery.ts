@@ -1,3 +1,4 @@
+import { metricsGroup, metricsVersion } from "./metrics-api.ts";
 import { resourceTypes } from "./resources.ts";
 import { reviewKinds } from "./reviews.ts";
 
@@ -16,11 +17,22 @@ export const versionInfo = {
 
 const verbs = ["create", "delete", "deletecollection", "get", "list", "patch", "update", "watch"];
 const groups = [
-  ...new Set([...resourceTypes.map((r) => r.group), ...Object.values(reviewKinds).map((r) => r.group)]),
+  ...new Set([...resourceTypes.map((r) => r.group), ...Object.values(reviewKinds).map((r) => r.group), metricsGroup]),
 ].filter((group) => group !== "");
 
+const metricsResources = {
+  kind: "APIResourceList",
+  apiVersion: "v1",
+  groupVersion: `${metricsGroup}/${metricsVersion}`,
+  resources: [
+    { name: "nodes", singularName: "", namespaced: false, kind: "NodeMetrics", verbs: ["get", "list"] },
+    { name: "pods", singularName: "", namespaced: true, kind: "PodMetrics", verbs: ["get", "list"] },
+  ],
+};
+
 const groupOf = (name: string) => {
-  const version = { groupVersion: `${name}/v1`, version: "v1" };
+  const own = name === metricsGroup ? metricsVersion : "v1";
+  const version = { groupVersion: `${name}/${own}`, version: own };
   return { name, versions: [version], preferredVersion: version };
 };
 
@@ -59,12 +71,9 @@ export function discover(path: string, serverAddress: string): unknown {
     default:
   }
   const [, group = "", version] = /^\/apis\/([^/]+)(?:\/([^/]+))?$/.exec(trimmed) ?? [];
-  if (!groups.includes(group)) {
-    return undefined;
-  }
-  if (version === undefined) {
-    return { kind: "APIGroup", apiVersion: "v1", ...groupOf(group) };
-  }
+  if (!groups.includes(group)) return undefined;
+  if (version === undefined) return { kind: "APIGroup", apiVersion: "v1", ...groupOf(group) };
+  if (group === metricsGroup) return version === metricsVersion ? metricsResources : undefined;
   return version === "v1" ? resourceList(group) : undefined;
 }
 

@@ -1,35 +1,17 @@
 /** Length of time as kubectl shows ages: two units while the larger one is small. */
 export function duration(ms: number): string {
   const seconds = Math.floor(ms / 1000);
-  if (seconds < -1) {
-    return "<invalid>";
-  }
-  if (seconds <= 0) {
-    return "0s";
-  }
-  if (seconds < 120) {
-    return `${seconds}s`;
-  }
+  if (seconds < -1) return "<invalid>";
+  if (seconds <= 0) return "0s";
+  if (seconds < 120) return `${seconds}s`;
   const minutes = Math.floor(seconds / 60);
-  if (minutes < 10) {
-    return seconds % 60 === 0 ? `${minutes}m` : `${minutes}m${seconds % 60}s`;
-  }
-  if (minutes < 180) {
-    return `${minutes}m`;
-  }
+  if (minutes < 10) return seconds % 60 === 0 ? `${minutes}m` : `${minutes}m${seconds % 60}s`;
+  if (minutes < 180) return `${minutes}m`;
   const hours = Math.floor(minutes / 60);
-  if (hours < 8) {
-    return minutes % 60 === 0 ? `${hours}h` : `${hours}h${minutes % 60}m`;
-  }
-  if (hours < 48) {
-    return `${hours}h`;
-  }
+  if (hours < 8) return minutes % 60 === 0 ? `${hours}h` : `${hours}h${minutes % 60}m`;
+  if (hours < 48) return `${hours}h`;
   const days = Math.floor(hours / 24);
-  if (days < 8) {
-    return hours % 24 === 0 ? `${days}d` : `${days}d${hours % 24}h`;
-  }
-  if (days < 730) {
-    return `${days}d`;
-  }
+  if (days < 8) return hours % 24 === 0 ? `${days}d` : `${days}d${hours % 24}h`;
+  if (days < 730) return `${days}d`;
   return `${Math.floor(days / 365)}y`;
 }

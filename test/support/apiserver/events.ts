@@ -20,9 +20,7 @@ export function toNewEvent(stored: ApiObject): ApiObject {
 /** An events.k8s.io/v1 Event as core/v1 shows it; that is how it is stored. */
 export function toCoreEvent(served: ApiObject): ApiObject {
   const core = rename(served, "v1", new Map(names.map(([a, b]) => [b, a])));
-  if (!isObject(core["involvedObject"])) {
-    core["involvedObject"] = {};
-  }
+  if (!isObject(core["involvedObject"])) core["involvedObject"] = {};
   return core;
 }
 

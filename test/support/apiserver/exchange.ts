@@ -2,6 +2,7 @@ import type { IncomingMessage, ServerResponse } from "node:http";
 import type { Http2ServerRequest, Http2ServerResponse } from "node:http2";
 import { setTimeout as delay } from "node:timers/promises";
 import { parse as parseYaml } from "yaml";
+import { decodeKubernetes } from "./protobuf.ts";
 import { ApiError, badRequest, failure, type Status } from "./status.ts";
 import type { User } from "./types.ts";
 
@@ -74,18 +75,12 @@ export class Exchange {
 
   /** The body as JSON or YAML; undefined when it is empty. Throws 400 and 415. */
   async readObject(): Promise<unknown> {
-    const body = (await this.readBody()).toString("utf8");
-    if (body.trim() === "") {
-      return undefined;
-    }
+    const bytes = await this.readBody();
+    if (bytes.length === 0) return undefined;
     const type = (this.header("content-type") ?? "application/json").split(";")[0]?.trim() ?? "";
-    if (type.includes("protobuf") || type.includes("cbor")) {
-      throw new ApiError(
-        415,
-        "UnsupportedMediaType",
-        `the body of the request was in an unknown format - accepted media types include: application/json, application/yaml`,
-      );
-    }
+    if (type.includes("protobuf") || type.includes("cbor")) return readBinary(bytes, type);
+    const body = bytes.toString("utf8");
+    if (body.trim() === "") return undefined;
     try {
       return type.endsWith("yaml") ? parseYaml(body) : JSON.parse(body);
     } catch (err) {
@@ -99,18 +94,14 @@ export class Exchange {
     await this.sendText(code, text, { "content-type": "application/json", ...headers });
   }
 
-  async sendText(code: number, text: string, headers: Record<string, string> = {}): Promise<void> {
+  async sendText(code: number, text: string | Buffer, headers: Record<string, string> = {}): Promise<void> {
     this.code = code;
-    const bytes = Buffer.from(text);
+    const bytes = typeof text === "string" ? Buffer.from(text) : text;
     // HTTP/2 and HTTP/1.1 responses have the same calls, but TypeScript sees two unrelated overload sets.
     const response = this.response as ServerResponse;
-    if (response.destroyed || response.writableEnded) {
-      return;
-    }
+    if (response.destroyed || response.writableEnded) return;
     response.writeHead(code, { ...headers, "content-length": String(bytes.length) });
-    if (this.bodyFault !== undefined) {
-      return this.#sendSlowly(bytes, this.bodyFault);
-    }
+    if (this.bodyFault !== undefined) return this.#sendSlowly(bytes, this.bodyFault);
     response.end(this.method === "HEAD" ? undefined : bytes);
   }
 
@@ -121,9 +112,7 @@ export class Exchange {
 
   /** Answers with what was thrown; anything but an ApiError is our own fault and says so. */
   async sendError(err: unknown): Promise<void> {
-    if (err instanceof ApiError) {
-      return this.sendStatus(err.status);
-    }
+    if (err instanceof ApiError) return this.sendStatus(err.status);
     const message = err instanceof Error ? (err.stack ?? err.message) : String(err);
     await this.sendStatus(failure(500, "InternalError", `Internal error occurred: ${message}`));
   }
@@ -152,4 +141,14 @@ export class Exchange {
       response.end();
     }
   }
+}
+
+function readBinary(bytes: Buffer, type: string): unknown {
+  const decoded = type.includes("protobuf") ? decodeKubernetes(bytes) : undefined;
+  if (decoded !== undefined) return decoded;
+  throw new ApiError(
+    415,
+    "UnsupportedMediaType",
+    "the body of the request was in an unknown format - accepted media types include: application/json, application/yaml",
+  );
 }

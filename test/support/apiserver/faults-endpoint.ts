@@ -15,16 +15,12 @@ const actionKinds = ["respond", "delay", "drop", "dropAnswer", "hang", "slowBody
  * Half-open lasts for a time, since nobody could ask for its end.
  */
 export async function serveFaults(exchange: Exchange, faults: Faults): Promise<void> {
-  if (exchange.method !== "POST") {
-    throw methodNotAllowed();
-  }
+  if (exchange.method !== "POST") throw methodNotAllowed();
   if (!exchange.user.groups.includes("system:masters")) {
     throw forbidden({ group: "", plural: "faults" }, "", "only members of system:masters may break the server");
   }
   const body = await exchange.readObject();
-  if (!isObject(body)) {
-    throw badRequest("POST /test/faults needs an object that says what to do");
-  }
+  if (!isObject(body)) throw badRequest("POST /test/faults needs an object that says what to do");
   if (isObject(body["inject"])) {
     const { match, action } = body["inject"];
     const times = numberAt(body["inject"], "times");
@@ -41,18 +37,12 @@ export async function serveFaults(exchange: Exchange, faults: Faults): Promise<v
     const { match, on } = body["silenceWatches"];
     faults.silenceWatches(matchOf(match), on !== false);
   }
-  if (body["compact"] !== undefined) {
-    faults.compact(typeof body["compact"] === "string" ? body["compact"] : undefined);
-  }
-  if (body["clear"] === true) {
-    faults.clear();
-  }
+  if (body["compact"] !== undefined) faults.compact(typeof body["compact"] === "string" ? body["compact"] : undefined);
+  if (body["clear"] === true) faults.clear();
   await exchange.sendStatus(success());
   // What hits this connection too comes after the answer.
   const halfOpenMs = numberAt(body, "halfOpenMs");
-  if (body["dropConnections"] === true) {
-    setImmediate(() => faults.dropConnections());
-  }
+  if (body["dropConnections"] === true) setImmediate(() => faults.dropConnections());
   if (halfOpenMs !== undefined) {
     setImmediate(() => faults.setHalfOpen(true));
     setTimeout(() => faults.setHalfOpen(false), halfOpenMs).unref();
@@ -64,13 +54,9 @@ function matchOf(value: unknown): FaultMatch {
   const result: FaultMatch = {};
   for (const field of ["method", "verb", "resource", "user"] as const) {
     const text = stringAt(match, field);
-    if (text !== "") {
-      result[field] = text;
-    }
+    if (text !== "") result[field] = text;
   }
   const path = stringAt(match, "path");
-  if (path !== "") {
-    result.path = new RegExp(path);
-  }
+  if (path !== "") result.path = new RegExp(path);
   return result;
 }

@@ -84,9 +84,7 @@ export class Faults {
   /** The fault for a request, counted; undefined if it may pass. */
   next(subject: FaultSubject): FaultAction | undefined {
     const rule = this.#rules.find((r) => r.remaining > 0 && matchesFault(r.match, subject));
-    if (rule === undefined) {
-      return undefined;
-    }
+    if (rule === undefined) return undefined;
     rule.remaining -= 1;
     rule.hits += 1;
     return rule.action;

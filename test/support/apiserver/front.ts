@@ -29,9 +29,7 @@ export class Front {
       ({ server }) =>
         new Promise<void>((resolve) => (server === undefined ? resolve() : server.close(() => resolve()))),
     );
-    for (const listener of this.#listeners) {
-      listener.server = undefined;
-    }
+    for (const listener of this.#listeners) listener.server = undefined;
     this.dropConnections();
     await Promise.all(closing);
   }
@@ -53,15 +51,11 @@ export class Front {
 
   /** On: bytes stop in both directions and new connections lead nowhere. Off: they flow on from where they stopped. */
   setHalfOpen(isOn: boolean): void {
-    if (this.#isHalfOpen === isOn) {
-      return;
-    }
+    if (this.#isHalfOpen === isOn) return;
     this.#isHalfOpen = isOn;
     for (const pair of this.#pairs) {
       if (isOn) {
-        if (pair.inner === undefined) {
-          continue;
-        }
+        if (pair.inner === undefined) continue;
         pair.outer.unpipe(pair.inner).pause();
         pair.inner.unpipe(pair.outer).pause();
       } else if (pair.inner === undefined) {
@@ -81,9 +75,7 @@ export class Front {
         pair.inner?.destroy();
         this.#pairs.delete(pair);
       });
-      if (!this.#isHalfOpen) {
-        this.#connect(pair);
-      }
+      if (!this.#isHalfOpen) this.#connect(pair);
     });
     await new Promise<void>((resolve, reject) => {
       server.once("error", reject);
@@ -93,9 +85,7 @@ export class Front {
       });
     });
     const address = server.address();
-    if (typeof address === "object" && address !== null) {
-      listener.port = address.port;
-    }
+    if (typeof address === "object" && address !== null) listener.port = address.port;
     listener.server = server;
   }
 

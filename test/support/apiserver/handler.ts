@@ -7,6 +7,7 @@ import { discover } from "./discovery.ts";
 import { Exchange, type Request, type Response } from "./exchange.ts";
 import { serveFaults } from "./faults-endpoint.ts";
 import type { FaultAction, Faults } from "./faults.ts";
+import { metricsGroup, metricsVersion, serveMetrics } from "./metrics-api.ts";
 import { openApi } from "./openapi.ts";
 import type { NodeProxy } from "./proxy.ts";
 import type { Registry } from "./registry.ts";
@@ -67,9 +68,7 @@ async function answer(exchange: Exchange, deps: HandlerDeps): Promise<void> {
     exchange.user = authenticate(exchange, deps.tokens, deps.known);
     entry.user = exchange.user.name;
     const fault = deps.faults.next({ ...entry, url: entry.url });
-    if (fault !== undefined && !(await suffer(exchange, fault, deps.clock))) {
-      return;
-    }
+    if (fault !== undefined && !(await suffer(exchange, fault, deps.clock))) return;
     await serve(exchange, info, deps);
   } catch (err) {
     await exchange.sendError(err);
@@ -112,9 +111,7 @@ async function suffer(exchange: Exchange, fault: FaultAction, clock: Clock): Pro
       exchange.bodyFault = { chunkBytes: 1, intervalMs: 0, cutAfterBytes: 0 };
       return true;
     case "hang":
-      if (exchange.gone.aborted) {
-        return false;
-      }
+      if (exchange.gone.aborted) return false;
       await new Promise<void>((resolve) => exchange.gone.addEventListener("abort", () => resolve(), { once: true }));
       return false;
     case "slowBody":
@@ -150,15 +147,14 @@ async function serve(exchange: Exchange, info: RequestInfo, deps: HandlerDeps): 
   }
   checkAccess(exchange.user, info, deps);
   if (reviewKinds[info.plural]?.group === info.group) {
-    if (exchange.method !== "POST") {
-      throw methodNotAllowed();
-    }
+    if (exchange.method !== "POST") throw methodNotAllowed();
     const review = answerReview(info.plural, await exchange.readObject(), exchange.user, deps);
     return exchange.send(201, review);
   }
-  if (deps.proxy.handles(info)) {
-    return deps.proxy.serve(exchange, info);
+  if (info.group === metricsGroup && info.version === metricsVersion) {
+    return serveMetrics(exchange, info, { store: registry.store, proxy: deps.proxy, now: () => registry.now() });
   }
+  if (deps.proxy.handles(info)) return deps.proxy.serve(exchange, info);
   if (callSubresources.includes(info.subresource)) {
     return serveCall(exchange, info, { registry, tokens: deps.tokens, nowMs });
   }
@@ -179,17 +175,11 @@ async function serveMeta(exchange: Exchange, deps: HandlerDeps): Promise<void> {
   if (/^\/(healthz|livez|readyz)(\/|$)/.test(pathname)) {
     return exchange.sendText(200, "ok", { "content-type": "text/plain; charset=utf-8" });
   }
-  if (pathname === "/test/faults") {
-    return serveFaults(exchange, deps.faults);
-  }
+  if (pathname === "/test/faults") return serveFaults(exchange, deps.faults);
   const known = discover(pathname, deps.advertised);
-  if (known !== undefined) {
-    return exchange.send(200, known);
-  }
+  if (known !== undefined) return exchange.send(200, known);
   const document = openApi(pathname, exchange.header("accept") ?? "");
-  if (document !== undefined) {
-    return exchange.sendText(200, document.body, { "content-type": document.contentType });
-  }
+  if (document !== undefined) return exchange.sendText(200, document.body, { "content-type": document.contentType });
   throw unknownPath();
 }
 
@@ -205,9 +195,7 @@ async function upgrade(request: IncomingMessage, socket: Duplex, head: Buffer, d
     exchange.user = authenticate(exchange as Exchange, deps.tokens, deps.known);
     entry.user = exchange.user.name;
     checkAccess(exchange.user, { ...info, verb: "create" }, deps);
-    if (!deps.proxy.handles(info)) {
-      throw unknownPath();
-    }
+    if (!deps.proxy.handles(info)) throw unknownPath();
     entry.code = await deps.proxy.upgrade(request, info, exchange.url, { socket, head });
   } catch (err) {
     const status = err instanceof ApiError ? err.status : new ApiError(500, "InternalError", String(err)).status;

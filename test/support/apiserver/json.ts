@@ -49,19 +49,13 @@ export function numberAt(root: unknown, ...path: string[]): number | undefined {
 
 /** Equal as JSON: a field that is undefined counts as absent. */
 export function jsonEqual(a: unknown, b: unknown): boolean {
-  if (a === b) {
-    return true;
-  }
+  if (a === b) return true;
   return isDeepStrictEqual(dropUndefined(a), dropUndefined(b));
 }
 
 function dropUndefined(value: unknown): unknown {
-  if (Array.isArray(value)) {
-    return value.map(dropUndefined);
-  }
-  if (!isObject(value)) {
-    return value;
-  }
+  if (Array.isArray(value)) return value.map(dropUndefined);
+  if (!isObject(value)) return value;
   return Object.fromEntries(
     Object.entries(value)
       .filter(([, v]) => v !== undefined)

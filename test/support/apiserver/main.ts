@@ -56,9 +56,7 @@ async function main(): Promise<void> {
 function parseAddress(text: string): ListenAddress {
   const at = text.lastIndexOf(":");
   const port = Number(text.slice(at + 1));
-  if (at < 0 || !Number.isInteger(port)) {
-    throw new Error(`--listen ${text}: wanted ADDR:PORT`);
-  }
+  if (at < 0 || !Number.isInteger(port)) throw new Error(`--listen ${text}: wanted ADDR:PORT`);
   return { host: text.slice(0, at).replaceAll(/[[\]]/g, ""), port };
 }
 

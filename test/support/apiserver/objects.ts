@@ -28,9 +28,7 @@ export class Objects {
     try {
       return this.get(resource, key);
     } catch (err) {
-      if (err instanceof ApiError && err.code === 404) {
-        return undefined;
-      }
+      if (err instanceof ApiError && err.code === 404) return undefined;
       throw err;
     }
   }
@@ -108,9 +106,7 @@ export class Objects {
           reject(err instanceof Error ? err : new Error(String(err)));
           return true;
         }
-        if (!holds) {
-          return false;
-        }
+        if (!holds) return false;
         stop();
         resolve(object);
         return true;
@@ -123,9 +119,7 @@ export class Objects {
       const onAbort = () => fail("the wait was aborted");
       const timer = setTimeout(() => fail(`not as expected within ${timeoutMs} ms`), timeoutMs);
       const unsubscribe = this.#registry.store.subscribe((event) => {
-        if (event.storage === type.storage && event.object.metadata.name === key.name) {
-          look();
-        }
+        if (event.storage === type.storage && event.object.metadata.name === key.name) look();
       });
       const stop = () => {
         clearTimeout(timer);
@@ -144,18 +138,14 @@ export class Objects {
   ): () => void {
     const { storage } = typeOf(resource);
     return this.#registry.store.subscribe((event) => {
-      if (event.storage === storage) {
-        listener(event.type, typed<T>(event.object));
-      }
+      if (event.storage === storage) listener(event.type, typed<T>(event.object));
     });
   }
 }
 
 function typeOf(resource: Resource<KubeObject>): ResourceType {
   const found = findResource(resource.group, resource.version, resource.plural);
-  if (found === undefined) {
-    throw new Error(`the test API server has no resource ${resource.plural}.${resource.group}`);
-  }
+  if (found === undefined) throw new Error(`the test API server has no resource ${resource.plural}.${resource.group}`);
   return found;
 }
 

@@ -1,10 +1,11 @@
 import { versionInfo } from "./discovery.ts";
+import { protobufField } from "./protobuf.ts";
 import { resourceTypes } from "./resources.ts";
 
 /** The body of an OpenAPI path and its content type. */
 export interface OpenApiAnswer {
   contentType: string;
-  body: string;
+  body: string | Buffer;
 }
 
 /**
@@ -16,9 +17,8 @@ export interface OpenApiAnswer {
 export function openApi(path: string, accept: string): OpenApiAnswer | undefined {
   const info = { title: "Kubernetes", version: versionInfo.gitVersion };
   if (path === "/openapi/v2") {
-    // An empty protobuf message is a valid document without definitions.
     if (accept.includes("protobuf") && !accept.includes("application/json")) {
-      return { contentType: "application/com.github.proto-openapi.spec.v2.v1.0+protobuf", body: "" };
+      return { contentType: "application/com.github.proto-openapi.spec.v2.v1.0+protobuf", body: binaryDocument() };
     }
     return json({ swagger: "2.0", info, paths: {}, definitions: {} });
   }
@@ -28,9 +28,7 @@ export function openApi(path: string, accept: string): OpenApiAnswer | undefined
   }
   const wanted = /^\/openapi\/v3\/(.+)$/.exec(path)?.[1];
   const resources = resourceTypes.filter((r) => groupPath(r) === wanted);
-  if (resources.length === 0) {
-    return undefined;
-  }
+  if (resources.length === 0) return undefined;
   const paths = resources.map(({ group, version, kind, plural, namespaced }) => {
     const query = (name: string) => ({ name, in: "query", schema: { type: "string", uniqueItems: true } });
     const patch = {
@@ -42,6 +40,23 @@ export function openApi(path: string, accept: string): OpenApiAnswer | undefined
     return [`/${wanted}/${namespaced ? "namespaces/{namespace}/" : ""}${plural}/{name}`, { patch }];
   });
   return json({ openapi: "3.0.0", info, paths: Object.fromEntries(paths), components: { schemas: {} } });
+}
+
+/**
+ * The version 2 document as a protobuf message, all that old kubectls read of it: that PATCH of each kind takes `dryRun`.
+ * Numbers are those of gnostic's openapi_v2.Document.
+ */
+function binaryDocument(): Buffer {
+  const field = protobufField;
+  const paths = resourceTypes.map((resource) => {
+    const { group, version, kind, plural } = resource;
+    const dryRun = field(1, field(2, field(3, field(2, "query"), field(4, "dryRun"), field(6, "string"))));
+    const gvk = field(2, field(2, `group: "${group}"\nkind: ${kind}\nversion: ${version}\n`));
+    const patch = field(8, field(8, dryRun), field(13, field(1, "x-kubernetes-group-version-kind"), gvk));
+    return field(2, field(1, `/${groupPath(resource)}/${plural}/{name}`), field(2, patch));
+  });
+  const info = field(2, field(1, "Kubernetes"), field(2, versionInfo.gitVersion));
+  return Buffer.concat([field(1, "2.0"), info, field(8, ...paths)]);
 }
 
 function groupPath({ group, version }: { group: string; version: string }): string {

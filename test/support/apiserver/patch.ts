@@ -3,9 +3,7 @@ import { badRequest, ApiError } from "./status.ts";
 
 /** RFC 7386: objects merge, null removes, everything else replaces. Returns a new value. */
 export function mergePatch(target: unknown, patch: unknown): unknown {
-  if (!isObject(patch)) {
-    return patch;
-  }
+  if (!isObject(patch)) return patch;
   const result: JsonObject = isObject(target) ? { ...target } : {};
   for (const [field, value] of Object.entries(patch)) {
     if (value === null) {
@@ -19,14 +17,10 @@ export function mergePatch(target: unknown, patch: unknown): unknown {
 
 /** RFC 6902. Returns a new document; throws 400 for a malformed patch and 422 for one that does not fit. */
 export function jsonPatch(document: unknown, operations: unknown): unknown {
-  if (!Array.isArray(operations)) {
-    throw badRequest("a JSON patch is a list of operations");
-  }
+  if (!Array.isArray(operations)) throw badRequest("a JSON patch is a list of operations");
   let result: unknown = structuredClone(document);
   for (const operation of operations) {
-    if (!isObject(operation)) {
-      throw badRequest("each operation of a JSON patch is an object");
-    }
+    if (!isObject(operation)) throw badRequest("each operation of a JSON patch is an object");
     result = applyOperation(result, operation);
   }
   return result;
@@ -34,9 +28,7 @@ export function jsonPatch(document: unknown, operations: unknown): unknown {
 
 function applyOperation(document: unknown, operation: JsonObject): unknown {
   const { op, path, from, value } = operation;
-  if (typeof op !== "string" || typeof path !== "string") {
-    throw badRequest("a JSON patch operation needs op and path");
-  }
+  if (typeof op !== "string" || typeof path !== "string") throw badRequest("a JSON patch operation needs op and path");
   const tokens = pointer(path);
   switch (op) {
     case "add":
@@ -44,9 +36,7 @@ function applyOperation(document: unknown, operation: JsonObject): unknown {
     case "remove":
       return remove(document, tokens).document;
     case "replace": {
-      if (tokens.length === 0) {
-        return structuredClone(value);
-      }
+      if (tokens.length === 0) return structuredClone(value);
       const taken = remove(document, tokens);
       return add(taken.document, tokens, structuredClone(value));
     }
@@ -57,9 +47,7 @@ function applyOperation(document: unknown, operation: JsonObject): unknown {
     case "copy":
       return add(document, tokens, structuredClone(read(document, pointer(from))));
     case "test":
-      if (!jsonEqual(read(document, tokens), value)) {
-        throw unfit(`testing path ${path} failed`);
-      }
+      if (!jsonEqual(read(document, tokens), value)) throw unfit(`testing path ${path} failed`);
       return document;
     default:
       throw badRequest(`unexpected kind of JSON patch operation: ${op}`);
@@ -93,9 +81,7 @@ function read(document: unknown, tokens: readonly string[]): unknown {
 // The document is a private copy here, so that these may change it in place.
 function add(document: unknown, tokens: readonly string[], value: unknown): unknown {
   const last = tokens.at(-1);
-  if (last === undefined) {
-    return value;
-  }
+  if (last === undefined) return value;
   const parent = read(document, tokens.slice(0, -1));
   if (Array.isArray(parent)) {
     parent.splice(last === "-" ? parent.length : indexIn(parent, last, parent.length), 0, value);
@@ -110,9 +96,7 @@ function add(document: unknown, tokens: readonly string[], value: unknown): unkn
 function remove(document: unknown, tokens: readonly string[]): { document: unknown; value: unknown } {
   const value = read(document, tokens);
   const last = tokens.at(-1);
-  if (last === undefined) {
-    return { document: null, value };
-  }
+  if (last === undefined) return { document: null, value };
   const parent = read(document, tokens.slice(0, -1));
   if (Array.isArray(parent)) {
     parent.splice(indexIn(parent, last, parent.length - 1), 1);
@@ -124,9 +108,7 @@ function remove(document: unknown, tokens: readonly string[]): { document: unkno
 
 function indexIn(list: unknown[], token: string, max: number): number {
   const index = /^(0|[1-9]\d*)$/.test(token) ? Number(token) : Number.NaN;
-  if (!(index <= max)) {
-    throw unfit(`index ${token} is outside the list of ${list.length}`);
-  }
+  if (!(index <= max)) throw unfit(`index ${token} is outside the list of ${list.length}`);
   return index;
 }
 

@@ -141,12 +141,8 @@ function extensions(usage: CertificateRequest["usage"], names: readonly string[]
 }
 
 function addressBytes(name: string): Buffer | undefined {
-  if (isIPv4(name)) {
-    return Buffer.from(name.split(".").map(Number));
-  }
-  if (!name.includes(":")) {
-    return undefined;
-  }
+  if (isIPv4(name)) return Buffer.from(name.split(".").map(Number));
+  if (!name.includes(":")) return undefined;
   const [head = "", tail] = name.split("::");
   const groups = (text: string | undefined) => (text === undefined || text === "" ? [] : text.split(":"));
   const before = groups(head);
@@ -169,13 +165,9 @@ export interface ParsedSigningRequest {
 export function parseSigningRequest(pem: string): ParsedSigningRequest {
   const [request] = readDer(fromPem("CERTIFICATE REQUEST", pem));
   const [info, , signature] = readDer(request?.content ?? Buffer.alloc(0));
-  if (info === undefined || signature === undefined) {
-    throw new Error("not a certificate request");
-  }
+  if (info === undefined || signature === undefined) throw new Error("not a certificate request");
   const [, subject, spki, ...attributes] = readDer(info.content);
-  if (subject === undefined || spki === undefined) {
-    throw new Error("certificate request without subject or key");
-  }
+  if (subject === undefined || spki === undefined) throw new Error("certificate request without subject or key");
   const publicKey = createPublicKey({ key: spki.raw, type: "spki", format: "der" });
   const digest = publicKey.asymmetricKeyType === "ed25519" ? null : "sha256";
   if (!verify(digest, info.raw, publicKey, signature.content.subarray(1))) {
@@ -199,16 +191,12 @@ export function parseSigningRequest(pem: string): ParsedSigningRequest {
 
 function requestedNames(attribute: Buffer): string[] {
   const [type, values] = readDer(attribute);
-  if (type === undefined || values === undefined || readOid(type.content) !== oid.extensionRequest) {
-    return [];
-  }
+  if (type === undefined || values === undefined || readOid(type.content) !== oid.extensionRequest) return [];
   const names: string[] = [];
   for (const list of readDer(values.content)) {
     for (const extension of readDer(list.content)) {
       const parts = readDer(extension.content);
-      if (readOid(parts[0]?.content ?? Buffer.alloc(0)) !== oid.subjectAltName) {
-        continue;
-      }
+      if (readOid(parts[0]?.content ?? Buffer.alloc(0)) !== oid.subjectAltName) continue;
       const [sequence] = readDer(parts.at(-1)?.content ?? Buffer.alloc(0));
       for (const name of readDer(sequence?.content ?? Buffer.alloc(0))) {
         if (name.tag === 0x82) {
@@ -223,8 +211,6 @@ function requestedNames(attribute: Buffer): string[] {
 }
 
 function addressText(bytes: Buffer): string {
-  if (bytes.length === 4) {
-    return bytes.join(".");
-  }
+  if (bytes.length === 4) return bytes.join(".");
   return Array.from({ length: 8 }, (_, i) => bytes.readUInt16BE(i * 2).toString(16)).join(":");
 }

@@ -26,33 +26,21 @@ export function applyPodDefaults(pod: Pod): void {
   spec.securityContext ??= {};
   spec.schedulerName ??= "default-scheduler";
   spec.enableServiceLinks ??= true;
-  if (spec.hostNetwork === true) {
-    defaultHostPorts(spec);
-  }
-  for (const container of spec.initContainers ?? []) {
-    applyContainerDefaults(container);
-  }
-  for (const container of spec.containers) {
-    applyContainerDefaults(container);
-  }
+  if (spec.hostNetwork === true) defaultHostPorts(spec);
+  for (const container of spec.initContainers ?? []) applyContainerDefaults(container);
+  for (const container of spec.containers) applyContainerDefaults(container);
   applyEphemeralContainerDefaults(spec.ephemeralContainers ?? []);
-  for (const volume of spec.volumes ?? []) {
-    applyVolumeDefaults(volume);
-  }
+  for (const volume of spec.volumes ?? []) applyVolumeDefaults(volume);
 }
 
 /** Defaults of ephemeral containers; they have no resources and no resize policy. */
 export function applyEphemeralContainerDefaults(containers: EphemeralContainer[]): void {
-  for (const container of containers) {
-    applyContainerDefaults(container);
-  }
+  for (const container of containers) applyContainerDefaults(container);
 }
 
 function defaultHostPorts(spec: PodSpec): void {
   for (const container of [...(spec.initContainers ?? []), ...spec.containers]) {
-    for (const port of container.ports ?? []) {
-      port.hostPort ??= port.containerPort;
-    }
+    for (const port of container.ports ?? []) port.hostPort ??= port.containerPort;
   }
 }
 
@@ -61,48 +49,32 @@ function applyContainerDefaults(container: Container): void {
   container.terminationMessagePolicy ??= "File";
   container.imagePullPolicy ??= pullPolicyOf(container.image ?? "");
   container.resources ??= {};
-  for (const port of container.ports ?? []) {
-    port.protocol ??= "TCP";
-  }
+  for (const port of container.ports ?? []) port.protocol ??= "TCP";
   for (const variable of container.env ?? []) {
-    if (variable.valueFrom?.fieldRef !== undefined) {
-      variable.valueFrom.fieldRef.apiVersion ??= "v1";
-    }
-    if (variable.valueFrom?.resourceFieldRef !== undefined) {
-      variable.valueFrom.resourceFieldRef.divisor ??= "0";
-    }
+    if (variable.valueFrom?.fieldRef !== undefined) variable.valueFrom.fieldRef.apiVersion ??= "v1";
+    if (variable.valueFrom?.resourceFieldRef !== undefined) variable.valueFrom.resourceFieldRef.divisor ??= "0";
   }
   const { limits, requests } = container.resources;
-  if (limits !== undefined) {
-    container.resources.requests = { ...limits, ...requests };
-  }
+  if (limits !== undefined) container.resources.requests = { ...limits, ...requests };
   const sized = ["cpu", "memory"].filter((name) => limits?.[name] !== undefined || requests?.[name] !== undefined);
   if (sized.length > 0) {
     container.resizePolicy ??= [];
     for (const resourceName of sized) {
-      if (container.resizePolicy.some((p) => p.resourceName === resourceName)) {
-        continue;
-      }
+      if (container.resizePolicy.some((p) => p.resourceName === resourceName)) continue;
       container.resizePolicy.push({ resourceName, restartPolicy: "NotRequired" });
     }
   }
   for (const probe of [container.livenessProbe, container.readinessProbe, container.startupProbe]) {
-    if (probe !== undefined) {
-      applyProbeDefaults(probe);
-    }
+    if (probe !== undefined) applyProbeDefaults(probe);
   }
   for (const handler of [container.lifecycle?.postStart, container.lifecycle?.preStop]) {
-    if (handler !== undefined) {
-      applyHandlerDefaults(handler);
-    }
+    if (handler !== undefined) applyHandlerDefaults(handler);
   }
 }
 
 /** Always for `:latest` or no tag, IfNotPresent for another tag or a digest. */
 export function pullPolicyOf(image: string): "Always" | "IfNotPresent" {
-  if (image.includes("@")) {
-    return "IfNotPresent";
-  }
+  if (image.includes("@")) return "IfNotPresent";
   const tag = /:([^:/]+)$/.exec(image)?.[1];
   return tag === undefined || tag === "latest" ? "Always" : "IfNotPresent";
 }
@@ -112,16 +84,12 @@ function applyProbeDefaults(probe: Probe): void {
   probe.periodSeconds ??= 10;
   probe.successThreshold ??= 1;
   probe.failureThreshold ??= 3;
-  if (probe.grpc !== undefined) {
-    probe.grpc.service ??= "";
-  }
+  if (probe.grpc !== undefined) probe.grpc.service ??= "";
   applyHandlerDefaults(probe);
 }
 
 function applyHandlerDefaults(handler: Pick<LifecycleHandler, "httpGet">): void {
-  if (handler.httpGet === undefined) {
-    return;
-  }
+  if (handler.httpGet === undefined) return;
   handler.httpGet.path ??= "/";
   handler.httpGet.scheme ??= "HTTP";
 }
@@ -160,37 +128,21 @@ const volumeKinds = [
 ];
 
 function applyVolumeDefaults(volume: Volume): void {
-  if (!volumeKinds.some((kind) => volume[kind] !== undefined)) {
-    volume.emptyDir = {};
-  }
-  if (volume.hostPath !== undefined) {
-    volume.hostPath.type ??= "";
-  }
+  if (!volumeKinds.some((kind) => volume[kind] !== undefined)) volume.emptyDir = {};
+  if (volume.hostPath !== undefined) volume.hostPath.type ??= "";
   for (const source of [volume.configMap, volume.secret, volume.downwardAPI, volume.projected]) {
-    if (source !== undefined) {
-      source.defaultMode ??= fileModeDefault;
-    }
+    if (source !== undefined) source.defaultMode ??= fileModeDefault;
   }
-  for (const item of volume.downwardAPI?.items ?? []) {
-    defaultFieldRef(item);
-  }
+  for (const item of volume.downwardAPI?.items ?? []) defaultFieldRef(item);
   for (const source of volume.projected?.sources ?? []) {
-    if (source.serviceAccountToken !== undefined) {
-      source.serviceAccountToken.expirationSeconds ??= 3600;
-    }
-    for (const item of source.downwardAPI?.items ?? []) {
-      defaultFieldRef(item);
-    }
+    if (source.serviceAccountToken !== undefined) source.serviceAccountToken.expirationSeconds ??= 3600;
+    for (const item of source.downwardAPI?.items ?? []) defaultFieldRef(item);
   }
 }
 
 function defaultFieldRef(item: { fieldRef?: { apiVersion?: string }; resourceFieldRef?: { divisor?: unknown } }): void {
-  if (item.fieldRef !== undefined) {
-    item.fieldRef.apiVersion ??= "v1";
-  }
-  if (item.resourceFieldRef !== undefined) {
-    item.resourceFieldRef.divisor ??= "0";
-  }
+  if (item.fieldRef !== undefined) item.fieldRef.apiVersion ??= "v1";
+  if (item.resourceFieldRef !== undefined) item.resourceFieldRef.divisor ??= "0";
 }
 
 /** The two tolerations that every pod gets unless it has its own for that taint. */
@@ -203,13 +155,9 @@ export function addDefaultTolerations(spec: PodSpec): void {
         (t.key === key || t.key === undefined || t.key === "") &&
         (t.effect === "NoExecute" || t.effect === undefined || t.effect === ""),
     );
-    if (!has) {
-      added.push({ key, operator: "Exists", effect: "NoExecute", tolerationSeconds: tolerationSecondsDefault });
-    }
+    if (!has) added.push({ key, operator: "Exists", effect: "NoExecute", tolerationSeconds: tolerationSecondsDefault });
   }
-  if (own.length + added.length > 0) {
-    spec.tolerations = [...own, ...added];
-  }
+  if (own.length + added.length > 0) spec.tolerations = [...own, ...added];
 }
 
 /** QoS class as the API server writes it at creation: from CPU and memory of all containers, or of the pod as a whole. */
@@ -224,12 +172,8 @@ export function qosClassOf(spec: PodSpec): QOSClass {
     for (const name of ["cpu", "memory"]) {
       const limit = limits[name] === undefined ? 0n : (parseQuantity(limits[name]) ?? 0n);
       const request = requests[name] === undefined ? limit : (parseQuantity(requests[name]) ?? 0n);
-      if (limit > 0n || request > 0n) {
-        isBestEffort = false;
-      }
-      if (limit === 0n || limit !== request) {
-        isGuaranteed = false;
-      }
+      if (limit > 0n || request > 0n) isBestEffort = false;
+      if (limit === 0n || limit !== request) isGuaranteed = false;
     }
   }
   return isBestEffort ? "BestEffort" : isGuaranteed ? "Guaranteed" : "Burstable";

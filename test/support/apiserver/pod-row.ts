@@ -25,13 +25,9 @@ export function podRow(pod: Pod, nowMs: number): PodRow {
   for (const [i, init] of initStatuses.entries()) {
     const isRestartable = isSidecar(initOf(init.name));
     counted.push(init);
-    if (init.state?.terminated?.exitCode === 0) {
-      continue;
-    }
+    if (init.state?.terminated?.exitCode === 0) continue;
     if (isRestartable && init.started === true) {
-      if (init.ready) {
-        ready++;
-      }
+      if (init.ready) ready++;
       continue;
     }
     initText = initReason(init, i, spec.initContainers?.length ?? 0);
@@ -79,9 +75,7 @@ export function podRow(pod: Pod, nowMs: number): PodRow {
 }
 
 function initReason({ state }: ContainerStatus, index: number, total: number): string {
-  if (state?.terminated !== undefined) {
-    return `Init:${state.terminated.reason || exitText(state.terminated)}`;
-  }
+  if (state?.terminated !== undefined) return `Init:${state.terminated.reason || exitText(state.terminated)}`;
   const reason = state?.waiting?.reason ?? "";
   return reason !== "" && reason !== "PodInitializing" ? `Init:${reason}` : `Init:${index}/${total}`;
 }

@@ -17,6 +17,9 @@ const addressTypes = ["InternalIP", "ExternalIP", "Hostname"];
 const errorBytesMax = 50_000;
 // Longest wait for a kubelet's answer to an upgrade.
 const upgradeTimeoutMs = 30_000;
+// metrics-server gives a kubelet 10 s to answer a scrape.
+const fetchTimeoutMs = 10_000;
+const summaryBytesMax = 64 << 20;
 const podStreams = ["exec", "attach", "portforward"];
 
 interface Target {
@@ -40,17 +43,13 @@ export class NodeProxy {
   }
 
   handles({ plural, subresource }: RequestInfo): boolean {
-    if (plural === "nodes") {
-      return subresource === "proxy";
-    }
+    if (plural === "nodes") return subresource === "proxy";
     return plural === "pods" && (subresource === "log" || podStreams.includes(subresource));
   }
 
   /** Requests without an upgrade. */
   async serve(exchange: Exchange, info: RequestInfo): Promise<void> {
-    if (podStreams.includes(info.subresource)) {
-      throw badRequest("Upgrade request required");
-    }
+    if (podStreams.includes(info.subresource)) throw badRequest("Upgrade request required");
     const target = this.#target(info, exchange.url);
     const { method } = exchange;
     await new Promise<void>((resolve, reject) => {
@@ -92,6 +91,25 @@ export class NodeProxy {
     });
   }
 
+  /** GETs a JSON document of a node's kubelet. Rejects when it does not answer with 200. */
+  async fetch(nodeName: string, path: string): Promise<unknown> {
+    const target = { ...this.#nodeAddress(nodeName), path };
+    return new Promise((resolve, reject) => {
+      const outgoing = httpsRequest({ ...target, agent: this.#agent, timeout: fetchTimeoutMs });
+      outgoing.on("timeout", () => outgoing.destroy(new Error("timed out")));
+      outgoing.on("error", (err) => reject(unreachable(target, err)));
+      outgoing.on("response", (incoming) => {
+        collect(incoming, summaryBytesMax)
+          .then((text) => {
+            if (incoming.statusCode === 200) resolve(JSON.parse(text));
+            else reject(new Error(`${hostOf(target)}${path} answered ${incoming.statusCode}`));
+          })
+          .catch(reject);
+      });
+      outgoing.end();
+    });
+  }
+
   /**
    * Upgraded streams: sends the request on and, whatever the kubelet answers, splices the two connections.
    *
@@ -116,15 +134,11 @@ export class NodeProxy {
     const lines = [`${request.method ?? "GET"} ${target.path} HTTP/1.1`, `Host: ${hostOf(target)}`];
     for (let i = 0; i + 1 < request.rawHeaders.length; i += 2) {
       const name = request.rawHeaders[i] ?? "";
-      if (/^(host|authorization|impersonate-.*)$/i.test(name)) {
-        continue;
-      }
+      if (/^(host|authorization|impersonate-.*)$/i.test(name)) continue;
       lines.push(`${name}: ${request.rawHeaders[i + 1] ?? ""}`);
     }
     kubelet.write(`${lines.join("\r\n")}\r\n\r\n`);
-    if (client.head.length > 0) {
-      kubelet.write(client.head);
-    }
+    if (client.head.length > 0) kubelet.write(client.head);
     const code = new Promise<number>((resolve) => {
       kubelet.once("data", (chunk: Buffer) => {
         resolve(Number(/^HTTP\/1\.\d (\d{3})/.exec(chunk.subarray(0, 32).toString("latin1"))?.[1] ?? 502));
@@ -137,38 +151,26 @@ export class NodeProxy {
   }
 
   close(): void {
-    for (const socket of this.#sockets) {
-      socket.destroy();
-    }
+    for (const socket of this.#sockets) socket.destroy();
     this.#agent.destroy();
   }
 
   #target(info: RequestInfo, url: URL): Target {
     const nodeName = info.plural === "nodes" ? info.name.split(":")[0] : undefined;
-    if (nodeName !== undefined) {
-      return { ...this.#nodeAddress(nodeName), path: `/${info.rest}${url.search}` };
-    }
+    if (nodeName !== undefined) return { ...this.#nodeAddress(nodeName), path: `/${info.rest}${url.search}` };
     const found = this.#store.get("pods", `${info.namespace}/${info.name}`);
-    if (found === undefined) {
-      throw notFound({ group: "", plural: "pods" }, info.name);
-    }
+    if (found === undefined) throw notFound({ group: "", plural: "pods" }, info.name);
     const pod = typed<Pod>(found);
     const podNode = pod.spec.nodeName ?? "";
-    if (podNode === "") {
-      throw badRequest(`pod ${info.name} does not have a host assigned`);
-    }
+    if (podNode === "") throw badRequest(`pod ${info.name} does not have a host assigned`);
     const query = new URLSearchParams(url.searchParams);
     const base = this.#nodeAddress(podNode);
     const where = `${info.namespace}/${info.name}`;
-    if (info.subresource === "portforward") {
-      return { ...base, path: withQuery(`/portForward/${where}`, query) };
-    }
+    if (info.subresource === "portforward") return { ...base, path: withQuery(`/portForward/${where}`, query) };
     const container = containerOf(pod, query.get("container") ?? "");
     query.delete("container");
     if (info.subresource === "log") {
-      for (const flag of ["follow", "previous", "timestamps"]) {
-        keepTrue(query, flag, flag, "true");
-      }
+      for (const flag of ["follow", "previous", "timestamps"]) keepTrue(query, flag, flag, "true");
       return { ...base, path: withQuery(`/containerLogs/${where}/${container}`, query) };
     }
     for (const [from, to] of [
@@ -184,9 +186,7 @@ export class NodeProxy {
 
   #nodeAddress(name: string): { host: string; port: number } {
     const found = this.#store.get("nodes", name);
-    if (found === undefined) {
-      throw notFound({ group: "", plural: "nodes" }, name);
-    }
+    if (found === undefined) throw notFound({ group: "", plural: "nodes" }, name);
     const { status } = typed<Node>(found);
     const address = addressTypes
       .map((type) => status?.addresses?.find((a) => a.type === type)?.address)
@@ -200,20 +200,14 @@ export class NodeProxy {
   // For kubelets that do not say they speak it, the real server turns the newest WebSocket protocols into SPDY. This one
   // refuses them instead, upon which kubectl itself falls back to SPDY.
   #checkProtocol(request: IncomingMessage, info: RequestInfo): void {
-    if (request.headers.upgrade?.toLowerCase() !== "websocket") {
-      return;
-    }
+    if (request.headers.upgrade?.toLowerCase() !== "websocket") return;
     const protocols = request.headers["sec-websocket-protocol"] ?? "";
-    if (!/v5\.channel\.k8s\.io|SPDY\/3\.1\+/.test(protocols)) {
-      return;
-    }
+    if (!/v5\.channel\.k8s\.io|SPDY\/3\.1\+/.test(protocols)) return;
     const nodeName =
       typed<Pod>(this.#store.get("pods", `${info.namespace}/${info.name}`) ?? nothing).spec?.nodeName ?? "";
     const node = this.#store.get("nodes", nodeName);
     const features = node === undefined ? undefined : typed<Node>(node).status?.declaredFeatures;
-    if (features?.includes("ExtendWebSocketsToKubelet") === true) {
-      return;
-    }
+    if (features?.includes("ExtendWebSocketsToKubelet") === true) return;
     throw badRequest(`node ${nodeName} does not take WebSocket streams; use SPDY`);
   }
 
@@ -261,25 +255,19 @@ function withQuery(path: string, query: URLSearchParams): string {
 function keepTrue(query: URLSearchParams, from: string, to: string, value: string): void {
   const isSet = query.has(from) && query.get(from) !== "false" && query.get(from) !== "0";
   query.delete(from);
-  if (isSet) {
-    query.set(to, value);
-  }
+  if (isSet) query.set(to, value);
 }
 
 function containerOf(pod: Pod, wanted: string): string {
   const { name } = pod.metadata;
   const all = [...pod.spec.containers, ...(pod.spec.initContainers ?? []), ...(pod.spec.ephemeralContainers ?? [])];
   if (wanted !== "") {
-    if (all.some((c) => c.name === wanted)) {
-      return wanted;
-    }
+    if (all.some((c) => c.name === wanted)) return wanted;
     throw badRequest(`container ${wanted} is not valid for pod ${name}`);
   }
   const preferred = pod.metadata.annotations?.["kubectl.kubernetes.io/default-container"];
   const [first] = pod.spec.containers;
-  if (pod.spec.containers.length === 1 && first !== undefined) {
-    return preferred ?? first.name;
-  }
+  if (pod.spec.containers.length === 1 && first !== undefined) return preferred ?? first.name;
   const choices = pod.spec.containers.map((c) => c.name).join(" ");
   throw badRequest(`a container name must be specified for pod ${name}, choose one of: [${choices}]`);
 }
@@ -288,9 +276,7 @@ function forwardedHeaders(headers: Record<string, unknown>): Record<string, stri
   const kept: Record<string, string> = {};
   for (const name of ["accept", "accept-encoding", "content-type", "content-length", "user-agent"]) {
     const value = headers[name];
-    if (typeof value === "string") {
-      kept[name] = value;
-    }
+    if (typeof value === "string") kept[name] = value;
   }
   return kept;
 }
@@ -304,12 +290,8 @@ function unreachable(target: Target, err: Error): ApiError {
 }
 
 function logError(code: number, text: string): ApiError {
-  if (code === 400) {
-    return badRequest(text);
-  }
-  if (code === 404) {
-    return new ApiError(404, "NotFound", `the server could not find the requested resource: ${text}`);
-  }
+  if (code === 400) return badRequest(text);
+  if (code === 404) return new ApiError(404, "NotFound", `the server could not find the requested resource: ${text}`);
   return new ApiError(code, "InternalError", text);
 }
 
@@ -318,9 +300,7 @@ async function collect(incoming: IncomingMessage, bytesMax: number): Promise<str
   let size = 0;
   for await (const chunk of incoming) {
     const bytes = chunk as Buffer;
-    if (size < bytesMax) {
-      chunks.push(bytes);
-    }
+    if (size < bytesMax) chunks.push(bytes);
     size += bytes.length;
   }
   return Buffer.concat(chunks).subarray(0, bytesMax).toString("utf8");

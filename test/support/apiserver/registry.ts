@@ -71,9 +71,7 @@ export class Registry {
   /** The stored object, or throws 404. */
   get(resource: ResourceType, namespace: string, name: string): ApiObject {
     const found = this.store.get(resource.storage, keyFor(resource, namespace, name));
-    if (found === undefined) {
-      throw notFound(resource, name);
-    }
+    if (found === undefined) throw notFound(resource, name);
     return found;
   }
 
@@ -84,12 +82,8 @@ export class Registry {
     if (meta.resourceVersion !== undefined && meta.resourceVersion !== "") {
       throw new ApiError(500, "InternalError", "resourceVersion should not be set on objects to be created");
     }
-    if (resource.namespaced) {
-      this.#checkNamespace(resource, namespace, meta.name);
-    }
-    if ((meta.name ?? "") === "") {
-      meta.name = meta.generateName ? `${meta.generateName}${randomName(5)}` : "";
-    }
+    if (resource.namespaced) this.#checkNamespace(resource, namespace, meta.name);
+    if ((meta.name ?? "") === "") meta.name = meta.generateName ? `${meta.generateName}${randomName(5)}` : "";
     object.metadata = {
       ...meta,
       ...(resource.namespaced ? { namespace } : {}),
@@ -100,9 +94,7 @@ export class Registry {
     delete object.metadata.resourceVersion;
     delete object.metadata.deletionTimestamp;
     delete object.metadata.deletionGracePeriodSeconds;
-    if (resource.generationOf === undefined) {
-      delete object.metadata.generation;
-    }
+    if (resource.generationOf === undefined) delete object.metadata.generation;
     checkShape(resource.kind, object);
     const strategy = strategyOf(resource);
     const errors = validateMetadata(resource, object);
@@ -110,9 +102,7 @@ export class Registry {
     if (errors.length === 0 && this.store.get(resource.storage, key) !== undefined) {
       throw alreadyExists(resource, object.metadata.name);
     }
-    if (errors.length === 0) {
-      errors.push(...(strategy.create?.(object, this.#context(resource)) ?? []));
-    }
+    if (errors.length === 0) errors.push(...(strategy.create?.(object, this.#context(resource)) ?? []));
     this.#refuse(resource, object, errors);
     if (options.dryRun === true) {
       strategy.removed?.(object, this.#context(resource));
@@ -131,9 +121,7 @@ export class Registry {
   ): ApiObject {
     const next = structuredClone(input);
     this.#checkIdentity(resource, namespace, next);
-    if ((next.metadata.name ?? "") === "") {
-      next.metadata.name = name;
-    }
+    if ((next.metadata.name ?? "") === "") next.metadata.name = name;
     if (next.metadata.name !== name) {
       throw badRequest(`the name of the object (${next.metadata.name}) does not match the name on the URL (${name})`);
     }
@@ -153,20 +141,12 @@ export class Registry {
 
   patch(resource: ResourceType, namespace: string, name: string, patch: unknown, options: PatchOptions): ApiObject {
     const old = this.store.get(resource.storage, keyFor(resource, namespace, name));
-    if (options.type === "apply") {
-      return this.#apply(resource, namespace, name, old, patch, options);
-    }
-    if (old === undefined) {
-      throw notFound(resource, name);
-    }
-    if (options.type !== "json" && !isObject(patch)) {
-      throw badRequest("a patch is a JSON object");
-    }
+    if (options.type === "apply") return this.#apply(resource, namespace, name, old, patch, options);
+    if (old === undefined) throw notFound(resource, name);
+    if (options.type !== "json" && !isObject(patch)) throw badRequest("a patch is a JSON object");
     const served = resource.toServed?.(old) ?? old;
     const patched = patchedBy(options.type, served, patch, resource.kind);
-    if (!isObject(patched) || !isObject(patched["metadata"])) {
-      throw badRequest("the patch leaves no object");
-    }
+    if (!isObject(patched) || !isObject(patched["metadata"])) throw badRequest("the patch leaves no object");
     const next = structuredClone(patched) as ApiObject;
     const stored = resource.toStored?.(next) ?? next;
     if (stored.metadata.name !== name) {
@@ -188,9 +168,7 @@ export class Registry {
   ): { object: ApiObject; isGone: boolean } {
     const old = this.get(resource, namespace, name);
     const { uid, resourceVersion } = options.preconditions ?? {};
-    if (uid !== undefined && uid !== old.metadata.uid) {
-      throw uidMismatch(resource, name, uid, old.metadata.uid ?? "");
-    }
+    if (uid !== undefined && uid !== old.metadata.uid) throw uidMismatch(resource, name, uid, old.metadata.uid ?? "");
     if (resourceVersion !== undefined && resourceVersion !== old.metadata.resourceVersion) {
       throw conflict(
         resource,
@@ -203,17 +181,13 @@ export class Registry {
       throw forbidden(resource, name, "this namespace may not be deleted");
     }
     const decision = decideDelete(resource.plural, old, options, this.#options.clock.now());
-    if (options.dryRun === true) {
-      return { object: old, isGone: false };
-    }
+    if (options.dryRun === true) return { object: old, isGone: false };
     switch (decision.kind) {
       case "pending":
         return { object: old, isGone: false };
       case "mark": {
         const next: ApiObject = { ...old, metadata: decision.metadata };
-        if (resource.plural === "namespaces") {
-          next["status"] = { ...objectAt(old, "status"), phase: "Terminating" };
-        }
+        if (resource.plural === "namespaces") next["status"] = { ...objectAt(old, "status"), phase: "Terminating" };
         return { object: this.store.put(resource.storage, keyOf(old), next), isGone: false };
       }
       case "remove":
@@ -244,9 +218,7 @@ export class Registry {
       try {
         listener(event);
       } catch (err) {
-        if (!(err instanceof ApiError)) {
-          throw err;
-        }
+        if (!(err instanceof ApiError)) throw err;
       }
     });
   }
@@ -269,9 +241,7 @@ export class Registry {
     patch: unknown,
     options: PatchOptions,
   ): ApiObject {
-    if (!isObject(patch)) {
-      throw badRequest("an apply patch is an object");
-    }
+    if (!isObject(patch)) throw badRequest("an apply patch is an object");
     const manager = options.fieldManager ?? "";
     if (manager === "") {
       throw badRequest(
@@ -281,9 +251,7 @@ export class Registry {
     const applied = structuredClone(patch);
     let result: ApiObject;
     if (old === undefined) {
-      if (options.subresource !== undefined) {
-        throw notFound(resource, name);
-      }
+      if (options.subresource !== undefined) throw notFound(resource, name);
       const metadata = { ...objectAt(applied, "metadata"), name } as ObjectMeta;
       const created = { apiVersion: apiVersionOf(resource), kind: resource.kind, ...applied, metadata } as ApiObject;
       result = this.create(resource, namespace, created, options);
@@ -324,29 +292,21 @@ export class Registry {
       const strategy = strategyOf(resource);
       const errors = validateMetadata(resource, next);
       const context = this.#context(resource);
-      if (options.subresource === undefined) {
-        errors.push(...(strategy.update?.(next, old, context) ?? []));
-      }
+      if (options.subresource === undefined) errors.push(...(strategy.update?.(next, old, context) ?? []));
       this.#refuse(resource, next, errors);
     }
     if (resource.generationOf?.some((field) => !jsonEqual(next[field], old[field])) === true) {
       next.metadata.generation = (old.metadata.generation ?? 0) + 1;
     }
-    if (options.dryRun === true) {
-      return next;
-    }
+    if (options.dryRun === true) return next;
     // A write that changes nothing is none: same resourceVersion, no event.
-    if (jsonEqual(next, old)) {
-      return old;
-    }
+    if (jsonEqual(next, old)) return old;
     const isFreed =
       next.metadata.deletionTimestamp !== undefined &&
       (next.metadata.finalizers ?? []).length === 0 &&
       (next.metadata.deletionGracePeriodSeconds ?? 0) === 0 &&
       !hasSpecFinalizers(next);
-    if (isFreed) {
-      return this.#remove(resource, next);
-    }
+    if (isFreed) return this.#remove(resource, next);
     return this.store.put(resource.storage, keyFor(resource, namespace, name), next);
   }
 
@@ -369,27 +329,19 @@ export class Registry {
           `no kind "${object.kind}" is registered for this path`,
       );
     }
-    if (!isObject(object.metadata)) {
-      object.metadata = { name: "" };
-    }
+    if (!isObject(object.metadata)) object.metadata = { name: "" };
     const own = object.metadata.namespace ?? "";
     if (resource.namespaced && own !== "" && own !== namespace) {
       throw badRequest("the namespace of the provided object does not match the namespace sent on the request");
     }
-    if (!resource.namespaced) {
-      delete object.metadata.namespace;
-    }
+    if (!resource.namespaced) delete object.metadata.namespace;
     delete (object.metadata as { managedFields?: unknown }).managedFields;
   }
 
   #checkNamespace(resource: ResourceType, namespace: string, name: string): void {
     const found = this.store.get("namespaces", namespace);
-    if (found === undefined) {
-      throw notFound({ group: "", plural: "namespaces" }, namespace);
-    }
-    if (found.metadata.deletionTimestamp === undefined) {
-      return;
-    }
+    if (found === undefined) throw notFound({ group: "", plural: "namespaces" }, namespace);
+    if (found.metadata.deletionTimestamp === undefined) return;
     const why = `namespace ${namespace} is being terminated`;
     throw forbidden(
       resource,
@@ -400,9 +352,7 @@ export class Registry {
   }
 
   #refuse(resource: ResourceType, object: ApiObject, errors: readonly FieldError[]): void {
-    if (errors.length > 0) {
-      throw invalid(resource, object.metadata.name, errors);
-    }
+    if (errors.length > 0) throw invalid(resource, object.metadata.name, errors);
   }
 
   #context(resource: ResourceType): StrategyContext {
@@ -420,9 +370,7 @@ export class Registry {
 }
 
 function hasSpecFinalizers(object: ApiObject): boolean {
-  if (object.kind !== "Namespace") {
-    return false;
-  }
+  if (object.kind !== "Namespace") return false;
   const finalizers = objectAt(object, "spec")["finalizers"];
   return Array.isArray(finalizers) && finalizers.length > 0;
 }

@@ -31,9 +31,7 @@ export class RequestLog {
 
   add(request: LoggedRequest): void {
     this.#requests.push(request);
-    if (this.#requests.length > 2 * requestsMax) {
-      this.#requests.splice(0, requestsMax);
-    }
+    if (this.#requests.length > 2 * requestsMax) this.#requests.splice(0, requestsMax);
   }
 
   /** Matching requests, oldest first. */

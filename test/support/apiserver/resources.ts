@@ -99,9 +99,7 @@ export function findResource(group: string, version: string, plural: string): Re
 /** Like {@link findResource} for callers that know it exists. */
 export function resourceOf(group: string, plural: string): ResourceType {
   const found = findResource(group, "v1", plural);
-  if (found === undefined) {
-    throw new Error(`the test API server has no resource ${plural}.${group}`);
-  }
+  if (found === undefined) throw new Error(`the test API server has no resource ${plural}.${group}`);
   return found;
 }
 

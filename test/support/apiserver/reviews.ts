@@ -23,9 +23,7 @@ export const reviewKinds: Readonly<Record<string, { group: string; kind: string;
 
 /** Answers a review. Throws 400 when the body is none. */
 export function answerReview(plural: string, body: unknown, user: User, deps: ReviewDeps): JsonObject {
-  if (!isObject(body)) {
-    throw badRequest("a review needs an object as its body");
-  }
+  if (!isObject(body)) throw badRequest("a review needs an object as its body");
   const review = { ...body, metadata: objectAt(body, "metadata") };
   switch (plural) {
     case "tokenreviews":
@@ -47,13 +45,9 @@ function reviewToken(body: JsonObject, { tokens, known }: ReviewDeps): JsonObjec
   const asked = valueAt(body, ["spec", "audiences"]);
   const audiences = Array.isArray(asked) && asked.length > 0 ? asked.map(String) : [tokenIssuer];
   const fixed = known.get(token);
-  if (fixed !== undefined) {
-    return { authenticated: true, user: userInfo(fixed), audiences };
-  }
+  if (fixed !== undefined) return { authenticated: true, user: userInfo(fixed), audiences };
   const found = tokens.authenticate(token, audiences);
-  if (found === undefined) {
-    return { user: {}, error: "invalid bearer token" };
-  }
+  if (found === undefined) return { user: {}, error: "invalid bearer token" };
   return { authenticated: true, user: userInfo(found.user), audiences: found.audiences };
 }
 
@@ -65,9 +59,7 @@ function reviewAccess(body: JsonObject, self: User | undefined, { authorizer }: 
   const spec = objectAt(body, "spec");
   const groups = Array.isArray(spec["groups"]) ? spec["groups"].map(String) : [];
   const user = self ?? { name: stringAt(spec, "user"), groups };
-  if (user.name === "" || user.name === "system:anonymous") {
-    return { allowed: false };
-  }
+  if (user.name === "" || user.name === "system:anonymous") return { allowed: false };
   const about = objectAt(spec, "resourceAttributes");
   const path = stringAt(spec, "nonResourceAttributes", "path");
   const answer =
@@ -81,8 +73,6 @@ function reviewAccess(body: JsonObject, self: User | undefined, { authorizer }: 
       name: stringAt(about, "name"),
       ...(path === "" ? {} : { path }),
     }) ?? true;
-  if (answer === true) {
-    return { allowed: true };
-  }
+  if (answer === true) return { allowed: true };
   return { allowed: false, ...(typeof answer === "string" ? { reason: answer } : {}) };
 }

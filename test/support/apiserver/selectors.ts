@@ -33,9 +33,7 @@ function labelRequirement(part: string, whole: string): (labels: Record<string, 
     return not === "!" ? (labels) => labels[key] === undefined : (labels) => labels[key] !== undefined;
   }
   const compare = compareForm.exec(part);
-  if (compare === null) {
-    throw badRequest(`unable to parse requirement: found '${part}' in '${whole}'`);
-  }
+  if (compare === null) throw badRequest(`unable to parse requirement: found '${part}' in '${whole}'`);
   const [, key = "", , operator, value = ""] = compare;
   switch (operator) {
     case "!=":
@@ -55,12 +53,8 @@ function splitRequirements(text: string): string[] {
   let depth = 0;
   let part = "";
   for (const char of text) {
-    if (char === "(") {
-      depth++;
-    }
-    if (char === ")") {
-      depth--;
-    }
+    if (char === "(") depth++;
+    if (char === ")") depth--;
     if (char === "," && depth === 0) {
       parts.push(part.trim());
       part = "";
@@ -78,9 +72,7 @@ export function parseFieldSelector(text: string): Matcher {
     .filter((part) => part !== "")
     .map((part) => {
       const form = /^([A-Za-z0-9_.\-[\]/]+?)(==|!=|=)(.*)$/.exec(part);
-      if (form === null) {
-        throw badRequest(`invalid field selector: "${text}": can't understand "${part}"`);
-      }
+      if (form === null) throw badRequest(`invalid field selector: "${text}": can't understand "${part}"`);
       const [, path = "", operator, rawValue = ""] = form;
       const fields = path.split(".");
       const value = rawValue.replaceAll(/\\([\\,=])/g, "$1");

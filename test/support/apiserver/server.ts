@@ -49,6 +49,8 @@ export interface TestApiServerOptions {
   historyMax?: number;
   /** Time between bookmarks of a watch; default 60 s. */
   bookmarkIntervalMs?: number;
+  /** Watches send their headers with the first event only, as through a proxy that buffers. Default false. */
+  holdWatchHeaders?: boolean;
   controllers?: ControllerOptions;
   clock?: Clock;
 }
@@ -102,6 +104,7 @@ export async function startTestApiServer(options: TestApiServerOptions = {}): Pr
     historyMax = historyMaxDefault,
     bookmarkIntervalMs = bookmarkIntervalMsDefault,
     serviceCIDR = serviceCIDRDefault,
+    holdWatchHeaders = false,
   } = options;
   const authority =
     options.keys === undefined ? CertificateAuthority.create() : new CertificateAuthority(options.keys.authority);
@@ -115,7 +118,7 @@ export async function startTestApiServer(options: TestApiServerOptions = {}): Pr
     clusterCIDR: options.clusterCIDR,
     taintNewNodes: controllers.nodeLifecycle ?? false,
   });
-  const watches = new WatchHub(store, clock, bookmarkIntervalMs);
+  const watches = new WatchHub(store, clock, { bookmarkIntervalMs, holdHeaders: holdWatchHeaders });
   const requests = new RequestLog();
 
   const directory = await mkdtemp(join(tmpdir(), "test-apiserver-"));
@@ -130,9 +133,7 @@ export async function startTestApiServer(options: TestApiServerOptions = {}): Pr
   });
 
   const addresses: ListenAddress[] = [];
-  for (const { host, port } of listen) {
-    addresses.push({ host, port: await front.listen(host, port) });
-  }
+  for (const { host, port } of listen) addresses.push({ host, port: await front.listen(host, port) });
   const [first = { host: "127.0.0.1", port: 0 }] = addresses;
   const reachable = first.host === "0.0.0.0" || first.host === "::" ? "127.0.0.1" : first.host;
   const url = `https://${isIP(reachable) === 6 ? `[${reachable}]` : reachable}:${first.port}`;
@@ -235,12 +236,8 @@ function identityOf(who: "admin" | `node:${string}` | { name: string; groups?: s
   name: string;
   groups: string[];
 } {
-  if (typeof who === "object") {
-    return { name: who.name, groups: who.groups ?? [] };
-  }
-  if (who === "admin") {
-    return { name: "kubernetes-admin", groups: ["system:masters"] };
-  }
+  if (typeof who === "object") return { name: who.name, groups: who.groups ?? [] };
+  if (who === "admin") return { name: "kubernetes-admin", groups: ["system:masters"] };
   return { name: `system:node:${who.slice("node:".length)}`, groups: ["system:nodes"] };
 }
 

@@ -31,9 +31,7 @@ export class ServiceNetwork {
   /** Gives a new service its addresses and ports, writing them into `service`, or says what it cannot have. */
   allocate(service: Service): FieldError[] {
     const spec = service.spec;
-    if (spec === undefined || spec.type === "ExternalName") {
-      return [];
-    }
+    if (spec === undefined || spec.type === "ExternalName") return [];
     const errors: FieldError[] = [];
     if (spec.clusterIP === "None") {
       spec.clusterIPs = ["None"];
@@ -58,18 +56,14 @@ export class ServiceNetwork {
       spec.clusterIPs = [address];
     }
     errors.push(...this.allocatePorts(service));
-    if (errors.length > 0) {
-      this.release(service);
-    }
+    if (errors.length > 0) this.release(service);
     return errors;
   }
 
   /** Gives ports that need a node port one. Ports that have one keep it; `old` is the service before an update. */
   allocatePorts(service: Service, old?: Service): FieldError[] {
     const spec = service.spec;
-    if (spec === undefined) {
-      return [];
-    }
+    if (spec === undefined) return [];
     const owned = new Set((old?.spec?.ports ?? []).map((p) => `${p.protocol ?? "TCP"}/${p.nodePort}`));
     const needsPorts = spec.type === "NodePort" || spec.type === "LoadBalancer";
     const errors: FieldError[] = [];
@@ -103,14 +97,10 @@ export class ServiceNetwork {
     const keptPorts = new Set((kept?.spec?.ports ?? []).map((p) => `${p.protocol ?? "TCP"}/${p.nodePort}`));
     for (const port of service.spec?.ports ?? []) {
       const id = `${port.protocol ?? "TCP"}/${port.nodePort}`;
-      if (!keptPorts.has(id)) {
-        this.#ports.delete(id);
-      }
+      if (!keptPorts.has(id)) this.#ports.delete(id);
     }
     const address = service.spec?.clusterIP ?? "";
-    if (address !== kept?.spec?.clusterIP) {
-      this.#addresses.delete(address);
-    }
+    if (address !== kept?.spec?.clusterIP) this.#addresses.delete(address);
   }
 
   #contains(address: string): boolean {
@@ -123,9 +113,7 @@ export class ServiceNetwork {
       const n = this.#nextAddress;
       this.#nextAddress = n + 1 >= this.#size - 1 ? 2 : n + 1;
       const address = this.address(n);
-      if (!this.#addresses.has(address)) {
-        return address;
-      }
+      if (!this.#addresses.has(address)) return address;
     }
     throw new Error(`no free address in ${this.cidr}`);
   }
@@ -134,9 +122,7 @@ export class ServiceNetwork {
     for (let tried = nodePortMin; tried <= nodePortMax; tried++) {
       const port = this.#nextPort;
       this.#nextPort = port >= nodePortMax ? nodePortMin : port + 1;
-      if (this.#ports.has(`${protocol}/${port}`)) {
-        continue;
-      }
+      if (this.#ports.has(`${protocol}/${port}`)) continue;
       this.#ports.add(`${protocol}/${port}`);
       return port;
     }
@@ -162,9 +148,7 @@ export function applyServiceDefaults(service: Service): void {
   }
   for (const port of spec.ports ?? []) {
     port.protocol ??= "TCP";
-    if (port.targetPort === undefined || port.targetPort === 0 || port.targetPort === "") {
-      port.targetPort = port.port;
-    }
+    if (port.targetPort === undefined || port.targetPort === 0 || port.targetPort === "") port.targetPort = port.port;
   }
   const isExternal = spec.type === "NodePort" || spec.type === "LoadBalancer";
   if (isExternal) {
@@ -174,9 +158,7 @@ export function applyServiceDefaults(service: Service): void {
   } else {
     delete spec.externalTrafficPolicy;
   }
-  if (spec.type === "ExternalName") {
-    return;
-  }
+  if (spec.type === "ExternalName") return;
   spec.internalTrafficPolicy ??= "Cluster";
   spec.ipFamilies ??= ["IPv4"];
   spec.ipFamilyPolicy ??= "SingleStack";

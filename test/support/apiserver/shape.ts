@@ -12,43 +12,27 @@ export function checkShape(kind: string, object: ApiObject): void {
         `json: cannot unmarshal ${path} into a field of type ${want}`,
     );
   const checkMap = (value: unknown, path: string) => {
-    if (value === undefined || value === null) {
-      return;
-    }
-    if (!isObject(value)) {
-      throw wrong(path, "map[string]string");
-    }
+    if (value === undefined || value === null) return;
+    if (!isObject(value)) throw wrong(path, "map[string]string");
     for (const [key, entry] of Object.entries(value)) {
-      if (typeof entry !== "string") {
-        throw wrong(`${path}.${key}`, "string");
-      }
+      if (typeof entry !== "string") throw wrong(`${path}.${key}`, "string");
     }
   };
   checkMap(object.metadata.labels, "metadata.labels");
   checkMap(object.metadata.annotations, "metadata.annotations");
   for (const part of ["spec", "status"]) {
     const value = object[part];
-    if (value !== undefined && !isObject(value)) {
-      throw wrong(part, "object");
-    }
+    if (value !== undefined && !isObject(value)) throw wrong(part, "object");
   }
-  if (kind === "ConfigMap") {
-    checkMap(object["data"], "data");
-  }
+  if (kind === "ConfigMap") checkMap(object["data"], "data");
   const checkList = (holder: JsonObject, path: string, field: string) => {
     const value = holder[field];
-    if (value === undefined) {
-      return;
-    }
-    if (!Array.isArray(value) || !value.every(isObject)) {
-      throw wrong(`${path}.${field}`, "list of objects");
-    }
+    if (value === undefined) return;
+    if (!Array.isArray(value) || !value.every(isObject)) throw wrong(`${path}.${field}`, "list of objects");
   };
   const spec = objectAt(object, "spec");
   if (kind === "Pod") {
-    if (object["spec"] === undefined) {
-      object["spec"] = {};
-    }
+    if (object["spec"] === undefined) object["spec"] = {};
     for (const field of ["containers", "initContainers", "ephemeralContainers", "volumes", "tolerations"]) {
       checkList(spec, "spec", field);
     }
@@ -70,9 +54,7 @@ export function checkShape(kind: string, object: ApiObject): void {
         }
         for (const list of ["command", "args"]) {
           const value = container[list];
-          if (value === undefined) {
-            continue;
-          }
+          if (value === undefined) continue;
           if (!Array.isArray(value) || !value.every((v) => typeof v === "string")) {
             throw wrong(`${path}.${list}`, "[]string");
           }
@@ -80,7 +62,5 @@ export function checkShape(kind: string, object: ApiObject): void {
       }
     }
   }
-  if (kind === "Service") {
-    checkList(spec, "spec", "ports");
-  }
+  if (kind === "Service") checkList(spec, "spec", "ports");
 }

@@ -76,9 +76,7 @@ export class Store {
   remove(storage: string, key: string, last?: ApiObject): ApiObject | undefined {
     const shelf = this.#shelf(storage);
     const previous = shelf.objects.get(key);
-    if (previous === undefined) {
-      return undefined;
-    }
+    if (previous === undefined) return undefined;
     const revision = ++this.#revision;
     const object = withRevision(last ?? previous, revision);
     shelf.objects.delete(key);
@@ -88,9 +86,7 @@ export class Store {
 
   /** All objects as they were at `revision`. Throws 410 Expired when that is too long ago. */
   listAt(storage: string, revision: number): [string, ApiObject][] {
-    if (revision >= this.#revision) {
-      return this.list(storage);
-    }
+    if (revision >= this.#revision) return this.list(storage);
     const shelf = this.#shelf(storage);
     if (revision < shelf.compacted) {
       throw expired(
@@ -101,9 +97,7 @@ export class Store {
     const objects = new Map(shelf.objects);
     for (let i = shelf.history.length - 1; i >= 0; i--) {
       const event = shelf.history[i];
-      if (event === undefined || event.revision <= revision) {
-        break;
-      }
+      if (event === undefined || event.revision <= revision) break;
       if (event.previous === undefined) {
         objects.delete(event.key);
       } else {
@@ -116,9 +110,7 @@ export class Store {
   /** Changes after `revision`, oldest first; undefined when some of them are already forgotten. */
   eventsAfter(storage: string, revision: number): readonly StoreEvent[] | undefined {
     const shelf = this.#shelf(storage);
-    if (revision < shelf.compacted) {
-      return undefined;
-    }
+    if (revision < shelf.compacted) return undefined;
     const at = shelf.history.findIndex((event) => event.revision > revision);
     return at < 0 ? [] : shelf.history.slice(at);
   }
@@ -131,9 +123,7 @@ export class Store {
   /** Forgets the past, so that watches and pages from before now get 410. */
   compact(storage?: string): void {
     for (const [name, shelf] of this.#shelves) {
-      if (storage !== undefined && name !== storage) {
-        continue;
-      }
+      if (storage !== undefined && name !== storage) continue;
       shelf.history = [];
       shelf.compacted = this.#revision;
     }
@@ -162,16 +152,12 @@ export class Store {
       shelf.compacted = dropped.at(-1)?.revision ?? shelf.compacted;
     }
     this.#pending.push(event);
-    if (this.#delivering) {
-      return;
-    }
+    if (this.#delivering) return;
     // A listener may write in turn: its events wait here, so that everyone sees one order.
     this.#delivering = true;
     try {
       for (let next = this.#pending.shift(); next !== undefined; next = this.#pending.shift()) {
-        for (const listener of [...this.#listeners]) {
-          listener(next);
-        }
+        for (const listener of [...this.#listeners]) listener(next);
       }
     } finally {
       this.#delivering = false;

@@ -11,16 +11,10 @@ const setElementOrder = "$setElementOrder/";
  * Pure; throws 400 for a patch that breaks its own rules.
  */
 export function strategicMerge(current: unknown, patch: unknown, schema: MergeSchema): unknown {
-  if (!isObject(patch)) {
-    return patch;
-  }
+  if (!isObject(patch)) return patch;
   const directive = patch["$patch"];
-  if (directive === "delete") {
-    return {};
-  }
-  if (directive === "replace") {
-    return withoutDirectives(patch);
-  }
+  if (directive === "delete") return {};
+  if (directive === "replace") return withoutDirectives(patch);
   if (directive !== undefined && directive !== "merge") {
     throw badRequest(`Unknown patch type: ${JSON.stringify(directive)}`);
   }
@@ -28,9 +22,7 @@ export function strategicMerge(current: unknown, patch: unknown, schema: MergeSc
   const base = retained(isObject(current) ? current : {}, patch);
   const result: JsonObject = { ...base };
   for (const [field, value] of Object.entries(patch)) {
-    if (field.startsWith("$")) {
-      continue;
-    }
+    if (field.startsWith("$")) continue;
     if (value === null) {
       delete result[field];
       continue;
@@ -48,43 +40,31 @@ export function strategicMerge(current: unknown, patch: unknown, schema: MergeSc
 
 function retained(current: JsonObject, patch: JsonObject): JsonObject {
   const keys = patch["$retainKeys"];
-  if (keys === undefined) {
-    return current;
-  }
-  if (!Array.isArray(keys)) {
-    throw badRequest("$retainKeys is a list of field names");
-  }
+  if (keys === undefined) return current;
+  if (!Array.isArray(keys)) throw badRequest("$retainKeys is a list of field names");
   return Object.fromEntries(Object.entries(current).filter(([field]) => keys.includes(field)));
 }
 
 // Directives about a list stand beside it, and also count when the patch leaves the list itself alone.
 function applyListDirectives(result: JsonObject, patch: JsonObject, schema: MergeSchema): void {
   for (const [directive, value] of Object.entries(patch)) {
-    if (!directive.startsWith(deleteFromPrimitiveList) || !Array.isArray(value)) {
-      continue;
-    }
+    if (!directive.startsWith(deleteFromPrimitiveList) || !Array.isArray(value)) continue;
     const list = result[directive.slice(deleteFromPrimitiveList.length)];
     if (Array.isArray(list)) {
       result[directive.slice(deleteFromPrimitiveList.length)] = list.filter((item) => !value.includes(item));
     }
   }
   for (const [directive, order] of Object.entries(patch)) {
-    if (!directive.startsWith(setElementOrder) || !Array.isArray(order)) {
-      continue;
-    }
+    if (!directive.startsWith(setElementOrder) || !Array.isArray(order)) continue;
     const field = directive.slice(setElementOrder.length);
     const list = result[field];
-    if (Array.isArray(list)) {
-      result[field] = reorder(list, order, schema.fields?.[field]?.mergeKey);
-    }
+    if (Array.isArray(list)) result[field] = reorder(list, order, schema.fields?.[field]?.mergeKey);
   }
 }
 
 function mergeLists(current: unknown, patch: unknown[], schema: MergeSchema): unknown[] {
   const base = Array.isArray(current) ? current : [];
-  if (schema.set === true) {
-    return [...base, ...patch.filter((item) => !base.includes(item))];
-  }
+  if (schema.set === true) return [...base, ...patch.filter((item) => !base.includes(item))];
   const { mergeKey } = schema;
   const replaces = patch.some((item) => isObject(item) && item["$patch"] === "replace");
   if (mergeKey === undefined || replaces) {
@@ -134,12 +114,8 @@ function reorder(list: unknown[], order: unknown[], mergeKey: string | undefined
 }
 
 function withoutDirectives(value: unknown): unknown {
-  if (Array.isArray(value)) {
-    return value.map(withoutDirectives);
-  }
-  if (!isObject(value)) {
-    return value;
-  }
+  if (Array.isArray(value)) return value.map(withoutDirectives);
+  if (!isObject(value)) return value;
   return Object.fromEntries(
     Object.entries(value)
       .filter(([field, v]) => !field.startsWith("$") && v !== null)

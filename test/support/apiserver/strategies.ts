@@ -81,9 +81,7 @@ function createPod(object: ApiObject, context: StrategyContext): FieldError[] {
   applyPodDefaults(pod);
   admitRuntimeClass(pod, context);
   const errors = validatePod(pod);
-  if (errors.length === 0) {
-    pod.status.qosClass = qosClassOf(pod.spec);
-  }
+  if (errors.length === 0) pod.status.qosClass = qosClassOf(pod.spec);
   return errors;
 }
 
@@ -101,17 +99,11 @@ const tokenMountPath = "/var/run/secrets/kubernetes.io/serviceaccount";
 
 function admitServiceAccount(pod: Pod, { store, serviceAccountAdmission, resource }: StrategyContext): void {
   const { spec, metadata } = pod;
-  if (metadata.annotations?.["kubernetes.io/config.mirror"] !== undefined) {
-    return;
-  }
-  if (spec.serviceAccountName === undefined || spec.serviceAccountName === "") {
-    spec.serviceAccountName = "default";
-  }
+  if (metadata.annotations?.["kubernetes.io/config.mirror"] !== undefined) return;
+  if (spec.serviceAccountName === undefined || spec.serviceAccountName === "") spec.serviceAccountName = "default";
   // The deprecated alias is kept equal by the API server.
   objectAt(pod, "spec")["serviceAccount"] = spec.serviceAccountName;
-  if (!serviceAccountAdmission) {
-    return;
-  }
+  if (!serviceAccountAdmission) return;
   const account = store.get("serviceaccounts", `${metadata.namespace}/${spec.serviceAccountName}`);
   if (account === undefined) {
     throw forbidden(
@@ -125,9 +117,7 @@ function admitServiceAccount(pod: Pod, { store, serviceAccountAdmission, resourc
   if ((spec.imagePullSecrets ?? []).length === 0 && Array.isArray(pullSecrets) && pullSecrets.length > 0) {
     spec.imagePullSecrets = structuredClone(pullSecrets as { name?: string }[]);
   }
-  if ((spec.automountServiceAccountToken ?? account["automountServiceAccountToken"] ?? true) !== true) {
-    return;
-  }
+  if ((spec.automountServiceAccountToken ?? account["automountServiceAccountToken"] ?? true) !== true) return;
   mountToken(pod);
 }
 
@@ -135,15 +125,11 @@ function mountToken({ spec }: Pod): void {
   const name = `kube-api-access-${randomName(5)}`;
   let isUsed = false;
   for (const container of [...(spec.initContainers ?? []), ...spec.containers]) {
-    if ((container.volumeMounts ?? []).some((m) => m.mountPath === tokenMountPath)) {
-      continue;
-    }
+    if ((container.volumeMounts ?? []).some((m) => m.mountPath === tokenMountPath)) continue;
     container.volumeMounts = [...(container.volumeMounts ?? []), { name, readOnly: true, mountPath: tokenMountPath }];
     isUsed = true;
   }
-  if (!isUsed) {
-    return;
-  }
+  if (!isUsed) return;
   const caKey = { key: "ca.crt", path: "ca.crt" };
   const namespaceField = { apiVersion: "v1", fieldPath: "metadata.namespace" };
   spec.volumes = [
@@ -175,25 +161,19 @@ function admitPriority(pod: Pod, { store, resource }: StrategyContext): void {
     policy = stringAt(found, "preemptionPolicy") || policy;
   }
   const isMirror = pod.metadata.annotations?.["kubernetes.io/config.mirror"] !== undefined;
-  if (!isMirror || spec.priority === undefined) {
-    spec.priority = value;
-  }
+  if (!isMirror || spec.priority === undefined) spec.priority = value;
   objectAt(pod, "spec")["preemptionPolicy"] ??= policy;
 }
 
 function admitRuntimeClass(pod: Pod, { store, resource }: StrategyContext): void {
   const name = pod.spec.runtimeClassName;
-  if (name === undefined || name === "") {
-    return;
-  }
+  if (name === undefined || name === "") return;
   const found = store.get("runtimeclasses.node.k8s.io", name);
   if (found === undefined) {
     throw forbidden(resource, pod.metadata.name, `pod rejected: RuntimeClass "${name}" not found`);
   }
   const overhead = objectAt(found, "overhead", "podFixed");
-  if (Object.keys(overhead).length > 0) {
-    pod.spec.overhead ??= { ...overhead } as Record<string, string>;
-  }
+  if (Object.keys(overhead).length > 0) pod.spec.overhead ??= { ...overhead } as Record<string, string>;
 }
 
 function createService(object: ApiObject, { network }: StrategyContext): FieldError[] {
@@ -211,34 +191,22 @@ function updateService(object: ApiObject, oldObject: ApiObject, { network }: Str
   const spec = service.spec ?? {};
   // A PUT without the allocated values keeps them.
   if (spec.type !== "ExternalName" && old.spec?.type !== "ExternalName") {
-    if (old.spec?.clusterIP !== undefined) {
-      spec.clusterIP ??= old.spec.clusterIP;
-    }
-    if (old.spec?.clusterIPs !== undefined) {
-      spec.clusterIPs ??= old.spec.clusterIPs;
-    }
+    if (old.spec?.clusterIP !== undefined) spec.clusterIP ??= old.spec.clusterIP;
+    if (old.spec?.clusterIPs !== undefined) spec.clusterIPs ??= old.spec.clusterIPs;
     for (const port of spec.ports ?? []) {
       const before = old.spec?.ports?.find((p) => p.port === port.port && p.protocol === port.protocol);
-      if (before?.nodePort !== undefined) {
-        port.nodePort ??= before.nodePort;
-      }
+      if (before?.nodePort !== undefined) port.nodePort ??= before.nodePort;
     }
   }
   const errors = [...validateService(service), ...validateServiceUpdate(service, old)];
-  if (errors.length > 0) {
-    return errors;
-  }
-  if (spec.type !== "ExternalName" && (spec.clusterIP ?? "") === "") {
-    return network.allocate(service);
-  }
+  if (errors.length > 0) return errors;
+  if (spec.type !== "ExternalName" && (spec.clusterIP ?? "") === "") return network.allocate(service);
   if (spec.type === "ExternalName") {
     delete spec.clusterIP;
     delete spec.clusterIPs;
   }
   const refused = network.allocatePorts(service, old);
-  if (refused.length === 0) {
-    network.release(old, service);
-  }
+  if (refused.length === 0) network.release(old, service);
   return refused;
 }
 
@@ -256,9 +224,7 @@ function createNode(object: ApiObject, { store, clusterCIDR, taintNewNodes, now 
     const [a = "10", b = "244"] = clusterCIDR.split(".");
     for (let n = 0; n < 256; n++) {
       const cidr = `${a}.${b}.${n}.0/24`;
-      if (used.has(cidr)) {
-        continue;
-      }
+      if (used.has(cidr)) continue;
       node.spec.podCIDR = cidr;
       node.spec.podCIDRs = [cidr];
       break;
@@ -277,13 +243,9 @@ function createNamespace(object: ApiObject): FieldError[] {
 // stringData is write-only: it ends up in data, in base64.
 function foldStringData(object: ApiObject): void {
   const plain = object["stringData"];
-  if (!isObject(plain)) {
-    return;
-  }
+  if (!isObject(plain)) return;
   const data: JsonObject = { ...objectAt(object, "data") };
-  for (const [key, value] of Object.entries(plain)) {
-    data[key] = Buffer.from(String(value)).toString("base64");
-  }
+  for (const [key, value] of Object.entries(plain)) data[key] = Buffer.from(String(value)).toString("base64");
   object["data"] = data;
   delete object["stringData"];
 }
@@ -308,17 +270,13 @@ function updateSecret(object: ApiObject, old: ApiObject): FieldError[] {
 }
 
 function refuseImmutable(object: ApiObject, old: ApiObject): FieldError[] {
-  if (old["immutable"] !== true) {
-    return [];
-  }
+  if (old["immutable"] !== true) return [];
   const errors: FieldError[] = [];
   if (object["immutable"] !== true) {
     errors.push(forbiddenField("immutable", "field is immutable when `immutable` is set"));
   }
   for (const field of ["data", "binaryData"]) {
-    if (jsonEqual(object[field] ?? {}, old[field] ?? {})) {
-      continue;
-    }
+    if (jsonEqual(object[field] ?? {}, old[field] ?? {})) continue;
     errors.push(forbiddenField(field, "field is immutable when `immutable` is set"));
   }
   return errors;
@@ -326,9 +284,7 @@ function refuseImmutable(object: ApiObject, old: ApiObject): FieldError[] {
 
 function createEndpointSlice(object: ApiObject): FieldError[] {
   const type = stringAt(object, "addressType");
-  if (type === "") {
-    return [required("addressType")];
-  }
+  if (type === "") return [required("addressType")];
   object["endpoints"] ??= null;
   object["ports"] ??= null;
   return [];

@@ -21,16 +21,10 @@ export const callSubresources = ["binding", "eviction", "token", "finalize"];
 export async function serveCall(exchange: Exchange, info: RequestInfo, deps: SubresourceDeps): Promise<void> {
   const { resource, namespace, name, subresource } = info;
   const { registry } = deps;
-  if (resource?.subresources.includes(subresource) !== true) {
-    throw unknownPath();
-  }
-  if (exchange.method !== "POST" && subresource !== "finalize") {
-    throw methodNotAllowed();
-  }
+  if (resource?.subresources.includes(subresource) !== true) throw unknownPath();
+  if (exchange.method !== "POST" && subresource !== "finalize") throw methodNotAllowed();
   const body = await exchange.readObject();
-  if (!isObject(body)) {
-    throw badRequest("the request needs an object as its body");
-  }
+  if (!isObject(body)) throw badRequest("the request needs an object as its body");
   switch (subresource) {
     case "binding":
       bindPod(registry, namespace, name, stringAt(body, "target", "name"), deps.nowMs());
@@ -58,9 +52,7 @@ export async function serveCall(exchange: Exchange, info: RequestInfo, deps: Sub
 
 /** Gives a pod its node, as a scheduler does. Throws 409 when it has one. */
 export function bindPod(registry: Registry, namespace: string, name: string, nodeName: string, nowMs: number): void {
-  if (nodeName === "") {
-    throw badRequest("a binding needs target.name");
-  }
+  if (nodeName === "") throw badRequest("a binding needs target.name");
   const resource = { group: "", plural: "pods" };
   const type = registry.typeOf("", "pods");
   const pod = typed<Pod>(registry.get(type, namespace, name));

@@ -193,9 +193,7 @@ const printers: Readonly<Record<string, Printer>> = {
     columns: [column("Name"), column("Age"), column("SignerName"), column("Requestor"), column("Condition")],
     cells: (o, nowMs) => {
       const conditions = objectsAt(o, "status", "conditions").map((c) => stringAt(c, "type"));
-      if (stringAt(o, "status", "certificate") !== "") {
-        conditions.push("Issued");
-      }
+      if (stringAt(o, "status", "certificate") !== "") conditions.push("Issued");
       return [
         o.metadata.name,
         age(o, nowMs),
@@ -210,9 +208,7 @@ const printers: Readonly<Record<string, Printer>> = {
 function nodeCells(node: Node, nodeAge: string): Cell[] {
   const ready = node.status?.conditions?.find((c) => c.type === "Ready");
   const states = [ready === undefined ? "Unknown" : ready.status === "True" ? "Ready" : "NotReady"];
-  if (node.spec?.unschedulable === true) {
-    states.push("SchedulingDisabled");
-  }
+  if (node.spec?.unschedulable === true) states.push("SchedulingDisabled");
   const prefix = "node-role.kubernetes.io/";
   const roles = Object.keys(node.metadata.labels ?? {})
     .filter((label) => label.startsWith(prefix))
@@ -283,8 +279,6 @@ function eventCells(event: ApiObject, nowMs: number): Cell[] {
 
 // As many as kubectl's printers show of a long list.
 function shortList(items: readonly string[]): string {
-  if (items.length === 0) {
-    return "<unset>";
-  }
+  if (items.length === 0) return "<unset>";
   return items.length <= 3 ? items.join(",") : `${items.slice(0, 3).join(",")} + ${items.length - 3} more...`;
 }

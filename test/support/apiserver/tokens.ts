@@ -100,25 +100,17 @@ export class TokenAuthority {
     audiences: readonly string[] = [tokenIssuer],
   ): { user: User; audiences: string[] } | undefined {
     const claims = this.#verify(token);
-    if (claims === undefined) {
-      return undefined;
-    }
+    if (claims === undefined) return undefined;
     const now = this.#clock.now() / 1000;
-    if (typeof claims["exp"] !== "number" || claims["exp"] <= now) {
-      return undefined;
-    }
+    if (typeof claims["exp"] !== "number" || claims["exp"] <= now) return undefined;
     const own = Array.isArray(claims["aud"]) ? claims["aud"].map(String) : [];
     const shared = own.filter((audience) => audiences.includes(audience));
-    if (shared.length === 0) {
-      return undefined;
-    }
+    if (shared.length === 0) return undefined;
     const about = objectAt(claims, "kubernetes.io");
     const namespace = stringAt(about, "namespace");
     const name = stringAt(about, "serviceaccount", "name");
     const uid = stringAt(about, "serviceaccount", "uid");
-    if (this.#store.get("serviceaccounts", `${namespace}/${name}`)?.metadata.uid !== uid) {
-      return undefined;
-    }
+    if (this.#store.get("serviceaccounts", `${namespace}/${name}`)?.metadata.uid !== uid) return undefined;
     const pod = objectAt(about, "pod");
     const podName = stringAt(pod, "name");
     if (podName !== "" && this.#store.get("pods", `${namespace}/${podName}`)?.metadata.uid !== pod["uid"]) {
@@ -132,29 +124,21 @@ export class TokenAuthority {
       extra["authentication.kubernetes.io/pod-uid"] = [stringAt(pod, "uid")];
     }
     const node = objectAt(about, "node");
-    if (stringAt(node, "name") !== "") {
-      extra["authentication.kubernetes.io/node-name"] = [stringAt(node, "name")];
-    }
+    if (stringAt(node, "name") !== "") extra["authentication.kubernetes.io/node-name"] = [stringAt(node, "name")];
     const groups = ["system:serviceaccounts", `system:serviceaccounts:${namespace}`, "system:authenticated"];
     return { user: { name: `system:serviceaccount:${namespace}:${name}`, uid, groups, extra }, audiences: shared };
   }
 
   #bound(account: ApiObject, reference: unknown): Record<string, { name: string; uid: string | undefined }> {
-    if (!isObject(reference)) {
-      return {};
-    }
+    if (!isObject(reference)) return {};
     const kind = stringAt(reference, "kind");
     const name = stringAt(reference, "name");
     const uid = stringAt(reference, "uid");
     const namespace = account.metadata.namespace ?? "";
     const plural = kind === "Pod" ? "pods" : kind === "Secret" ? "secrets" : kind === "Node" ? "nodes" : undefined;
-    if (plural === undefined) {
-      throw badRequest(`cannot bind token for serviceaccount to object type ${kind}`);
-    }
+    if (plural === undefined) throw badRequest(`cannot bind token for serviceaccount to object type ${kind}`);
     const found = this.#store.get(plural, plural === "nodes" ? name : `${namespace}/${name}`);
-    if (found === undefined) {
-      throw notFound({ group: "", plural }, name);
-    }
+    if (found === undefined) throw notFound({ group: "", plural }, name);
     if (uid !== "" && uid !== found.metadata.uid) {
       throw conflict(
         { group: "", plural },
@@ -166,18 +150,14 @@ export class TokenAuthority {
     const bound: Record<string, { name: string; uid: string | undefined }> = {
       [kind.toLowerCase()]: { name, uid: found.metadata.uid },
     };
-    if (kind !== "Pod") {
-      return bound;
-    }
+    if (kind !== "Pod") return bound;
     if (stringAt(found, "spec", "serviceAccountName") !== account.metadata.name) {
       throw badRequest(
         `cannot bind token for serviceaccount "${account.metadata.name}" to pod running with different serviceaccount name.`,
       );
     }
     const nodeName = stringAt(found, "spec", "nodeName");
-    if (nodeName !== "") {
-      bound["node"] = { name: nodeName, uid: this.#store.get("nodes", nodeName)?.metadata.uid };
-    }
+    if (nodeName !== "") bound["node"] = { name: nodeName, uid: this.#store.get("nodes", nodeName)?.metadata.uid };
     return bound;
   }
 
@@ -189,9 +169,7 @@ export class TokenAuthority {
 
   #verify(token: string): Record<string, unknown> | undefined {
     const [head = "", body = "", signature = "", ...more] = token.split(".");
-    if (signature === "" || more.length > 0) {
-      return undefined;
-    }
+    if (signature === "" || more.length > 0) return undefined;
     if (!verify("sha256", Buffer.from(`${head}.${body}`), this.#public, Buffer.from(signature, "base64url"))) {
       return undefined;
     }

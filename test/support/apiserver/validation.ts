@@ -46,9 +46,7 @@ export function validateMetadata(resource: ResourceType, object: ApiObject): Fie
     errors.push(required("metadata.name", "name or generateName is required"));
   } else {
     const why = nameProblem(resource, name);
-    if (why !== undefined) {
-      errors.push(invalidValue("metadata.name", name, why));
-    }
+    if (why !== undefined) errors.push(invalidValue("metadata.name", name, why));
   }
   for (const [key, value] of Object.entries(labels)) {
     const short = key.slice(key.indexOf("/") + 1);
@@ -67,23 +65,15 @@ const freeNames = new Set(["certificatesigningrequests", "csinodes"]);
 
 function nameProblem({ plural }: ResourceType, name: string): string | undefined {
   if (plural === "namespaces") {
-    if (name.length > 63) {
-      return "must be no more than 63 characters";
-    }
+    if (name.length > 63) return "must be no more than 63 characters";
     return labelForm.test(name) ? undefined : labelText;
   }
   if (plural === "services") {
-    if (name.length > 63) {
-      return "must be no more than 63 characters";
-    }
+    if (name.length > 63) return "must be no more than 63 characters";
     return label1035Form.test(name) ? undefined : label1035Text;
   }
-  if (freeNames.has(plural)) {
-    return /[/%]|^\.{1,2}$/.test(name) ? "may not contain '/' or '%'" : undefined;
-  }
-  if (name.length > 253) {
-    return "must be no more than 253 characters";
-  }
+  if (freeNames.has(plural)) return /[/%]|^\.{1,2}$/.test(name) ? "may not contain '/' or '%'" : undefined;
+  if (name.length > 253) return "must be no more than 253 characters";
   return subdomainForm.test(name) ? undefined : subdomainText;
 }
 
@@ -91,9 +81,7 @@ function nameProblem({ plural }: ResourceType, name: string): string | undefined
 export function validatePod(pod: Pod): FieldError[] {
   const { spec } = pod;
   const errors: FieldError[] = [];
-  if (!Array.isArray(spec.containers) || spec.containers.length === 0) {
-    errors.push(required("spec.containers"));
-  }
+  if (!Array.isArray(spec.containers) || spec.containers.length === 0) errors.push(required("spec.containers"));
   const names = new Set<string>();
   const volumes = new Set<string>();
   for (const [i, volume] of (spec.volumes ?? []).entries()) {
@@ -103,9 +91,7 @@ export function validatePod(pod: Pod): FieldError[] {
     } else if (!labelForm.test(volume.name)) {
       errors.push(invalidValue(field, volume.name, labelText));
     }
-    if (volumes.has(volume.name)) {
-      errors.push(duplicate(field, volume.name));
-    }
+    if (volumes.has(volume.name)) errors.push(duplicate(field, volume.name));
     volumes.add(volume.name);
   }
   for (const field of ["initContainers", "containers"] as const) {
@@ -114,9 +100,7 @@ export function validatePod(pod: Pod): FieldError[] {
     }
   }
   const oneOf = (field: string, value: string | undefined, allowed: string[]) => {
-    if (value !== undefined && !allowed.includes(value)) {
-      errors.push(notSupported(field, value, allowed));
-    }
+    if (value !== undefined && !allowed.includes(value)) errors.push(notSupported(field, value, allowed));
   };
   oneOf("spec.restartPolicy", spec.restartPolicy, ["Always", "OnFailure", "Never"]);
   oneOf("spec.dnsPolicy", spec.dnsPolicy, ["ClusterFirstWithHostNet", "ClusterFirst", "Default", "None"]);
@@ -190,9 +174,7 @@ function validateContainer(
   }
   for (const [i, mount] of (container.volumeMounts ?? []).entries()) {
     const field = `${path}.volumeMounts[${i}]`;
-    if (mount.mountPath === undefined || mount.mountPath === "") {
-      errors.push(required(`${field}.mountPath`));
-    }
+    if (mount.mountPath === undefined || mount.mountPath === "") errors.push(required(`${field}.mountPath`));
     if (mount.name === undefined || mount.name === "") {
       errors.push(required(`${field}.name`));
     } else if (!volumes.has(mount.name)) {
@@ -205,9 +187,7 @@ function validateContainer(
   }
   for (const part of ["requests", "limits"] as const) {
     for (const [resource, quantity] of Object.entries(container.resources?.[part] ?? {})) {
-      if (parseQuantity(quantity) !== undefined) {
-        continue;
-      }
+      if (parseQuantity(quantity) !== undefined) continue;
       throw new ApiError(
         400,
         "BadRequest",
@@ -218,9 +198,7 @@ function validateContainer(
   }
   for (const [resource, limit] of Object.entries(container.resources?.limits ?? {})) {
     const request = container.resources?.requests?.[resource];
-    if (request === undefined || (parseQuantity(request) ?? 0n) <= (parseQuantity(limit) ?? 0n)) {
-      continue;
-    }
+    if (request === undefined || (parseQuantity(request) ?? 0n) <= (parseQuantity(limit) ?? 0n)) continue;
     errors.push(
       invalidValue(
         `${path}.resources.requests`,
@@ -248,9 +226,7 @@ export function validatePodUpdate(next: Pod, old: Pod): FieldError[] {
     }
     for (const [i, container] of now.entries()) {
       const image = before[i]?.image;
-      if (image !== undefined) {
-        container.image = image;
-      }
+      if (image !== undefined) container.image = image;
     }
   }
   restore(masked, old.spec, "activeDeadlineSeconds");
@@ -259,15 +235,11 @@ export function validatePodUpdate(next: Pod, old: Pod): FieldError[] {
       jsonEqual({ ...n, tolerationSeconds: 0 }, { ...t, tolerationSeconds: 0 }),
     ),
   );
-  if (keptTolerations) {
-    restore(masked, old.spec, "tolerations");
-  }
+  if (keptTolerations) restore(masked, old.spec, "tolerations");
   if (next.spec.terminationGracePeriodSeconds === 1 && (old.spec.terminationGracePeriodSeconds ?? 0) < 0) {
     restore(masked, old.spec, "terminationGracePeriodSeconds");
   }
-  if (jsonEqual(masked, old.spec)) {
-    return [];
-  }
+  if (jsonEqual(masked, old.spec)) return [];
   return [
     forbiddenField(
       "spec",

@@ -15,6 +15,7 @@ export interface WatchOptions {
   matches: Matcher;
   allowBookmarks: boolean;
   bookmarkIntervalMs: number;
+  holdHeaders: boolean;
   timeoutMs: number;
   nowMs(): number;
   after(ms: number, fn: () => void): Timer;
@@ -23,8 +24,8 @@ export interface WatchOptions {
 }
 
 /**
- * One open watch. The answer's headers leave with the first event, not before: clients must not take the headers for
- * a sign of life, as the real server sends none on an idle watch either.
+ * One open watch. The answer's headers leave at once, as the real server's do: some clients wait for them. With
+ * `holdHeaders` they leave with the first event, as through a proxy that buffers: no client should need them.
  */
 export class WatchStream {
   readonly resource: ResourceType;
@@ -48,20 +49,15 @@ export class WatchStream {
     this.user = exchange.user.name;
     this.url = `${exchange.url.pathname}${exchange.url.search}`;
     exchange.gone.addEventListener("abort", () => this.#finish(), { once: true });
-    if (exchange.gone.aborted) {
-      this.#finish();
-    }
+    if (exchange.gone.aborted) this.#finish();
   }
 
   /** Starts the clock: bookmarks, and the end after the timeout. */
   start(): void {
-    if (this.#isOver) {
-      return;
-    }
+    if (this.#isOver) return;
+    if (!this.#options.holdHeaders && !this.#isSilent) this.#headers();
     this.#timers.push(this.#options.after(this.#options.timeoutMs, () => this.end()));
-    if (this.#options.allowBookmarks) {
-      this.#scheduleBookmark();
-    }
+    if (this.#options.allowBookmarks) this.#scheduleBookmark();
   }
 
   /** Tells the client about a committed change, as far as it concerns this watch. */
@@ -69,9 +65,7 @@ export class WatchStream {
     const { matches } = this.#options;
     const isMatch = event.type !== "DELETED" && matches(event.object);
     const wasMatch = event.previous !== undefined && matches(event.previous);
-    if (isMatch) {
-      this.#event(wasMatch ? "MODIFIED" : "ADDED", event.object);
-    }
+    if (isMatch) this.#event(wasMatch ? "MODIFIED" : "ADDED", event.object);
     // Leaving the selection looks like a deletion, with the state from before and the version of now.
     else if (wasMatch) {
       this.#event("DELETED", event.type === "DELETED" ? event.object : atVersion(event.previous, event));
@@ -113,9 +107,7 @@ export class WatchStream {
 
   /** Ends cleanly: the client sees the end of the body. */
   end(): void {
-    if (this.#isOver) {
-      return;
-    }
+    if (this.#isOver) return;
     this.#headers();
     this.#exchange.response.end();
     this.#finish();
@@ -123,9 +115,7 @@ export class WatchStream {
 
   /** Breaks off; with `midLine`, in the middle of an event. */
   cut(midLine: boolean): void {
-    if (this.#isOver) {
-      return;
-    }
+    if (this.#isOver) return;
     if (!midLine) {
       this.#exchange.cut();
       return;
@@ -139,14 +129,10 @@ export class WatchStream {
   /** Holds all events back; `false` lets them out. */
   silence(isSilent: boolean): void {
     this.#isSilent = isSilent;
-    if (isSilent) {
-      return;
-    }
+    if (isSilent) return;
     const held = this.#held;
     this.#held = [];
-    for (const line of held) {
-      this.#line(line);
-    }
+    for (const line of held) this.#line(line);
   }
 
   #event(type: string, object: ApiObject): void {
@@ -176,9 +162,7 @@ export class WatchStream {
   }
 
   #line(line: string): void {
-    if (this.#isOver) {
-      return;
-    }
+    if (this.#isOver) return;
     if (this.#isSilent) {
       this.#held.push(line);
       return;
@@ -188,22 +172,18 @@ export class WatchStream {
   }
 
   #headers(): void {
-    if (this.#hasHeaders) {
-      return;
-    }
+    if (this.#hasHeaders) return;
     this.#hasHeaders = true;
     this.#exchange.code = 200;
-    (this.#exchange.response as ServerResponse).writeHead(200, { "content-type": "application/json" });
+    const response = this.#exchange.response as ServerResponse;
+    response.writeHead(200, { "content-type": "application/json" });
+    response.flushHeaders();
   }
 
   #scheduleBookmark(): void {
     const timer = this.#options.after(this.#options.bookmarkIntervalMs, () => {
-      if (this.#isOver) {
-        return;
-      }
-      if (!this.#isSilent) {
-        this.bookmark();
-      }
+      if (this.#isOver) return;
+      if (!this.#isSilent) this.bookmark();
       this.#timers.splice(this.#timers.indexOf(timer), 1);
       this.#scheduleBookmark();
     });
@@ -211,13 +191,9 @@ export class WatchStream {
   }
 
   #finish(): void {
-    if (this.#isOver) {
-      return;
-    }
+    if (this.#isOver) return;
     this.#isOver = true;
-    for (const timer of this.#timers) {
-      timer.cancel();
-    }
+    for (const timer of this.#timers) timer.cancel();
     this.#held = [];
     this.#onEnd();
   }

@@ -13,18 +13,24 @@ import { WatchStream } from "./watch.ts";
 // --min-request-timeout: a watch without timeoutSeconds lives between one and two times this long.
 const watchSecondsMin = 1800;
 
+export interface WatchHubOptions {
+  bookmarkIntervalMs: number;
+  /** Response headers wait for the first event. */
+  holdHeaders: boolean;
+}
+
 /** All open watches. */
 export class WatchHub {
   readonly #store: Store;
   readonly #clock: Clock;
-  readonly #bookmarkIntervalMs: number;
+  readonly #options: WatchHubOptions;
   readonly #open = new Set<WatchStream>();
   #silenced: FaultMatch[] = [];
 
-  constructor(store: Store, clock: Clock, bookmarkIntervalMs: number) {
+  constructor(store: Store, clock: Clock, options: WatchHubOptions) {
     this.#store = store;
     this.#clock = clock;
-    this.#bookmarkIntervalMs = bookmarkIntervalMs;
+    this.#options = options;
     store.subscribe((event) => {
       for (const watch of this.#open) {
         if (watch.resource.storage === event.storage) watch.change(event);
@@ -51,7 +57,7 @@ export class WatchHub {
         representation: negotiate(exchange.header("accept"), exchange.url),
         matches,
         allowBookmarks,
-        bookmarkIntervalMs: this.#bookmarkIntervalMs,
+        ...this.#options,
         timeoutMs: (seconds > 0 ? seconds : watchSecondsMin * (1 + Math.random())) * 1000,
         nowMs: () => this.#clock.now(),
         after: (ms, fn) => this.#clock.after(ms, fn),
@@ -60,9 +66,7 @@ export class WatchHub {
       () => this.#open.delete(watch),
     );
     const { storage } = resource;
-    if (this.#silenced.some((match) => matchesFault(match, subjectOf(watch)))) {
-      watch.silence(true);
-    }
+    if (this.#silenced.some((match) => matchesFault(match, subjectOf(watch)))) watch.silence(true);
     // Without a version, or with 0, a watch begins with what there is.
     const startsFromState = wantsInitial || since === 0;
     const missed = startsFromState ? [] : this.#store.eventsAfter(storage, since);
@@ -75,15 +79,9 @@ export class WatchHub {
         if (matches(object)) watch.initial(object);
       }
     }
-    for (const event of missed) {
-      watch.change(event);
-    }
-    if (wantsInitial && allowBookmarks) {
-      watch.bookmark({ "k8s.io/initial-events-end": "true" });
-    }
-    if (exchange.gone.aborted) {
-      return;
-    }
+    for (const event of missed) watch.change(event);
+    if (wantsInitial && allowBookmarks) watch.bookmark({ "k8s.io/initial-events-end": "true" });
+    if (exchange.gone.aborted) return;
     this.#open.add(watch);
     watch.start();
   }
@@ -91,17 +89,13 @@ export class WatchHub {
   /** Breaks matching watches off. Returns how many. */
   cut(match: FaultMatch, midLine: boolean): number {
     const doomed = [...this.#open].filter((watch) => matchesFault(match, subjectOf(watch)));
-    for (const watch of doomed) {
-      watch.cut(midLine);
-    }
+    for (const watch of doomed) watch.cut(midLine);
     return doomed.length;
   }
 
   /** Ends all watches cleanly. */
   endAll(): void {
-    for (const watch of [...this.#open]) {
-      watch.end();
-    }
+    for (const watch of [...this.#open]) watch.end();
   }
 
   silence(match: FaultMatch, isSilent: boolean): void {
@@ -125,9 +119,7 @@ function checkInitialEvents(exchange: Exchange): void {
   const match = exchange.query("resourceVersionMatch");
   const initial = exchange.query("sendInitialEvents");
   if (initial === undefined) {
-    if (match === undefined || match === "") {
-      return;
-    }
+    if (match === undefined || match === "") return;
     throw invalid(options, "", [
       forbiddenField(
         "resourceVersionMatch",
@@ -135,9 +127,7 @@ function checkInitialEvents(exchange: Exchange): void {
       ),
     ]);
   }
-  if (match === "NotOlderThan") {
-    return;
-  }
+  if (match === "NotOlderThan") return;
   throw invalid(options, "", [
     forbiddenField("resourceVersionMatch", "sendInitialEvents requires setting resourceVersionMatch to NotOlderThan"),
   ]);

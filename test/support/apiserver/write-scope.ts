@@ -14,9 +14,7 @@ export function scopedWrite(
 ): ApiObject {
   switch (subresource) {
     case undefined: {
-      if (!resource.hasStatus) {
-        return input;
-      }
+      if (!resource.hasStatus) return input;
       const next = { ...input };
       if (old["status"] === undefined) {
         delete next["status"];
@@ -46,12 +44,8 @@ function resized(old: Pod, input: Pod): Pod["spec"] {
   for (const field of ["containers", "initContainers"] as const) {
     for (const container of spec[field] ?? []) {
       const wanted = input.spec[field]?.find((c) => c.name === container.name);
-      if (wanted?.resources !== undefined) {
-        container.resources = wanted.resources;
-      }
-      if (wanted?.resizePolicy !== undefined) {
-        container.resizePolicy = wanted.resizePolicy;
-      }
+      if (wanted?.resources !== undefined) container.resources = wanted.resources;
+      if (wanted?.resizePolicy !== undefined) container.resizePolicy = wanted.resizePolicy;
     }
   }
   return spec;

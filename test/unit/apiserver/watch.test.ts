@@ -117,17 +117,25 @@ describe("watch", () => {
     expect((await client.get(`${base}?watch=true&sendInitialEvents=true`)).code).toBe(422);
   });
 
-  test("sends no headers before its first event", async () => {
-    const since = await revision();
-    const opened = watch(`resourceVersion=${since}`);
-    let hasHeaders = false;
-    void opened.opened.then(() => (hasHeaders = true));
-    await expect.poll(() => server.openWatches).toBe(1);
-    await delay(20);
-    expect(hasHeaders).toBe(false);
-    create("a");
-    await opened.next();
-    expect(hasHeaders).toBe(true);
+  test("sends its headers at once, or with the first event where they are held", async () => {
+    await watch(`resourceVersion=${await revision()}`).opened;
+    const holding = await startTestApiServer({ holdWatchHeaders: true });
+    const other = new Client(holding);
+    try {
+      const { body } = await other.get(base);
+      const opened = other.watch(`${base}?watch=1&resourceVersion=${stringAt(body, "metadata", "resourceVersion")}`);
+      let hasHeaders = false;
+      void opened.opened.then(() => (hasHeaders = true));
+      await expect.poll(() => holding.openWatches).toBe(1);
+      await delay(20);
+      expect(hasHeaders).toBe(false);
+      holding.objects.create(configMaps, { metadata: { name: "a", namespace: "default" } });
+      expect((await opened.next())?.type).toBe("ADDED");
+      opened.close();
+    } finally {
+      other.close();
+      await holding.close();
+    }
   });
 
   test("bookmarks come when asked for, with the newest version", async () => {

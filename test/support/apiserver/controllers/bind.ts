@@ -27,12 +27,8 @@ function toleratesAll(pod: Pod, node: Node): boolean {
 }
 
 function tolerates({ key = "", operator = "Equal", value = "", effect = "" }: Toleration, taint: Taint): boolean {
-  if (effect !== "" && effect !== taint.effect) {
-    return false;
-  }
-  if (operator === "Exists") {
-    return key === "" || key === taint.key;
-  }
+  if (effect !== "" && effect !== taint.effect) return false;
+  if (operator === "Exists") return key === "" || key === taint.key;
   return key === taint.key && value === (taint.value ?? "");
 }
 
@@ -40,38 +36,24 @@ function tolerates({ key = "", operator = "Equal", value = "", effect = "" }: To
 export function startBindController(registry: Registry, clock: Clock): () => void {
   const bindOne = (pod: Pod) => {
     const { namespace = "", name, deletionTimestamp } = pod.metadata;
-    if (deletionTimestamp !== undefined || (pod.spec.nodeName ?? "") !== "") {
-      return;
-    }
-    if (pod.spec.schedulerName !== "default-scheduler") {
-      return;
-    }
+    if (deletionTimestamp !== undefined || (pod.spec.nodeName ?? "") !== "") return;
+    if (pod.spec.schedulerName !== "default-scheduler") return;
     const nodes = [...registry.store.values("nodes")].map((node) => typed<Node>(node));
     const nodeName = chooseNode(pod, nodes);
-    if (nodeName !== undefined) {
-      bindPod(registry, namespace, name, nodeName, clock.now());
-    }
+    if (nodeName !== undefined) bindPod(registry, namespace, name, nodeName, clock.now());
   };
   const bindAll = () => {
-    for (const [, pod] of registry.store.list("pods")) {
-      bindOne(typed<Pod>(pod));
-    }
+    for (const [, pod] of registry.store.list("pods")) bindOne(typed<Pod>(pod));
   };
   bindAll();
   return registry.onChange(({ type, storage, object }) => {
-    if (type === "DELETED") {
-      return;
-    }
+    if (type === "DELETED") return;
     // The present state, not the event's: the pod may have changed since.
     const current =
       storage === "pods"
         ? registry.store.get("pods", `${object.metadata.namespace}/${object.metadata.name}`)
         : undefined;
-    if (current !== undefined && type === "ADDED") {
-      bindOne(typed<Pod>(current));
-    }
-    if (storage === "nodes") {
-      bindAll();
-    }
+    if (current !== undefined && type === "ADDED") bindOne(typed<Pod>(current));
+    if (storage === "nodes") bindAll();
   });
 }

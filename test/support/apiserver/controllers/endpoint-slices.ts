@@ -24,9 +24,7 @@ export function endpointsOf(service: Service, pods: readonly Pod[]): PortGroup[]
   for (const pod of selected.toSorted((a, b) => (a.metadata.name < b.metadata.name ? -1 : 1))) {
     const address = pod.status?.podIP ?? "";
     const hasEnded = pod.status?.phase === "Succeeded" || pod.status?.phase === "Failed";
-    if (address === "" || hasEnded) {
-      continue;
-    }
+    if (address === "" || hasEnded) continue;
     const ports = portsFor(service, pod);
     const id = JSON.stringify(ports);
     const group = groups.get(id) ?? { ports, endpoints: [] };
@@ -69,9 +67,7 @@ function portsFor(service: Service, pod: Pod): SlicePort[] {
           : containers
               .flatMap((c) => c.ports ?? [])
               .find((p) => p.name === targetPort && (p.protocol ?? "TCP") === protocol)?.containerPort;
-      if (number === undefined) {
-        return [];
-      }
+      if (number === undefined) return [];
       return [{ name, protocol, port: number, ...(appProtocol === undefined ? {} : { appProtocol }) }];
     },
   );
@@ -95,9 +91,7 @@ export function startEndpointSliceController(registry: Registry, endpointsMax: n
   const sync = (service: Service) => {
     const { name, namespace = "", deletionTimestamp } = service.metadata;
     const hasSelector = Object.keys(service.spec?.selector ?? {}).length > 0;
-    if (!hasSelector || service.spec?.type === "ExternalName" || deletionTimestamp !== undefined) {
-      return;
-    }
+    if (!hasSelector || service.spec?.type === "ExternalName" || deletionTimestamp !== undefined) return;
     const pods = [...registry.store.values("pods")].map((o) => typed<Pod>(o));
     const groups = endpointsOf(
       service,
@@ -111,9 +105,7 @@ export function startEndpointSliceController(registry: Registry, endpointsMax: n
       return slices;
     });
     // A service without endpoints still has a slice that says so.
-    if (wanted.length === 0) {
-      wanted.push({ ports: [], endpoints: [] });
-    }
+    if (wanted.length === 0) wanted.push({ ports: [], endpoints: [] });
     const free = owned(name, namespace);
     // Prefer the slice that already has these ports, so that little is rewritten.
     for (const { ports, endpoints } of wanted) {
@@ -131,9 +123,7 @@ export function startEndpointSliceController(registry: Registry, endpointsMax: n
         });
       }
     }
-    for (const slice of free) {
-      registry.delete(sliceType, namespace, slice.metadata.name);
-    }
+    for (const slice of free) registry.delete(sliceType, namespace, slice.metadata.name);
   };
 
   const create = (service: Service, ports: SlicePort[], endpoints: Endpoint[]) => {
@@ -164,26 +154,18 @@ export function startEndpointSliceController(registry: Registry, endpointsMax: n
   const syncFor = (pod: Pod, old: Pod | undefined) => {
     for (const object of [...registry.store.values("services")]) {
       const service = typed<Service>(object);
-      if (service.metadata.namespace !== pod.metadata.namespace) {
-        continue;
-      }
+      if (service.metadata.namespace !== pod.metadata.namespace) continue;
       const { selector } = service.spec ?? {};
-      if (selects(selector, pod.metadata.labels) || selects(selector, old?.metadata.labels)) {
-        sync(service);
-      }
+      if (selects(selector, pod.metadata.labels) || selects(selector, old?.metadata.labels)) sync(service);
     }
   };
 
-  for (const service of [...registry.store.values("services")]) {
-    sync(typed<Service>(service));
-  }
+  for (const service of [...registry.store.values("services")]) sync(typed<Service>(service));
   return registry.onChange(({ type, storage, object, previous }) => {
     if (storage === "services") {
       const { name, namespace = "" } = object.metadata;
       if (type === "DELETED") {
-        for (const slice of owned(name, namespace)) {
-          registry.delete(sliceType, namespace, slice.metadata.name);
-        }
+        for (const slice of owned(name, namespace)) registry.delete(sliceType, namespace, slice.metadata.name);
       } else if (registry.store.get("services", `${namespace}/${name}`) !== undefined) {
         sync(typed<Service>(object));
       }

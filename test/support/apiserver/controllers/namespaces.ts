@@ -13,29 +13,19 @@ export function startNamespaceController(registry: Registry): () => void {
   const inside = resourceTypes.filter((r) => r.namespaced && r.toServed === undefined);
   const sweep = (namespace: string) => {
     const found = registry.store.get("namespaces", namespace);
-    if (found?.metadata.deletionTimestamp === undefined) {
-      return;
-    }
+    if (found?.metadata.deletionTimestamp === undefined) return;
     let isEmpty = true;
     for (const resource of inside) {
       for (const [, object] of registry.store.list(resource.storage)) {
-        if (object.metadata.namespace !== namespace) {
-          continue;
-        }
-        if (!registry.delete(resource, namespace, object.metadata.name).isGone) {
-          isEmpty = false;
-        }
+        if (object.metadata.namespace !== namespace) continue;
+        if (!registry.delete(resource, namespace, object.metadata.name).isGone) isEmpty = false;
       }
     }
-    if (isEmpty) {
-      registry.modify(type, "", namespace, (object) => (object["spec"] = {}));
-    }
+    if (isEmpty) registry.modify(type, "", namespace, (object) => (object["spec"] = {}));
   };
   return registry.onChange(({ type: change, storage, object }) => {
     if (storage === "namespaces") {
-      if (change === "MODIFIED") {
-        sweep(object.metadata.name);
-      }
+      if (change === "MODIFIED") sweep(object.metadata.name);
     } else if (change === "DELETED" && object.metadata.namespace !== undefined) {
       sweep(object.metadata.namespace);
     }

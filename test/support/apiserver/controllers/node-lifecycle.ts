@@ -22,9 +22,7 @@ export function decideNode(
   );
   const isLost = nowMs - heardAtMs > graceMs;
   const conditions = (node.status?.conditions ?? []).map((condition) => {
-    if (!isLost || condition.status === "Unknown") {
-      return condition;
-    }
+    if (!isLost || condition.status === "Unknown") return condition;
     return {
       ...condition,
       status: "Unknown" as const,
@@ -51,18 +49,14 @@ export function startNodeLifecycleController(registry: Registry, clock: Clock, g
   const nodes = registry.typeOf("", "nodes");
   const look = (name: string) => {
     const found = registry.store.get("nodes", name);
-    if (found === undefined) {
-      return;
-    }
+    if (found === undefined) return;
     const node = typed<Node>(found);
     const lease = registry.store.get("leases.coordination.k8s.io", `kube-node-lease/${name}`);
     const decided = decideNode(node, lease === undefined ? undefined : typed<Lease>(lease), clock.now(), graceMs);
     const isSame =
       jsonEqual(decided.conditions, node.status?.conditions ?? []) &&
       jsonEqual(decided.taints, node.spec?.taints ?? []);
-    if (isSame) {
-      return;
-    }
+    if (isSame) return;
     registry.modify(nodes, "", name, (object) => {
       const copy = typed<Node>(object);
       copy.status = { ...copy.status, conditions: decided.conditions };
@@ -70,9 +64,7 @@ export function startNodeLifecycleController(registry: Registry, clock: Clock, g
     });
   };
   const lookAtAll = () => {
-    for (const node of [...registry.store.values("nodes")]) {
-      look(node.metadata.name);
-    }
+    for (const node of [...registry.store.values("nodes")]) look(node.metadata.name);
   };
   let timer: Timer;
   const tick = () => {
@@ -81,9 +73,7 @@ export function startNodeLifecycleController(registry: Registry, clock: Clock, g
   };
   tick();
   const unsubscribe = registry.onChange(({ storage, type, object }) => {
-    if (storage === "nodes" && type !== "DELETED") {
-      look(object.metadata.name);
-    }
+    if (storage === "nodes" && type !== "DELETED") look(object.metadata.name);
   });
   return () => {
     unsubscribe();

@@ -9,9 +9,7 @@ export function startServiceAccountController(registry: Registry, caCertificate:
   const configMaps = registry.typeOf("", "configmaps");
   const ensure = (namespace: string) => {
     const found = registry.store.get("namespaces", namespace);
-    if (found === undefined || found.metadata.deletionTimestamp !== undefined) {
-      return;
-    }
+    if (found === undefined || found.metadata.deletionTimestamp !== undefined) return;
     if (registry.store.get("serviceaccounts", `${namespace}/default`) === undefined) {
       const metadata = { name: "default", namespace };
       registry.create(accounts, namespace, { apiVersion: "v1", kind: "ServiceAccount", metadata });
@@ -22,16 +20,10 @@ export function startServiceAccountController(registry: Registry, caCertificate:
       registry.create(configMaps, namespace, { apiVersion: "v1", kind: "ConfigMap", metadata, data });
     }
   };
-  for (const { metadata } of [...registry.store.values("namespaces")]) {
-    ensure(metadata.name);
-  }
+  for (const { metadata } of [...registry.store.values("namespaces")]) ensure(metadata.name);
   return registry.onChange(({ type, storage, object }) => {
-    if (storage === "namespaces" && type === "ADDED") {
-      ensure(object.metadata.name);
-    }
+    if (storage === "namespaces" && type === "ADDED") ensure(object.metadata.name);
     const isOurs = storage === "serviceaccounts" || storage === "configmaps";
-    if (isOurs && type === "DELETED" && object.metadata.namespace !== undefined) {
-      ensure(object.metadata.namespace);
-    }
+    if (isOurs && type === "DELETED" && object.metadata.namespace !== undefined) ensure(object.metadata.namespace);
   });
 }

@@ -26,9 +26,7 @@ export function startSigningController(registry: Registry, { authority, autoAppr
     const conditions = objectsAt(request, "status", "conditions");
     const isKnown = signer === servingSigner || clientSigners.includes(signer);
     const has = (condition: string) => conditions.some((c) => c["type"] === condition);
-    if (!isKnown || stringAt(request, "status", "certificate") !== "" || has("Denied") || has("Failed")) {
-      return;
-    }
+    if (!isKnown || stringAt(request, "status", "certificate") !== "" || has("Denied") || has("Failed")) return;
     const condition = (conditionType: string, reason: string, message: string) => ({
       type: conditionType,
       status: "True",
@@ -38,9 +36,7 @@ export function startSigningController(registry: Registry, { authority, autoAppr
       lastTransitionTime: registry.now(),
     });
     if (!has("Approved")) {
-      if (!autoApprove) {
-        return;
-      }
+      if (!autoApprove) return;
       const approved = condition("Approved", "AutoApproved", "Auto approving kubelet certificate.");
       setStatus(request, { conditions: [...conditions, approved] });
       return; // The change comes back here, approved.
@@ -66,12 +62,8 @@ export function startSigningController(registry: Registry, { authority, autoAppr
     }
   };
   return registry.onChange(({ type: change, storage, key }) => {
-    if (storage !== type.storage || change === "DELETED") {
-      return;
-    }
+    if (storage !== type.storage || change === "DELETED") return;
     const current = registry.store.get(storage, key);
-    if (isObject(current)) {
-      look(current);
-    }
+    if (isObject(current)) look(current);
   });
 }

@@ -3,6 +3,7 @@ import type { CertificateAuthority } from "../pki.ts";
 import type { Registry } from "../registry.ts";
 import { startBindController } from "./bind.ts";
 import { startEndpointSliceController } from "./endpoint-slices.ts";
+import { startEndpointsController } from "./endpoints.ts";
 import { startNamespaceController } from "./namespaces.ts";
 import { startNodeLifecycleController } from "./node-lifecycle.ts";
 import { startServiceAccountController } from "./service-accounts.ts";
@@ -12,7 +13,7 @@ import { startSigningController } from "./signing-requests.ts";
 export interface ControllerOptions {
   /** Default true: unscheduled pods go to the first node that takes them. */
   bind?: boolean;
-  /** Default true. */
+  /** Default true; Endpoints objects come with them. */
   endpointSlices?: boolean;
   /** Endpoints in one slice; default 100, as the controller manager's --max-endpoints-per-slice. */
   endpointsPerSliceMax?: number;
@@ -37,14 +38,11 @@ export function startControllers(
 ): () => void {
   const signing = options.signing ?? "approve";
   const stops = [startNamespaceController(registry)];
-  if (options.serviceAccounts ?? true) {
-    stops.push(startServiceAccountController(registry, authority.certificate));
-  }
-  if (options.bind ?? true) {
-    stops.push(startBindController(registry, clock));
-  }
+  if (options.serviceAccounts ?? true) stops.push(startServiceAccountController(registry, authority.certificate));
+  if (options.bind ?? true) stops.push(startBindController(registry, clock));
   if (options.endpointSlices ?? true) {
     stops.push(startEndpointSliceController(registry, options.endpointsPerSliceMax ?? endpointsPerSliceMaxDefault));
+    stops.push(startEndpointsController(registry));
   }
   if (signing !== "off") {
     stops.push(startSigningController(registry, { authority, autoApprove: signing === "approve" }));
@@ -53,8 +51,6 @@ export function startControllers(
     stops.push(startNodeLifecycleController(registry, clock, options.nodeMonitorGraceMs ?? nodeMonitorGraceMsDefault));
   }
   return () => {
-    for (const stop of stops) {
-      stop();
-    }
+    for (const stop of stops) stop();
   };
 }
