@@ -11,6 +11,7 @@ import { startControllers, type ControllerOptions } from "./controllers/start.ts
 import { Faults } from "./faults.ts";
 import { Front } from "./front.ts";
 import { createHandler } from "./handler.ts";
+import { controllerIndexes } from "./indexes.ts";
 import { kubeconfigText } from "./kubeconfig.ts";
 import { Objects } from "./objects.ts";
 import { CertificateAuthority, type CertificateRequest, type KeyPair } from "./pki.ts";
@@ -108,7 +109,7 @@ export async function startTestApiServer(options: TestApiServerOptions = {}): Pr
   } = options;
   const authority =
     options.keys === undefined ? CertificateAuthority.create() : new CertificateAuthority(options.keys.authority);
-  const store = new Store(Date.now() - revisionEpochMs, historyMax);
+  const store = new Store(Date.now() - revisionEpochMs, historyMax, controllerIndexes);
   const network = new ServiceNetwork(serviceCIDR);
   const tokens = new TokenAuthority(store, clock, options.keys?.tokenKey);
   const registry = new Registry(store, {

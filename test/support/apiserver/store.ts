@@ -11,8 +11,13 @@ export interface StoreEvent {
   readonly previous: ApiObject | undefined;
 }
 
+/** For some storages: the value that an object is found under by {@link Store.indexed}, undefined for none. */
+export type StoreIndexes = Readonly<Record<string, (object: ApiObject) => string | undefined>>;
+
 interface Shelf {
   objects: Map<string, ApiObject>;
+  /** Objects by the value of the storage's index, then by key. */
+  index: Map<string, Map<string, ApiObject>>;
   /** Oldest first. */
   history: StoreEvent[];
   /** States up to this revision can no longer be asked for. */
@@ -29,9 +34,11 @@ export class Store {
   readonly #shelves = new Map<string, Shelf>();
   readonly #listeners = new Set<(event: StoreEvent) => void>();
   readonly #first: number;
+  readonly #indexes: StoreIndexes;
 
   /** @param historyMax changes kept for each kind of object */
-  constructor(firstRevision: number, historyMax: number) {
+  constructor(firstRevision: number, historyMax: number, indexes: StoreIndexes = {}) {
+    this.#indexes = indexes;
     this.#revision = firstRevision;
     this.#first = firstRevision;
     this.#historyMax = historyMax;
@@ -56,8 +63,9 @@ export class Store {
     return this.#shelves.get(storage)?.objects.values() ?? [];
   }
 
-  storages(): string[] {
-    return [...this.#shelves.keys()];
+  /** Present objects of a storage whose index function gives `value`. */
+  indexed(storage: string, value: string): ApiObject[] {
+    return [...(this.#shelves.get(storage)?.index.get(value)?.values() ?? [])];
   }
 
   /** Stores a new state under the next revision and tells the listeners. Returns the object with its resourceVersion. */
@@ -67,6 +75,7 @@ export class Store {
     const revision = ++this.#revision;
     const stored = withRevision(object, revision);
     shelf.objects.set(key, stored);
+    this.#reindex(shelf, storage, key, previous, stored);
     const type = previous === undefined ? "ADDED" : "MODIFIED";
     this.#commit(shelf, { type, storage, key, revision, object: stored, previous });
     return stored;
@@ -80,6 +89,7 @@ export class Store {
     const revision = ++this.#revision;
     const object = withRevision(last ?? previous, revision);
     shelf.objects.delete(key);
+    this.#reindex(shelf, storage, key, previous, undefined);
     this.#commit(shelf, { type: "DELETED", storage, key, revision, object, previous });
     return object;
   }
@@ -138,10 +148,21 @@ export class Store {
   #shelf(storage: string): Shelf {
     let shelf = this.#shelves.get(storage);
     if (shelf === undefined) {
-      shelf = { objects: new Map(), history: [], compacted: this.#first };
+      shelf = { objects: new Map(), index: new Map(), history: [], compacted: this.#first };
       this.#shelves.set(storage, shelf);
     }
     return shelf;
+  }
+
+  #reindex(shelf: Shelf, storage: string, key: string, old: ApiObject | undefined, now: ApiObject | undefined): void {
+    const valueOf = this.#indexes[storage];
+    if (valueOf === undefined) return;
+    const oldValue = old === undefined ? undefined : valueOf(old);
+    if (oldValue !== undefined) shelf.index.get(oldValue)?.delete(key);
+    const value = now === undefined ? undefined : valueOf(now);
+    if (now === undefined || value === undefined) return;
+    const bucket = shelf.index.get(value) ?? new Map<string, ApiObject>();
+    shelf.index.set(value, bucket.set(key, now));
   }
 
   #commit(shelf: Shelf, event: StoreEvent): void {

@@ -1,4 +1,5 @@
 import type { Endpoint, EndpointSlice, Pod, Service } from "../../../../agent/kube/types.ts";
+import { serviceLabel } from "../indexes.ts";
 import { jsonEqual } from "../json.ts";
 import { randomName } from "../strategies.ts";
 import type { Registry } from "../registry.ts";
@@ -6,7 +7,6 @@ import { selects } from "../selectors.ts";
 import { typed, untyped } from "../types.ts";
 
 const managedBy = "endpointslice-controller.k8s.io";
-const serviceLabel = "kubernetes.io/service-name";
 const managerLabel = "endpointslice.kubernetes.io/managed-by";
 
 type SlicePort = NonNullable<EndpointSlice["ports"]>[number];
@@ -83,20 +83,17 @@ export function startEndpointSliceController(registry: Registry, endpointsMax: n
   const sliceType = registry.typeOf("discovery.k8s.io", "endpointslices");
 
   const owned = (service: string, namespace: string) =>
-    [...registry.store.values(sliceType.storage)]
-      .map((o) => typed<EndpointSlice>(o))
-      .filter((s) => s.metadata.namespace === namespace && s.metadata.labels?.[serviceLabel] === service)
-      .filter((s) => s.metadata.labels?.[managerLabel] === managedBy);
+    registry.store
+      .indexed(sliceType.storage, `${namespace}/${service}`)
+      .map((object) => typed<EndpointSlice>(object))
+      .filter((slice) => slice.metadata.labels?.[managerLabel] === managedBy);
 
   const sync = (service: Service) => {
     const { name, namespace = "", deletionTimestamp } = service.metadata;
     const hasSelector = Object.keys(service.spec?.selector ?? {}).length > 0;
     if (!hasSelector || service.spec?.type === "ExternalName" || deletionTimestamp !== undefined) return;
-    const pods = [...registry.store.values("pods")].map((o) => typed<Pod>(o));
-    const groups = endpointsOf(
-      service,
-      pods.filter((p) => p.metadata.namespace === namespace),
-    );
+    const pods = registry.store.indexed("pods", namespace).map((o) => typed<Pod>(o));
+    const groups = endpointsOf(service, pods);
     const wanted: PortGroup[] = groups.flatMap(({ ports, endpoints }) => {
       const slices: PortGroup[] = [];
       for (let at = 0; at < endpoints.length; at += endpointsMax) {
@@ -152,9 +149,8 @@ export function startEndpointSliceController(registry: Registry, endpointsMax: n
   };
 
   const syncFor = (pod: Pod, old: Pod | undefined) => {
-    for (const object of [...registry.store.values("services")]) {
+    for (const object of registry.store.indexed("services", pod.metadata.namespace ?? "")) {
       const service = typed<Service>(object);
-      if (service.metadata.namespace !== pod.metadata.namespace) continue;
       const { selector } = service.spec ?? {};
       if (selects(selector, pod.metadata.labels) || selects(selector, old?.metadata.labels)) sync(service);
     }

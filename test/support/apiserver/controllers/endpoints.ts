@@ -1,4 +1,5 @@
 import type { Endpoint, EndpointSlice } from "../../../../agent/kube/types.ts";
+import { serviceLabel } from "../indexes.ts";
 import { jsonEqual, type JsonObject } from "../json.ts";
 import type { Registry } from "../registry.ts";
 import { typed } from "../types.ts";
@@ -31,10 +32,11 @@ function addressesOf({ addresses, nodeName, targetRef, hostname }: Endpoint): Js
 /** Keeps an Endpoints object beside the slices of each service, for old kubectls. Returns the function that stops it. */
 export function startEndpointsController(registry: Registry): () => void {
   const type = registry.typeOf("", "endpoints");
+  const { storage } = registry.typeOf("discovery.k8s.io", "endpointslices");
   const sync = (namespace: string, name: string) => {
-    const slices = [...registry.store.values("endpointslices.discovery.k8s.io")]
-      .map((object) => typed<EndpointSlice>(object))
-      .filter((s) => s.metadata.namespace === namespace && s.metadata.labels?.["kubernetes.io/service-name"] === name);
+    const slices = registry.store
+      .indexed(storage, `${namespace}/${name}`)
+      .map((object) => typed<EndpointSlice>(object));
     const found = registry.store.get("endpoints", `${namespace}/${name}`);
     if (slices.length === 0) {
       if (found !== undefined) registry.delete(type, namespace, name);
@@ -48,11 +50,11 @@ export function startEndpointsController(registry: Registry): () => void {
     }
   };
   const look = (slice: EndpointSlice) => {
-    const name = slice.metadata.labels?.["kubernetes.io/service-name"];
+    const name = slice.metadata.labels?.[serviceLabel];
     if (name !== undefined) sync(slice.metadata.namespace ?? "", name);
   };
-  for (const slice of [...registry.store.values("endpointslices.discovery.k8s.io")]) look(typed<EndpointSlice>(slice));
-  return registry.onChange(({ storage, object }) => {
-    if (storage === "endpointslices.discovery.k8s.io") look(typed<EndpointSlice>(object));
+  for (const slice of [...registry.store.values(storage)]) look(typed<EndpointSlice>(slice));
+  return registry.onChange(({ storage: changed, object }) => {
+    if (changed === storage) look(typed<EndpointSlice>(object));
   });
 }
