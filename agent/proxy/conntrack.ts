@@ -111,14 +111,26 @@ export class ConntrackCleaner {
       });
       if (result.failure === "spawn") {
         this.#isMissing = true;
-        this.#log.warn({ err: result.message }, "no conntrack command: UDP clients may stay with endpoints that are gone");
+        this.#log.warn(
+          { err: result.message },
+          "no conntrack command: UDP clients may stay with endpoints that are gone",
+        );
         return 0;
       }
       expectSuccess(result, `list ${protocol} flows`);
     }
     // All flows to one endpoint that went are removed by one command, whoever the clients are.
     for (const { protocol, dstIP, dstPort, replyIP, replyPort } of stale.values()) {
-      const which = ["--orig-dst", dstIP, "--orig-port-dst", `${dstPort}`, "--reply-src", replyIP, "--reply-port-src", `${replyPort}`];
+      const which = [
+        "--orig-dst",
+        dstIP,
+        "--orig-port-dst",
+        `${dstPort}`,
+        "--reply-src",
+        replyIP,
+        "--reply-port-src",
+        `${replyPort}`,
+      ];
       const args = ["-D", ...this.#common(protocol), ...which];
       const result = await this.#commands.run("conntrack", args, { timeoutMs: commandTimeoutMs, signal });
       if (result.failure === "exit" && result.stderr.includes("0 flow entries")) continue; // timed out meanwhile

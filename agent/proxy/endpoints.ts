@@ -71,7 +71,9 @@ export function mergeSlices(
     const parsed = (Array.isArray(slice.endpoints) ? slice.endpoints : []).flatMap((endpoint) => {
       const found = parseEndpoint(endpoint, family, nodeName);
       if (typeof found !== "string") return [found];
-      warnings.push(`endpoint slice ${slice.metadata.namespace}/${slice.metadata.name}: an endpoint is ignored: ${found}`);
+      warnings.push(
+        `endpoint slice ${slice.metadata.namespace}/${slice.metadata.name}: an endpoint is ignored: ${found}`,
+      );
       return [];
     });
     for (const port of Array.isArray(slice.ports) ? slice.ports : []) {
@@ -93,7 +95,10 @@ export function mergeSlices(
   }
   const byPort = new Map<string, Endpoint[]>();
   for (const [key, endpoints] of merged) {
-    byPort.set(key, [...endpoints.values()].sort((a, b) => compare(a.address, b.address)));
+    byPort.set(
+      key,
+      [...endpoints.values()].sort((a, b) => compare(a.address, b.address)),
+    );
   }
   return { byPort, warnings };
 }

@@ -92,7 +92,8 @@ export class FamilyProxy {
     this.#loop = new Loop({
       clock,
       pass: (signal) => this.#pass(signal),
-      onError: (err) => log.error({ err: messageOf(err) }, "services could not be programmed; a full sync will be tried"),
+      onError: (err) =>
+        log.error({ err: messageOf(err) }, "services could not be programmed; a full sync will be tried"),
       retryMs: (failures) => backoffMs(failures, { baseMs: retryBaseMs, maxMs: options.syncPeriodMs }),
       resyncMs: options.syncPeriodMs,
       minIntervalMs: options.minSyncPeriodMs,
@@ -156,7 +157,8 @@ export class FamilyProxy {
       this.#flowsToClean.clear();
       if (removed > 0) log.info({ removed }, "flows to endpoints that are gone removed");
     } catch (err) {
-      if (!signal.aborted) log.warn({ err: messageOf(err) }, "stale flows could not be removed; trying again at the next sync");
+      if (!signal.aborted)
+        log.warn({ err: messageOf(err) }, "stale flows could not be removed; trying again at the next sync");
     }
     return undefined;
   }
@@ -195,7 +197,10 @@ export class FamilyProxy {
     try {
       const result = await backend.sync(this.#request(isFull, pending.keys), signal);
       const nowMs = clock.now();
-      const durationMs = report(true, this.#model.settle(pending).map((at) => nowMs - at));
+      const durationMs = report(
+        true,
+        this.#model.settle(pending).map((at) => nowMs - at),
+      );
       this.#counts.syncs += 1;
       this.#lastSyncedAtMs = nowMs;
       this.#pendingSinceMs = this.#model.hasPending || this.#mustSyncFull ? this.#pendingSinceMs : undefined;
@@ -203,7 +208,10 @@ export class FamilyProxy {
         this.#counts.fullSyncs += 1;
         this.#lastFullAtMs = clock.monotonic();
       }
-      log[isFull ? "info" : "debug"]({ isFull, services: pending.keys.size, durationMs: Math.round(durationMs), ...result }, "services programmed");
+      log[isFull ? "info" : "debug"](
+        { isFull, services: pending.keys.size, durationMs: Math.round(durationMs), ...result },
+        "services programmed",
+      );
     } catch (err) {
       this.#mustSyncFull = true;
       this.#pendingSinceMs ??= clock.now();
@@ -245,7 +253,8 @@ export class FamilyProxy {
     if (text === (this.#warned.get(key) ?? "")) return service;
     if (text === "") this.#warned.delete(key);
     else this.#warned.set(key, text);
-    for (const warning of service.warnings.slice(0, warningsPerServiceMax)) this.#deps.log.warn({ service: key }, warning);
+    for (const warning of service.warnings.slice(0, warningsPerServiceMax))
+      this.#deps.log.warn({ service: key }, warning);
     const more = service.warnings.length - warningsPerServiceMax;
     if (more > 0) this.#deps.log.warn({ service: key, more }, "more is malformed in this service");
     return service;

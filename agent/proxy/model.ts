@@ -1,5 +1,12 @@
 import type { EndpointSlice, Service } from "../kube/types.ts";
-import { type Endpoint, type EndpointSets, endpointsKey, mergeSlices, selectEndpoints, serviceKeyOfSlice } from "./endpoints.ts";
+import {
+  type Endpoint,
+  type EndpointSets,
+  endpointsKey,
+  mergeSlices,
+  selectEndpoints,
+  serviceKeyOfSlice,
+} from "./endpoints.ts";
 import type { Family, Prefix } from "./ip.ts";
 import { describeService, type ServicePortSpec } from "./service.ts";
 

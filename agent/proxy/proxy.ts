@@ -91,7 +91,8 @@ async function buildFamilies(options: ProxyOptions, deps: ProxyDeps, signal: Abo
   const primary = parseIP(options.nodeIPs[0] ?? "")?.family ?? "IPv4";
   const flavour = options.iptablesFlavour ?? decideFlavour(await observeFlavours(commands, signal));
   const noIpset = await whyNoIpset(commands, signal);
-  if (noIpset !== undefined) log.warn({ err: noIpset }, "no ipset: packets find their service by the dispatch tree alone");
+  if (noIpset !== undefined)
+    log.warn({ err: noIpset }, "no ipset: packets find their service by the dispatch tree alone");
 
   const ipv4Ports = readNodePortAddresses(options.nodePortAddresses, options.nodeIPs, "IPv4");
   const hasLocalhostNodePorts = options.localhostNodePorts && ipv4Ports.hasLoopback;
@@ -110,7 +111,10 @@ async function buildFamilies(options: ProxyOptions, deps: ProxyDeps, signal: Abo
     } catch (err) {
       if (signal.aborted) throw err;
       if (family === primary) {
-        throw new AgentError("Unavailable", `${family} services cannot be programmed on this machine: ${messageOf(err)}`);
+        throw new AgentError(
+          "Unavailable",
+          `${family} services cannot be programmed on this machine: ${messageOf(err)}`,
+        );
       }
       log.info({ family, err: messageOf(err) }, "family is not programmed");
       continue;
@@ -134,7 +138,10 @@ async function buildFamilies(options: ProxyOptions, deps: ProxyDeps, signal: Abo
   }
   if (built.length === 0) throw new AgentError("Unavailable", "no IP family can be programmed on this machine");
   const inUse = built.map(({ family }) => family);
-  log.info({ families: inUse, primary, iptables: flavour ?? "default", ipset: noIpset === undefined }, "proxy mode iptables");
+  log.info(
+    { families: inUse, primary, iptables: flavour ?? "default", ipset: noIpset === undefined },
+    "proxy mode iptables",
+  );
   return built;
 }
 

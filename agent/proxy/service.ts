@@ -69,7 +69,9 @@ export function describeService(service: Service, family: Family, nodeIPs: reado
   if (clusterIP === undefined) return none;
 
   const warn = (text: string) => warnings.push(`service ${key}: ${text}`);
-  const externalIPs = addressesOf(listOf(spec.externalIPs), family, (ip) => warn(`external IP ${ip} is ignored: no IP`));
+  const externalIPs = addressesOf(listOf(spec.externalIPs), family, (ip) =>
+    warn(`external IP ${ip} is ignored: no IP`),
+  );
   const vips = addressesOf(
     listOf(service.status?.loadBalancer?.ingress)
       .filter((ingress) => ingress.ipMode === undefined || ingress.ipMode === "VIP")

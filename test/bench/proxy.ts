@@ -91,7 +91,11 @@ async function benchmark(count: number): Promise<Record<string, string | number>
       dropsInvalid: true,
       hasRandomFully: true,
     },
-    render: { family: "IPv4" as const, masqueradeAll: false, localPods: { match: "-s 10.128.0.0/9", notMatch: "! -s 10.128.0.0/9" } },
+    render: {
+      family: "IPv4" as const,
+      masqueradeAll: false,
+      localPods: { match: "-s 10.128.0.0/9", notMatch: "! -s 10.128.0.0/9" },
+    },
   });
   const sync = async (target: IptablesBackend, isFull: boolean) => {
     const pending = model.pending();
@@ -118,7 +122,10 @@ async function benchmark(count: number): Promise<Record<string, string | number>
     cpuMs += one.cpuMs;
   }
   const changeWallMs = median(wall);
-  const again = process.env["ADOPT"] === undefined ? undefined : await measure(() => sync(new IptablesBackend({ iptables, set, log: silentLogger }), true));
+  const again =
+    process.env["ADOPT"] === undefined
+      ? undefined
+      : await measure(() => sync(new IptablesBackend({ iptables, set, log: silentLogger }), true));
   const check = await measure(() => backend.findDamage(signal));
 
   const fake = new FakeIptables();

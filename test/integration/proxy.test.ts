@@ -80,7 +80,12 @@ async function rulesOf(net: TestNet, flavour: string): Promise<string> {
     [`iptables-${flavour}-save`, `ip6tables-${flavour}-save`].map((command) => net.onNode(command, [])),
   );
   // Comments hold the time, counters count.
-  return all.join("").split("\n").filter((line) => !line.startsWith("#")).map((line) => line.replace(/\[\d+:\d+\]/, "")).join("\n");
+  return all
+    .join("")
+    .split("\n")
+    .filter((line) => !line.startsWith("#"))
+    .map((line) => line.replace(/\[\d+:\d+\]/, ""))
+    .join("\n");
 }
 
 for (const flavour of ["nft", "legacy"] as const) {
@@ -96,7 +101,18 @@ for (const flavour of ["nft", "legacy"] as const) {
         // Foreign rules of all kinds, in all the tables that exist afterwards anyway.
         for (const table of ["mangle", "nat", "filter"]) {
           await net.onNode(command, ["-t", table, "-N", "FOREIGN"]);
-          await net.onNode(command, ["-t", table, "-A", "FOREIGN", "-m", "comment", "--comment", "not ours", "-j", "RETURN"]);
+          await net.onNode(command, [
+            "-t",
+            table,
+            "-A",
+            "FOREIGN",
+            "-m",
+            "comment",
+            "--comment",
+            "not ours",
+            "-j",
+            "RETURN",
+          ]);
           await net.onNode(command, ["-t", table, "-A", "OUTPUT", "-j", "FOREIGN"]);
         }
         await net.onNode(command, ["-t", "filter", "-A", "FORWARD", "-p", "tcp", "--dport", "9", "-j", "DROP"]);
@@ -108,7 +124,8 @@ for (const flavour of ["nft", "legacy"] as const) {
 
     afterEach(async () => {
       for (const service of [...running.services.list()]) running.services.remove(`ns1/${service.metadata.name}`);
-      for (const slice of [...running.endpointSlices.list()]) running.endpointSlices.remove(`ns1/${slice.metadata.name}`);
+      for (const slice of [...running.endpointSlices.list()])
+        running.endpointSlices.remove(`ns1/${slice.metadata.name}`);
       await running.settled();
     });
 
@@ -117,7 +134,11 @@ for (const flavour of ["nft", "legacy"] as const) {
       await net?.[Symbol.asyncDispose]();
     });
 
-    async function publish(name: string, spec: Parameters<typeof makeService>[1], endpoints: readonly string[]): Promise<void> {
+    async function publish(
+      name: string,
+      spec: Parameters<typeof makeService>[1],
+      endpoints: readonly string[],
+    ): Promise<void> {
       running.services.put(makeService(name, { ports, ...spec }));
       running.endpointSlices.put(makeSlice(name, endpoints, { ports: slicePorts }));
       await running.settled();

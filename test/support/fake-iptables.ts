@@ -52,7 +52,10 @@ export class FakeIptables implements Iptables {
   }
 
   async listRules(table: string, chain: string): Promise<string[] | undefined> {
-    return this.tables.get(table)?.get(chain)?.map((rule) => `-A ${chain} ${rule}`);
+    return this.tables
+      .get(table)
+      ?.get(chain)
+      ?.map((rule) => `-A ${chain} ${rule}`);
   }
 
   async listChains(table: string): Promise<string[]> {
@@ -167,7 +170,8 @@ function checkClosed(table: string, chains: Chains): void {
     if (known !== undefined) return known;
     if (path.includes(chain)) throw invalid(`loop through chain ${chain} of table ${table}`);
     const rules = chains.get(chain);
-    if (rules === undefined) throw invalid(`table ${table}: chain ${path.at(-1)} leads to ${chain}, which is not there`);
+    if (rules === undefined)
+      throw invalid(`table ${table}: chain ${path.at(-1)} leads to ${chain}, which is not there`);
     const below = rules.map((rule) => {
       const target = chainTarget(rule);
       return target === undefined ? 0 : depthBelow(target, [...path, chain]);

@@ -58,7 +58,8 @@ export function tracePacket(tables: FakeIptables["tables"], packet: Packet, opti
   const verdict = run("filter", hook);
   const filter = state.visited;
   const isMasqueraded = verdict === "ACCEPT" && run("nat", "POSTROUTING") === "MASQUERADE";
-  if (verdict !== "ACCEPT" && verdict !== "DROP" && verdict !== "REJECT") throw new Error(`filter table says ${verdict}`);
+  if (verdict !== "ACCEPT" && verdict !== "DROP" && verdict !== "REJECT")
+    throw new Error(`filter table says ${verdict}`);
   return { verdict, dnat: state.dnat, isMasqueraded, visited: { nat, filter }, path: natPath };
 }
 
@@ -88,7 +89,11 @@ function walk(
         const to = args[args.indexOf("--to-destination") + 1] ?? "";
         state.dnat = to;
         const colon = to.lastIndexOf(":");
-        state.packet = { ...state.packet, dst: to.slice(0, colon).replace(/[[\]]/g, ""), dport: Number(to.slice(colon + 1)) };
+        state.packet = {
+          ...state.packet,
+          dst: to.slice(0, colon).replace(/[[\]]/g, ""),
+          dport: Number(to.slice(colon + 1)),
+        };
         return "DNAT";
       }
       case "MARK":
@@ -130,9 +135,7 @@ function matches(args: readonly string[], state: State, options: TraceOptions, i
         isMatch = inRange(packet.src, value);
         break;
       case "-i":
-        isMatch = value.endsWith("+")
-          ? (packet.iface ?? "").startsWith(value.slice(0, -1))
-          : packet.iface === value;
+        isMatch = value.endsWith("+") ? (packet.iface ?? "").startsWith(value.slice(0, -1)) : packet.iface === value;
         break;
       case "-p":
         isMatch = packet.proto === value;
@@ -201,7 +204,11 @@ function inRange(ip: string, range: string): boolean {
 }
 
 function toBits(ip: string): string {
-  if (!ip.includes(":")) return ip.split(".").map((part) => Number(part).toString(2).padStart(8, "0")).join("");
+  if (!ip.includes(":"))
+    return ip
+      .split(".")
+      .map((part) => Number(part).toString(2).padStart(8, "0"))
+      .join("");
   const [head = "", tail] = ip.split("::");
   const words = (text: string) => (text === "" ? [] : text.split(":"));
   const before = words(head);

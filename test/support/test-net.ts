@@ -129,7 +129,10 @@ export class TestNet {
     this.pod1 = await this.#peer("pod1");
     this.pod2 = await this.#peer("pod2");
     this.client = await this.#peer("client");
-    for (const [peer, name] of [[this.pod1, "pod1"], [this.pod2, "pod2"]] as const) {
+    for (const [peer, name] of [
+      [this.pod1, "pod1"],
+      [this.pod2, "pod2"],
+    ] as const) {
       const n = name.slice(-1);
       await peer.request({ op: "serve", name, host: `10.244.${n}.2`, port: 8080 });
       await peer.request({ op: "serve", name, host: `fd00:244:${n}::2`, port: 8080 });

@@ -105,7 +105,11 @@ async function cleanupOne(
 ): Promise<void> {
   const reader = new OwnRulesReader();
   const onLine = (line: string) => reader.line(line);
-  const save = await commands.lines(commandNames(family, flavour).save, [], { onLine, timeoutMs: saveTimeoutMs, signal });
+  const save = await commands.lines(commandNames(family, flavour).save, [], {
+    onLine,
+    timeoutMs: saveTimeoutMs,
+    signal,
+  });
   if (save.failure === "spawn") return; // not installed: then it has left nothing
   expectSuccess(save, "read the rules");
   const own = reader.result();

@@ -55,7 +55,9 @@ export const canaryTables = ["mangle", "nat", "filter"] as const;
 export const canaryRule = '-m comment --comment "kubernetes service proxy: rules are in place"';
 
 /** Where each dispatch tree lives. Their inner chains' prefixes are among the ones that kube-proxy cleans up, too. */
-export const treeChains: Readonly<Record<TreeName, { table: Table; root: string; inner: string; keys: "address" | "port" }>> = {
+export const treeChains: Readonly<
+  Record<TreeName, { table: Table; root: string; inner: string; keys: "address" | "port" }>
+> = {
   natServices: { table: "nat", root: "KUBE-SVC-AT", inner: "KUBE-SVC-AT-", keys: "address" },
   natNodePorts: { table: "nat", root: "KUBE-NODEPORTS", inner: "KUBE-EXT-AT-", keys: "port" },
   noEndpoints: { table: "filter", root: "KUBE-SERVICES", inner: "KUBE-SVC-AT-", keys: "address" },
@@ -136,10 +138,7 @@ export function renderEntrances(context: FixedContext): Record<Table, Map<string
     filter: new Map([
       [
         "KUBE-EXTERNAL-SERVICES",
-        [
-          `-j ${treeChains.noExternal.root}`,
-          `-m addrtype --dst-type LOCAL -j ${treeChains.noNodePort.root}`,
-        ],
+        [`-j ${treeChains.noExternal.root}`, `-m addrtype --dst-type LOCAL -j ${treeChains.noNodePort.root}`],
       ],
     ]),
   };

@@ -6,7 +6,14 @@ import { endpointChain, portSuffix } from "./names.ts";
 import type { DispatchEntry } from "./tree.ts";
 
 /** The dispatch trees, each of which leads one kind of destination to the rules of its service. */
-export type TreeName = "natServices" | "natNodePorts" | "noEndpoints" | "noExternal" | "noNodePort" | "firewall" | "health";
+export type TreeName =
+  | "natServices"
+  | "natNodePorts"
+  | "noEndpoints"
+  | "noExternal"
+  | "noNodePort"
+  | "firewall"
+  | "health";
 
 /** How rules look, beyond what the service says. One value for a whole sync. */
 export interface RenderContext {
@@ -52,11 +59,7 @@ export function renderService(service: ServiceDescription, context: RenderContex
   return { chains, entries, members };
 }
 
-function renderDispatch(
-  port: ServicePort,
-  entries: (DispatchEntry & { tree: TreeName })[],
-  members: string[],
-): void {
+function renderDispatch(port: ServicePort, entries: (DispatchEntry & { tree: TreeName })[], members: string[]): void {
   const { name, protocol, endpoints } = port;
   const suffix = portSuffix(name, protocol);
   const { internal, external } = reachability(port);
@@ -173,7 +176,9 @@ function externalRules(port: ServicePort, suffix: string, hasEndpoints: boolean,
   }
   const rules: string[] = [];
   if (context.localPods !== undefined) {
-    rules.push(`${comment(`${port.name} external address, from a pod here`)} ${context.localPods.match} -j KUBE-SVC-${suffix}`);
+    rules.push(
+      `${comment(`${port.name} external address, from a pod here`)} ${context.localPods.match} -j KUBE-SVC-${suffix}`,
+    );
   }
   rules.push(
     `${comment(`${port.name} masquerade traffic of this node`)} -m addrtype --src-type LOCAL -j KUBE-MARK-MASQ`,

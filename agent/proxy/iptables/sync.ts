@@ -91,14 +91,19 @@ export class IptablesBackend {
     const state = this.#state;
     if (this.#set === undefined || !this.#isSetUsed || state === undefined) return undefined;
     const count = await this.#set.count(signal);
-    return count === state.memberCount ? undefined : `set ${this.#set.name} has ${count ?? 0} of ${state.memberCount} members`;
+    return count === state.memberCount
+      ? undefined
+      : `set ${this.#set.name} has ${count ?? 0} of ${state.memberCount} members`;
   }
 
   async #syncFull(request: SyncRequest, applier: Applier, signal: AbortSignal): Promise<RuleState> {
     const withEndpointComments = request.endpointCount() <= endpointsWithCommentsMax;
     const state = new RuleState({ ...request.render, withEndpointComments });
     // Asked before anything is written: a clean machine answers at once.
-    const present = { nat: await this.#iptables.listChains("nat", signal), filter: await this.#iptables.listChains("filter", signal) };
+    const present = {
+      nat: await this.#iptables.listChains("nat", signal),
+      filter: await this.#iptables.listChains("filter", signal),
+    };
     const base = renderBase({ ...request.fixed, setName: undefined });
     for (const table of ["filter", "nat"] as const) await applier.writeAll(table, base[table]);
 
@@ -135,7 +140,12 @@ export class IptablesBackend {
     return state;
   }
 
-  async #syncChanges(state: RuleState, request: SyncRequest, applier: Applier, signal: AbortSignal): Promise<RuleState> {
+  async #syncChanges(
+    state: RuleState,
+    request: SyncRequest,
+    applier: Applier,
+    signal: AbortSignal,
+  ): Promise<RuleState> {
     const deletes: Record<Table, string[]> = { nat: [], filter: [] };
     const pacer = new Pacer();
     for (const key of request.keys) {
@@ -193,7 +203,8 @@ export class IptablesBackend {
         rules = (await this.#iptables.listRules(jump.table, jump.from, signal)) ?? [];
         present.set(place, rules);
       }
-      if (!rules.some((rule) => isJump(rule, jump))) applier.text.raw(jump.table, `-I ${jump.from} ${jumpArguments(jump)}`);
+      if (!rules.some((rule) => isJump(rule, jump)))
+        applier.text.raw(jump.table, `-I ${jump.from} ${jumpArguments(jump)}`);
     }
     await applier.flush();
   }

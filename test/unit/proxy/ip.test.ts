@@ -51,7 +51,12 @@ test("prefixes contain addresses of their own family only", () => {
 });
 
 test("loopback addresses", () => {
-  expect(["127.8.0.1", "::1", "10.0.0.1", "::2"].map((text) => isLoopback(parseIP(text)!))).toEqual([true, true, false, false]);
+  expect(["127.8.0.1", "::1", "10.0.0.1", "::2"].map((text) => isLoopback(parseIP(text)!))).toEqual([
+    true,
+    true,
+    false,
+    false,
+  ]);
 });
 
 test("an IPv6 address with a port is in brackets", () => {

@@ -25,8 +25,18 @@ function endpointsOf(spec: Partial<ServiceSpec>, ...slices: EndpointSlice[]) {
 }
 
 describe("describeService", () => {
-  const cases: { name: string; spec: Partial<ServiceSpec>; extra?: Partial<Service>; want: object | undefined; warns?: RegExp }[] = [
-    { name: "plain", spec: {}, want: { name: "ns1/web:p80", clusterIP: "10.96.0.10", port: 80, nodePort: 0, protocol: "tcp" } },
+  const cases: {
+    name: string;
+    spec: Partial<ServiceSpec>;
+    extra?: Partial<Service>;
+    want: object | undefined;
+    warns?: RegExp;
+  }[] = [
+    {
+      name: "plain",
+      spec: {},
+      want: { name: "ns1/web:p80", clusterIP: "10.96.0.10", port: 80, nodePort: 0, protocol: "tcp" },
+    },
     { name: "unnamed port", spec: { ports: [{ port: 80 }] }, want: { name: "ns1/web", portName: "" } },
     { name: "headless", spec: { clusterIP: "None" }, want: undefined },
     { name: "without an address yet", spec: { clusterIP: "" }, want: undefined },
@@ -34,7 +44,9 @@ describe("describeService", () => {
     {
       name: "of another proxy",
       spec: {},
-      extra: { metadata: { name: "web", namespace: "ns1", labels: { "service.kubernetes.io/service-proxy-name": "x" } } },
+      extra: {
+        metadata: { name: "web", namespace: "ns1", labels: { "service.kubernetes.io/service-proxy-name": "x" } },
+      },
       want: undefined,
     },
     { name: "of the other family", spec: { clusterIP: "fd00::1" }, want: undefined },
@@ -43,12 +55,32 @@ describe("describeService", () => {
       spec: { clusterIP: "fd00::1", clusterIPs: ["fd00::1", "10.96.0.7"], ipFamilies: ["IPv6", "IPv4"] },
       want: { clusterIP: "10.96.0.7" },
     },
-    { name: "clusterIP malformed", spec: { clusterIP: "banana" }, want: undefined, warns: /ns1\/web.*"banana" is no IP/ },
+    {
+      name: "clusterIP malformed",
+      spec: { clusterIP: "banana" },
+      want: undefined,
+      warns: /ns1\/web.*"banana" is no IP/,
+    },
     { name: "padded octets", spec: { clusterIP: "010.096.0.010" }, want: { clusterIP: "10.96.0.10" } },
     { name: "port out of range", spec: { ports: [{ port: 70_000 }] }, want: undefined, warns: /port number 70000/ },
-    { name: "nodePort out of range", spec: { ports: [{ port: 80, nodePort: -1 }] }, want: undefined, warns: /node port -1/ },
-    { name: "port name with a quote", spec: { ports: [{ name: 'a" -j DROP', port: 80 }] }, want: undefined, warns: /no DNS label/ },
-    { name: "unknown protocol", spec: { ports: [{ port: 80, protocol: "ICMP" as "TCP" }] }, want: undefined, warns: /none of TCP/ },
+    {
+      name: "nodePort out of range",
+      spec: { ports: [{ port: 80, nodePort: -1 }] },
+      want: undefined,
+      warns: /node port -1/,
+    },
+    {
+      name: "port name with a quote",
+      spec: { ports: [{ name: 'a" -j DROP', port: 80 }] },
+      want: undefined,
+      warns: /no DNS label/,
+    },
+    {
+      name: "unknown protocol",
+      spec: { ports: [{ port: 80, protocol: "ICMP" as "TCP" }] },
+      want: undefined,
+      warns: /none of TCP/,
+    },
     { name: "ports null", spec: { ports: null as unknown as [] }, want: undefined },
     {
       name: "one bad external IP among good ones",
@@ -73,7 +105,11 @@ describe("describeService", () => {
       spec: { sessionAffinity: "ClientIP", sessionAffinityConfig: { clientIP: { timeoutSeconds: 60 } } },
       want: { affinitySeconds: 60 },
     },
-    { name: "external policy of a ClusterIP service", spec: { externalTrafficPolicy: "Local" }, want: { isExternalPolicyLocal: false } },
+    {
+      name: "external policy of a ClusterIP service",
+      spec: { externalTrafficPolicy: "Local" },
+      want: { isExternalPolicyLocal: false },
+    },
     {
       name: "external policy with external IPs",
       spec: { externalTrafficPolicy: "Local", externalIPs: ["198.51.100.1"] },
@@ -83,7 +119,16 @@ describe("describeService", () => {
       name: "load balancer addresses: only those that arrive untranslated",
       spec: { type: "LoadBalancer" },
       extra: {
-        status: { loadBalancer: { ingress: [{ ip: "203.0.113.1" }, { ip: "203.0.113.2", ipMode: "Proxy" }, { hostname: "lb" }, { ip: "203.0.113.3", ipMode: "VIP" }] } },
+        status: {
+          loadBalancer: {
+            ingress: [
+              { ip: "203.0.113.1" },
+              { ip: "203.0.113.2", ipMode: "Proxy" },
+              { hostname: "lb" },
+              { ip: "203.0.113.3", ipMode: "VIP" },
+            ],
+          },
+        },
       },
       want: { loadBalancerVIPs: ["203.0.113.1", "203.0.113.3"] },
     },
@@ -99,7 +144,11 @@ describe("describeService", () => {
   }
 
   test("a bad port does not take the good ones with it", () => {
-    const { ports } = describeService(makeService("web", { ports: [{ port: 0 }, { name: "b", port: 81 }] }), "IPv4", []);
+    const { ports } = describeService(
+      makeService("web", { ports: [{ port: 0 }, { name: "b", port: 81 }] }),
+      "IPv4",
+      [],
+    );
     expect(ports.map((port) => port.port)).toEqual([81]);
   });
 
@@ -118,7 +167,11 @@ describe("endpoints", () => {
   const all = (list: string[]) => ({ cluster: list, local: [], reachable: list, hasAny: list.length > 0 });
   const cases: { name: string; spec?: Partial<ServiceSpec>; slices: EndpointSlice[]; want: object }[] = [
     { name: "none", slices: [], want: all([]) },
-    { name: "sorted by text", slices: [makeSlice("web", ["10.0.0.9", "10.0.0.10"])], want: all(["10.0.0.10", "10.0.0.9"]) },
+    {
+      name: "sorted by text",
+      slices: [makeSlice("web", ["10.0.0.9", "10.0.0.10"])],
+      want: all(["10.0.0.10", "10.0.0.9"]),
+    },
     {
       name: "several slices, one address twice",
       slices: [makeSlice("web", ["10.0.0.1"]), makeSlice("web", ["10.0.0.1", "10.0.0.2"], { suffix: "b" })],
@@ -126,10 +179,17 @@ describe("endpoints", () => {
     },
     {
       name: "a running pod wins over a terminating one of the same address",
-      slices: [makeSlice("web", ["10.0.0.1"]), makeSlice("web", [{ address: "10.0.0.1", conditions: terminating }], { suffix: "b" })],
+      slices: [
+        makeSlice("web", ["10.0.0.1"]),
+        makeSlice("web", [{ address: "10.0.0.1", conditions: terminating }], { suffix: "b" }),
+      ],
       want: all(["10.0.0.1"]),
     },
-    { name: "conditions absent mean ready", slices: [makeSlice("web", [{ address: "10.0.0.1" }])], want: all(["10.0.0.1"]) },
+    {
+      name: "conditions absent mean ready",
+      slices: [makeSlice("web", [{ address: "10.0.0.1" }])],
+      want: all(["10.0.0.1"]),
+    },
     {
       name: "not ready",
       slices: [makeSlice("web", ["10.0.0.1", { address: "10.0.0.2", conditions: { ready: false, serving: false } }])],
@@ -154,7 +214,11 @@ describe("endpoints", () => {
       ],
       want: all([]),
     },
-    { name: "ports of another name", slices: [makeSlice("web", ["10.0.0.1"], { ports: [{ name: "x", port: 8080 }] })], want: all([]) },
+    {
+      name: "ports of another name",
+      slices: [makeSlice("web", ["10.0.0.1"], { ports: [{ name: "x", port: 8080 }] })],
+      want: all([]),
+    },
     {
       name: "malformed endpoints are left out",
       slices: [makeSlice("web", ["nonsense", "10.0.0.1", { address: "10.0.0.2", addresses: [] }])],
@@ -163,7 +227,12 @@ describe("endpoints", () => {
     {
       name: "internal policy Local",
       spec: { internalTrafficPolicy: "Local" },
-      slices: [makeSlice("web", [{ address: "10.0.0.1", ...here }, { address: "10.0.0.2", ...there }])],
+      slices: [
+        makeSlice("web", [
+          { address: "10.0.0.1", ...here },
+          { address: "10.0.0.2", ...there },
+        ]),
+      ],
       want: { cluster: [], local: ["10.0.0.1"], reachable: ["10.0.0.1"], hasAny: true },
     },
     {
@@ -175,7 +244,12 @@ describe("endpoints", () => {
     {
       name: "external policy Local",
       spec: { type: "NodePort", externalTrafficPolicy: "Local", ports: [{ name: "p80", port: 80, nodePort: 30_080 }] },
-      slices: [makeSlice("web", [{ address: "10.0.0.1", ...here, conditions: terminating }, { address: "10.0.0.2", ...there }])],
+      slices: [
+        makeSlice("web", [
+          { address: "10.0.0.1", ...here, conditions: terminating },
+          { address: "10.0.0.2", ...there },
+        ]),
+      ],
       want: { cluster: ["10.0.0.2"], local: ["10.0.0.1"], reachable: ["10.0.0.1", "10.0.0.2"], hasAny: true },
     },
     {
@@ -238,7 +312,10 @@ describe("changes", () => {
   test("a slice that moves to another service changes both", () => {
     const model = modelOf(makeService("web"), makeSlice("web", ["10.0.0.1"]));
     model.settle(model.pending());
-    model.setSlice("ns1/web-a", { ...makeSlice("api", ["10.0.0.1"]), metadata: { ...makeSlice("api", []).metadata, name: "web-a" } });
+    model.setSlice("ns1/web-a", {
+      ...makeSlice("api", ["10.0.0.1"]),
+      metadata: { ...makeSlice("api", []).metadata, name: "web-a" },
+    });
     expect([...model.pending().keys].sort()).toEqual(["ns1/api", "ns1/web"]);
     expect(model.describe("ns1/web").ports[0]?.endpoints.hasAny).toBe(false);
   });

@@ -1,7 +1,13 @@
 import { describe, expect, test } from "vitest";
 import type { EndpointSlice, Service, ServiceSpec } from "../../../agent/kube/types.ts";
 import { silentLogger } from "../../../agent/lib/log.ts";
-import { detectLocalMatch, type FixedContext, markText, nodePortIPs, readNodePortAddresses } from "../../../agent/proxy/iptables/fixed.ts";
+import {
+  detectLocalMatch,
+  type FixedContext,
+  markText,
+  nodePortIPs,
+  readNodePortAddresses,
+} from "../../../agent/proxy/iptables/fixed.ts";
 import { chainNameLengthMax, endpointChain, portSuffix } from "../../../agent/proxy/iptables/names.ts";
 import type { RenderContext } from "../../../agent/proxy/iptables/render.ts";
 import { IptablesBackend } from "../../../agent/proxy/iptables/sync.ts";
@@ -36,15 +42,32 @@ async function program(setup: Setup) {
   for (const slice of setup.slices) model.setSlice(`ns1/${slice.metadata.name}`, slice);
   const iptables = new FakeIptables();
   const set = new FakeServiceSet("KUBE-SERVICE-IPS");
-  const backend = new IptablesBackend({ iptables, set: setup.withoutSet === true ? undefined : set, log: silentLogger });
+  const backend = new IptablesBackend({
+    iptables,
+    set: setup.withoutSet === true ? undefined : set,
+    log: silentLogger,
+  });
   await backend.sync(
     {
       isFull: true,
       keys: model.keys(),
       describe: (key) => model.describe(key),
       endpointCount: () => model.endpointCount(),
-      fixed: { family, mark: "0x004000", nodePortIPs: undefined, hasLocalhostNodePorts: true, dropsInvalid: true, hasRandomFully: true, ...setup.fixed },
-      render: { family, masqueradeAll: false, localPods: { match: "-s 10.244.0.0/16", notMatch: "! -s 10.244.0.0/16" }, ...setup.render },
+      fixed: {
+        family,
+        mark: "0x004000",
+        nodePortIPs: undefined,
+        hasLocalhostNodePorts: true,
+        dropsInvalid: true,
+        hasRandomFully: true,
+        ...setup.fixed,
+      },
+      render: {
+        family,
+        masqueradeAll: false,
+        localPods: { match: "-s 10.244.0.0/16", notMatch: "! -s 10.244.0.0/16" },
+        ...setup.render,
+      },
     },
     signal,
   );
@@ -89,9 +112,26 @@ const cases: Case[] = [
       [{ ...fromOutside, dst: "203.0.113.77", dport: 443 }, "ACCEPT"],
     ],
   },
-  { name: "clusterip-no-endpoints", endpoints: [], packets: [[fromPod, "REJECT"], [fromNode, "REJECT"]] },
-  { name: "clusterip-masquerade-all", endpoints: ["10.244.1.5"], render: { masqueradeAll: true }, packets: [[fromPod, "10.244.1.5:8080 m"]] },
-  { name: "clusterip-no-detector", endpoints: ["10.244.1.5"], render: { localPods: undefined }, packets: [[fromNode, "10.244.1.5:8080"]] },
+  {
+    name: "clusterip-no-endpoints",
+    endpoints: [],
+    packets: [
+      [fromPod, "REJECT"],
+      [fromNode, "REJECT"],
+    ],
+  },
+  {
+    name: "clusterip-masquerade-all",
+    endpoints: ["10.244.1.5"],
+    render: { masqueradeAll: true },
+    packets: [[fromPod, "10.244.1.5:8080 m"]],
+  },
+  {
+    name: "clusterip-no-detector",
+    endpoints: ["10.244.1.5"],
+    render: { localPods: undefined },
+    packets: [[fromNode, "10.244.1.5:8080"]],
+  },
   {
     name: "clusterip-affinity",
     spec: { sessionAffinity: "ClientIP", sessionAffinityConfig: { clientIP: { timeoutSeconds: 60 } } },
@@ -101,8 +141,14 @@ const cases: Case[] = [
   {
     name: "clusterip-internal-local",
     spec: { internalTrafficPolicy: "Local" },
-    endpoints: [{ address: "10.244.1.5", ...here }, { address: remotePod, ...there }],
-    packets: [[fromPod, "10.244.1.5:8080"], [fromNode, "10.244.1.5:8080 m"]],
+    endpoints: [
+      { address: "10.244.1.5", ...here },
+      { address: remotePod, ...there },
+    ],
+    packets: [
+      [fromPod, "10.244.1.5:8080"],
+      [fromNode, "10.244.1.5:8080 m"],
+    ],
   },
   {
     name: "clusterip-internal-local-none-here",
@@ -128,19 +174,28 @@ const cases: Case[] = [
     spec: nodePort,
     endpoints: ["10.244.1.5"],
     fixed: { nodePortIPs: ["192.0.2.2"] },
-    packets: [[{ ...fromOutside, ...toNodePort }, "ACCEPT"], [{ ...fromOutside, ...toNodePort, dst: "192.0.2.2" }, "10.244.1.5:8080 m"]],
+    packets: [
+      [{ ...fromOutside, ...toNodePort }, "ACCEPT"],
+      [{ ...fromOutside, ...toNodePort, dst: "192.0.2.2" }, "10.244.1.5:8080 m"],
+    ],
   },
   {
     name: "nodeport-not-on-localhost",
     spec: nodePort,
     endpoints: ["10.244.1.5"],
     fixed: { hasLocalhostNodePorts: false },
-    packets: [[{ src: "127.0.0.1", dst: "127.0.0.1", dport: 30_080 }, "ACCEPT"], [{ ...fromOutside, ...toNodePort }, "10.244.1.5:8080 m"]],
+    packets: [
+      [{ src: "127.0.0.1", dst: "127.0.0.1", dport: 30_080 }, "ACCEPT"],
+      [{ ...fromOutside, ...toNodePort }, "10.244.1.5:8080 m"],
+    ],
   },
   {
     name: "nodeport-external-local",
     spec: { ...nodePort, externalTrafficPolicy: "Local" },
-    endpoints: [{ address: "10.244.1.5", ...here }, { address: remotePod, ...there }],
+    endpoints: [
+      { address: "10.244.1.5", ...here },
+      { address: remotePod, ...there },
+    ],
     packets: [
       [{ ...fromOutside, ...toNodePort }, "10.244.1.5:8080"],
       [{ ...fromPod, ...toNodePort }, `${remotePod}:8080`],
@@ -151,7 +206,10 @@ const cases: Case[] = [
     name: "nodeport-external-local-none-here",
     spec: { ...nodePort, externalTrafficPolicy: "Local" },
     endpoints: [{ address: remotePod, ...there }],
-    packets: [[{ ...fromOutside, ...toNodePort }, "DROP"], [{ ...fromPod, ...toNodePort }, `${remotePod}:8080`]],
+    packets: [
+      [{ ...fromOutside, ...toNodePort }, "DROP"],
+      [{ ...fromPod, ...toNodePort }, `${remotePod}:8080`],
+    ],
   },
   {
     name: "external-ip",
@@ -177,12 +235,18 @@ const cases: Case[] = [
     spec: { ...loadBalancer.spec, externalTrafficPolicy: "Local", healthCheckNodePort: 31_000 },
     extra: loadBalancer.extra,
     endpoints: [{ address: "10.244.1.5", ...here }],
-    packets: [[{ ...fromOutside, dst: lbIP }, "10.244.1.5:8080"], [{ ...fromOutside, dst: nodeIP, dport: 31_000 }, "ACCEPT"]],
+    packets: [
+      [{ ...fromOutside, dst: lbIP }, "10.244.1.5:8080"],
+      [{ ...fromOutside, dst: nodeIP, dport: 31_000 }, "ACCEPT"],
+    ],
   },
   {
     name: "loadbalancer-no-endpoints",
     ...loadBalancer,
-    packets: [[{ ...fromOutside, dst: lbIP }, "REJECT"], [{ ...fromOutside, ...toNodePort }, "REJECT"]],
+    packets: [
+      [{ ...fromOutside, dst: lbIP }, "REJECT"],
+      [{ ...fromOutside, ...toNodePort }, "REJECT"],
+    ],
   },
 ];
 
@@ -231,7 +295,10 @@ describe("rules of one service", () => {
   });
 
   test("the endpoints get equal shares", async () => {
-    const { iptables, sets } = await program({ services: [makeService("web")], slices: [makeSlice("web", ["10.1.0.1", "10.1.0.2", "10.1.0.3"])] });
+    const { iptables, sets } = await program({
+      services: [makeService("web")],
+      slices: [makeSlice("web", ["10.1.0.1", "10.1.0.2", "10.1.0.3"])],
+    });
     const shares = new Map<string, number>();
     for (let n = 0; n < 600; n++) {
       // A fine grid over [0, 1) for each draw: the shares come out exact.
@@ -285,7 +352,12 @@ describe("names", () => {
 });
 
 describe("who is a local pod", () => {
-  const options = { mode: "ClusterCIDR" as const, cidrs: ["fd00::/64", "10.0.0.0/8"], bridgeInterface: "cni0", interfaceNamePrefix: "veth" };
+  const options = {
+    mode: "ClusterCIDR" as const,
+    cidrs: ["fd00::/64", "10.0.0.0/8"],
+    bridgeInterface: "cni0",
+    interfaceNamePrefix: "veth",
+  };
   test("by the family's CIDR", () => {
     expect(detectLocalMatch(options, "IPv4")?.match).toBe("-s 10.0.0.0/8");
     expect(detectLocalMatch(options, "IPv6")?.notMatch).toBe("! -s fd00::/64");
@@ -299,7 +371,12 @@ describe("who is a local pod", () => {
 
 describe("nodePortAddresses", () => {
   const of = (entries: string[], family: "IPv4" | "IPv6" = "IPv4") =>
-    nodePortIPs(readNodePortAddresses(entries, [nodeIP, "2001:db8::1"], family), () => [...localIPs, "10.1.1.1", "::1", "2001:db8::1"], family, true);
+    nodePortIPs(
+      readNodePortAddresses(entries, [nodeIP, "2001:db8::1"], family),
+      () => [...localIPs, "10.1.1.1", "::1", "2001:db8::1"],
+      family,
+      true,
+    );
   test("no entry, none of the family, or everything: all addresses", () => {
     expect(of([])).toBeUndefined();
     expect(of(["fd00::/8"])).toBeUndefined();

@@ -4,7 +4,10 @@ import { type ChainChanges, DispatchTree, leafRulesMax, treeDepthMax } from "../
 import { parseIP } from "../../../agent/proxy/ip.ts";
 
 function entry(ip: string, port = 80) {
-  return { key: addressKey(parseIP(ip)!.bits, "tcp", port), rule: `-p tcp -d ${ip} --dport ${port} -j SVC-${ip}-${port}` };
+  return {
+    key: addressKey(parseIP(ip)!.bits, "tcp", port),
+    rule: `-p tcp -d ${ip} --dport ${port} -j SVC-${ip}-${port}`,
+  };
 }
 
 /** Applies a tree's changes to chains, as the kernel would hold them. */
@@ -68,13 +71,16 @@ test("ports of one address part, too", () => {
   const mirror = new Mirror();
   for (let n = 0; n < 32; n++) mirror.tree.insert(entry("10.96.0.1", 8000 + n));
   mirror.apply();
-  expect(mirror.chains.get("ROOT")?.[0]).toMatch(/^-d 10\.96\.0\.1 -p tcp -m tcp --dport 8000:8\d+ -g AT-[A-Z2-7]{16}$/);
+  expect(mirror.chains.get("ROOT")?.[0]).toMatch(
+    /^-d 10\.96\.0\.1 -p tcp -m tcp --dport 8000:8\d+ -g AT-[A-Z2-7]{16}$/,
+  );
 });
 
 test("node ports part by protocol and port", () => {
   const mirror = new Mirror(new DispatchTree("ROOT", "AT-", portKeys));
   for (let n = 0; n < 16; n++) {
-    for (const proto of ["tcp", "udp"] as const) mirror.tree.insert({ key: portKey(proto, 30_000 + n), rule: `${proto} ${n}` });
+    for (const proto of ["tcp", "udp"] as const)
+      mirror.tree.insert({ key: portKey(proto, 30_000 + n), rule: `${proto} ${n}` });
   }
   mirror.apply();
   expect(mirror.chains.get("ROOT")).toEqual([
@@ -147,7 +153,9 @@ test("the chains depend on the entries alone, whatever their history (seeded ran
       present.set(one.rule, one);
       mirror.tree.insert(one);
     }
-    if (step === 2_000) for (const [rule, old] of present) if (random(10) > 0) (present.delete(rule), mirror.tree.remove(old, mirror.changes));
+    if (step === 2_000)
+      for (const [rule, old] of present)
+        if (random(10) > 0) present.delete(rule), mirror.tree.remove(old, mirror.changes);
     if (random(3) > 0) continue;
     mirror.apply();
     if (step % 50 !== 0) continue;

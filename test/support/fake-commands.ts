@@ -1,0 +1,104 @@
+import type { ExecResult } from "../../agent/lib/exec.ts";
+import { messageOf } from "../../agent/lib/errors.ts";
+import type { Commands } from "../../agent/proxy/commands.ts";
+import { FakeIptables } from "./fake-iptables.ts";
+
+const builtIn = new Set(["PREROUTING", "INPUT", "FORWARD", "OUTPUT", "POSTROUTING"]);
+
+/**
+ * The netfilter commands of a machine that has iptables, ip6tables and, as told, ipset and conntrack. Rules end in
+ * `tables`; each command line is noted in `log`.
+ */
+export class FakeCommands implements Commands {
+  readonly tables = { iptables: new FakeIptables(), ip6tables: new FakeIptables() };
+  readonly log: string[] = [];
+  readonly sets = new Map<string, Set<string>>();
+  /** Commands that are not there. */
+  readonly missing = new Set<string>();
+  /** What `conntrack -L` prints. */
+  flows: string[] = [];
+  version = "v1.8.9 (nf_tables)";
+
+  readonly run: Commands["run"] = async (file, args, options) => {
+    this.log.push([file, ...args].join(" "));
+    options.signal?.throwIfAborted();
+    if (this.missing.has(file)) return ended(undefined, "", "", "spawn");
+    const stdin = String(options.stdin ?? "");
+    if (file === "ipset") return this.#ipset(args, stdin);
+    if (file === "conntrack") return ended(0, "", "");
+    const tables = this.#tablesOf(file);
+    if (args[0] === "--version") return ended(0, `${file} ${this.version}\n`, "");
+    if (file.endsWith("-restore")) {
+      return tables.restore(stdin).then(
+        () => ended(0, "", ""),
+        (err: unknown) => ended(1, "", `${file}: line 2 failed: ${messageOf(err)}`),
+      );
+    }
+    const [table = "", chain = ""] = [args[args.indexOf("-t") + 1], args[args.indexOf("-S") + 1]];
+    const rules = await tables.listRules(table, chain);
+    if (rules === undefined) return ended(1, "", `${file}: No chain/target/match by that name.`);
+    return ended(0, [`-N ${chain}`, ...rules, ""].join("\n"), "");
+  };
+
+  readonly lines: Commands["lines"] = async (file, args, { onLine }) => {
+    this.log.push([file, ...args].join(" "));
+    if (this.missing.has(file)) return ended(undefined, "", "", "spawn");
+    const output = file === "conntrack" ? this.flows : this.#save(file, args[args.indexOf("-t") + 1]);
+    for (const line of output) if (onLine(line) === false) break;
+    return ended(0, "", "");
+  };
+
+  #tablesOf(file: string): FakeIptables {
+    return file.startsWith("ip6") ? this.tables.ip6tables : this.tables.iptables;
+  }
+
+  #save(file: string, only: string | undefined): string[] {
+    const lines: string[] = [];
+    for (const [table, chains] of this.#tablesOf(file).tables) {
+      if (only !== undefined && only !== table) continue;
+      lines.push(`*${table}`);
+      for (const chain of chains.keys()) lines.push(`:${chain} ${builtIn.has(chain) ? "ACCEPT" : "-"} [0:0]`);
+      for (const [chain, rules] of chains) for (const rule of rules) lines.push(`-A ${chain} ${rule}`);
+      lines.push("COMMIT");
+    }
+    return lines;
+  }
+
+  #ipset(args: readonly string[], stdin: string): ExecResult {
+    const [verb, name = ""] = args;
+    const absent = () => ended(1, "", "ipset v7.17: The set with the given name does not exist");
+    if (verb === "list" && name === "-name") return ended(0, [...this.sets.keys(), ""].join("\n"), "");
+    if (verb === "list") {
+      const set = this.sets.get(name);
+      return set === undefined ? absent() : ended(0, `Name: ${name}\nNumber of entries: ${set.size}\n`, "");
+    }
+    if (verb === "destroy") return this.sets.delete(name) ? ended(0, "", "") : absent();
+    for (const line of stdin.split("\n")) {
+      const [what, set = "", member = ""] = line.split(" ");
+      if (what === "create" && !this.sets.has(set)) this.sets.set(set, new Set());
+      if (what === "flush") this.sets.get(set)?.clear();
+      if (what === "add") this.sets.get(set)?.add(member);
+      if (what === "del") this.sets.get(set)?.delete(member);
+      if (what === "destroy") this.sets.delete(set);
+      if (what === "swap") {
+        const [a, b] = [this.sets.get(set), this.sets.get(member)];
+        if (a !== undefined && b !== undefined) this.sets.set(set, b).set(member, a);
+      }
+    }
+    return ended(0, "", "");
+  }
+}
+
+function ended(code: number | undefined, stdout: string, stderr: string, failure?: ExecResult["failure"]): ExecResult {
+  const why = failure ?? (code === 0 ? undefined : "exit");
+  return {
+    code,
+    signal: undefined,
+    stdout,
+    stderr,
+    truncated: false,
+    durationMs: 0,
+    ...(why === undefined ? {} : { failure: why }),
+    message: stderr === "" ? `ended (${why ?? "well"})` : stderr,
+  };
+}

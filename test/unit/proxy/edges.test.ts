@@ -1,0 +1,217 @@
+import { describe, expect, test } from "vitest";
+import { createLogger, silentLogger } from "../../../agent/lib/log.ts";
+import { createCommands } from "../../../agent/proxy/commands.ts";
+import { ConntrackCleaner, parseFlow, staleFlowTest } from "../../../agent/proxy/conntrack.ts";
+import { createIptables } from "../../../agent/proxy/iptables/exec.ts";
+import { decideFlavour, type FlavourEvidence, observeFlavours } from "../../../agent/proxy/iptables/flavour.ts";
+import { ServiceModel } from "../../../agent/proxy/model.ts";
+import { proxyOptionsDefault } from "../../../agent/proxy/options.ts";
+import { applySysctls, decideConntrackSysctls, decideProxySysctls } from "../../../agent/proxy/sysctl.ts";
+import { FakeCommands } from "../../support/fake-commands.ts";
+import { makeService, makeSlice } from "../../support/service-objects.ts";
+
+const signal = new AbortController().signal;
+
+describe("stale flows", () => {
+  const ports = [{ name: "dns", port: 53, nodePort: 30_053, protocol: "UDP" as const }];
+  const describe_ = (endpoints: Parameters<typeof makeSlice>[1]) => {
+    const model = new ServiceModel("IPv4", { name: "n1", zone: undefined, ips: [] });
+    model.setService("ns1/dns", makeService("dns", { type: "NodePort", ports, externalIPs: ["198.51.100.1"] }));
+    model.setSlice("ns1/dns-a", makeSlice("dns", endpoints, { ports: [{ name: "dns", port: 5353, protocol: "UDP" }] }));
+    return model.describe("ns1/dns");
+  };
+  const flow = { protocol: "udp" as const, dstIP: "10.96.0.10", dstPort: 53, replyIP: "10.244.1.5", replyPort: 5353 };
+  const cases: {
+    name: string;
+    endpoints: Parameters<typeof makeSlice>[1];
+    flow: Partial<typeof flow>;
+    want: boolean;
+  }[] = [
+    { name: "to an endpoint that serves", endpoints: ["10.244.1.5"], flow: {}, want: false },
+    { name: "to one that went", endpoints: ["10.244.1.6"], flow: {}, want: true },
+    { name: "to one that went, and none is left", endpoints: [], flow: {}, want: true },
+    {
+      name: "begun when there was none",
+      endpoints: ["10.244.1.5"],
+      flow: { replyIP: "10.96.0.10", replyPort: 53 },
+      want: true,
+    },
+    {
+      name: "to one that terminates but still serves",
+      endpoints: [{ address: "10.244.1.5", conditions: { ready: false, serving: true, terminating: true } }],
+      flow: {},
+      want: false,
+    },
+    { name: "by external IP", endpoints: [], flow: { dstIP: "198.51.100.1" }, want: true },
+    { name: "by node port", endpoints: [], flow: { dstIP: "192.0.2.1", dstPort: 30_053 }, want: true },
+    {
+      name: "to the same port number elsewhere",
+      endpoints: [],
+      flow: { dstIP: "203.0.113.9", dstPort: 30_053 },
+      want: false,
+    },
+    { name: "of no service", endpoints: [], flow: { dstIP: "10.96.0.99" }, want: false },
+  ];
+  for (const { name, endpoints, flow: part, want } of cases) {
+    test(name, () => expect(staleFlowTest([describe_(endpoints)], ["192.0.2.1"])({ ...flow, ...part })).toBe(want));
+  }
+
+  const lines: [line: string, want: ReturnType<typeof parseFlow>][] = [
+    [
+      "udp      17 25 src=10.244.1.9 dst=10.96.0.10 sport=4000 dport=53 [UNREPLIED] src=10.244.1.5 dst=10.244.1.9 sport=5353 dport=4000 mark=0 use=1",
+      flow,
+    ],
+    [
+      "ipv6     10 udp      17 25 src=fd00::9 dst=fd00:96::10 sport=4000 dport=53 src=fd00::5 dst=fd00::9 sport=5353 dport=4000 use=1",
+      { ...flow, dstIP: "fd00:96::10", replyIP: "fd00::5" },
+    ],
+    [
+      "icmp     1 29 src=10.0.0.1 dst=10.0.0.2 type=8 code=0 id=5 src=10.0.0.2 dst=10.0.0.1 type=0 code=0 id=5 use=1",
+      undefined,
+    ],
+    ["conntrack v1.4.7 (conntrack-tools): 3 flow entries have been shown.", undefined],
+  ];
+  for (const [line, want] of lines)
+    test(`parseFlow: ${line.slice(0, 50)}`, () => expect(parseFlow(line)).toEqual(want));
+
+  test("without the command: one warning, then silence", async () => {
+    const commands = new FakeCommands();
+    commands.missing.add("conntrack");
+    const written: string[] = [];
+    const log = createLogger({ level: "warn", stream: { write: (line) => void written.push(line) } });
+    const cleaner = new ConntrackCleaner(commands, "IPv4", log);
+    expect(await cleaner.clean([describe_([])], [], signal)).toBe(0);
+    expect(await cleaner.clean([describe_([])], [], signal)).toBe(0);
+    expect(written).toHaveLength(1);
+  });
+});
+
+describe("kernel settings", () => {
+  const conntrack = proxyOptionsDefault.conntrack;
+  const maxOf = (options: Partial<typeof conntrack>, cpus: number) =>
+    decideConntrackSysctls({ ...conntrack, ...options }, cpus).find(({ path }) => path.endsWith("nf_conntrack_max"))
+      ?.value;
+  test("the size of the flow table grows with the CPUs, between a floor and a cap", () => {
+    expect(maxOf({}, 2)).toBe(131_072);
+    expect(maxOf({}, 8)).toBe(262_144);
+    expect(maxOf({}, 64)).toBe(1_048_576);
+    expect(maxOf({ maxPerCore: 0 }, 64)).toBeUndefined();
+  });
+
+  test("0 leaves a timeout alone", () => {
+    const paths = decideConntrackSysctls({ ...conntrack, tcpEstablishedTimeoutSeconds: 0, tcpBeLiberal: true }, 1).map(
+      ({ path }) => path,
+    );
+    expect(paths).toContain("net/netfilter/nf_conntrack_tcp_be_liberal");
+    expect(paths.some((path) => /established|udp/.test(path))).toBe(false);
+  });
+
+  test("route_localnet only for node ports on loopback", () => {
+    const has = (localhost: boolean) =>
+      decideProxySysctls(localhost).some(({ path }) => path.endsWith("route_localnet"));
+    expect([has(true), has(false)]).toEqual([true, false]);
+  });
+
+  test("only what differs is written; what cannot be written is a warning, what does not exist is none", async () => {
+    const written: string[] = [];
+    const warned: string[] = [];
+    const log = createLogger({ level: "warn", stream: { write: (line) => void warned.push(line) } });
+    const failing = (code: string) => Promise.reject(Object.assign(new Error(code), { code }));
+    await applySysctls(
+      [
+        { path: "same", value: 1 },
+        { path: "other", value: 2 },
+        { path: "large", value: 5, isMinimum: true },
+        { path: "gone", value: 1 },
+        { path: "readonly", value: 1 },
+      ],
+      {
+        read: async (path) => (path === "gone" ? failing("ENOENT") : path === "large" ? "9" : "1"),
+        write: async (path, value) => (path === "readonly" ? failing("EROFS") : void written.push(`${path}=${value}`)),
+      },
+      log,
+    );
+    expect(written).toEqual(["other=2"]);
+    expect(warned).toEqual([]); // "readonly" has the right value already
+    await applySysctls([{ path: "readonly", value: 7 }], { read: async () => "1", write: () => failing("EROFS") }, log);
+    expect(warned.join()).toMatch(/readonly.*EROFS/);
+  });
+});
+
+describe("which iptables", () => {
+  const evidence = (flavour: "nft" | "legacy", more: Partial<FlavourEvidence> = {}): FlavourEvidence => ({
+    flavour,
+    isUsable: true,
+    hasHint: false,
+    rules: 0,
+    ...more,
+  });
+  const cases: {
+    name: string;
+    nft?: Partial<FlavourEvidence>;
+    legacy?: Partial<FlavourEvidence>;
+    want: string | undefined;
+  }[] = [
+    { name: "a clean machine decides itself", want: undefined },
+    { name: "the kubelet's mark", legacy: { hasHint: true }, nft: { rules: 50 }, want: "legacy" },
+    { name: "the most rules", legacy: { rules: 3 }, nft: { rules: 50 }, want: "nft" },
+    {
+      name: "marks on both: rules",
+      legacy: { hasHint: true, rules: 9 },
+      nft: { hasHint: true, rules: 2 },
+      want: "legacy",
+    },
+    { name: "only one is there", legacy: { isUsable: false }, nft: { rules: 1 }, want: "nft" },
+  ];
+  for (const { name, nft, legacy, want } of cases) {
+    test(name, () => expect(decideFlavour([evidence("nft", nft), evidence("legacy", legacy)])).toBe(want));
+  }
+
+  test("is seen from what both have saved", async () => {
+    const commands = new FakeCommands();
+    await commands.tables.iptables.restore("*mangle\n:KUBE-IPTABLES-HINT - [0:0]\nCOMMIT\n");
+    commands.missing.add("iptables-legacy-save");
+    const found = await observeFlavours(commands, signal);
+    expect(found).toEqual([evidence("nft", { hasHint: true }), evidence("legacy", { isUsable: false })]);
+  });
+});
+
+describe("commands", () => {
+  test("wait for the lock as their version can", async () => {
+    const commands = new FakeCommands();
+    const restoreOf = async (version: string) => {
+      commands.version = version;
+      const iptables = await createIptables(commands, "IPv4", undefined, signal);
+      await iptables.restore("*nat\nCOMMIT\n", signal);
+      return { line: commands.log.at(-1), hasRandomFully: iptables.hasRandomFully };
+    };
+    expect(await restoreOf("v1.8.9 (nf_tables)")).toEqual({
+      line: "iptables-restore -w 5 --noflush --counters",
+      hasRandomFully: true,
+    });
+    expect(await restoreOf("v1.6.1")).toEqual({ line: "iptables-restore --noflush --counters", hasRandomFully: false });
+  });
+
+  test("that refuse a text name the line", async () => {
+    const iptables = await createIptables(new FakeCommands(), "IPv4", undefined, signal);
+    await expect(iptables.restore("*nat\n-A NOWHERE -j DROP\nCOMMIT\n", signal)).rejects.toThrow(
+      /line 2: -A NOWHERE -j DROP/,
+    );
+  });
+
+  test("are read line by line, and killed once enough was seen", async () => {
+    const commands = createCommands();
+    const seen: string[] = [];
+    const enough = await commands.lines("yes", [], { timeoutMs: 5_000, onLine: (line) => seen.push(line) < 3 });
+    expect(seen).toEqual(["y", "y", "y"]);
+    expect(enough.failure).toBeUndefined();
+    expect((await commands.lines("no-such-command", [], { timeoutMs: 5_000, onLine: () => {} })).failure).toBe("spawn");
+    expect((await commands.lines("false", [], { timeoutMs: 5_000, onLine: () => {} })).failure).toBe("exit");
+    expect((await commands.lines("sleep", ["9"], { timeoutMs: 50, onLine: () => {} })).failure).toBe("timeout");
+    const aborted = AbortSignal.abort();
+    expect(
+      (await commands.lines("sleep", ["9"], { timeoutMs: 5_000, signal: aborted, onLine: () => {} })).failure,
+    ).toBe("canceled");
+    expect(silentLogger.level).toBe("silent");
+  });
+});

@@ -1,0 +1,271 @@
+import { afterEach, beforeEach, describe, expect, test } from "vitest";
+import type { EndpointSlice, Node, Service } from "../../../agent/kube/types.ts";
+import { createLogger } from "../../../agent/lib/log.ts";
+import type { SyncEvent } from "../../../agent/proxy/family.ts";
+import { type ProxyOptions, proxyOptionsDefault } from "../../../agent/proxy/options.ts";
+import { cleanup, createProxy, type Proxy } from "../../../agent/proxy/proxy.ts";
+import { FakeCommands } from "../../support/fake-commands.ts";
+import { MemoryStore } from "../../support/memory-store.ts";
+import { makeService, makeSlice } from "../../support/service-objects.ts";
+import { FakeClock, settle } from "../kube/fake-clock.ts";
+
+const options: ProxyOptions = {
+  ...proxyOptionsDefault,
+  nodeName: "n1",
+  nodeIPs: ["192.0.2.1"],
+  families: ["IPv4"],
+  iptablesFlavour: "nft",
+};
+
+let commands: FakeCommands;
+let clock: FakeClock;
+let services: MemoryStore<Service>;
+let endpointSlices: MemoryStore<EndpointSlice>;
+let nodes: MemoryStore<Node>;
+let events: SyncEvent[];
+let lines: { level: string; msg: string }[];
+let stop: AbortController;
+let done: Promise<void> | undefined;
+
+beforeEach(() => {
+  commands = new FakeCommands();
+  clock = new FakeClock();
+  services = new MemoryStore<Service>();
+  endpointSlices = new MemoryStore<EndpointSlice>();
+  nodes = new MemoryStore<Node>().markSynced();
+  events = [];
+  lines = [];
+  stop = new AbortController();
+  done = undefined;
+});
+
+afterEach(async () => {
+  stop.abort();
+  await clock.advance(0);
+  await done?.catch(() => {});
+  expect(clock.waiting).toBe(0);
+});
+
+const log = () =>
+  createLogger({
+    level: "debug",
+    stream: { write: (line) => void lines.push(JSON.parse(line) as (typeof lines)[number]) },
+  });
+const warnings = () => lines.filter(({ level }) => level === "warn").map(({ msg }) => msg);
+const rules = () => commands.tables.iptables.dump();
+const restores = () => commands.log.filter((line) => line.includes("-restore")).length;
+
+async function start(more: Partial<ProxyOptions> = {}): Promise<Proxy> {
+  const proxy = createProxy(
+    { ...options, ...more },
+    {
+      services,
+      endpointSlices,
+      nodes,
+      clock,
+      commands,
+      log: log(),
+      sysctls: { read: async () => "0", write: async () => {} },
+      localIPs: () => ["192.0.2.1"],
+      observer: { synced: (event) => events.push(event) },
+    },
+  );
+  done = proxy.run(stop.signal);
+  done.catch(() => {});
+  await quiet();
+  return proxy;
+}
+
+/** Lets everything run that waits for neither time nor tests. */
+async function quiet(): Promise<void> {
+  for (let n = 0; n < 20; n++) await settle();
+}
+
+describe("a start", () => {
+  test("writes nothing before both lists are complete, then all of it", async () => {
+    const proxy = await start();
+    services.put(makeService("web")).markSynced();
+    await quiet();
+    expect(restores()).toBe(0);
+    endpointSlices.put(makeSlice("web", ["10.244.1.5"])).markSynced();
+    await quiet();
+    expect(rules()).toContain("--to-destination 10.244.1.5:8080");
+    expect([...(commands.sets.get("KUBE-SERVICE-IPS") ?? [])]).toEqual(["10.96.0.10,tcp:80"]);
+    expect(proxy.stats()).toMatchObject([{ family: "IPv4", syncs: 1, fullSyncs: 1, pendingSinceMs: undefined }]);
+  });
+
+  test("without ipset says so once and goes on", async () => {
+    commands.missing.add("ipset");
+    services.put(makeService("web")).markSynced();
+    endpointSlices.put(makeSlice("web", ["10.244.1.5"])).markSynced();
+    await start();
+    expect(warnings().filter((msg) => msg.includes("ipset"))).toHaveLength(1);
+    expect(rules()).toContain("--to-destination 10.244.1.5:8080");
+    expect(rules()).not.toContain("--match-set");
+  });
+
+  test("without iptables for the primary family ends with an error that says so", async () => {
+    commands.missing.add("iptables-nft");
+    await start();
+    await expect(done).rejects.toThrow(/IPv4 services cannot be programmed/);
+  });
+
+  test("without iptables for the other family goes on with one", async () => {
+    commands.missing.add("ip6tables-nft");
+    const proxy = await start({ families: ["IPv4", "IPv6"] });
+    expect(proxy.stats().map(({ family }) => family)).toEqual(["IPv4"]);
+  });
+
+  test("in NodeCIDR mode waits for the node's CIDRs", async () => {
+    services.put(makeService("web")).markSynced();
+    endpointSlices.put(makeSlice("web", ["10.244.1.5"])).markSynced();
+    await start({ detectLocal: { ...options.detectLocal, mode: "NodeCIDR" } });
+    expect(restores()).toBe(0);
+    nodes.put({ metadata: { name: "n1" }, spec: { podCIDRs: ["10.244.1.0/24"] } });
+    await quiet();
+    expect(rules()).toContain("! -s 10.244.1.0/24 -j KUBE-MARK-MASQ");
+  });
+});
+
+describe("changes", () => {
+  beforeEach(async () => {
+    services.put(makeService("web")).markSynced();
+    endpointSlices.put(makeSlice("web", ["10.244.1.5"])).markSynced();
+    await start();
+    await clock.advance(options.minSyncPeriodMs);
+  });
+
+  test("after quiet are applied at once, a storm together after the minimum period", async () => {
+    endpointSlices.put(makeSlice("web", ["10.244.1.6"]));
+    await quiet();
+    expect(rules()).toContain("10.244.1.6:8080");
+    const before = restores();
+    for (let n = 7; n < 30; n++) endpointSlices.put(makeSlice("web", [`10.244.1.${n}`]));
+    await quiet();
+    expect(restores()).toBe(before);
+    await clock.advance(options.minSyncPeriodMs);
+    await quiet();
+    expect(restores()).toBe(before + 1);
+    expect(rules()).toContain("10.244.1.29:8080");
+  });
+
+  test("that fail are tried again in full, sooner than the sync period", async () => {
+    commands.tables.iptables.failNext(new Error("locked") as never);
+    endpointSlices.put(makeSlice("web", ["10.244.1.6"]));
+    await quiet();
+    expect(events.at(-1)).toMatchObject({ isOk: false });
+    expect(rules()).not.toContain("10.244.1.6:8080");
+    await clock.advance(2_000);
+    await quiet();
+    expect(rules()).toContain("10.244.1.6:8080");
+    expect(events.at(-1)).toMatchObject({ isOk: true, isFull: true });
+  });
+
+  test("of malformed objects are warned about once, and hold nothing up", async () => {
+    services.put(makeService("bad", { clusterIP: "nonsense" }), makeService("good", { clusterIP: "10.96.0.11" }));
+    endpointSlices.put(makeSlice("good", ["10.244.1.7"]));
+    await clock.advance(options.minSyncPeriodMs);
+    services.put(makeService("bad", { clusterIP: "nonsense" }));
+    await clock.advance(options.minSyncPeriodMs);
+    await quiet();
+    expect(warnings().filter((msg) => msg.includes("nonsense"))).toHaveLength(1);
+    expect(rules()).toContain("10.244.1.7:8080");
+  });
+
+  test("tell how long it took from the change to the kernel", async () => {
+    const slice = makeSlice("web", ["10.244.1.6"]);
+    const changedAt = new Date(clock.now() - 250).toISOString();
+    slice.metadata.annotations = { "endpoints.kubernetes.io/last-change-trigger-time": changedAt };
+    endpointSlices.put(slice);
+    await quiet();
+    expect(events.at(-1)?.programmingLatenciesMs).toEqual([250]);
+  });
+
+  test("of the node's zone choose endpoints anew", async () => {
+    endpointSlices.put(
+      makeSlice("web", [
+        { address: "10.244.1.5", hints: { forZones: [{ name: "z1" }] } },
+        { address: "10.244.2.5", hints: { forZones: [{ name: "z2" }] } },
+      ]),
+    );
+    nodes.put({ metadata: { name: "n1", labels: { "topology.kubernetes.io/zone": "z2" } } });
+    await clock.advance(options.minSyncPeriodMs);
+    await quiet();
+    expect(rules()).toContain("10.244.2.5:8080");
+    expect(rules()).not.toContain("10.244.1.5:8080");
+  });
+});
+
+describe("rules that somebody else changed", () => {
+  test("come back within a sync period; until then nothing runs without need", async () => {
+    services.put(makeService("web")).markSynced();
+    endpointSlices.put(makeSlice("web", ["10.244.1.5"])).markSynced();
+    await start();
+    const before = restores();
+    await clock.advance(options.syncPeriodMs * 3);
+    await quiet();
+    expect(restores()).toBe(before);
+    const want = rules();
+    commands.tables.iptables.flushEverything();
+    await clock.advance(options.syncPeriodMs);
+    await quiet();
+    expect(rules()).toBe(want);
+    expect(warnings()).toContain("rules were changed by somebody else; writing all of them");
+  });
+
+  test("are written in full every hour, unless there are very many", async () => {
+    services.put(makeService("web")).markSynced();
+    endpointSlices.put(makeSlice("web", ["10.244.1.5"])).markSynced();
+    const proxy = await start();
+    for (let n = 0; n < 125; n++) await clock.advance(30_000);
+    await quiet();
+    expect(proxy.stats()[0]?.fullSyncs).toBe(2);
+  });
+});
+
+test("UDP flows to endpoints that went are removed, and no others", async () => {
+  const port = { name: "dns", port: 53, protocol: "UDP" as const };
+  services.put(makeService("dns", { ports: [port] })).markSynced();
+  endpointSlices.put(makeSlice("dns", ["10.244.1.6"], { ports: [{ ...port, port: 5353 }] })).markSynced();
+  const flow = (dst: string, reply: string) =>
+    `udp      17 29 src=10.244.1.9 dst=${dst} sport=4000 dport=53 src=${reply} dst=10.244.1.9 sport=5353 dport=4000 mark=0 use=1`;
+  commands.flows = [
+    flow("10.96.0.10", "10.244.1.5"),
+    flow("10.96.0.10", "10.244.1.6"),
+    flow("10.96.0.99", "10.244.1.5"),
+  ];
+  await start();
+  expect(commands.log.filter((line) => line.startsWith("conntrack -D"))).toEqual([
+    "conntrack -D -f ipv4 -p udp --orig-dst 10.96.0.10 --orig-port-dst 53 --reply-src 10.244.1.5 --reply-port-src 5353",
+  ]);
+});
+
+test("cleanup removes everything of ours and leaves the rest as it was", async () => {
+  for (const tables of Object.values(commands.tables)) {
+    await tables.restore("*nat\n:DOCKER - [0:0]\n-A PREROUTING -j DOCKER\n-A DOCKER -j RETURN\nCOMMIT\n");
+  }
+  const before = [rules(), commands.tables.ip6tables.dump()];
+  services
+    .put(makeService("web", { type: "NodePort", ports: [{ name: "p80", port: 80, nodePort: 30_080 }] }))
+    .markSynced();
+  endpointSlices.put(makeSlice("web", ["10.244.1.5"])).markSynced();
+  await start({ families: ["IPv4", "IPv6"] });
+  stop.abort();
+  await quiet();
+  expect(rules()).not.toBe(before[0]);
+  expect(await cleanup({ log: log(), commands }, new AbortController().signal)).toEqual([]);
+  expect([rules(), commands.tables.ip6tables.dump()]).toEqual(before);
+  expect(commands.sets.size).toBe(0);
+});
+
+test("cleanup leaves KUBE-FIREWALL to a kubelet that is there", async () => {
+  services.markSynced();
+  endpointSlices.markSynced();
+  await start();
+  stop.abort();
+  await quiet();
+  await commands.tables.iptables.restore("*mangle\n:KUBE-KUBELET-CANARY - [0:0]\nCOMMIT\n");
+  await cleanup({ log: log(), commands }, new AbortController().signal);
+  expect(rules()).toContain("block incoming localnet connections");
+  expect(rules()).not.toContain("KUBE-SERVICES");
+});

@@ -1,0 +1,340 @@
+import { describe, expect, test } from "vitest";
+import type { Endpoint } from "../../../agent/kube/types.ts";
+import { AgentError } from "../../../agent/lib/errors.ts";
+import { silentLogger } from "../../../agent/lib/log.ts";
+import type { FixedContext } from "../../../agent/proxy/iptables/fixed.ts";
+import { endpointsWithCommentsMax, IptablesBackend } from "../../../agent/proxy/iptables/sync.ts";
+import { ServiceModel } from "../../../agent/proxy/model.ts";
+import { FakeIptables, FakeServiceSet, splitTables } from "../../support/fake-iptables.ts";
+import { makeService, makeSlice } from "../../support/service-objects.ts";
+
+const signal = new AbortController().signal;
+const locked = () => new AgentError("Unavailable", "somebody holds the lock");
+
+/** A backend, the tables it writes, and the model it reads. */
+class Bench {
+  readonly iptables: FakeIptables;
+  readonly set: FakeServiceSet | undefined;
+  readonly model = new ServiceModel("IPv4", { name: "n1", zone: undefined, ips: [] });
+  fixed: Omit<FixedContext, "setName"> = {
+    family: "IPv4",
+    mark: "0x004000",
+    nodePortIPs: undefined,
+    hasLocalhostNodePorts: true,
+    dropsInvalid: true,
+    hasRandomFully: true,
+  };
+  backend: IptablesBackend;
+
+  constructor(iptables = new FakeIptables(), set: FakeServiceSet | undefined = new FakeServiceSet("KUBE-SERVICE-IPS")) {
+    this.iptables = iptables;
+    this.set = set;
+    this.backend = new IptablesBackend({ iptables, set, log: silentLogger });
+  }
+
+  put(
+    name: string,
+    ip: string,
+    endpoints: readonly (string | (Partial<Endpoint> & { address: string }))[],
+    spec: object = {},
+  ): void {
+    this.model.setService(`ns1/${name}`, makeService(name, { clusterIP: ip, ...spec }));
+    this.model.setSlice(`ns1/${name}-a`, makeSlice(name, endpoints));
+  }
+
+  async sync(isFull = this.backend.needsFull): Promise<string> {
+    const before = this.iptables.texts.length;
+    const pending = this.model.pending();
+    await this.backend.sync(
+      {
+        isFull,
+        keys: isFull ? this.model.keys() : [...pending.keys].sort(),
+        describe: (key) => this.model.describe(key),
+        endpointCount: () => this.model.endpointCount(),
+        fixed: this.fixed,
+        render: {
+          family: "IPv4",
+          masqueradeAll: false,
+          localPods: { match: "-s 10.244.0.0/16", notMatch: "! -s 10.244.0.0/16" },
+        },
+      },
+      signal,
+    );
+    this.model.settle(pending);
+    return this.iptables.texts.slice(before).join("");
+  }
+
+  /** The tables that a start from nothing makes of the same model. */
+  async fresh(): Promise<{ dump: string; members: string[] }> {
+    const other = new Bench();
+    other.fixed = this.fixed;
+    Object.assign(other, { model: this.model });
+    await other.sync(true);
+    return { dump: other.iptables.dump(), members: [...(other.set?.members ?? [])].sort() };
+  }
+}
+
+function chainsIn(text: string): string[] {
+  return [...text.matchAll(/^:(\S+)/gm)].map((found) => found[1] ?? "");
+}
+
+describe("a change", () => {
+  test("of one endpoint writes the service's own chains and nothing else", async () => {
+    const bench = new Bench();
+    for (let n = 0; n < 50; n++) bench.put(`s${n}`, `10.96.0.${n + 1}`, ["10.244.1.5", "10.244.1.6"]);
+    await bench.sync();
+    bench.put("s7", "10.96.0.8", ["10.244.1.5", "10.244.1.7"]);
+    const text = await bench.sync();
+    expect(splitTables(text).map(([table]) => table)).toEqual(["nat"]);
+    const chains = chainsIn(text);
+    expect(chains.filter((chain) => chain.startsWith("KUBE-SVC-"))).toHaveLength(1);
+    expect(chains.filter((chain) => chain.startsWith("KUBE-SEP-"))).toHaveLength(2); // the new one, and the old one to delete
+    expect(chains).toHaveLength(3);
+    expect(text).toMatch(/^-X KUBE-SEP-/m);
+  });
+
+  test("of metadata alone runs no command", async () => {
+    const bench = new Bench();
+    bench.put("web", "10.96.0.1", ["10.244.1.5"]);
+    await bench.sync();
+    bench.model.setService(
+      "ns1/web",
+      makeService(
+        "web",
+        { clusterIP: "10.96.0.1" },
+        { metadata: { name: "web", namespace: "ns1", labels: { a: "b" } } },
+      ),
+    );
+    expect(await bench.sync()).toBe("");
+  });
+
+  test("of an address moves the set's member and the dispatch rule", async () => {
+    const bench = new Bench();
+    bench.put("web", "10.96.0.1", ["10.244.1.5"]);
+    await bench.sync();
+    bench.put("web", "10.96.0.2", ["10.244.1.5"]);
+    await bench.sync();
+    expect([...(bench.set?.members ?? [])]).toEqual(["10.96.0.2,tcp:80"]);
+    expect(bench.iptables.dump()).not.toContain("10.96.0.1 ");
+  });
+
+  test("that takes the last endpoint refuses instead, and leaves no chains behind", async () => {
+    const bench = new Bench();
+    bench.put("web", "10.96.0.1", ["10.244.1.5"]);
+    await bench.sync();
+    bench.put("web", "10.96.0.1", []);
+    await bench.sync();
+    expect(bench.iptables.dump()).toMatch(/has no endpoints.*-j REJECT/);
+    expect(bench.iptables.dump()).not.toMatch(/KUBE-SEP-|:KUBE-SVC-(?!AT)/);
+  });
+
+  test("two services that claim one address: it stays when one of them goes", async () => {
+    const bench = new Bench();
+    bench.put("a", "10.96.0.1", ["10.244.1.5"]);
+    bench.put("b", "10.96.0.1", ["10.244.1.6"]);
+    await bench.sync();
+    bench.model.setService("ns1/a", undefined);
+    await bench.sync();
+    expect([...(bench.set?.members ?? [])]).toEqual(["10.96.0.1,tcp:80"]);
+  });
+
+  test("of the addresses that accept node ports rewrites the entrance", async () => {
+    const bench = new Bench();
+    bench.fixed = { ...bench.fixed, nodePortIPs: ["192.0.2.1"] };
+    bench.put("web", "10.96.0.1", ["10.244.1.5"]);
+    await bench.sync();
+    bench.fixed = { ...bench.fixed, nodePortIPs: ["192.0.2.1", "192.0.2.2"] };
+    expect(chainsIn(await bench.sync())).toContain("KUBE-SERVICES");
+    expect(await bench.sync()).toBe("");
+  });
+});
+
+test("any history of changes ends in the tables that a full sync makes (seeded random)", async () => {
+  const seed = 7_112_026;
+  let state = seed;
+  const random = (max: number) => {
+    state = (Math.imul(state, 1_103_515_245) + 12_345) >>> 0;
+    return Math.floor((state / 2 ** 32) * max);
+  };
+  const bench = new Bench();
+  for (let step = 0; step < 400; step++) {
+    for (let n = random(4); n >= 0; n--) {
+      const name = `s${random(40)}`;
+      if (random(5) === 0) {
+        bench.model.setService(`ns1/${name}`, undefined);
+        continue;
+      }
+      const endpoints = Array.from({ length: random(5) }, () => ({
+        address: `10.244.${random(3)}.${random(6)}`,
+        ...(random(2) === 0 ? { nodeName: "n1" } : {}),
+        conditions: [{ ready: true }, { ready: false, serving: true, terminating: true }, { ready: false }][random(3)]!,
+      }));
+      bench.put(name, `10.96.${random(2)}.${random(30)}`, endpoints, {
+        type: ["ClusterIP", "NodePort", "LoadBalancer"][random(3)],
+        externalIPs: random(4) === 0 ? ["198.51.100.1"] : [],
+        externalTrafficPolicy: random(2) === 0 ? "Local" : "Cluster",
+        internalTrafficPolicy: random(3) === 0 ? "Local" : "Cluster",
+        sessionAffinity: random(4) === 0 ? "ClientIP" : "None",
+        ports: [{ name: "p80", port: 80, ...(random(2) === 0 ? { nodePort: 30_000 + random(40) } : {}) }],
+      });
+    }
+    // Now and then a command fails; the next sync must put everything right.
+    if (random(10) === 0) {
+      bench.iptables.failNext(locked());
+      await bench.sync().catch(() => {});
+    } else if (random(10) === 0) {
+      bench.set?.failNext(locked());
+      await bench.sync().catch(() => {});
+    }
+    await bench.sync();
+    if (step % 20 !== 0) continue;
+    if (bench.backend.needsFull) await bench.sync();
+    const want = await bench.fresh();
+    expect(bench.iptables.dump(), `seed ${seed}, step ${step}`).toBe(want.dump);
+    expect([...(bench.set?.members ?? [])].sort()).toEqual(want.members);
+  }
+}, 20_000);
+
+describe("trouble", () => {
+  test("a failed sync makes the next one full, and nothing is forgotten", async () => {
+    const bench = new Bench();
+    bench.put("web", "10.96.0.1", ["10.244.1.5"]);
+    await bench.sync();
+    bench.put("web", "10.96.0.1", ["10.244.1.6"]);
+    bench.iptables.failNext(locked());
+    await expect(bench.sync()).rejects.toThrow("lock");
+    expect(bench.backend.needsFull).toBe(true);
+    expect(bench.model.hasPending).toBe(true);
+    await bench.sync();
+    expect(bench.iptables.dump()).toBe((await bench.fresh()).dump);
+  });
+
+  test("without a usable set the tree alone decides, and the next full sync tries the set again", async () => {
+    const bench = new Bench();
+    bench.put("web", "10.96.0.1", ["10.244.1.5"]);
+    bench.set?.failNext(new AgentError("Invalid", "kernel says no"));
+    await bench.sync();
+    expect(bench.iptables.dump()).not.toContain("--match-set");
+    await bench.sync(true);
+    expect(bench.iptables.dump()).toContain("--match-set KUBE-SERVICE-IPS dst,dst");
+  });
+
+  test("damage is seen: flushed rules, deleted chains, a set that lost members", async () => {
+    const bench = new Bench();
+    bench.put("web", "10.96.0.1", ["10.244.1.5"]);
+    await bench.sync();
+    expect(await bench.backend.findDamage(signal)).toBeUndefined();
+    bench.set!.members = new Set();
+    expect(await bench.backend.findDamage(signal)).toMatch(/set KUBE-SERVICE-IPS has 0 of 1 members/);
+    await bench.sync(true);
+    bench.iptables.tables.get("filter")?.set("KUBE-PROXY-CANARY", []);
+    expect(await bench.backend.findDamage(signal)).toMatch(/filter/);
+    await bench.sync(true);
+    bench.iptables.flushEverything();
+    expect(await bench.backend.findDamage(signal)).toMatch(/mangle was flushed/);
+    await bench.sync(true);
+    expect(bench.iptables.dump()).toBe((await bench.fresh()).dump);
+  });
+});
+
+describe("a start", () => {
+  test("removes kube-proxy's stale chains, adopts its jumps, and touches nothing foreign", async () => {
+    const iptables = new FakeIptables();
+    await iptables.restore(
+      [
+        "*nat",
+        ":KUBE-SERVICES - [0:0]",
+        ":KUBE-SVC-AAAAAAAAAAAAAAAA - [0:0]",
+        ":KUBE-SEP-BBBBBBBBBBBBBBBB - [0:0]",
+        ":DOCKER - [0:0]",
+        '-A PREROUTING -m comment --comment "kubernetes service portals" -j KUBE-SERVICES',
+        "-A PREROUTING -m addrtype --dst-type LOCAL -j DOCKER",
+        "-A KUBE-SERVICES -d 10.96.0.9 -j KUBE-SVC-AAAAAAAAAAAAAAAA",
+        "-A KUBE-SVC-AAAAAAAAAAAAAAAA -j KUBE-SEP-BBBBBBBBBBBBBBBB",
+        "-A KUBE-SEP-BBBBBBBBBBBBBBBB -p tcp -j DNAT --to-destination 10.244.0.1:80",
+        "-A DOCKER -i docker0 -j RETURN",
+        "COMMIT",
+        "*filter",
+        ":KUBE-POD-FW-X - [0:0]",
+        ":KUBE-FIREWALL - [0:0]",
+        "-A KUBE-POD-FW-X -j DROP",
+        "-A FORWARD -j KUBE-POD-FW-X",
+        "COMMIT",
+        "",
+      ].join("\n"),
+    );
+    const bench = new Bench(iptables);
+    bench.put("web", "10.96.0.1", ["10.244.1.5"]);
+    await bench.sync();
+    const nat = iptables.tables.get("nat")!;
+    expect(nat.has("KUBE-SVC-AAAAAAAAAAAAAAAA")).toBe(false);
+    expect(nat.has("KUBE-SEP-BBBBBBBBBBBBBBBB")).toBe(false);
+    expect(nat.get("PREROUTING")).toEqual([
+      '-m comment --comment "kubernetes service portals" -j KUBE-SERVICES',
+      "-m addrtype --dst-type LOCAL -j DOCKER",
+    ]);
+    expect(nat.get("DOCKER")).toEqual(["-i docker0 -j RETURN"]);
+    expect(iptables.tables.get("filter")?.get("KUBE-POD-FW-X")).toEqual(["-j DROP"]);
+    expect(iptables.tables.get("filter")?.get("FORWARD")?.at(-1)).toBe("-j KUBE-POD-FW-X");
+  });
+
+  test("puts the jumps in kube-proxy's order, and once only", async () => {
+    const bench = new Bench();
+    await bench.sync();
+    await bench.sync(true);
+    const targets = (chain: string) =>
+      bench.iptables.tables
+        .get("filter")
+        ?.get(chain)
+        ?.map((rule) => / -j (\S+)$/.exec(` ${rule}`)?.[1]);
+    expect(targets("INPUT")).toEqual([
+      "KUBE-FIREWALL",
+      "KUBE-PROXY-FIREWALL",
+      "KUBE-NODEPORTS",
+      "KUBE-EXTERNAL-SERVICES",
+    ]);
+    expect(targets("FORWARD")).toEqual([
+      "KUBE-PROXY-FIREWALL",
+      "KUBE-FORWARD",
+      "KUBE-SERVICES",
+      "KUBE-EXTERNAL-SERVICES",
+    ]);
+    expect(targets("OUTPUT")).toEqual(["KUBE-FIREWALL", "KUBE-PROXY-FIREWALL", "KUBE-SERVICES"]);
+  });
+
+  test("leads packets to services only when all of them are there, in texts of bounded size", async () => {
+    const bench = new Bench();
+    const many = Array.from({ length: 20 }, (_, n) => `10.244.1.${n + 1}`);
+    for (let n = 0; n < 300; n++) bench.put(`s${n}`, `10.96.${n >> 8}.${n & 255}`, many);
+    await bench.sync();
+    const { texts } = bench.iptables;
+    expect(texts.length).toBeGreaterThan(5);
+    expect(Math.max(...texts.map((text) => text.split("\n").length))).toBeLessThan(3_000);
+    const first = texts.findIndex((text) => chainsIn(text).includes("KUBE-SERVICES"));
+    expect(texts.slice(first + 1).some((text) => text.includes(":KUBE-SEP-"))).toBe(false);
+    expect(bench.iptables.dump()).toBe((await bench.fresh()).dump);
+  });
+
+  test("after many services went, removes their chains in bounded texts, too", async () => {
+    const bench = new Bench();
+    const many = Array.from({ length: 10 }, (_, n) => `10.244.1.${n + 1}`);
+    for (let n = 0; n < 300; n++) bench.put(`s${n}`, `10.96.${n >> 8}.${n & 255}`, many);
+    await bench.sync();
+    const before = bench.iptables.texts.length;
+    for (let n = 0; n < 300; n++) bench.model.setService(`ns1/s${n}`, undefined);
+    await bench.sync();
+    expect(Math.max(...bench.iptables.texts.slice(before).map((text) => text.split("\n").length))).toBeLessThan(3_000);
+    expect(bench.iptables.dump()).toBe((await bench.fresh()).dump);
+  });
+
+  test("comments on endpoints end where they would cost too much", async () => {
+    const bench = new Bench();
+    bench.put("web", "10.96.0.1", ["10.244.1.5"]);
+    await bench.sync();
+    expect(bench.iptables.dump()).toContain("ns1/web:p80 -> 10.244.1.5:8080");
+    const many = Array.from({ length: endpointsWithCommentsMax }, (_, n) => `10.245.${n >> 8}.${n & 255}`);
+    bench.put("big", "10.96.0.2", many);
+    await bench.sync(true);
+    expect(bench.iptables.dump()).not.toContain(" -> ");
+  });
+});
