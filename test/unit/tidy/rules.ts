@@ -18,7 +18,7 @@ const layers: string[][] = [
   ["lib", "version.ts"],
   ["kube", "runtime", "volumes", "probes", "cni", "config"],
   ["pods", "node", "server", "proxy"],
-  ["main.ts"],
+  ["main.ts", "signals.ts", "roles"],
 ];
 
 /** Folders of one layer that must not know each other: either can be switched off. */

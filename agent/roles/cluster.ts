@@ -1,0 +1,106 @@
+import { arch, platform } from "node:os";
+import { ConfigError } from "../config/problems.ts";
+import { type Access, createAccess } from "../kube/access.ts";
+import { createApiClient, type KubeClient } from "../kube/client.ts";
+import { createInformerFactory } from "../kube/informer.ts";
+import { inClusterAccess, loadKubeconfig } from "../kube/kubeconfig.ts";
+import type { InformerOptions, Resource, StartInformer, Store } from "../kube/port.ts";
+import { nodes, services } from "../kube/resources.ts";
+import type { KubeObject, Node, Service } from "../kube/types.ts";
+import type { Clock } from "../lib/clock.ts";
+import { hasCode } from "../lib/errors.ts";
+import type { Logger } from "../lib/log.ts";
+import { goArch } from "../node/facts.ts";
+import type { RunningParts } from "./parts.ts";
+import { trimService, withoutManagedFields } from "./trim.ts";
+import { kubeletVersion, nodeletVersion } from "../version.ts";
+
+/** What every role is wired with. */
+export interface Surroundings {
+  clock: Clock;
+  log: Logger;
+  parts: RunningParts;
+  /** Aborts when the process was told to end; for waits during the start. */
+  stop: AbortSignal;
+}
+
+export interface ClusterOptions {
+  /** What the API server's audit log shows: `kubelet` or `kube-proxy`. */
+  component: "kubelet" | "kube-proxy";
+  /** "": as a process in a pod, unless `server` is given. */
+  kubeconfig: string;
+  /** URL that overrides the kubeconfig's; "" for none. */
+  server: string;
+  qps: number;
+  burst: number;
+}
+
+/** One role's way to the API server. */
+export interface Cluster {
+  readonly access: Access;
+  readonly client: KubeClient;
+  readonly userAgent: string;
+  readonly startInformer: StartInformer;
+  /** Starts an informer that runs until the agent ends. */
+  follow<T extends KubeObject>(resource: Resource<T>, options?: InformerOptions<T>): Store<T>;
+}
+
+/** What the kubelet role follows and a proxy role beside it can use, too. */
+export interface SharedStores {
+  cluster: Cluster;
+  kubeconfig: string;
+  ownNode: Store<Node>;
+  services: Store<Service>;
+}
+
+/** Reads how to reach the API server; nothing is sent yet. Rejects with ConfigError. */
+export async function openCluster(options: ClusterOptions, { clock, log, parts }: Surroundings): Promise<Cluster> {
+  const { component, qps, burst } = options;
+  const access = await readAccess(options, { clock, log });
+  const userAgent = `${component}/${kubeletVersion} (${platform()}/${goArch(arch())}) nodelet/${nodeletVersion}`;
+  const client = createApiClient({ access, userAgent, qps, burst, log, clock });
+  parts.defer(`${component}'s API connections`, () => client[Symbol.asyncDispose]());
+  const startInformer = createInformerFactory({ client, clock, log });
+  return {
+    access,
+    client,
+    userAgent,
+    startInformer,
+    follow: (resource, informerOptions = {}) => {
+      const stop = new AbortController();
+      const trim = informerOptions.trim ?? withoutManagedFields;
+      const informer = startInformer(resource, { ...informerOptions, trim }, stop.signal);
+      parts.defer(`${component}'s informer of ${resource.plural}`, () => {
+        stop.abort();
+        return informer.stopped;
+      });
+      return informer.store;
+    },
+  };
+}
+
+/** Follows the one Node that is ours. */
+export function followOwnNode(cluster: Cluster, nodeName: string): Store<Node> {
+  return cluster.follow(nodes, { fieldSelector: `metadata.name=${nodeName}` });
+}
+
+/** Follows all Services. */
+export function followServices(cluster: Cluster): Store<Service> {
+  return cluster.follow(services, { trim: trimService });
+}
+
+async function readAccess(
+  { kubeconfig, server }: ClusterOptions,
+  deps: { clock: Clock; log: Logger },
+): Promise<Access> {
+  try {
+    if (kubeconfig === "" && server !== "") {
+      return createAccess({ server, origin: "--master", insecureSkipVerify: false, impersonate: {} }, deps);
+    }
+    const access = kubeconfig === "" ? await inClusterAccess(deps) : await loadKubeconfig(kubeconfig, deps);
+    return server === "" ? access : { ...access, server: server.replace(/\/+$/, "") };
+  } catch (err) {
+    if (hasCode(err, "Invalid")) throw new ConfigError([err.message]);
+    throw err;
+  }
+}

@@ -1,0 +1,123 @@
+import type { KubeletSettings } from "../config/load-kubelet.ts";
+import { ConfigError } from "../config/problems.ts";
+import { createApiClient, type KubeClient } from "../kube/client.ts";
+import type { EventRecorder, Store } from "../kube/port.ts";
+import type { Node } from "../kube/types.ts";
+import { nodeAllocatable, nodeCapacity, reservationProblem, resourceList } from "../node/capacity.ts";
+import { detectCgroupTree } from "../node/cgroup-detect.ts";
+import type { CgroupTree } from "../node/cgroup-tree.ts";
+import { createCgroups, type PodCgroups } from "../node/cgroups.ts";
+import { type NodeFacts, readNodeFacts } from "../node/facts.ts";
+import { createImageCache } from "../node/images.ts";
+import { createLeaseRenewer } from "../node/lease.ts";
+import { createNodeAgent, type NodeSettings } from "../node/registration.ts";
+import { createRuntimeHealth } from "../node/runtime-health.ts";
+import { createSliceManager } from "../node/systemd.ts";
+import type { NodeView } from "../pods/port.ts";
+import type { Runtime } from "../runtime/port.ts";
+import type { Cluster, Surroundings } from "./cluster.ts";
+import { type ConnectedRuntime, connectRuntime } from "./connect-runtime.ts";
+import { cgroupOptions, nodeSettings } from "./kubelet-settings.ts";
+import { createNodeView } from "./node-view.ts";
+
+// Where runtimes look for CNI configuration unless told otherwise. A watch there only makes us ask sooner.
+const cniConfDirs = ["/etc/cni/net.d"];
+
+export interface StartNodeOptions {
+  settings: KubeletSettings;
+  nodeName: string;
+  recorder: EventRecorder;
+  cluster: Cluster;
+  ownNode: Store<Node>;
+}
+
+/** The node's side of the kubelet role, running. */
+export interface StartedNode {
+  facts: NodeFacts;
+  runtime: Runtime;
+  nodeView: NodeView;
+  cgroupTree: CgroupTree;
+  cgroups: PodCgroups;
+}
+
+/** Finds out what the machine is, registers it, keeps its status and lease, and makes the cgroups for pods. */
+export async function startNode(options: StartNodeOptions, surroundings: Surroundings): Promise<StartedNode> {
+  const { settings, nodeName, recorder, cluster, ownNode } = options;
+  const { clock, log, parts, stop } = surroundings;
+  const { flags, config } = settings;
+  const [facts, cgroupTree, connected] = await Promise.all([
+    readNodeFacts({ rootDir: flags.rootDir }),
+    detectCgroupTree(),
+    connectRuntime(config, { clock, log }, stop),
+  ]);
+  const { runtime, runtimeName } = connected;
+  parts.defer("runtime connection", () => runtime.close());
+  const ofNode = nodeSettings(settings, nodeName);
+  const capacity = nodeCapacity(facts, ofNode);
+  const problem = reservationProblem(capacity, ofNode.reservations);
+  if (problem !== undefined) throw new ConfigError([problem]);
+
+  const client = openHeartbeatClient(settings, cluster, surroundings);
+  const health = createRuntimeHealth({ runtime, clock, log, cniConfDirs });
+  const images = createImageCache({ service: runtime.images, clock, log });
+  const agent = createNodeAgent({
+    settings: ofNode,
+    facts,
+    client,
+    nodeStore: ownNode,
+    health,
+    runtime,
+    images: () => images.images,
+    local: () => ({}),
+    clock,
+    log,
+    recorder,
+  });
+  const { nodeLeaseDurationSeconds: durationSeconds } = config;
+  const lease = createLeaseRenewer({ client, nodeName, durationSeconds, clock, log });
+  parts.start("image list", (signal) => images.run(signal));
+  parts.start("runtime health", (signal) => health.run(signal));
+  parts.start("node status", (signal) => agent.run(signal));
+  parts.start("node lease", (signal) => lease.run(signal));
+  agent.registered(stop).then(
+    () => lease.wake(),
+    () => {}, // the agent stops
+  );
+
+  const cgroups = await openCgroups({ settings, ofNode, facts, cgroupTree, connected }, surroundings);
+  const allocatable = resourceList(nodeAllocatable(capacity, ofNode.reservations));
+  const nodeView = createNodeView({ nodeName, runtimeName, allocatable, agent, nodeStore: ownNode, health, clock });
+  return { facts, runtime, nodeView, cgroupTree, cgroups };
+}
+
+/** A client with connections of its own: a request that hangs elsewhere must not make the node look dead. */
+function openHeartbeatClient(
+  { config }: KubeletSettings,
+  { access, userAgent }: Cluster,
+  { clock, log, parts }: Surroundings,
+): KubeClient {
+  const timeoutMs = Math.min(config.nodeStatusUpdateFrequency, config.nodeLeaseDurationSeconds * 1_000);
+  const client = createApiClient({ access, userAgent, qps: -1, burst: 0, log, clock, timeoutMs });
+  parts.defer("heartbeat connection", () => client[Symbol.asyncDispose]());
+  return client;
+}
+
+async function openCgroups(
+  options: {
+    settings: KubeletSettings;
+    ofNode: NodeSettings;
+    facts: NodeFacts;
+    cgroupTree: CgroupTree;
+    connected: ConnectedRuntime;
+  },
+  { clock, log, parts }: Surroundings,
+): Promise<PodCgroups> {
+  const { settings, ofNode, facts, cgroupTree: tree, connected } = options;
+  const ofCgroups = cgroupOptions(settings, ofNode, facts, connected.cgroupDriver);
+  const needsSystemd = ofCgroups.cgroupsPerQOS && ofCgroups.driver === "systemd";
+  const slices = needsSystemd ? await createSliceManager({ clock }) : undefined;
+  if (slices !== undefined) parts.defer("systemd connection", () => slices.close());
+  const cgroups = createCgroups(ofCgroups, { tree, clock, log, ...(slices === undefined ? {} : { slices }) });
+  await cgroups.setUp();
+  return cgroups;
+}

@@ -1,0 +1,129 @@
+import { join } from "node:path";
+import type { KubeletSettings } from "../config/load-kubelet.ts";
+import type { EventRecorder, Store } from "../kube/port.ts";
+import { pods } from "../kube/resources.ts";
+import type { Node, Pod, RuntimeClass, Service } from "../kube/types.ts";
+import { isSwapControllerAvailable } from "../node/cgroup-detect.ts";
+import { createPodManager } from "../pods/manager.ts";
+import { podReference, specContainers } from "../pods/names.ts";
+import { createImageManager, type ImageManager, type ImageManagerOptions } from "../runtime/images.ts";
+import { openPullRecords, type PullRecords } from "../runtime/images-records.ts";
+import type { Runtime } from "../runtime/port.ts";
+import { createPodVolumes, type VolumeManager } from "../volumes/manager.ts";
+import { createObjectSource, type OwnedObjectSource } from "../volumes/object-source.ts";
+import type { Cluster, Surroundings } from "./cluster.ts";
+import type { StartedNode } from "./kubelet-node.ts";
+import { podSettings, pullVerification, resourceContext } from "./kubelet-settings.ts";
+import { keepQOSWeights } from "./qos-weights.ts";
+
+export interface StartPodsOptions extends StartedNode {
+  settings: KubeletSettings;
+  recorder: EventRecorder;
+  cluster: Cluster;
+  ownNode: Store<Node>;
+  services: Store<Service>;
+  runtimeClassStore: Store<RuntimeClass>;
+  selinuxEnabled: boolean;
+}
+
+/** Runs the pods that are bound to the node. Resolves when the workers are running. */
+export async function startPods(options: StartPodsOptions, surroundings: Surroundings): Promise<void> {
+  const { settings, recorder, cluster, ownNode, facts, runtime, nodeView, cgroupTree, cgroups } = options;
+  const { clock, log, parts, stop } = surroundings;
+  const { version: cgroupVersion } = cgroupTree;
+  const swapControllerAvailable = await isSwapControllerAvailable(cgroupVersion);
+  const resources = resourceContext(settings, facts, { cgroupVersion, swapControllerAvailable });
+  const objects = openObjects(options, surroundings);
+  const volumes = openVolumes(options, objects, surroundings);
+  const images = await openImages(options, surroundings);
+
+  // Pods come last, and only once the Node is known: their admission looks at its labels.
+  await ownNode.synced(stop);
+  const podStore: Store<Pod> = cluster.follow(pods, { fieldSelector: `spec.nodeName=${nodeView.nodeName}` });
+  const manager = createPodManager({
+    clock,
+    log,
+    client: cluster.client,
+    recorder,
+    pods: podStore,
+    services: options.services,
+    runtimeClasses: options.runtimeClassStore,
+    runtime,
+    images,
+    volumes,
+    objects,
+    cgroups,
+    node: nodeView,
+    settings: podSettings(settings, { selinuxEnabled: options.selinuxEnabled, resources }),
+  });
+  parts.start("QoS weights", (signal) => keepQOSWeights({ cgroups, pods: podStore, clock, log }, signal));
+  parts.start("pods", (signal) => manager.run(signal));
+}
+
+function openObjects(
+  { settings: { config }, cluster: { client, startInformer } }: StartPodsOptions,
+  { clock, log, parts }: Surroundings,
+): OwnedObjectSource {
+  const { configMapAndSecretChangeDetectionStrategy: strategy, syncFrequency: syncFrequencyMs } = config;
+  const objects = createObjectSource({ client, startInformer, clock, log, strategy, syncFrequencyMs });
+  parts.defer("watches of ConfigMaps and Secrets", () => objects.close());
+  return objects;
+}
+
+function openVolumes(
+  { settings: { flags }, cluster, nodeView, selinuxEnabled, recorder }: StartPodsOptions,
+  objects: OwnedObjectSource,
+  { clock, log, parts }: Surroundings,
+): VolumeManager {
+  const volumes = createPodVolumes({
+    rootDir: flags.rootDir,
+    client: cluster.client,
+    objects,
+    clock,
+    log,
+    nodeAllocatable: () => nodeView.allocatable(),
+    selinuxEnabled,
+    onEvent: (pod, type, reason, message) => recorder.event(podReference(pod), type, reason, message),
+  });
+  parts.defer("volumes", () => volumes.close());
+  return volumes;
+}
+
+async function openImages(
+  { settings, runtime, recorder }: StartPodsOptions,
+  { clock, log }: Surroundings,
+): Promise<ImageManager> {
+  const { serializeImagePulls, maxParallelImagePulls, registryPullQPS, registryBurst } = settings.config;
+  const records = await openRecords(settings, runtime, { clock, log });
+  return createImageManager({
+    images: runtime.images,
+    clock,
+    log,
+    onEvent: eventOfContainer(recorder),
+    serializeImagePulls,
+    ...(maxParallelImagePulls === undefined ? {} : { maxParallelImagePulls }),
+    registryPullQPS,
+    registryBurst,
+    ...(records === undefined ? {} : { records }),
+  });
+}
+
+async function openRecords(
+  settings: KubeletSettings,
+  runtime: Runtime,
+  { clock, log }: Pick<Surroundings, "clock" | "log">,
+): Promise<PullRecords | undefined> {
+  const policy = pullVerification(settings);
+  if (policy === undefined) return undefined;
+  const dir = join(settings.flags.rootDir, "image_manager");
+  const records = await openPullRecords({ dir, policy, now: () => clock.now(), log });
+  await records.recover(runtime.images);
+  return records;
+}
+
+function eventOfContainer(recorder: EventRecorder): ImageManagerOptions["onEvent"] {
+  return (pod, { name }, type, reason, message) => {
+    const fieldPath = specContainers(pod).find(({ container }) => container.name === name)?.fieldPath;
+    recorder.event(podReference(pod, fieldPath), type, reason, message);
+  };
+}

@@ -1,0 +1,86 @@
+import { access } from "node:fs/promises";
+import { hostname } from "node:os";
+import type { KubeletSettings } from "../config/load-kubelet.ts";
+import { ConfigError } from "../config/problems.ts";
+import { createApiClient } from "../kube/client.ts";
+import { createEventRecorder } from "../kube/events.ts";
+import type { EventRecorder } from "../kube/port.ts";
+import { runtimeClasses, services } from "../kube/resources.ts";
+import type { Service } from "../kube/types.ts";
+import { namespaceIndex } from "../pods/port.ts";
+import { isSELinuxEnabled, prepareRoot } from "../volumes/root-dir.ts";
+import { type Cluster, followOwnNode, openCluster, type SharedStores, type Surroundings } from "./cluster.ts";
+import { startNode } from "./kubelet-node.ts";
+import { startPods } from "./kubelet-pods.ts";
+import { containerLogsDir, nodeNameOf } from "./kubelet-settings.ts";
+import { trimService } from "./trim.ts";
+
+/** Opens the way to the API server and starts to follow what both roles need. Rejects with ConfigError. */
+export async function openKubeletStores(
+  { flags, config }: KubeletSettings,
+  surroundings: Surroundings,
+): Promise<SharedStores> {
+  const { kubeconfig } = flags;
+  await refuseWhatIsLater(flags);
+  const cluster = await openCluster(
+    { component: "kubelet", kubeconfig, server: "", qps: config.kubeAPIQPS, burst: config.kubeAPIBurst },
+    surroundings,
+  );
+  const byNamespace = ({ metadata }: Service) => [metadata.namespace ?? ""];
+  return {
+    cluster,
+    kubeconfig,
+    ownNode: followOwnNode(cluster, nodeNameOf(flags.hostnameOverride, hostname())),
+    services: cluster.follow(services, { trim: trimService, indexes: { [namespaceIndex]: byNamespace } }),
+  };
+}
+
+/**
+ * Runs the kubelet role as parts of the agent. Resolves when all of them are running, which takes until the container
+ * runtime answers and the API server has told what it knows of the node.
+ */
+export async function startKubelet(
+  settings: KubeletSettings,
+  stores: SharedStores,
+  surroundings: Surroundings,
+): Promise<void> {
+  const { flags, config } = settings;
+  const { log } = surroundings;
+  const nodeName = nodeNameOf(flags.hostnameOverride, hostname());
+  const recorder = startEvents(settings, stores.cluster, nodeName, surroundings);
+  const runtimeClassStore = stores.cluster.follow(runtimeClasses);
+  const selinuxEnabled = await isSELinuxEnabled();
+  await prepareRoot(flags.rootDir, { podLogsDir: config.podLogsDir, containerLogsDir, selinuxEnabled, log });
+
+  const node = await startNode({ settings, nodeName, recorder, ...stores }, surroundings);
+  await startPods({ settings, recorder, runtimeClassStore, selinuxEnabled, ...stores, ...node }, surroundings);
+}
+
+function startEvents(
+  { config }: KubeletSettings,
+  { client: { transport }, userAgent }: Cluster,
+  nodeName: string,
+  { clock, log, parts }: Surroundings,
+): EventRecorder {
+  // The main client's connections, but not its rate limit: the recorder has its own.
+  const client = createApiClient({ transport, userAgent, qps: -1, burst: 0, log, clock });
+  const { eventRecordQPS: qps, eventBurst: burst } = config;
+  const recorder = createEventRecorder({ client, clock, log, component: "kubelet", host: nodeName, qps, burst });
+  parts.start("events", (signal) => recorder.run(signal));
+  return recorder;
+}
+
+async function refuseWhatIsLater({ kubeconfig, bootstrapKubeconfig }: KubeletSettings["flags"]): Promise<void> {
+  if (kubeconfig === "") {
+    throw new ConfigError(["--kubeconfig is missing: running without an API server is not supported yet"]);
+  }
+  const isThere = await access(kubeconfig).then(
+    () => true,
+    () => false,
+  );
+  if (isThere || bootstrapKubeconfig === "") return; // what is wrong with a file is said where it is read
+  throw new ConfigError([
+    `--kubeconfig: ${kubeconfig} does not exist, and requesting a certificate with --bootstrap-kubeconfig is not ` +
+      "supported yet: write a kubeconfig for this node there",
+  ]);
+}

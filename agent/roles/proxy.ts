@@ -1,0 +1,158 @@
+import { hostname } from "node:os";
+import { isIPv6 } from "node:net";
+import { writeFile } from "node:fs/promises";
+import type { ProxySettings } from "../config/load-proxy.ts";
+import type { KubeProxyConfiguration } from "../config/proxy-config.ts";
+import { followOwnNode, followServices, openCluster, type SharedStores, type Surroundings } from "./cluster.ts";
+import type { Store } from "../kube/port.ts";
+import { endpointSlices } from "../kube/resources.ts";
+import type { Node } from "../kube/types.ts";
+import type { Clock } from "../lib/clock.ts";
+import { messageOf } from "../lib/errors.ts";
+import type { Logger } from "../lib/log.ts";
+import { ignoreAbort } from "../lib/loop.ts";
+import { createEventRecorder } from "../kube/events.ts";
+import { hostIPs } from "../node/addresses.ts";
+import { nodeNameOf } from "./kubelet-settings.ts";
+import { headlessLabel } from "../proxy/endpoints.ts";
+import type { ProxyOptions } from "../proxy/options.ts";
+import { createProxy } from "../proxy/proxy.ts";
+import { trimEndpointSlice } from "./trim.ts";
+
+// The reference waits this long for the Node to have addresses, then goes on without.
+const nodeIPsTimeoutMs = 30_000;
+
+/** Runs the service proxy as one of the agent's parts. Resolves once it has what it needs and is running. */
+export async function startProxyRole(
+  settings: ProxySettings,
+  surroundings: Surroundings,
+  shared?: SharedStores,
+): Promise<void> {
+  const { clock, log: rootLog, parts, stop } = surroundings;
+  const { config, master } = settings;
+  const log = rootLog.child({ component: "kube-proxy" });
+  const nodeName = nodeNameOf(config.hostnameOverride, hostname());
+  await setOOMScore(config.oomScoreAdj, log);
+
+  const isShared = shared !== undefined && master === "" && config.clientConnection.kubeconfig === shared.kubeconfig;
+  const cluster = isShared
+    ? shared.cluster
+    : await openCluster(
+        {
+          component: "kube-proxy",
+          kubeconfig: config.clientConnection.kubeconfig,
+          server: master,
+          qps: config.clientConnection.qps,
+          burst: config.clientConnection.burst,
+        },
+        { ...surroundings, log },
+      );
+  const services = isShared ? shared.services : followServices(cluster);
+  const nodes = isShared ? shared.ownNode : followOwnNode(cluster, nodeName);
+  const slices = cluster.follow(endpointSlices, { labelSelector: `!${headlessLabel}`, trim: trimEndpointSlice });
+
+  // A recorder of its own: events say which component saw what.
+  const recorder = createEventRecorder({
+    client: cluster.client,
+    clock,
+    log,
+    component: "kube-proxy",
+    host: nodeName,
+    qps: config.clientConnection.qps,
+    burst: config.clientConnection.burst,
+  });
+  parts.start("kube-proxy's events", (signal) => recorder.run(signal));
+
+  const nodeIPs = await waitForNodeIPs(nodes, nodeName, clock, stop);
+  if (nodeIPs.length === 0) log.warn({ node: nodeName }, "the Node has no addresses; going on without");
+  const options = proxyOptions(config, nodeName, nodeIPs);
+  const proxy = createProxy(options, { services, endpointSlices: slices, nodes, clock, log, recorder });
+  parts.start("kube-proxy", (signal) => proxy.run(signal));
+}
+
+/** The configuration in the proxy's words. Pure. `nodeIPs` are the Node's, the primary one first. */
+export function proxyOptions(
+  config: KubeProxyConfiguration,
+  nodeName: string,
+  nodeIPs: readonly string[],
+): ProxyOptions {
+  const { iptables, conntrack, detectLocal, detectLocalMode, clusterCIDR } = config;
+  return {
+    nodeName,
+    nodeIPs: proxyNodeIPs(config.bindAddress, nodeIPs),
+    families: undefined,
+    iptablesFlavour: undefined,
+    masqueradeBit: iptables.masqueradeBit,
+    masqueradeAll: iptables.masqueradeAll,
+    localhostNodePorts: iptables.localhostNodePorts,
+    nodePortAddresses: config.nodePortAddresses,
+    syncPeriodMs: iptables.syncPeriod,
+    minSyncPeriodMs: iptables.minSyncPeriod,
+    detectLocal: {
+      mode: detectLocalMode,
+      // In NodeCIDR mode the proxy asks the Node for its CIDRs.
+      cidrs: detectLocalMode === "ClusterCIDR" ? wordsOf(clusterCIDR) : [],
+      bridgeInterface: detectLocal.bridgeInterface,
+      interfaceNamePrefix: detectLocal.interfaceNamePrefix,
+    },
+    conntrack: {
+      maxPerCore: conntrack.maxPerCore,
+      min: conntrack.min,
+      tcpEstablishedTimeoutSeconds: seconds(conntrack.tcpEstablishedTimeout),
+      tcpCloseWaitTimeoutSeconds: seconds(conntrack.tcpCloseWaitTimeout),
+      tcpBeLiberal: conntrack.tcpBeLiberal,
+      udpTimeoutSeconds: seconds(conntrack.udpTimeout),
+      udpStreamTimeoutSeconds: seconds(conntrack.udpStreamTimeout),
+    },
+  };
+}
+
+/** A bind address that is no wildcard is the primary one. Without any, loopback stands in. */
+function proxyNodeIPs(bindAddress: string, nodeIPs: readonly string[]): string[] {
+  const isWildcard = bindAddress === "" || bindAddress === "0.0.0.0" || bindAddress === "::";
+  if (!isWildcard) return [bindAddress, ...nodeIPs.filter((ip) => isIPv6(ip) !== isIPv6(bindAddress))];
+  if (nodeIPs.length > 0) return [...nodeIPs];
+  return [bindAddress === "::" ? "::1" : "127.0.0.1"];
+}
+
+async function waitForNodeIPs(
+  nodes: Store<Node>,
+  nodeName: string,
+  clock: Clock,
+  stop: AbortSignal,
+): Promise<string[]> {
+  await nodes.synced(stop);
+  let ips: string[] = [];
+  const found = new AbortController();
+  const unsubscribe = nodes.subscribe(({ object }) => {
+    if (object?.metadata.name !== nodeName) return;
+    ips = hostIPs(object);
+    if (ips.length > 0) found.abort();
+  });
+  try {
+    if (!found.signal.aborted) await clock.sleep(nodeIPsTimeoutMs, AbortSignal.any([stop, found.signal]));
+  } catch (err) {
+    ignoreAbort(err);
+    stop.throwIfAborted();
+  } finally {
+    unsubscribe();
+  }
+  return ips;
+}
+
+/** The kernel shall not choose the proxy when memory runs out. Needs CAP_SYS_RESOURCE, which some containers lack. */
+async function setOOMScore(score: number, log: Logger): Promise<void> {
+  try {
+    await writeFile("/proc/self/oom_score_adj", String(score));
+  } catch (err) {
+    log.warn({ oomScoreAdj: score, err: messageOf(err) }, "cannot set the agent's own OOM score");
+  }
+}
+
+function wordsOf(list: string): string[] {
+  return list.split(",").flatMap((word) => (word.trim() === "" ? [] : [word.trim()]));
+}
+
+function seconds(ms: number): number {
+  return Math.floor(ms / 1_000);
+}
