@@ -95,11 +95,16 @@ export class Exchange {
   }
 
   async sendText(code: number, text: string | Buffer, headers: Record<string, string> = {}): Promise<void> {
-    this.code = code;
     const bytes = typeof text === "string" ? Buffer.from(text) : text;
     // HTTP/2 and HTTP/1.1 responses have the same calls, but TypeScript sees two unrelated overload sets.
     const response = this.response as ServerResponse;
     if (response.destroyed || response.writableEnded) return;
+    if (response.headersSent) {
+      // Too late to say anything else: a proxied stream has begun.
+      this.cut();
+      return;
+    }
+    this.code = code;
     response.writeHead(code, { ...headers, "content-length": String(bytes.length) });
     if (this.bodyFault !== undefined) return this.#sendSlowly(bytes, this.bodyFault);
     response.end(this.method === "HEAD" ? undefined : bytes);

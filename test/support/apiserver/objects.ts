@@ -1,10 +1,11 @@
+import { randomUUID } from "node:crypto";
 import type { ObjectKey, PatchType, Resource } from "../../../agent/kube/port.ts";
 import type { KubeObject } from "../../../agent/kube/types.ts";
 import type { Registry } from "./registry.ts";
 import { findResource } from "./resources.ts";
 import { matcherOf } from "./selectors.ts";
 import { ApiError } from "./status.ts";
-import { type ResourceType, typed, untyped } from "./types.ts";
+import { type ApiObject, type ResourceType, typed, untyped } from "./types.ts";
 
 const waitMsDefault = 10_000;
 
@@ -49,6 +50,14 @@ export class Objects {
   create<T extends KubeObject>(resource: Resource<T>, object: T): T {
     const namespace = resource.namespaced ? (object.metadata.namespace ?? "default") : "";
     return typed<T>(this.#registry.create(typeOf(resource), namespace, untyped(object)));
+  }
+
+  /** Stores an object without defaults, checks or conversion, to see what a client makes of a malformed one. */
+  putRaw(resource: Resource<KubeObject>, object: unknown): void {
+    const sent = object as ApiObject;
+    const namespace = resource.namespaced ? (sent.metadata.namespace ?? "default") : undefined;
+    const metadata = { uid: randomUUID(), ...sent.metadata, ...(namespace === undefined ? {} : { namespace }) };
+    this.#registry.putRaw(typeOf(resource), { ...sent, metadata });
   }
 
   update<T extends KubeObject>(resource: Resource<T>, object: T, options: { subresource?: string } = {}): T {

@@ -3,9 +3,10 @@ import type { Clock } from "../../../agent/lib/clock.ts";
 import type { ObjectMeta } from "../../../agent/kube/types.ts";
 import { applyConfiguration } from "./apply.ts";
 import { decideDelete, type DeleteOptions } from "./deletion.ts";
+import { checkIdentity } from "./identity.ts";
 import { isObject, jsonEqual, objectAt } from "./json.ts";
 import { jsonPatch, mergePatch } from "./patch.ts";
-import { apiVersionOf, resourceOf, resourceTypes } from "./resources.ts";
+import { apiVersionOf, resourceOf } from "./resources.ts";
 import type { ServiceNetwork } from "./service-network.ts";
 import {
   ApiError,
@@ -39,6 +40,8 @@ export interface RegistryOptions {
 
 export interface WriteOptions {
   dryRun?: boolean;
+  /** A change of the spec that does not count as one of what is wanted: binding. */
+  keepGeneration?: boolean;
   subresource?: string;
 }
 
@@ -77,7 +80,7 @@ export class Registry {
 
   create(resource: ResourceType, namespace: string, input: ApiObject, options: WriteOptions = {}): ApiObject {
     const object = structuredClone(input);
-    this.#checkIdentity(resource, namespace, object);
+    checkIdentity(resource, namespace, object);
     const meta = object.metadata;
     if (meta.resourceVersion !== undefined && meta.resourceVersion !== "") {
       throw new ApiError(500, "InternalError", "resourceVersion should not be set on objects to be created");
@@ -120,7 +123,7 @@ export class Registry {
     options: WriteOptions = {},
   ): ApiObject {
     const next = structuredClone(input);
-    this.#checkIdentity(resource, namespace, next);
+    checkIdentity(resource, namespace, next);
     if ((next.metadata.name ?? "") === "") next.metadata.name = name;
     if (next.metadata.name !== name) {
       throw badRequest(`the name of the object (${next.metadata.name}) does not match the name on the URL (${name})`);
@@ -209,16 +212,23 @@ export class Registry {
     return this.#replace(resource, old, next, options, true);
   }
 
+  /** Stores an object as it is, whatever is wrong with it: what a server of another version might send. */
+  putRaw(resource: ResourceType, object: ApiObject): ApiObject {
+    const { name, namespace = "" } = object.metadata;
+    return this.store.put(resource.storage, keyFor(resource, namespace, name), structuredClone(object));
+  }
+
   /**
    * Calls a controller after each change. What it is refused (a namespace that is going away, say) is no error: it
-   * will be called again with the next change. Returns the unsubscribe function.
+   * will be called again with the next change. Nor may an object that it can not read stop the write that it watches.
+   * Returns the unsubscribe function.
    */
   onChange(listener: (event: StoreEvent) => void): () => void {
     return this.store.subscribe((event) => {
       try {
         listener(event);
       } catch (err) {
-        if (!(err instanceof ApiError)) throw err;
+        if (!(err instanceof ApiError)) process.emitWarning(err instanceof Error ? err : new Error(String(err)));
       }
     });
   }
@@ -295,7 +305,8 @@ export class Registry {
       if (options.subresource === undefined) errors.push(...(strategy.update?.(next, old, context) ?? []));
       this.#refuse(resource, next, errors);
     }
-    if (resource.generationOf?.some((field) => !jsonEqual(next[field], old[field])) === true) {
+    const isChanged = resource.generationOf?.some((field) => !jsonEqual(next[field], old[field])) === true;
+    if (isChanged && options.keepGeneration !== true) {
       next.metadata.generation = (old.metadata.generation ?? 0) + 1;
     }
     if (options.dryRun === true) return next;
@@ -316,26 +327,6 @@ export class Registry {
     this.#applied.delete(uid);
     strategyOf(resource).removed?.(last, this.#context(resource));
     return removed ?? last;
-  }
-
-  #checkIdentity(resource: ResourceType, namespace: string, object: ApiObject): void {
-    const wanted = apiVersionOf(resource);
-    object.kind ??= resource.kind;
-    object.apiVersion ??= wanted;
-    const storedVersions = resourceTypes.filter((r) => r.storage === resource.storage).map(apiVersionOf);
-    if (object.kind !== resource.kind || !storedVersions.includes(object.apiVersion)) {
-      throw badRequest(
-        `${object.kind} in version "${object.apiVersion}" cannot be handled as a ${resource.kind}: ` +
-          `no kind "${object.kind}" is registered for this path`,
-      );
-    }
-    if (!isObject(object.metadata)) object.metadata = { name: "" };
-    const own = object.metadata.namespace ?? "";
-    if (resource.namespaced && own !== "" && own !== namespace) {
-      throw badRequest("the namespace of the provided object does not match the namespace sent on the request");
-    }
-    if (!resource.namespaced) delete object.metadata.namespace;
-    delete (object.metadata as { managedFields?: unknown }).managedFields;
   }
 
   #checkNamespace(resource: ResourceType, namespace: string, name: string): void {

@@ -38,6 +38,8 @@ export interface TestApiServerOptions {
   names?: readonly string[];
   /** Keys of an earlier server, so that its kubeconfigs stay good. */
   keys?: ServerKeys;
+  /** Certificate by which kubelets know the server; default: one of its authority, of group system:masters. */
+  kubeletClient?: KeyPair;
   /** Static bearer tokens and whom they stand for. */
   tokens?: ReadonlyMap<string, User>;
   /** May refuse requests, and is asked by access reviews. Default: every known user may do everything. */
@@ -157,14 +159,14 @@ export async function startTestApiServer(options: TestApiServerOptions = {}): Pr
       ]),
     ],
   });
-  const proxy = new NodeProxy(
-    store,
+  const kubeletClient =
+    options.kubeletClient ??
     authority.issue({
       commonName: "kube-apiserver-kubelet-client",
       organizations: ["system:masters"],
       usage: "client",
-    }),
-  );
+    });
+  const proxy = new NodeProxy(store, kubeletClient);
   const handler = createHandler({
     registry,
     tokens,

@@ -62,7 +62,7 @@ export function bindPod(registry: Registry, namespace: string, name: string, nod
   if (pod.metadata.deletionTimestamp !== undefined) {
     throw conflict(resource, name, `pod ${name} is being deleted, cannot be assigned to a host`);
   }
-  registry.modify(type, namespace, name, (object) => {
+  const bind = (object: ApiObject) => {
     const copy = typed<Pod>(object);
     copy.spec.nodeName = nodeName;
     copy.status ??= {};
@@ -74,8 +74,9 @@ export function bindPod(registry: Registry, namespace: string, name: string, nod
         status: "True",
         lastProbeTime: null,
         lastTransitionTime: timeOf(nowMs),
-        observedGeneration: (copy.metadata.generation ?? 0) + 1,
+        observedGeneration: copy.metadata.generation ?? 0,
       },
     ];
-  });
+  };
+  registry.modify(type, namespace, name, bind, { keepGeneration: true });
 }
