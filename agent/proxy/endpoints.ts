@@ -85,7 +85,7 @@ export function mergeSlices(
       if (protocol === undefined) continue;
       const key = endpointsKey(name, protocol);
       let endpoints = merged.get(key);
-      if (endpoints === undefined) merged.set(key, (endpoints = new Map()));
+      if (endpoints === undefined) merged.set(key, (endpoints = new Map<string, Endpoint>()));
       for (const endpoint of parsed) {
         const address = hostPort(endpoint.ip, number);
         if (endpoint.isTerminating && endpoints.has(address)) continue;
@@ -169,7 +169,9 @@ function parseEndpoint(endpoint: ApiEndpoint, family: Family, nodeName: string) 
 }
 
 function hintSet(hints: readonly { name: string }[] | undefined): ReadonlySet<string> | undefined {
-  return Array.isArray(hints) && hints.length > 0 ? new Set(hints.map((hint) => hint.name)) : undefined;
+  return hints === undefined || hints === null || hints.length === 0
+    ? undefined
+    : new Set(hints.map((hint) => hint.name));
 }
 
 function compare(a: string, b: string): number {

@@ -151,14 +151,14 @@ export class FamilyProxy {
     }
     if (backend.needsFull || this.#mustSyncFull || this.#model.hasPending || isCheckDue) await this.#sync(signal);
     if (this.#flowsToClean.size === 0) return undefined;
-    const services = [...this.#flowsToClean].map((key) => this.#model.describe(key));
+    const services = [...this.#flowsToClean].map((key) => this.#describeAnyway(key));
     try {
       const removed = await this.#conntrack.clean(services, this.#deps.localIPs(), signal);
       this.#flowsToClean.clear();
       if (removed > 0) log.info({ removed }, "flows to endpoints that are gone removed");
     } catch (err) {
-      if (!signal.aborted)
-        log.warn({ err: messageOf(err) }, "stale flows could not be removed; trying again at the next sync");
+      if (signal.aborted) return undefined;
+      log.warn({ err: messageOf(err) }, "stale flows could not be removed; trying again at the next sync");
     }
     return undefined;
   }
@@ -246,15 +246,25 @@ export class FamilyProxy {
     };
   }
 
+  /** An object so malformed that reading it throws must cost its own service only. */
+  #describeAnyway(key: string): ServiceDescription {
+    try {
+      return this.#model.describe(key);
+    } catch (err) {
+      return { key, ports: [], healthCheckNodePort: 0, warnings: [`service ${key} is ignored: ${messageOf(err)}`] };
+    }
+  }
+
   #describe(key: string): ServiceDescription {
-    const service = this.#model.describe(key);
+    const service = this.#describeAnyway(key);
     if (hasPinnedFlows(service)) this.#flowsToClean.add(key);
     const text = service.warnings.join("\n");
     if (text === (this.#warned.get(key) ?? "")) return service;
     if (text === "") this.#warned.delete(key);
     else this.#warned.set(key, text);
-    for (const warning of service.warnings.slice(0, warningsPerServiceMax))
+    for (const warning of service.warnings.slice(0, warningsPerServiceMax)) {
       this.#deps.log.warn({ service: key }, warning);
+    }
     const more = service.warnings.length - warningsPerServiceMax;
     if (more > 0) this.#deps.log.warn({ service: key, more }, "more is malformed in this service");
     return service;

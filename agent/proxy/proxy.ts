@@ -91,8 +91,9 @@ async function buildFamilies(options: ProxyOptions, deps: ProxyDeps, signal: Abo
   const primary = parseIP(options.nodeIPs[0] ?? "")?.family ?? "IPv4";
   const flavour = options.iptablesFlavour ?? decideFlavour(await observeFlavours(commands, signal));
   const noIpset = await whyNoIpset(commands, signal);
-  if (noIpset !== undefined)
+  if (noIpset !== undefined) {
     log.warn({ err: noIpset }, "no ipset: packets find their service by the dispatch tree alone");
+  }
 
   const ipv4Ports = readNodePortAddresses(options.nodePortAddresses, options.nodeIPs, "IPv4");
   const hasLocalhostNodePorts = options.localhostNodePorts && ipv4Ports.hasLoopback;

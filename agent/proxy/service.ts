@@ -151,7 +151,8 @@ function sourceRangesOf(texts: readonly string[], family: Family, warn: (text: s
   for (const text of texts) {
     const range = typeof text === "string" ? parseCIDR(text.trim()) : undefined;
     if (range === undefined) {
-      if (String(text).trim() !== "") warn(`source range ${JSON.stringify(text)} is ignored: no CIDR`);
+      if (typeof text === "string" && text.trim() === "") continue;
+      warn(`source range ${JSON.stringify(text)} is ignored: no CIDR`);
       continue;
     }
     if (range.family !== family) continue;
@@ -190,5 +191,9 @@ function isLabel(text: unknown): boolean {
 
 /** JSON arrays may be null or, in a malformed object, anything. */
 function listOf<T>(value: readonly T[] | null | undefined): readonly T[] {
-  return Array.isArray(value) ? value : [];
+  return isList(value) ? value : [];
+}
+
+function isList<T>(value: readonly T[] | null | undefined): value is readonly T[] {
+  return Array.isArray(value);
 }

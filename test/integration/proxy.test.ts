@@ -88,6 +88,13 @@ async function rulesOf(net: TestNet, flavour: string): Promise<string> {
     .join("\n");
 }
 
+async function addForeignRules(net: TestNet, command: string, table: string): Promise<void> {
+  const iptables = (...args: string[]) => net.onNode(command, ["-t", table, ...args]);
+  await iptables("-N", "FOREIGN");
+  await iptables("-A", "FOREIGN", "-m", "comment", "--comment", "not ours", "-j", "RETURN");
+  await iptables("-A", "OUTPUT", "-j", "FOREIGN");
+}
+
 for (const flavour of ["nft", "legacy"] as const) {
   describe(`iptables-${flavour}`, () => {
     let net: TestNet;
@@ -99,22 +106,7 @@ for (const flavour of ["nft", "legacy"] as const) {
       for (const family of ["iptables", "ip6tables"]) {
         const command = `${family}-${flavour}`;
         // Foreign rules of all kinds, in all the tables that exist afterwards anyway.
-        for (const table of ["mangle", "nat", "filter"]) {
-          await net.onNode(command, ["-t", table, "-N", "FOREIGN"]);
-          await net.onNode(command, [
-            "-t",
-            table,
-            "-A",
-            "FOREIGN",
-            "-m",
-            "comment",
-            "--comment",
-            "not ours",
-            "-j",
-            "RETURN",
-          ]);
-          await net.onNode(command, ["-t", table, "-A", "OUTPUT", "-j", "FOREIGN"]);
-        }
+        for (const table of ["mangle", "nat", "filter"]) await addForeignRules(net, command, table);
         await net.onNode(command, ["-t", "filter", "-A", "FORWARD", "-p", "tcp", "--dport", "9", "-j", "DROP"]);
       }
       before = await rulesOf(net, flavour);
@@ -124,8 +116,9 @@ for (const flavour of ["nft", "legacy"] as const) {
 
     afterEach(async () => {
       for (const service of [...running.services.list()]) running.services.remove(`ns1/${service.metadata.name}`);
-      for (const slice of [...running.endpointSlices.list()])
+      for (const slice of [...running.endpointSlices.list()]) {
         running.endpointSlices.remove(`ns1/${slice.metadata.name}`);
+      }
       await running.settled();
     });
 
@@ -208,11 +201,11 @@ for (const flavour of ["nft", "legacy"] as const) {
       const send = (text: string) => net.client.request({ op: "send", host: vip, port: 80, text, localPort: 5_555 });
       const received = async (peer: typeof net.pod1) => (await peer.request({ op: "received" })) !== "[]";
       await publish("web", { clusterIP: vip }, [pod1]);
-      await until("pod1 hears the sender", async () => (await send("1"), received(net.pod1)));
+      await until("pod1 hears the sender", () => send("1").then(() => received(net.pod1)));
       await publish("web", { clusterIP: vip }, []);
       await send("2");
       await publish("web", { clusterIP: vip }, [pod2]);
-      await until("pod2 hears the sender", async () => (await send("3"), received(net.pod2)), 1_000);
+      await until("pod2 hears the sender", () => send("3").then(() => received(net.pod2)), 1_000);
       await net.pod1.request({ op: "received" });
       await send("4");
       expect(await received(net.pod1)).toBe(false);
@@ -229,12 +222,8 @@ for (const flavour of ["nft", "legacy"] as const) {
       await net.onNode("ipset", ["flush", "KUBE-SERVICE-IPS"]);
       await until("the service answers after a flush of the set", () => net.pod2.ask("tcp", vip, 80, 100));
       // The foreign rules in those two tables went with the flush; put them back for the last test.
-      for (const table of ["mangle", "nat"]) {
-        const iptables = (...args: string[]) => net.onNode(`iptables-${flavour}`, ["-t", table, ...args]);
-        await iptables("-N", "FOREIGN");
-        await iptables("-A", "FOREIGN", "-m", "comment", "--comment", "not ours", "-j", "RETURN");
-        await iptables("-A", "OUTPUT", "-j", "FOREIGN");
-      }
+      for (const table of ["mangle", "nat"]) await addForeignRules(net, `iptables-${flavour}`, table);
+      expect(await rulesOf(net, flavour)).toContain("KUBE-SERVICE-IPS");
     });
 
     test("changes of a service and its endpoints that race end as the newest of both", async () => {

@@ -170,8 +170,7 @@ function checkClosed(table: string, chains: Chains): void {
     if (known !== undefined) return known;
     if (path.includes(chain)) throw invalid(`loop through chain ${chain} of table ${table}`);
     const rules = chains.get(chain);
-    if (rules === undefined)
-      throw invalid(`table ${table}: chain ${path.at(-1)} leads to ${chain}, which is not there`);
+    if (rules === undefined) throw invalid(`table ${table}: ${path.at(-1)} leads to ${chain}, which is not there`);
     const below = rules.map((rule) => {
       const target = chainTarget(rule);
       return target === undefined ? 0 : depthBelow(target, [...path, chain]);

@@ -94,7 +94,7 @@ async function send(request: { host: string; port: number; text: string; localPo
 process.on("message", (request: PeerRequest) => {
   handle(request).then(
     (text) => process.send?.({ id: request.id, text }),
-    (err: Error) => process.send?.({ id: request.id, error: err.message }),
+    (err: unknown) => process.send?.({ id: request.id, error: err instanceof Error ? err.message : String(err) }),
   );
 });
 process.on("disconnect", () => process.exit(0));

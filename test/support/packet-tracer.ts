@@ -58,8 +58,7 @@ export function tracePacket(tables: FakeIptables["tables"], packet: Packet, opti
   const verdict = run("filter", hook);
   const filter = state.visited;
   const isMasqueraded = verdict === "ACCEPT" && run("nat", "POSTROUTING") === "MASQUERADE";
-  if (verdict !== "ACCEPT" && verdict !== "DROP" && verdict !== "REJECT")
-    throw new Error(`filter table says ${verdict}`);
+  if (verdict !== "ACCEPT" && verdict !== "DROP" && verdict !== "REJECT") throw new Error(`filter says ${verdict}`);
   return { verdict, dnat: state.dnat, isMasqueraded, visited: { nat, filter }, path: natPath };
 }
 
@@ -204,11 +203,10 @@ function inRange(ip: string, range: string): boolean {
 }
 
 function toBits(ip: string): string {
-  if (!ip.includes(":"))
-    return ip
-      .split(".")
-      .map((part) => Number(part).toString(2).padStart(8, "0"))
-      .join("");
+  if (!ip.includes(":")) {
+    const octets = ip.split(".").map((part) => Number(part).toString(2).padStart(8, "0"));
+    return octets.join("");
+  }
   const [head = "", tail] = ip.split("::");
   const words = (text: string) => (text === "" ? [] : text.split(":"));
   const before = words(head);

@@ -203,8 +203,8 @@ export class IptablesBackend {
         rules = (await this.#iptables.listRules(jump.table, jump.from, signal)) ?? [];
         present.set(place, rules);
       }
-      if (!rules.some((rule) => isJump(rule, jump)))
-        applier.text.raw(jump.table, `-I ${jump.from} ${jumpArguments(jump)}`);
+      if (rules.some((rule) => isJump(rule, jump))) continue;
+      applier.text.raw(jump.table, `-I ${jump.from} ${jumpArguments(jump)}`);
     }
     await applier.flush();
   }

@@ -71,8 +71,9 @@ describe("stale flows", () => {
     ],
     ["conntrack v1.4.7 (conntrack-tools): 3 flow entries have been shown.", undefined],
   ];
-  for (const [line, want] of lines)
+  for (const [line, want] of lines) {
     test(`parseFlow: ${line.slice(0, 50)}`, () => expect(parseFlow(line)).toEqual(want));
+  }
 
   test("without the command: one warning, then silence", async () => {
     const commands = new FakeCommands();

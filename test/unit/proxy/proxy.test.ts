@@ -43,7 +43,7 @@ afterEach(async () => {
   stop.abort();
   await clock.advance(0);
   await done?.catch(() => {});
-  expect(clock.waiting).toBe(0);
+  if (clock.waiting > 0) throw new Error(`${clock.waiting} timers are left`);
 });
 
 const log = () =>
@@ -169,6 +169,16 @@ describe("changes", () => {
     await clock.advance(options.minSyncPeriodMs);
     await quiet();
     expect(warnings().filter((msg) => msg.includes("nonsense"))).toHaveLength(1);
+    expect(rules()).toContain("10.244.1.7:8080");
+  });
+
+  test("of objects that cannot even be read cost their own service only", async () => {
+    services.put(makeService("torn"), makeService("good", { clusterIP: "10.96.0.11" }));
+    endpointSlices.put(makeSlice("torn", [{ address: "10.244.1.8", hints: { forZones: [null as never] } }]));
+    endpointSlices.put(makeSlice("good", ["10.244.1.7"]));
+    await clock.advance(options.minSyncPeriodMs);
+    await quiet();
+    expect(warnings().join()).toMatch(/service ns1\/torn is ignored/);
     expect(rules()).toContain("10.244.1.7:8080");
   });
 

@@ -179,10 +179,11 @@ test("any history of changes ends in the tables that a full sync makes (seeded r
       });
     }
     // Now and then a command fails; the next sync must put everything right.
-    if (random(10) === 0) {
+    const trouble = random(10);
+    if (trouble === 0) {
       bench.iptables.failNext(locked());
       await bench.sync().catch(() => {});
-    } else if (random(10) === 0) {
+    } else if (trouble === 1) {
       bench.set?.failNext(locked());
       await bench.sync().catch(() => {});
     }
