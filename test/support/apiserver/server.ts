@@ -1,8 +1,6 @@
+import { randomUUID } from "node:crypto";
 import { createSecureServer, type Http2SecureServer } from "node:http2";
-import { mkdtemp, rm } from "node:fs/promises";
 import { isIP } from "node:net";
-import { tmpdir } from "node:os";
-import { join } from "node:path";
 import type { Duplex } from "node:stream";
 import type { TLSSocket } from "node:tls";
 import { type Clock, systemClock } from "../../../agent/lib/clock.ts";
@@ -124,8 +122,8 @@ export async function startTestApiServer(options: TestApiServerOptions = {}): Pr
   const watches = new WatchHub(store, clock, { bookmarkIntervalMs, holdHeaders: holdWatchHeaders });
   const requests = new RequestLog();
 
-  const directory = await mkdtemp(join(tmpdir(), "test-apiserver-"));
-  const backendPath = join(directory, "tls.sock");
+  // In Linux's abstract name space: nothing stays on disk, however the process ends.
+  const backendPath = `\0test-apiserver-${randomUUID()}`;
   const front = new Front(backendPath);
   const faults = new Faults({
     dropConnections: () => front.dropConnections(),
@@ -207,7 +205,6 @@ export async function startTestApiServer(options: TestApiServerOptions = {}): Pr
     proxy.close();
     await handler.settled();
     await new Promise<void>((resolve) => backend.close(() => resolve()));
-    await rm(directory, { recursive: true, force: true });
   };
 
   return {
