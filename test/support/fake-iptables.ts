@@ -1,5 +1,6 @@
 import type { Iptables, ServiceSet } from "../../agent/proxy/iptables/port.ts";
 import { AgentError } from "../../agent/lib/errors.ts";
+import { chainPrint } from "../../agent/proxy/iptables/print.ts";
 
 const builtIn: Readonly<Record<string, readonly string[]>> = {
   mangle: ["PREROUTING", "INPUT", "FORWARD", "OUTPUT", "POSTROUTING"],
@@ -58,8 +59,9 @@ export class FakeIptables implements Iptables {
       ?.map((rule) => `-A ${chain} ${rule}`);
   }
 
-  async listChains(table: string): Promise<string[]> {
-    return [...(this.tables.get(table)?.keys() ?? [])].filter((chain) => !builtIn[table]?.includes(chain));
+  async readChains(table: string): Promise<Map<string, number>> {
+    const chains = [...(this.tables.get(table) ?? [])].filter(([chain]) => builtIn[table]?.includes(chain) !== true);
+    return new Map(chains.map(([chain, rules]) => [chain, chainPrint(rules)]));
   }
 
   /** All of it as text, chains sorted: equal texts mean equal tables. */

@@ -1,8 +1,9 @@
 import type { Iptables } from "./port.ts";
+import { chainPrint } from "./print.ts";
 import { type AnyTable, RestoreText } from "./text.ts";
 
-// iptables-nft's time for one transaction grows faster than the transaction. About 200 services of 5 endpoints each;
-// found by test/bench/proxy.ts: half and twice of it take about as long.
+// iptables-nft's time for one transaction grows faster than the transaction. About 100 services of 5 endpoints each;
+// found with test/bench/proxy.ts: from half to twice of it take about as long, one text for all several times as long.
 const batchLinesMax = 2_500;
 
 /** What an applier did so far. */
@@ -24,7 +25,18 @@ export class Applier {
   #restores = 0;
   #lines = 0;
 
-  constructor(iptables: Iptables, signal: AbortSignal) {
+  /**
+   * What is in the kernel already and need not be written again; by table and chain. Rewriting live chains costs: the
+   * kernel checks everything that can be reached anew for every text.
+   */
+  readonly #present: Readonly<Partial<Record<AnyTable, ReadonlyMap<string, number>>>>;
+
+  constructor(
+    iptables: Iptables,
+    signal: AbortSignal,
+    present: Readonly<Partial<Record<AnyTable, ReadonlyMap<string, number>>>> = {},
+  ) {
+    this.#present = present;
     this.#iptables = iptables;
     this.#signal = signal;
   }
@@ -34,6 +46,8 @@ export class Applier {
   }
 
   async write(table: AnyTable, chain: string, rules: readonly string[]): Promise<void> {
+    const present = this.#present[table]?.get(chain);
+    if (present !== undefined && present === chainPrint(rules)) return;
     this.text.write(table, chain, rules);
     if (this.text.lines >= batchLinesMax) await this.#start();
   }
@@ -49,7 +63,10 @@ export class Applier {
       return;
     }
     // Too many for one text: empty all of them before the first goes, since one may lead to another.
-    for (const chain of chains) await this.write(table, chain, []);
+    for (const chain of chains) {
+      this.text.write(table, chain, []);
+      if (this.text.lines >= batchLinesMax) await this.#start();
+    }
     await this.#start();
     for (const chain of chains) {
       this.text.deleteEmpty(table, chain);

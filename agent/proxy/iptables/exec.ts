@@ -2,6 +2,7 @@ import { AgentError } from "../../lib/errors.ts";
 import { type Commands, expectSuccess } from "../commands.ts";
 import type { Family } from "../ip.ts";
 import type { Iptables, ServiceSet } from "./port.ts";
+import { addToPrint, chainPrint } from "./print.ts";
 
 /** Which of the two kernel interfaces an iptables command uses. */
 export type Flavour = "nft" | "legacy";
@@ -60,19 +61,23 @@ export async function createIptables(
       return result.stdout.split("\n").filter((line) => line.startsWith("-A "));
     },
 
-    listChains: async (table, stop) => {
-      const chains: string[] = [];
+    readChains: async (table, stop) => {
+      const chains = new Map<string, number>();
       const result = await commands.lines(names.save, ["-t", table], {
         ...options,
         signal: stop,
         onLine: (line) => {
-          // Chains come before the first rule, ":NAME policy [counters]"; those of users have no policy.
-          const found = /^:(\S+) - /.exec(line);
-          if (found?.[1] !== undefined) chains.push(found[1]);
-          return !line.startsWith("-A ");
+          // ":NAME policy [counters]"; chains of users have no policy.
+          const chain = /^:(\S+) - /.exec(line)?.[1];
+          if (chain !== undefined) chains.set(chain, chainPrint([]));
+          if (!line.startsWith("-A ")) return;
+          const end = line.indexOf(" ", 3);
+          const name = line.slice(3, end);
+          const print = chains.get(name);
+          if (print !== undefined) chains.set(name, addToPrint(print, line.slice(end + 1)));
         },
       });
-      expectSuccess(result, `list the chains of table ${table}`);
+      expectSuccess(result, `read the chains of table ${table}`);
       return chains;
     },
   };

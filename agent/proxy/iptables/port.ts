@@ -9,8 +9,8 @@ export interface Iptables {
   restore(text: string, signal: AbortSignal): Promise<void>;
   /** Rules of one chain as `-A chain …` lines in the command's own spelling; undefined: there is no such chain. */
   listRules(table: string, chain: string, signal: AbortSignal): Promise<string[] | undefined>;
-  /** Names of all chains of a table that are not built in. */
-  listChains(table: string, signal: AbortSignal): Promise<string[]>;
+  /** All chains of a table that are not built in, with the `chainPrint` of what they hold. */
+  readChains(table: string, signal: AbortSignal): Promise<Map<string, number>>;
 }
 
 /** A set of `ip,proto:port`, as netfilter's ipset keeps it. Calls reject like those of {@link Iptables}. */

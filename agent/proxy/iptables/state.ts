@@ -3,6 +3,7 @@ import type { Pacer } from "../pacer.ts";
 import type { Table } from "./fixed.ts";
 import { treeChains } from "./fixed.ts";
 import { addressKeys, portKeys } from "./keys.ts";
+import { fingerprint } from "./print.ts";
 import { type RenderContext, type RenderedService, renderService, type TreeName } from "./render.ts";
 import { type ChainChanges, DispatchTree } from "./tree.ts";
 
@@ -80,7 +81,7 @@ export class RuleState {
     const writes: [string, readonly string[]][] = [];
     const fingerprints = new Map<string, number>();
     for (const [chain, rules] of next.chains) {
-      const print = fingerprint(rules);
+      const print = fingerprint(rules.join("\n"));
       fingerprints.set(chain, print);
       if (old?.chains.get(chain) !== print) writes.push([chain, rules]);
     }
@@ -139,22 +140,4 @@ function noChanges() {
     addMembers: new Set<string>(),
     removeMembers: new Set<string>(),
   };
-}
-
-/** 53 bits of hash: texts would be kept only to be compared, and they are ten times as big. */
-export function fingerprint(rules: readonly string[]): number {
-  let a = 0xdeadbeef;
-  let b = 0x41c6ce57;
-  for (const rule of rules) {
-    for (let i = 0; i < rule.length; i++) {
-      const code = rule.charCodeAt(i);
-      a = Math.imul(a ^ code, 2654435761);
-      b = Math.imul(b ^ code, 1597334677);
-    }
-    a = Math.imul(a ^ 10, 2654435761);
-    b = Math.imul(b ^ 10, 1597334677);
-  }
-  a = Math.imul(a ^ (a >>> 16), 2246822507) ^ Math.imul(b ^ (b >>> 13), 3266489909);
-  b = Math.imul(b ^ (b >>> 16), 2246822507) ^ Math.imul(a ^ (a >>> 13), 3266489909);
-  return 4294967296 * (2097151 & b) + (a >>> 0);
 }

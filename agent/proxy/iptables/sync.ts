@@ -25,7 +25,7 @@ export const endpointsWithCommentsMax = 1_000;
 
 /** One sync of one IP family. */
 export interface SyncRequest {
-  /** A full sync: every service, fixed chain and jump is written and what is stale is removed. */
+  /** A full sync: the kernel's tables are read, every chain and jump that differs is written, what is stale is removed. */
   readonly isFull: boolean;
   /** Full: all services, sorted. Otherwise: those that changed or went. */
   readonly keys: readonly string[];
@@ -36,6 +36,10 @@ export interface SyncRequest {
   readonly fixed: Omit<FixedContext, "setName">;
   readonly render: Omit<RenderContext, "withEndpointComments">;
 }
+
+/** `chainPrint` by chain, by table. */
+type PresentChains = Readonly<Record<Table, ReadonlyMap<string, number>>>;
+const noChains: ReadonlyMap<string, number> = new Map();
 
 /**
  * Keeps one family's iptables rules equal to the services. Work for a change grows with the change. One sync at a
@@ -69,10 +73,12 @@ export class IptablesBackend {
   async sync(request: SyncRequest, signal: AbortSignal): Promise<ApplyResult> {
     const state = request.isFull ? undefined : this.#state;
     this.#state = undefined; // until all of it worked
-    const applier = new Applier(this.#iptables, signal);
+    // Asked before anything is written: a clean machine answers at once.
+    const present = state === undefined ? await this.#readChains(signal) : { nat: noChains, filter: noChains };
+    const applier = new Applier(this.#iptables, signal, present);
     this.#state =
       state === undefined
-        ? await this.#syncFull(request, applier, signal)
+        ? await this.#syncFull(request, applier, present, signal)
         : await this.#syncChanges(state, request, applier, signal);
     return applier.result();
   }
@@ -96,14 +102,21 @@ export class IptablesBackend {
       : `set ${this.#set.name} has ${count ?? 0} of ${state.memberCount} members`;
   }
 
-  async #syncFull(request: SyncRequest, applier: Applier, signal: AbortSignal): Promise<RuleState> {
+  async #readChains(signal: AbortSignal): Promise<PresentChains> {
+    return {
+      nat: await this.#iptables.readChains("nat", signal),
+      filter: await this.#iptables.readChains("filter", signal),
+    };
+  }
+
+  async #syncFull(
+    request: SyncRequest,
+    applier: Applier,
+    present: PresentChains,
+    signal: AbortSignal,
+  ): Promise<RuleState> {
     const withEndpointComments = request.endpointCount() <= endpointsWithCommentsMax;
     const state = new RuleState({ ...request.render, withEndpointComments });
-    // Asked before anything is written: a clean machine answers at once.
-    const present = {
-      nat: await this.#iptables.listChains("nat", signal),
-      filter: await this.#iptables.listChains("filter", signal),
-    };
     const base = renderBase({ ...request.fixed, setName: undefined });
     for (const table of ["filter", "nat"] as const) await applier.writeAll(table, base[table]);
 
@@ -130,7 +143,7 @@ export class IptablesBackend {
     }
     for (const table of ["nat", "filter"] as const) {
       const stale: string[] = [];
-      for (const chain of present[table]) {
+      for (const chain of present[table].keys()) {
         if (isServiceChain(table, chain) && !wanted[table].has(chain)) stale.push(chain);
         await pacer.breathe();
       }

@@ -2,8 +2,10 @@ import { describe, expect, test } from "vitest";
 import { createLogger, silentLogger } from "../../../agent/lib/log.ts";
 import { createCommands } from "../../../agent/proxy/commands.ts";
 import { ConntrackCleaner, parseFlow, staleFlowTest } from "../../../agent/proxy/conntrack.ts";
+import { canonicalRule } from "../../../agent/proxy/iptables/canonical.ts";
 import { createIptables } from "../../../agent/proxy/iptables/exec.ts";
 import { decideFlavour, type FlavourEvidence, observeFlavours } from "../../../agent/proxy/iptables/flavour.ts";
+import { addToPrint, chainPrint } from "../../../agent/proxy/iptables/print.ts";
 import { ServiceModel } from "../../../agent/proxy/model.ts";
 import { proxyOptionsDefault } from "../../../agent/proxy/options.ts";
 import { applySysctls, decideConntrackSysctls, decideProxySysctls } from "../../../agent/proxy/sysctl.ts";
@@ -136,6 +138,44 @@ describe("kernel settings", () => {
     expect(warned).toEqual([]); // "readonly" has the right value already
     await applySysctls([{ path: "readonly", value: 7 }], { read: async () => "1", write: () => failing("EROFS") }, log);
     expect(warned.join()).toMatch(/readonly.*EROFS/);
+  });
+});
+
+describe("a rule as iptables lists it is recognised", () => {
+  const cases: [ours: string, listed: string][] = [
+    [
+      "-m comment --comment ns1/web:p80 -s 10.244.1.5 -j KUBE-MARK-MASQ",
+      '-s 10.244.1.5/32 -m comment --comment "ns1/web:p80" -j KUBE-MARK-MASQ',
+    ],
+    [
+      '-m comment --comment "a -> b:80" -m statistic --mode random --probability 0.3333333333 -j X',
+      '-m comment --comment "a -> b:80" -m statistic --mode random --probability 0.33333333349 -j X',
+    ],
+    [
+      "-m recent --name X --rcheck --seconds 60 --reap -j X",
+      "-m recent --rcheck --seconds 60 --reap --name X --mask 255.255.255.255 --rsource -j X",
+    ],
+    [
+      "-m tcp -p tcp -d 10.96.0.1 --dport 80 -j REJECT",
+      "-d 10.96.0.1/32 -p tcp -m tcp --dport 80 -j REJECT --reject-with icmp-port-unreachable",
+    ],
+    ["-d fd00::1 -j X", "-d fd00::1/128 -j X"],
+  ];
+  for (const [ours, listed] of cases) test(ours, () => expect(canonicalRule(listed)).toBe(canonicalRule(ours)));
+
+  const different: [a: string, b: string][] = [
+    ["-s 10.0.0.1 -j X", "-d 10.0.0.1 -j X"],
+    ["-s 10.0.0.1 -j X", "! -s 10.0.0.1 -j X"],
+    ["-s 10.0.0.1 -j X", "-s 10.0.0.1 -g X"],
+    ["-d fd00::1/32 -j X", "-d fd00::1 -j X"],
+    ["--probability 0.5 -j X", "--probability 0.3333333333 -j X"],
+    ["-j X", "-j Y"],
+  ];
+  for (const [a, b] of different) test(`${a} is not ${b}`, () => expect(canonicalRule(a)).not.toBe(canonicalRule(b)));
+
+  test("the order of rules counts", () => {
+    expect(chainPrint(["-j X", "-j Y"])).not.toBe(chainPrint(["-j Y", "-j X"]));
+    expect(addToPrint(chainPrint(["-j X"]), "-j Y")).toBe(chainPrint(["-j X", "-j Y"]));
   });
 });
 
