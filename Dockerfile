@@ -20,7 +20,6 @@ COPY package.json package-lock.json tsconfig.json ./
 COPY .ci .ci
 RUN npm ci --no-audit --no-fund
 COPY proto proto
-COPY cni cni
 COPY agent agent
 RUN npm run build
 

@@ -196,11 +196,13 @@ export function map<T>(item: Kind<T>, { separator = "=", keys }: MapOptions = {}
   return {
     type: "map",
     decode: (raw, at) => {
-      if (typeof raw !== "object" || raw === null || Array.isArray(raw))
+      if (typeof raw !== "object" || raw === null || Array.isArray(raw)) {
         return at.fail(`must be a map, not ${show(raw)}`);
+      }
       const entries: Record<string, T> = {};
-      for (const [key, value] of Object.entries(raw))
+      for (const [key, value] of Object.entries(raw)) {
         put(entries, key, item.decode(value, at.child(key)), at.child(key));
+      }
       return entries;
     },
     encode: (value) => Object.fromEntries(Object.entries(value).map(([key, v]) => [key, item.encode(v)])),

@@ -52,8 +52,9 @@ export function loadKubeletSettings(given: ReadonlyMap<Flag, unknown>, host: Con
   );
   warnings.push(...deprecatedFlagWarnings(given, kubeletFields), ...supportWarnings(kubeletFields, config, sources));
   const flagSources: Sources = new Map();
-  for (const flag of given.keys())
+  for (const flag of given.keys()) {
     if (flag.table === kubeletFlagFields) flagSources.set(flag.path.join("."), `--${flag.flag}`);
+  }
   warnings.push(...supportWarnings(kubeletFlagFields, flags, flagSources));
   return { settings: { flags, config: finish(config, flags) }, warnings };
 }

@@ -98,8 +98,9 @@ function checkReservedCPUs(config: KubeletConfiguration, host: ConfigHost): Prob
   const path = "reservedSystemCPUs";
   if (config.reservedSystemCPUs === "") return [];
   const cpus = parseCPUSet(config.reservedSystemCPUs);
-  if (cpus === undefined)
+  if (cpus === undefined) {
     return [{ path, message: `must be a CPU list such as 0-1,4, not "${config.reservedSystemCPUs}"` }];
+  }
   const online = host.onlineCPUs();
   return [
     ...when(

@@ -290,7 +290,8 @@ export interface DownwardAPIItem {
 
 export interface Volume {
   name: string;
-  emptyDir?: { medium?: "" | "Memory" | string; sizeLimit?: Quantity };
+  /** `medium`: "" for the disk, "Memory", "HugePages" or "HugePages-<size>". */
+  emptyDir?: { medium?: string; sizeLimit?: Quantity };
   hostPath?: { path: string; type?: string };
   configMap?: { name?: string; items?: KeyToPath[]; defaultMode?: number; optional?: boolean };
   secret?: { secretName?: string; items?: KeyToPath[]; defaultMode?: number; optional?: boolean };

@@ -25,8 +25,9 @@ describe("help", () => {
   });
 
   test("fits a terminal", () => {
-    for (const line of [helpOf("-h"), helpOf("proxy", "-h")].join("\n").split("\n"))
+    for (const line of [helpOf("-h"), helpOf("proxy", "-h")].join("\n").split("\n")) {
       expect(line.length).toBeLessThanOrEqual(100);
+    }
   });
 
   test("is given whatever else is on the line", () => {
