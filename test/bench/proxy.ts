@@ -2,14 +2,17 @@
  * How long the iptables backend takes to load 1 000 and 10 000 services of 5 endpoints each, and to apply the change of
  * one endpoint, in a network namespace of its own. Run as root: `.ci/node test/bench/proxy.ts [services…]`.
  *
- * Beside each figure stands a floor from the same run: a raw iptables-restore of one trivial chain, which no change can
- * beat, and what kube-proxy's linear layout would make a packet visit.
+ * Beside each figure stands a floor from the same run: for the cold load, iptables-restore alone on the same texts; for a
+ * change, iptables-restore of one trivial chain into the loaded tables, which no change can beat (the kernel checks all
+ * chains that packets can reach, for every text); for a packet, what a linear layout would make it visit.
+ * FLAVOUR=legacy measures the other flavour, ADOPT=1 also a new start on loaded tables.
  */
 import { readFileSync } from "node:fs";
 import { monitorEventLoopDelay } from "node:perf_hooks";
 import { createCommands } from "../../agent/proxy/commands.ts";
 import { createIptables, createServiceSet } from "../../agent/proxy/iptables/exec.ts";
 import { serviceSetName } from "../../agent/proxy/iptables/fixed.ts";
+import type { Iptables } from "../../agent/proxy/iptables/port.ts";
 import { IptablesBackend } from "../../agent/proxy/iptables/sync.ts";
 import { ServiceModel } from "../../agent/proxy/model.ts";
 import { exec } from "../../agent/lib/exec.ts";
@@ -19,6 +22,7 @@ import { tracePacket } from "../support/packet-tracer.ts";
 import { makeService, makeSlice } from "../support/service-objects.ts";
 
 const changes = 15;
+const coldTextsMax = 1_000;
 const endpointsPerService = 5;
 const signal = new AbortController().signal;
 const namespace = `nodelet-bench-${process.pid}`;
@@ -67,9 +71,22 @@ async function ip(...args: string[]): Promise<void> {
   if (result.failure !== undefined) throw new Error(result.message);
 }
 
+async function renewNamespace(): Promise<void> {
+  await ip("netns", "del", namespace);
+  await ip("netns", "add", namespace);
+}
+
 async function benchmark(count: number): Promise<Record<string, string | number>> {
   const commands = createCommands(["nsenter", `--net=/run/netns/${namespace}`]);
-  const iptables = await createIptables(commands, "IPv4", flavour, signal);
+  const real = await createIptables(commands, "IPv4", flavour, signal);
+  const texts: string[] = [];
+  const iptables: Iptables = {
+    ...real,
+    restore: (text, stop) => {
+      if (texts.length < coldTextsMax) texts.push(text);
+      return real.restore(text, stop);
+    },
+  };
   const set = createServiceSet(commands, "IPv4", serviceSetName("IPv4"));
   const backend = new IptablesBackend({ iptables, set, log: silentLogger });
   const model = new ServiceModel("IPv4", { name: "n1", zone: undefined, ips: [] });
@@ -110,6 +127,7 @@ async function benchmark(count: number): Promise<Record<string, string | number>
   delay.enable();
   const cold = await measure(() => sync(backend, true));
   delay.disable();
+  const coldTexts = texts.splice(0);
 
   for (let n = 0; n < changes; n++) floor.push((await measure(() => iptables.restore(floorText, signal))).wallMs);
   const wall: number[] = [];
@@ -135,9 +153,15 @@ async function benchmark(count: number): Promise<Record<string, string | number>
     const packet = { src: "10.128.0.9", dst: clusterIP(i), proto: "tcp" as const, dport: 80, iface: "veth1" };
     visitedMax = Math.max(visitedMax, tracePacket(fake.tables, packet).visited.nat);
   }
+  await renewNamespace();
+  await set.replace([], signal);
+  const coldFloor = await measure(async () => {
+    for (const text of coldTexts) await real.restore(text, signal);
+  });
   return {
     services: count,
     "cold ms": Math.round(cold.wallMs),
+    "cold/floor": Math.round((cold.wallMs / coldFloor.wallMs) * 100) / 100,
     "cold cpu": Math.round(cold.cpuMs),
     "stall p99 ms": Math.round(delay.percentile(99) / 1e6),
     "stall max ms": Math.round(delay.max / 1e6),
@@ -157,8 +181,7 @@ try {
   const rows = [];
   for (const count of sizes.length > 0 ? sizes : [1_000, 10_000]) {
     rows.push(await benchmark(count));
-    await exec("ip", ["netns", "del", namespace], { timeoutMs: 60_000 });
-    await ip("netns", "add", namespace);
+    await renewNamespace();
   }
   console.table(rows);
 } finally {
