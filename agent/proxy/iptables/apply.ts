@@ -2,9 +2,9 @@ import type { Iptables } from "./port.ts";
 import { chainPrint } from "./print.ts";
 import { type AnyTable, RestoreText } from "./text.ts";
 
-// iptables-nft's time for one transaction grows faster than the transaction. About 100 services of 5 endpoints each;
+// iptables-nft's time for one transaction grows faster than the transaction. About 150 services of 5 endpoints each;
 // found with test/bench/proxy.ts: from half to twice of it take about as long, one text for all several times as long.
-const batchLinesMax = 2_500;
+const batchLinesMax = 4_000;
 
 /** What an applier did so far. */
 export interface ApplyResult {
