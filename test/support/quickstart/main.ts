@@ -4,6 +4,7 @@
  */
 import { parseArgs } from "node:util";
 import { setTimeout as sleep } from "node:timers/promises";
+import { messageOf } from "../../../agent/lib/errors.ts";
 import { exec } from "../../../agent/lib/exec.ts";
 import { type LocalCluster, startLocalCluster } from "../cluster/local-cluster.ts";
 import { logTail } from "../node/containerd.ts";
@@ -95,22 +96,20 @@ async function tour(cluster: LocalCluster): Promise<void> {
 /** Asks until each replica has answered, and says who did how often. */
 async function ask(what: string, url: string, request: (url: string) => Promise<string>): Promise<void> {
   const counts = new Map(replicas.map((name) => [name, 0]));
-  let failure: unknown;
+  let failure = "";
   for (let i = 0; i < requestsMax && [...counts.values()].includes(0); i++) {
     stop.signal.throwIfAborted();
     try {
       const name = (await request(url)).trim();
       counts.set(name, (counts.get(name) ?? 0) + 1);
     } catch (err) {
-      failure = err; // the rules follow a moment after readiness
+      failure = `; last error: ${messageOf(err)}`; // the rules follow a moment after readiness
       await sleep(250);
     }
   }
   const answers = [...counts].map(([name, count]) => `${name} ${count}×`).join(", ");
   if ([...counts.values()].includes(0)) {
-    const why =
-      failure === undefined ? "" : `; last error: ${failure instanceof Error ? failure.message : String(failure)}`;
-    throw new Error(`${what} ${url}: not all replicas answered (${answers})${why}`);
+    throw new Error(`${what} ${url}: not all replicas answered (${answers})${failure}`);
   }
   done(`${what}: ${url} answered by ${answers}`);
 }
@@ -130,9 +129,9 @@ Ctrl-C here ends the cluster and removes everything.`);
 }
 
 async function explain(err: unknown, cluster: LocalCluster | undefined): Promise<void> {
-  console.error(`\nThis did not work: ${err instanceof Error ? err.message : String(err)}`);
+  console.error(`\nThis did not work: ${messageOf(err)}`);
   if (cluster === undefined) return;
-  console.error(await demand(cluster, "get", "pods,services,events", "-o", "wide").catch(() => ""));
+  console.error((await kubectl(cluster, "get", "pods,services,events", "-o", "wide")) ?? "");
   console.error(`The end of nodelet's log:\n${await logTail(cluster.agent.logPath)}`);
 }
 
@@ -145,8 +144,9 @@ async function demand({ kubeconfig }: LocalCluster, ...args: string[]): Promise<
   stop.signal.throwIfAborted();
   const full = ["--kubeconfig", kubeconfig, ...args];
   const result = await exec("kubectl", full, { timeoutMs: readyTimeoutMs + requestTimeoutMs, signal: stop.signal });
-  if (result.failure !== undefined)
+  if (result.failure !== undefined) {
     throw new Error(`kubectl ${args.join(" ")}: ${result.stderr.trim() || result.message}`);
+  }
   return result.stdout;
 }
 

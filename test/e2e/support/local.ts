@@ -1,0 +1,94 @@
+import { readdir, readFile } from "node:fs/promises";
+import { setTimeout as sleep } from "node:timers/promises";
+import type { ContainerStatus, Pod } from "../../../agent/kube/types.ts";
+import { connectCRI } from "../../../agent/runtime/cri/connect.ts";
+import type { RuntimeList } from "../../../agent/runtime/port.ts";
+import { silentLogger } from "../../../agent/lib/log.ts";
+import { type LocalCluster, startLocalCluster } from "../../support/cluster/local-cluster.ts";
+import { openNamespace, type TestNamespace, until } from "./cluster.ts";
+
+/** A cluster of a test file's own, which it may break. Files that use it are for local runs only. */
+export interface BreakableCluster extends AsyncDisposable {
+  readonly local: LocalCluster;
+  readonly cluster: TestNamespace;
+  /** What the container runtime has, whoever made it. */
+  list(): Promise<RuntimeList>;
+  /** Asks the test API server to misbehave; see its /test/faults. */
+  fault(body: Record<string, unknown>): Promise<void>;
+}
+
+export async function openBreakableCluster(kubelet: Record<string, unknown> = {}): Promise<BreakableCluster> {
+  const local = await startLocalCluster({ kubelet });
+  try {
+    const cluster = await openNamespace(local.kubeconfig);
+    await until("the node is Ready", async () => (await cluster.readyNodes()).length === 1);
+    return {
+      local,
+      cluster,
+      list: async () => {
+        const runtimeEndpoint = local.node.runtimeEndpoint;
+        const runtime = await connectCRI({ runtimeEndpoint, requestTimeoutMs: 10_000, log: silentLogger });
+        try {
+          return await runtime.list();
+        } finally {
+          runtime.close();
+        }
+      },
+      fault: async (body) => void (await cluster.client.request("POST", "/test/faults", body)),
+      [Symbol.asyncDispose]: async () => {
+        await cluster[Symbol.asyncDispose]();
+        await local.destroy();
+      },
+    };
+  } catch (err) {
+    await local.destroy();
+    throw err;
+  }
+}
+
+/** Ends the agent as given and starts it again; resolves when it has heard of its pods anew. */
+export async function restartAgent({ local }: BreakableCluster, signal: NodeJS.Signals): Promise<number | null> {
+  const code = await local.agent.stop(signal);
+  await local.agent.start();
+  return code;
+}
+
+/** What must not change in a pod while nothing happens to its containers. */
+export function identityOf({ status }: Pod): unknown {
+  const ofContainer = ({ name, containerID, restartCount, state }: ContainerStatus) => ({
+    name,
+    containerID,
+    restartCount,
+    startedAt: state?.running?.startedAt,
+  });
+  return { podIP: status?.podIP, containers: (status?.containerStatuses ?? []).map(ofContainer) };
+}
+
+/** Directories of pods below the agent's root. */
+export async function podDirs({ local }: BreakableCluster): Promise<string[]> {
+  return await readdir(`${local.rootDir}/pods`);
+}
+
+/** Mount points below the agent's root, without the root itself. */
+export async function mountsOf({ local }: BreakableCluster): Promise<string[]> {
+  const lines = (await readFile("/proc/self/mountinfo", "utf8")).split("\n");
+  return lines.map((line) => line.split(" ")[4] ?? "").filter((path) => path.startsWith(`${local.rootDir}/`));
+}
+
+/** Network namespaces of the node's sandboxes. */
+export async function sandboxNetworks({ local }: BreakableCluster): Promise<string[]> {
+  return await readdir(`${local.node.paths.containerdState}/io.containerd.grpc.v1.cri/netns`).catch(() => []);
+}
+
+/** Cgroups of pods, in any hierarchy. */
+export async function podCgroups({ local }: BreakableCluster): Promise<string[]> {
+  const { stdout } = await local.node.exec("find", [
+    ...["/sys/fs/cgroup", "-type", "d", "-path", `*${local.node.cgroupRoot}/kubepods/*`, "-name", "pod*"],
+  ]);
+  return stdout.trim() === "" ? [] : stdout.trim().split("\n");
+}
+
+/** Nothing happens for this long; for what must not happen. */
+export async function quietly(ms: number): Promise<void> {
+  await sleep(ms);
+}
