@@ -140,13 +140,13 @@ const runtimeFields = {
   }),
   registryPullQPS: works(count, 5, "pulls per second, 0 for no limit", { flag: "registry-qps" }),
   registryBurst: works(count, 10, "pulls at once", { zeroIsUnset: true }),
-  imagePullCredentialsVerificationPolicy: later(
+  imagePullCredentialsVerificationPolicy: works(
     oneOf("NeverVerifyPreloadedImages", "NeverVerify", "NeverVerifyAllowlistedImages", "AlwaysVerify"),
     "NeverVerifyPreloadedImages",
     "which present images a pod may use without proving access",
     { flag: false },
   ),
-  preloadedImagesVerificationAllowlist: later(strings, [], "images excepted by that policy", { flag: false }),
+  preloadedImagesVerificationAllowlist: works(strings, [], "images excepted by that policy", { flag: false }),
   imageMinimumGCAge: later(duration(), 2 * minute, "images younger than this stay", {
     flag: "minimum-image-ttl-duration",
   }),
@@ -196,15 +196,13 @@ const cgroupFields = {
   kubeletCgroups: later(string(), "", "cgroup of the agent itself"),
   systemCgroups: later(string(), "", "cgroup for processes that are in none"),
   qosReserved: later(qosReservations, {}, "share of requests protected from lower QoS classes"),
-  singleProcessOOMKill: later(bool, undefined, "out of memory kills one process, not the container", { flag: false }),
+  singleProcessOOMKill: works(bool, undefined, "out of memory kills one process, not the container", { flag: false }),
   memoryThrottlingFactor: later(float(), 0.9, "share of the memory limit at which to throttle", { flag: false }),
   memoryReservationPolicy: later(oneOf("None", "TieredReservation"), "None", "memory.min and memory.low of pods", {
     flag: false,
   }),
   memorySwap: group({
-    swapBehavior: later(oneOf("", "NoSwap", "LimitedSwap"), "", "swap that pods may use", {
-      quiet: (value) => value === "NoSwap",
-    }),
+    swapBehavior: works(oneOf("", "NoSwap", "LimitedSwap"), "", "swap that pods may use"),
   }),
   failSwapOn: later(bool, true, "refuse to run with swap on", { quiet: (value) => !value }),
   localStorageCapacityIsolation: works(bool, true, "account for ephemeral storage"),
