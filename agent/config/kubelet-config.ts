@@ -65,9 +65,9 @@ const apiServerFields = {
   contentType: noEffect(string(), "application/vnd.kubernetes.protobuf", "wire format; nodelet speaks JSON", {
     flag: "kube-api-content-type",
   }),
-  kubeAPIQPS: works(count, 50, "requests per second to the API server, 0 for no limit", { flag: "kube-api-qps" }),
+  kubeAPIQPS: works(count, 50, "requests per second to the API server, 0 for 5", { flag: "kube-api-qps" }),
   kubeAPIBurst: works(count, 100, "requests at once to the API server", { flag: "kube-api-burst", zeroIsUnset: true }),
-  eventRecordQPS: works(count, 50, "events per second, 0 for no limit", { flag: "event-qps" }),
+  eventRecordQPS: works(count, 50, "events per second, 0 for 5", { flag: "event-qps" }),
   eventBurst: works(count, 100, "events at once", { zeroIsUnset: true }),
   rotateCertificates: later(bool, false, "renew the client certificate"),
   serverTLSBootstrap: later(bool, false, "request the serving certificate from the API server", {

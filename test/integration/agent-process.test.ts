@@ -126,8 +126,8 @@ describe("the daemon", () => {
       await sleep(1_000);
       process.kill(cluster.agent.pid, "SIGTERM");
       await sleep(100);
-      if (cluster.agent.isRunning)
-        expect(await cluster.agent.stop("SIGINT")).toSatisfy((code) => code === 130 || code === 0);
+      // It may have been quicker.
+      expect([0, 130, null]).toContain(await cluster.agent.stop("SIGINT"));
     } finally {
       process.kill(cluster.apiServer.pid, "SIGCONT");
     }
