@@ -31,6 +31,7 @@ export default defineConfig({
           maxWorkers: 1,
           testTimeout: 180_000,
           hookTimeout: 180_000,
+          maxConcurrency: 16,
         },
       },
     ],
