@@ -285,7 +285,8 @@ function podLevelMemoryShare(pod: Pod): number {
   const podLevel = pod.spec.resources?.requests?.memory;
   if (podLevel === undefined) return 0;
   const count = pod.spec.containers.length + (pod.spec.initContainers ?? []).filter(isSidecar).length;
-  const rest = quantityValue(podLevel) - (podRequests(pod, { containersOnly: true, excludeOverhead: true }).memory ?? 0);
+  const rest =
+    quantityValue(podLevel) - (podRequests(pod, { containersOnly: true, excludeOverhead: true }).memory ?? 0);
   return rest > 0 ? Math.floor(rest / count) : 0;
 }
 

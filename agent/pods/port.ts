@@ -1,3 +1,4 @@
+import type { ResourceContext } from "../kube/pod-resources.ts";
 import type { ApiClient, EventRecorder, Store } from "../kube/port.ts";
 import type { Pod, ResourceList, RuntimeClass, Service } from "../kube/types.ts";
 import type { Clock } from "../lib/clock.ts";
@@ -8,6 +9,9 @@ import type { ObjectSource, PodVolumes } from "../volumes/port.ts";
 import type { CrashBackoffLimits } from "./crash-backoff.ts";
 import type { DNSConfig } from "./dns.ts";
 
+/** The index by `metadata.namespace` that the services store must have. */
+export const namespaceIndex = "namespace";
+
 /** What the pod workers are made of. Everything they touch outside themselves is here. */
 export interface PodDeps {
   clock: Clock;
@@ -16,6 +20,7 @@ export interface PodDeps {
   recorder: EventRecorder;
   /** Pods bound to this node. */
   pods: Store<Pod>;
+  /** With {@link namespaceIndex}. */
   services: Store<Service>;
   runtimeClasses: Store<RuntimeClass>;
   runtime: Runtime;
@@ -65,12 +70,7 @@ export interface PodSettings {
   /** The host's resolv.conf, read again for each sandbox; undefined when `resolvConf` is "". */
   readResolvConf(): Promise<DNSConfig | undefined>;
   seccompDefault: boolean;
-  cpuCFSQuota: boolean;
-  cpuCFSQuotaPeriodUs: number;
-  cgroupVersion: 1 | 2;
-  memoryCapacityBytes: number;
-  hugePageSizes: number[];
-  singleProcessOOMKill: boolean;
+  resources: ResourceContext;
   crashBackoff: CrashBackoffLimits;
   selinuxEnabled: boolean;
 }

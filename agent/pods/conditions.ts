@@ -1,0 +1,104 @@
+import { isSidecar } from "../kube/pod-resources.ts";
+import type { Condition, ContainerStatus, Pod, PodPhase } from "../kube/types.ts";
+
+/** Condition types that the agent writes; all others belong to someone else and are kept as they are. */
+export const ownConditionTypes: readonly string[] = [
+  "PodReadyToStartContainers",
+  "Initialized",
+  "Ready",
+  "ContainersReady",
+  "PodScheduled",
+];
+
+export interface ConditionInputs {
+  pod: Pod;
+  phase: PodPhase;
+  initStatuses: readonly ContainerStatus[];
+  statuses: readonly ContainerStatus[];
+  hasSandbox: boolean;
+  /** Conditions as last reported or as the API server has them; those of others (readiness gates) count, too. */
+  previous: readonly Condition[];
+}
+
+type Verdict = Pick<Condition, "status"> & { reason?: string; message?: string };
+
+/** The agent's own conditions, in the order users know, with transition times carried over. */
+export function podConditions(inputs: ConditionInputs, now: string): Condition[] {
+  const { pod, previous } = inputs;
+  const containersReady = containersReadyVerdict(inputs);
+  const verdicts: [type: string, verdict: Verdict][] = [
+    ["PodReadyToStartContainers", { status: inputs.hasSandbox ? "True" : "False" }],
+    ["Initialized", initializedVerdict(inputs)],
+    ["Ready", readyVerdict(inputs, containersReady)],
+    ["ContainersReady", containersReady],
+    ["PodScheduled", { status: "True" }],
+  ];
+  return verdicts.map(([type, verdict]) => {
+    const old = previous.find((condition) => condition.type === type);
+    return {
+      type,
+      ...(pod.metadata.generation === undefined ? {} : { observedGeneration: pod.metadata.generation }),
+      ...verdict,
+      lastProbeTime: null,
+      lastTransitionTime: old?.status === verdict.status ? (old.lastTransitionTime ?? now) : now,
+    };
+  });
+}
+
+function containersReadyVerdict({ pod, phase, initStatuses, statuses }: ConditionInputs): Verdict {
+  if (phase === "Succeeded") return { status: "False", reason: "PodCompleted" };
+  if (phase === "Failed") return { status: "False", reason: "PodFailed" };
+  const unknown: string[] = [];
+  const unready: string[] = [];
+  const judge = (name: string, status: ContainerStatus | undefined) => {
+    if (status === undefined) unknown.push(name);
+    else if (!status.ready) unready.push(name);
+  };
+  for (const container of pod.spec.initContainers ?? []) {
+    if (isSidecar(container)) judge(container.name, initStatuses.find(({ name }) => name === container.name));
+  }
+  for (const { name } of pod.spec.containers) judge(name, statuses.find((status) => status.name === name));
+  return verdictOf("ContainersNotReady", [
+    ["containers with unknown status", unknown],
+    ["containers with unready status", unready],
+  ]);
+}
+
+function readyVerdict({ pod, previous }: ConditionInputs, containersReady: Verdict): Verdict {
+  if (containersReady.status !== "True") return containersReady;
+  const messages = (pod.spec.readinessGates ?? []).flatMap(({ conditionType }) => {
+    const condition = previous.find(({ type }) => type === conditionType);
+    if (condition === undefined) return [`corresponding condition of pod readiness gate "${conditionType}" does not exist.`];
+    return condition.status === "True" ? [] : [`the status of pod readiness gate "${conditionType}" is not "True", but ${condition.status}`];
+  });
+  if (messages.length === 0) return { status: "True" };
+  return { status: "False", reason: "ReadinessGatesNotReady", message: messages.join(", ") };
+}
+
+function initializedVerdict({ pod, phase, initStatuses, statuses }: ConditionInputs): Verdict {
+  const inits = pod.spec.initContainers ?? [];
+  if (inits.length === 0) return { status: "True" };
+  if (phase === "Succeeded") return { status: "True", reason: "PodCompleted" };
+  const hasRun = statuses.some(
+    ({ state, lastState }) =>
+      state?.running !== undefined || state?.terminated !== undefined || lastState?.terminated !== undefined,
+  );
+  if (hasRun) return { status: "True" };
+  const unknown: string[] = [];
+  const incomplete: string[] = [];
+  for (const container of inits) {
+    const status = initStatuses.find(({ name }) => name === container.name);
+    if (status === undefined) unknown.push(container.name);
+    else if (isSidecar(container) ? status.started !== true : !status.ready) incomplete.push(container.name);
+  }
+  return verdictOf("ContainersNotInitialized", [
+    ["containers with unknown status", unknown],
+    ["containers with incomplete status", incomplete],
+  ]);
+}
+
+function verdictOf(reason: string, lists: [text: string, names: string[]][]): Verdict {
+  const messages = lists.flatMap(([text, names]) => (names.length === 0 ? [] : [`${text}: [${names.join(" ")}]`]));
+  if (messages.length === 0) return { status: "True" };
+  return { status: "False", reason, message: messages.join(", ") };
+}

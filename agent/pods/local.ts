@@ -1,0 +1,34 @@
+import type { EnsuredImage } from "../runtime/images.ts";
+import type { CrashBackoff } from "./crash-backoff.ts";
+
+/** Something that takes time, done for one pod; see PodAction. Keys come from `actionKey`. */
+export type Attempt =
+  | { state: "running" }
+  /** It failed and is tried again at `retryAtMs` (Unix ms) if it is still wanted then. */
+  | { state: "failed"; reason: string; message: string; retryAtMs: number; failures: number };
+
+/**
+ * What the worker of one pod knows that neither the API server nor the runtime does. Lost with the process: every entry
+ * can be learnt again.
+ */
+export interface PodLocal {
+  readonly attempts: ReadonlyMap<string, Attempt>;
+  /** Images made sure of for the next start of a container, by container name. */
+  readonly images: ReadonlyMap<string, EnsuredImage>;
+  readonly crash: ReadonlyMap<string, CrashBackoff>;
+  readonly volumes: "unknown" | "ready" | "stale";
+  /** Set once the pod must stop: deleted, finished, or gone. Never unset. */
+  readonly terminating: Termination | undefined;
+  /** Volumes, cgroup and sandboxes are gone. */
+  readonly isCleanedUp: boolean;
+  /** The API server no longer has the object. */
+  readonly isGone: boolean;
+  readonly isRuntimeReady: boolean;
+  readonly isNetworkReady: boolean;
+}
+
+export interface Termination {
+  sinceMs: number;
+  /** Grace of the whole pod, in seconds; only ever shrinks. */
+  graceSeconds: number;
+}

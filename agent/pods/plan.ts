@@ -1,0 +1,91 @@
+import type { ContainerStatus } from "../runtime/port.ts";
+import type { PodLocal } from "./local.ts";
+
+/** One step toward what the pod wants. Plain data; the worker carries it out. */
+export type PodAction =
+  | { kind: "SetUpVolumes" }
+  | { kind: "CreateSandbox"; attempt: number }
+  | { kind: "EnsureImage"; container: string }
+  /** `createdID`: an instance that was made but never started (the agent died in between). */
+  | { kind: "StartContainer"; container: string; sandboxID: string; createdID: string | undefined }
+  | { kind: "KillContainer"; containerID: string; container: string; graceSeconds: number; why: string }
+  | { kind: "StopSandbox"; sandboxID: string }
+  | { kind: "RemoveContainer"; containerID: string }
+  | { kind: "RemoveSandbox"; sandboxID: string }
+  /** Tear down volumes and cgroup. */
+  | { kind: "CleanUp" };
+
+/** The key under which an action's attempt is remembered: equal keys are the same work. */
+export function actionKey(action: PodAction): string {
+  switch (action.kind) {
+    case "SetUpVolumes":
+      return "volumes";
+    case "CreateSandbox":
+      return "sandbox";
+    case "EnsureImage":
+      return `image/${action.container}`;
+    case "StartContainer":
+      return `start/${action.container}`;
+    case "KillContainer":
+      return `kill/${action.containerID}/${action.graceSeconds}`;
+    case "StopSandbox":
+      return `stop/${action.sandboxID}`;
+    case "RemoveContainer":
+      return `remove/${action.containerID}`;
+    case "RemoveSandbox":
+      return `remove/${action.sandboxID}`;
+    case "CleanUp":
+      return "cleanup";
+  }
+}
+
+export interface Plan {
+  /** To begin now, in this order. Work that is under way or rests after a failure is left out. */
+  actions: PodAction[];
+  /** Unix ms of the next look although nothing happens; undefined: none needed. */
+  wakeAtMs: number | undefined;
+  /** Containers in crash backoff: when they start again. */
+  backoff: Map<string, { untilMs: number; delayMs: number }>;
+  /** Nothing is left to be done for this pod, ever. */
+  isFinished: boolean;
+}
+
+/** Collects actions and leaves out what is running or resting. */
+export class PlanBuilder implements Plan {
+  readonly actions: PodAction[] = [];
+  readonly backoff = new Map<string, { untilMs: number; delayMs: number }>();
+  wakeAtMs: number | undefined = undefined;
+  isFinished = false;
+  readonly nowMs: number;
+  readonly #local: PodLocal;
+
+  constructor(local: PodLocal, nowMs: number) {
+    this.#local = local;
+    this.nowMs = nowMs;
+  }
+
+  /** Wants `action`. @returns whether it is under way (also: begins now), rests after a failure, or is neither */
+  want(action: PodAction): "underWay" | "resting" {
+    const attempt = this.#local.attempts.get(actionKey(action));
+    if (attempt?.state === "running") return "underWay";
+    if (attempt?.state === "failed" && attempt.retryAtMs > this.nowMs) {
+      this.wakeAt(attempt.retryAtMs);
+      return "resting";
+    }
+    this.actions.push(action);
+    return "underWay";
+  }
+
+  isRunning(key: string): boolean {
+    return this.#local.attempts.get(key)?.state === "running";
+  }
+
+  wakeAt(ms: number): void {
+    this.wakeAtMs = Math.min(this.wakeAtMs ?? Number.POSITIVE_INFINITY, ms);
+  }
+}
+
+/** True for a container that has to be stopped before the pod can be called stopped. */
+export function isAlive({ state }: ContainerStatus): boolean {
+  return state === "running" || state === "unknown";
+}

@@ -1,0 +1,100 @@
+import { qosClass } from "../kube/pod-resources.ts";
+import type { Container, ContainerStatus, Pod, PodPhase, PodStatus } from "../kube/types.ts";
+import type { PodSnapshot, ContainerStatus as RuntimeContainer } from "../runtime/port.ts";
+import { ownConditionTypes, podConditions } from "./conditions.ts";
+import { containerStatuses, formatSeconds, unknownExitCode } from "./container-status.ts";
+import { podPhase } from "./phase.ts";
+
+export interface StatusInputs {
+  pod: Pod;
+  observed: PodSnapshot;
+  /** Last reported status; before that, the API object's. */
+  previous: PodStatus;
+  /** Why containers that should run do not, by name. */
+  waiting: ReadonlyMap<string, { reason: string; message: string }>;
+  /** What exited containers left as their last words, by container ID. */
+  terminationMessages: ReadonlyMap<string, string>;
+  /** The sandbox and all else that containers need is there. */
+  hasSandbox: boolean;
+  /** Present addresses of the pod; empty while it has none. */
+  podIPs: readonly string[];
+  hostIPs: readonly string[];
+  runtimeName: string;
+  /** All containers are stopped and none will start again. */
+  isTerminated: boolean;
+  isStarted(container: Container, status: RuntimeContainer | undefined): boolean;
+  isReady(container: Container, status: RuntimeContainer | undefined): boolean;
+}
+
+/** Fixed phase with its reason, put over what the containers say: eviction, deadline, rejection. */
+export interface StatusOverride {
+  phase: PodPhase;
+  reason: string;
+  message: string;
+}
+
+/**
+ * The pod's whole status. Pure. Conditions of others are carried over from `previous`; a terminal phase is never left.
+ *
+ * @param nowMs Unix ms; becomes start and transition times
+ */
+export function buildPodStatus(inputs: StatusInputs, nowMs: number): PodStatus {
+  const { pod, previous, observed } = inputs;
+  const now = formatSeconds(nowMs);
+  let initStatuses = containerStatuses("init", inputs);
+  let statuses = containerStatuses("regular", inputs);
+  const ephemeral = containerStatuses("ephemeral", inputs);
+  if (inputs.isTerminated) {
+    initStatuses = initStatuses.map((status) => (hasStartedOnce(status) ? closed(status) : status));
+    statuses = statuses.map((status) => closed(status));
+  }
+  const regularNames = new Set(pod.spec.containers.map(({ name }) => name));
+  const sandboxID = observed.sandboxes[0]?.id;
+  const hasRegular = observed.containers.some((c) => c.sandboxID === sandboxID && regularNames.has(c.name));
+  const phase = settledPhase(pod, previous, podPhase({ pod, initStatuses, statuses, isTerminated: inputs.isTerminated, hasRegular }));
+  const isSamePhase = phase === previous.phase;
+  const ips = inputs.podIPs.length > 0 ? inputs.podIPs : (previous.podIPs ?? []).map(({ ip }) => ip);
+  const foreign = (previous.conditions ?? []).filter(({ type }) => !ownConditionTypes.includes(type));
+  const own = podConditions(
+    { pod, phase, initStatuses, statuses, hasSandbox: inputs.hasSandbox, previous: previous.conditions ?? [] },
+    now,
+  );
+  const [hostIP] = inputs.hostIPs;
+  const [podIP] = ips;
+  return {
+    phase,
+    ...(pod.metadata.generation === undefined ? {} : { observedGeneration: pod.metadata.generation }),
+    conditions: [...own, ...foreign],
+    ...(isSamePhase && previous.reason !== undefined ? { reason: previous.reason } : {}),
+    ...(isSamePhase && previous.message !== undefined ? { message: previous.message } : {}),
+    ...(hostIP === undefined ? {} : { hostIP, hostIPs: inputs.hostIPs.map((ip) => ({ ip })) }),
+    ...(podIP === undefined ? {} : { podIP, podIPs: ips.map((ip) => ({ ip })) }),
+    startTime: previous.startTime ?? now,
+    ...(initStatuses.length === 0 ? {} : { initContainerStatuses: initStatuses }),
+    containerStatuses: statuses,
+    ...(ephemeral.length === 0 ? {} : { ephemeralContainerStatuses: ephemeral }),
+    qosClass: qosClass(pod),
+  };
+}
+
+export function isTerminalPhase(phase: PodPhase | undefined): boolean {
+  return phase === "Succeeded" || phase === "Failed";
+}
+
+function settledPhase(pod: Pod, previous: PodStatus, computed: PodPhase): PodPhase {
+  for (const phase of [previous.phase, pod.status?.phase]) if (phase !== undefined && isTerminalPhase(phase)) return phase;
+  return computed;
+}
+
+function hasStartedOnce({ state, lastState, started }: ContainerStatus): boolean {
+  return state?.running !== undefined || lastState?.terminated !== undefined || started === true;
+}
+
+// At the end every container is terminated, also those of which nothing is known.
+function closed(status: ContainerStatus): ContainerStatus {
+  if (status.state?.terminated !== undefined) return status;
+  const message = "The container could not be located when the pod was terminated";
+  const terminated = { exitCode: unknownExitCode, reason: "ContainerStatusUnknown", message, startedAt: null, finishedAt: null };
+  const last = status.lastState?.terminated;
+  return { ...status, state: { terminated: last ?? terminated }, ...(last === undefined ? {} : { lastState: {} }), ready: false, started: false };
+}

@@ -1,0 +1,65 @@
+import { isSidecar } from "../kube/pod-resources.ts";
+import type { Pod } from "../kube/types.ts";
+import type { ContainerStatus, PodSnapshot } from "../runtime/port.ts";
+import type { PodLocal, Termination } from "./local.ts";
+import { isAlive, type PlanBuilder } from "./plan.ts";
+
+/**
+ * The end of a pod, in this order: containers (sidecars last, the last declared first), sandboxes, volumes and cgroup,
+ * and once the API server has let go of it, what is left in the runtime.
+ */
+export function decideTermination(
+  pod: Pod,
+  observed: PodSnapshot,
+  local: PodLocal,
+  termination: Termination,
+  plan: PlanBuilder,
+): void {
+  const alive = observed.containers.filter(isAlive);
+  for (const { id, name } of nextToStop(pod, alive, termination, plan.nowMs)) {
+    const { graceSeconds } = termination;
+    const why = `Stopping container ${name}`;
+    plan.want({ kind: "KillContainer", containerID: id, container: name, graceSeconds, why });
+  }
+  if (alive.length > 0) {
+    const deadlineMs = termination.sinceMs + termination.graceSeconds * 1000;
+    if (deadlineMs > plan.nowMs) plan.wakeAt(deadlineMs); // sidecars wait no longer than that
+    return;
+  }
+  if (isStarting(local)) return; // its end wakes us, and shows whether there is something to stop
+  const ready = observed.sandboxes.filter((sandbox) => sandbox.ready);
+  for (const { id } of ready) plan.want({ kind: "StopSandbox", sandboxID: id });
+  if (ready.length > 0) return;
+  if (!local.isCleanedUp) {
+    plan.want({ kind: "CleanUp" });
+    return;
+  }
+  if (!local.isGone) return;
+  for (const { id } of observed.containers) plan.want({ kind: "RemoveContainer", containerID: id });
+  if (observed.containers.length > 0) return;
+  for (const { id } of observed.sandboxes) plan.want({ kind: "RemoveSandbox", sandboxID: id });
+  plan.isFinished = observed.sandboxes.length === 0;
+}
+
+// Work that may yet bring up a container or a sandbox.
+function isStarting(local: PodLocal): boolean {
+  for (const [key, attempt] of local.attempts) {
+    if (attempt.state === "running" && (key === "sandbox" || key.startsWith("start/"))) return true;
+  }
+  return false;
+}
+
+function nextToStop(
+  pod: Pod,
+  alive: readonly ContainerStatus[],
+  termination: Termination,
+  nowMs: number,
+): readonly ContainerStatus[] {
+  const sidecars = (pod.spec.initContainers ?? []).filter(isSidecar).map(({ name }) => name);
+  const isOver = nowMs >= termination.sinceMs + termination.graceSeconds * 1000;
+  if (sidecars.length === 0 || isOver) return alive;
+  const others = alive.filter(({ name }) => !sidecars.includes(name));
+  if (others.length > 0) return others;
+  const last = sidecars.findLast((name) => alive.some((container) => container.name === name));
+  return alive.filter(({ name }) => name === last);
+}
