@@ -1,5 +1,4 @@
 import { readdir, readFile } from "node:fs/promises";
-import { setTimeout as sleep } from "node:timers/promises";
 import type { ContainerStatus, Pod } from "../../../agent/kube/types.ts";
 import { connectCRI } from "../../../agent/runtime/cri/connect.ts";
 import type { RuntimeList } from "../../../agent/runtime/port.ts";
@@ -86,9 +85,4 @@ export async function podCgroups({ local }: BreakableCluster): Promise<string[]>
     ...["/sys/fs/cgroup", "-type", "d", "-path", `*${local.node.cgroupRoot}/kubepods/*`, "-name", "pod*"],
   ]);
   return stdout.trim() === "" ? [] : stdout.trim().split("\n");
-}
-
-/** Nothing happens for this long; for what must not happen. */
-export async function quietly(ms: number): Promise<void> {
-  await sleep(ms);
 }
