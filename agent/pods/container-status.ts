@@ -15,7 +15,12 @@ export function containerStatuses(kind: ContainerKind, inputs: StatusInputs): Co
   const { pod, previous } = inputs;
   const { list, old } = listsOf(kind, pod, previous);
   const statuses = list.map((container) =>
-    containerStatus(kind, container, old?.find(({ name }) => name === container.name), inputs),
+    containerStatus(
+      kind,
+      container,
+      old?.find(({ name }) => name === container.name),
+      inputs,
+    ),
   );
   if (kind === "init") return statuses; // in spec order; the others by name
   return statuses.sort((a, b) => (a.name < b.name ? -1 : a.name > b.name ? 1 : 0));
@@ -87,7 +92,15 @@ function unseen(
   };
   if (kind === "init" && !isSidecar(container)) {
     const hasRegular = pod.spec.containers.some(({ name }) => observed.containers.some((c) => c.name === name));
-    if (hasRegular) status.state = { terminated: { exitCode: 0, reason: "Completed", message: "Unable to get init container status from container runtime and pod has been initialized, treat it as exited normally" } };
+    if (hasRegular)
+      status.state = {
+        terminated: {
+          exitCode: 0,
+          reason: "Completed",
+          message:
+            "Unable to get init container status from container runtime and pod has been initialized, treat it as exited normally",
+        },
+      };
     return status;
   }
   if (old?.state?.running !== undefined && status.lastState?.terminated === undefined) {

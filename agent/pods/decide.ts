@@ -53,7 +53,13 @@ function stopRemains(pod: Pod, observed: PodSnapshot, plan: PlanBuilder): boolea
   const alive = observed.containers.filter(isAlive);
   const graceSeconds = pod.spec.terminationGracePeriodSeconds ?? graceSecondsDefault;
   for (const { id, name } of alive) {
-    plan.want({ kind: "KillContainer", containerID: id, container: name, graceSeconds, why: `Stopping container ${name}` });
+    plan.want({
+      kind: "KillContainer",
+      containerID: id,
+      container: name,
+      graceSeconds,
+      why: `Stopping container ${name}`,
+    });
   }
   if (alive.length > 0) return true;
   const ready = observed.sandboxes.filter((sandbox) => sandbox.ready);
@@ -129,7 +135,9 @@ function startInOrder(
       isHeldBack = true;
       continue;
     }
-    if (plan.want({ kind: "StartContainer", container: container.name, sandboxID: sandbox.id, createdID }) === "underWay") {
+    if (
+      plan.want({ kind: "StartContainer", container: container.name, sandboxID: sandbox.id, createdID }) === "underWay"
+    ) {
       isHeldBack = true;
     }
   }

@@ -66,7 +66,8 @@ function portMappings(pod: Pod): PodSandboxConfig["portMappings"] {
   return pod.spec.containers.flatMap((container) => {
     const seen = new Set<string>();
     return (container.ports ?? []).flatMap(({ name, containerPort, hostPort = 0, hostIP = "", protocol = "TCP" }) => {
-      const key = name !== undefined && name !== "" ? `name ${name}` : `${protocol} ${hostIP} ${containerPort} ${hostPort}`;
+      const key =
+        name !== undefined && name !== "" ? `name ${name}` : `${protocol} ${hostIP} ${containerPort} ${hostPort}`;
       if (seen.has(key)) return [];
       seen.add(key);
       return [{ protocol, containerPort, hostPort, hostIP }];

@@ -137,7 +137,10 @@ function seccompProfile(spec: SecurityProfileSpec | undefined, options: Security
   if (spec.type !== "Localhost") return { type: spec.type, localhostRef: "" };
   const profile = spec.localhostProfile ?? "";
   if (profile === "" || profile.startsWith("/") || profile.split("/").includes("..")) {
-    throw new AgentError("Invalid", `seccompProfile.localhostProfile "${profile}" must be a path inside the seccomp folder`);
+    throw new AgentError(
+      "Invalid",
+      `seccompProfile.localhostProfile "${profile}" must be a path inside the seccomp folder`,
+    );
   }
   return { type: "Localhost", localhostRef: join(options.rootDir, "seccomp", profile) };
 }
@@ -157,7 +160,10 @@ function fromAnnotation(value: string | undefined): SecurityProfileSpec | undefi
   if (value.startsWith("localhost/")) {
     return { type: "Localhost", localhostProfile: value.slice("localhost/".length) };
   }
-  throw new AgentError("Invalid", `AppArmor annotation "${value}" must be runtime/default, unconfined or localhost/NAME`);
+  throw new AgentError(
+    "Invalid",
+    `AppArmor annotation "${value}" must be runtime/default, unconfined or localhost/NAME`,
+  );
 }
 
 /**

@@ -51,7 +51,11 @@ export function buildPodStatus(inputs: StatusInputs, nowMs: number): PodStatus {
   const regularNames = new Set(pod.spec.containers.map(({ name }) => name));
   const sandboxID = observed.sandboxes[0]?.id;
   const hasRegular = observed.containers.some((c) => c.sandboxID === sandboxID && regularNames.has(c.name));
-  const phase = settledPhase(pod, previous, podPhase({ pod, initStatuses, statuses, isTerminated: inputs.isTerminated, hasRegular }));
+  const phase = settledPhase(
+    pod,
+    previous,
+    podPhase({ pod, initStatuses, statuses, isTerminated: inputs.isTerminated, hasRegular }),
+  );
   const isSamePhase = phase === previous.phase;
   const ips = inputs.podIPs.length > 0 ? inputs.podIPs : (previous.podIPs ?? []).map(({ ip }) => ip);
   const foreign = (previous.conditions ?? []).filter(({ type }) => !ownConditionTypes.includes(type));
@@ -82,7 +86,8 @@ export function isTerminalPhase(phase: PodPhase | undefined): boolean {
 }
 
 function settledPhase(pod: Pod, previous: PodStatus, computed: PodPhase): PodPhase {
-  for (const phase of [previous.phase, pod.status?.phase]) if (phase !== undefined && isTerminalPhase(phase)) return phase;
+  for (const phase of [previous.phase, pod.status?.phase])
+    if (phase !== undefined && isTerminalPhase(phase)) return phase;
   return computed;
 }
 
@@ -94,7 +99,19 @@ function hasStartedOnce({ state, lastState, started }: ContainerStatus): boolean
 function closed(status: ContainerStatus): ContainerStatus {
   if (status.state?.terminated !== undefined) return status;
   const message = "The container could not be located when the pod was terminated";
-  const terminated = { exitCode: unknownExitCode, reason: "ContainerStatusUnknown", message, startedAt: null, finishedAt: null };
+  const terminated = {
+    exitCode: unknownExitCode,
+    reason: "ContainerStatusUnknown",
+    message,
+    startedAt: null,
+    finishedAt: null,
+  };
   const last = status.lastState?.terminated;
-  return { ...status, state: { terminated: last ?? terminated }, ...(last === undefined ? {} : { lastState: {} }), ready: false, started: false };
+  return {
+    ...status,
+    state: { terminated: last ?? terminated },
+    ...(last === undefined ? {} : { lastState: {} }),
+    ready: false,
+    started: false,
+  };
 }

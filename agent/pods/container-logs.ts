@@ -1,0 +1,99 @@
+import { open, readdir, rm, symlink } from "node:fs/promises";
+import { basename, dirname, join } from "node:path";
+import { ignoreErrno } from "../lib/errno.ts";
+import type { Pod } from "../kube/types.ts";
+import type { ContainerStatus } from "../runtime/port.ts";
+import { annotations } from "./container-annotations.ts";
+import { podLogDirName } from "./names.ts";
+import type { PodDeps } from "./port.ts";
+
+// A file name of most file systems; ".log" counts.
+const linkNameLengthMax = 255;
+// kubelet's limits of a termination message: from its file, and from the end of the log.
+export const terminationMessageBytesMax = 4096;
+export const terminationLogBytesMax = 2048;
+export const terminationLogLinesMax = 80;
+// Of the log this much is looked at for its last lines: each carries a time stamp and a stream name.
+const logTailBytes = 16 * 1024;
+
+type LogDeps = Pick<PodDeps, "settings">;
+
+/** Makes the link by which log collectors know the container: `<pod>_<namespace>_<container>-<id>.log`. */
+export async function linkLog(pod: Pod, container: string, containerID: string, { settings }: LogDeps): Promise<void> {
+  const dir = join(settings.podLogsDir, podLogDirName(pod), container);
+  const newest = (await readdir(dir))
+    .filter((name) => /^\d+\.log$/.test(name))
+    .sort(byNumber)
+    .at(-1);
+  if (newest === undefined) return;
+  const link = join(
+    settings.containerLogsDir,
+    linkName(pod.metadata.name, pod.metadata.namespace ?? "", container, containerID),
+  );
+  await symlink(join(dir, newest), link).catch(ignoreErrno("EEXIST"));
+}
+
+/** Removes the log files of one container instance, rotated ones too, and its link. */
+export async function removeLogs(status: ContainerStatus, { settings }: LogDeps): Promise<void> {
+  const link = linkName(status.podName, status.podNamespace, status.name, status.id);
+  await rm(join(settings.containerLogsDir, link), { force: true });
+  const dir = dirname(status.logPath);
+  if (!dir.startsWith(`${settings.podLogsDir}/`)) return; // not a path that we chose
+  const prefix = basename(status.logPath);
+  for (const name of await readdir(dir).catch(() => [])) {
+    if (name === prefix || name.startsWith(`${prefix}.`)) await rm(join(dir, name), { force: true });
+  }
+}
+
+function linkName(pod: string, namespace: string, container: string, id: string): string {
+  const suffix = ".log";
+  return `${`${pod}_${namespace}_${container}-${id}`.slice(0, linkNameLengthMax - suffix.length)}${suffix}`;
+}
+
+function byNumber(a: string, b: string): number {
+  return Number.parseInt(a, 10) - Number.parseInt(b, 10);
+}
+
+/**
+ * Last words of an exited container: the file it was given, else with FallbackToLogsOnError the end of its log. What the
+ * runtime has to say comes first.
+ */
+export async function readTerminationMessage(status: ContainerStatus): Promise<string> {
+  const target = status.annotations[annotations.terminationMessagePath] ?? "";
+  const file = status.mounts.find(({ containerPath }) => target !== "" && containerPath === target);
+  let text = file === undefined ? "" : await readTail(file.hostPath, terminationMessageBytesMax).catch(() => "");
+  const policy = status.annotations[annotations.terminationMessagePolicy];
+  if (
+    text === "" &&
+    policy === "FallbackToLogsOnError" &&
+    status.exitCode !== 0 &&
+    status.reason !== "ContainerCannotRun"
+  ) {
+    text = logText(await readTail(status.logPath, logTailBytes).catch(() => ""));
+  }
+  if (status.message === "") return text;
+  return text === "" ? status.message : `${status.message}: ${text}`;
+}
+
+// Lines of a CRI log: time, stream, tags, text. A cut first line has no time and is left out.
+function logText(tail: string): string {
+  const lines = tail.split("\n").flatMap((line) => {
+    const match = /^\S+T\S+ (?:stdout|stderr) ([FP])\S* ?(.*)$/.exec(line);
+    return match === null ? [] : [`${match[2] ?? ""}${match[1] === "P" ? "" : "\n"}`];
+  });
+  const text = lines.slice(-terminationLogLinesMax).join("");
+  return Buffer.from(text, "utf8").subarray(-terminationLogBytesMax).toString("utf8");
+}
+
+async function readTail(path: string, bytesMax: number): Promise<string> {
+  const file = await open(path, "r");
+  try {
+    const { size } = await file.stat();
+    const length = Math.min(size, bytesMax);
+    const buffer = Buffer.alloc(length);
+    const { bytesRead } = await file.read(buffer, 0, length, size - length);
+    return buffer.subarray(0, bytesRead).toString("utf8");
+  } finally {
+    await file.close();
+  }
+}

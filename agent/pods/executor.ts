@@ -1,0 +1,246 @@
+import { mkdir } from "node:fs/promises";
+import { join } from "node:path";
+import type { Container, Pod } from "../kube/types.ts";
+import { AgentError, messageOf } from "../lib/errors.ts";
+import { type EnsuredImage, ImagePullError } from "../runtime/images.ts";
+import { authsFor, keyringFromSecrets } from "../runtime/images-auth.ts";
+import type { PodSandboxConfig, PodSnapshot } from "../runtime/port.ts";
+import { buildContainerConfig, nextRestartCount } from "./container-config.ts";
+import { linkLog, removeLogs } from "./container-logs.ts";
+import { podDNS } from "./dns.ts";
+import { podLogDirName, podReference, type SpecContainer, specContainers, uidOf } from "./names.ts";
+import type { PodAction } from "./plan.ts";
+import type { PodDeps } from "./port.ts";
+import { buildSandboxConfig } from "./sandbox.ts";
+
+/** Why a step failed, in the words of a container's waiting reason. `retryAtMs` overrides the ordinary retry. */
+export class StepError extends Error {
+  override readonly name = "StepError";
+  readonly reason: string;
+  readonly retryAtMs: number | undefined;
+
+  constructor(reason: string, message: string, retryAtMs?: number) {
+    super(message);
+    this.reason = reason;
+    this.retryAtMs = retryAtMs;
+  }
+}
+
+// kubelet's floor for stopping a container: less gives a process no chance to react.
+const stopGraceSecondsMin = 2;
+
+/** What the executor reads of the pod's present state, and what it learns. */
+export interface StepContext {
+  pod: Pod;
+  observed: PodSnapshot;
+  podIPs: readonly string[];
+  images: Map<string, EnsuredImage>;
+  maskedPaths: readonly string[];
+  /** Aborts work that only waits: pulls, volumes. */
+  signal: AbortSignal;
+}
+
+/** Carries out actions of pods. Each call does one step and rejects with a `StepError` that says why it could not. */
+export class Executor {
+  readonly #deps: PodDeps;
+
+  constructor(deps: PodDeps) {
+    this.#deps = deps;
+  }
+
+  async execute(action: PodAction, context: StepContext): Promise<void> {
+    const { runtime } = this.#deps;
+    switch (action.kind) {
+      case "SetUpVolumes":
+        return await this.#setUpVolumes(context);
+      case "CreateSandbox":
+        return await this.#createSandbox(action.attempt, context);
+      case "EnsureImage":
+        return await this.#ensureImage(action.container, context);
+      case "StartContainer":
+        return await this.#startContainer(action, context);
+      case "KillContainer":
+        return await this.#killContainer(action, context);
+      case "StopSandbox":
+        return await runtime.stopPodSandbox(action.sandboxID);
+      case "RemoveContainer":
+        return await this.#removeContainer(action.containerID, context);
+      case "RemoveSandbox":
+        await runtime.stopPodSandbox(action.sandboxID);
+        return await runtime.removePodSandbox(action.sandboxID);
+      case "CleanUp":
+        return await this.#cleanUp(context);
+    }
+  }
+
+  async #setUpVolumes({ pod, signal }: StepContext): Promise<void> {
+    try {
+      const { rootDir } = this.#deps.settings;
+      for (const dir of ["", "volumes", "plugins"]) {
+        await mkdir(join(rootDir, "pods", uidOf(pod), dir), { recursive: true, mode: 0o750 });
+      }
+      await this.#deps.volumes.setUp(pod, signal);
+    } catch (err) {
+      if (signal.aborted) throw err;
+      this.#event(pod, "Warning", "FailedMount", messageOf(err));
+      throw new StepError("ContainerCreating", messageOf(err));
+    }
+  }
+
+  async #createSandbox(attempt: number, { pod, signal }: StepContext): Promise<void> {
+    const { cgroups, runtime, runtimeClasses, settings } = this.#deps;
+    const uid = uidOf(pod);
+    try {
+      await cgroups.ensure(pod);
+    } catch (err) {
+      this.#event(
+        pod,
+        "Warning",
+        "FailedCreatePodContainer",
+        `unable to ensure pod container exists: ${messageOf(err)}`,
+      );
+      throw new StepError("ContainerCreating", messageOf(err));
+    }
+    try {
+      const className = pod.spec.runtimeClassName ?? "";
+      const runtimeClass = className === "" ? undefined : runtimeClasses.get(className);
+      if (className !== "" && runtimeClass === undefined) {
+        throw new AgentError("NotFound", `failed to get sandbox runtime: RuntimeClass "${className}" not found`);
+      }
+      const config = await this.#sandboxConfig(pod, attempt);
+      await mkdir(join(settings.podLogsDir, podLogDirName(pod)), { recursive: true, mode: 0o755 });
+      await runtime.runPodSandbox(config, runtimeClass?.handler ?? "");
+    } catch (err) {
+      if (!signal.aborted) {
+        const message = `Failed to create pod sandbox: ${messageOf(err)}`;
+        this.#event(pod, "Warning", "FailedCreatePodSandBox", message);
+      }
+      this.#deps.log.warn({ podUID: uid, err: messageOf(err) }, "sandbox not created");
+      throw new StepError("ContainerCreating", messageOf(err));
+    }
+  }
+
+  async #sandboxConfig(pod: Pod, attempt: number): Promise<PodSandboxConfig> {
+    const { settings, node, volumes, cgroups } = this.#deps;
+    const { clusterDNS, clusterDomain } = settings;
+    const host = await settings.readResolvConf();
+    const { config: dns, warnings } = podDNS(pod, { clusterDNS, clusterDomain, host, nodeIPs: node.hostIPs() });
+    for (const { reason, message } of warnings) this.#event(pod, "Warning", reason, message);
+    const volumeGroups = volumes.supplementalGroups(uidOf(pod));
+    return buildSandboxConfig(pod, attempt, { cgroupParent: cgroups.parentFor(pod), dns, volumeGroups, settings });
+  }
+
+  async #ensureImage(name: string, { pod, images, observed, signal }: StepContext): Promise<void> {
+    const { container, fieldPath } = find(pod, name);
+    const attempt = observed.sandboxes[0]?.attempt ?? 0;
+    try {
+      const auths = await this.#auths(pod, container);
+      const config = await this.#sandboxConfig(pod, attempt);
+      images.set(name, await this.#deps.images.ensureImage(pod, container, config, auths, signal));
+    } catch (err) {
+      if (!(err instanceof ImagePullError)) throw err;
+      if (err.reason !== "ImagePullBackOff") this.#event(pod, "Warning", "Failed", `Error: ${err.reason}`, fieldPath);
+      throw new StepError(err.reason, err.message, err.retryAtMs);
+    }
+  }
+
+  async #auths(pod: Pod, container: Container) {
+    const { objects } = this.#deps;
+    const names = (pod.spec.imagePullSecrets ?? []).flatMap(({ name = "" }) => (name === "" ? [] : [name]));
+    if (names.length === 0) return [];
+    const found = await Promise.allSettled(names.map((name) => objects.secret(pod.metadata.namespace ?? "", name)));
+    const missing = names.filter((_, i) => found[i]?.status === "rejected");
+    if (missing.length > 0) {
+      const message = `Unable to retrieve some image pull secrets (${missing.join(", ")}); attempting to pull the image may not succeed.`;
+      this.#event(pod, "Warning", "FailedToRetrieveImagePullSecret", message);
+    }
+    const { keyring } = keyringFromSecrets(
+      found.flatMap((result) => (result.status === "fulfilled" ? [result.value] : [])),
+    );
+    return authsFor(container.image ?? "", [keyring]);
+  }
+
+  async #startContainer(action: PodAction & { kind: "StartContainer" }, context: StepContext): Promise<void> {
+    const { pod, images } = context;
+    const { container, fieldPath } = find(pod, action.container);
+    const fail = (reason: string, err: unknown): never => {
+      this.#event(pod, "Warning", "Failed", `Error: ${messageOf(err)}`, fieldPath);
+      throw new StepError(reason, messageOf(err));
+    };
+    const image = images.get(container.name);
+    images.delete(container.name); // the next start asks anew
+    let id = action.createdID;
+    if (id === undefined) {
+      id = await this.#createContainer(container, action.sandboxID, image, context, fail);
+      this.#event(pod, "Normal", "Created", `Container created`, fieldPath);
+    }
+    try {
+      await this.#deps.runtime.startContainer(id);
+    } catch (err) {
+      return fail("RunContainerError", err);
+    }
+    this.#event(pod, "Normal", "Started", `Container started`, fieldPath);
+    await linkLog(pod, container.name, id, this.#deps).catch((err: unknown) => {
+      this.#deps.log.warn({ containerID: id, err: messageOf(err) }, "log link not made");
+    });
+  }
+
+  async #createContainer(
+    container: Container,
+    sandboxID: string,
+    image: EnsuredImage | undefined,
+    context: StepContext,
+    fail: (reason: string, err: unknown) => never,
+  ): Promise<string> {
+    const { pod, observed, podIPs, maskedPaths } = context;
+    const { runtime, settings } = this.#deps;
+    const sandbox = observed.sandboxes.find((candidate) => candidate.id === sandboxID);
+    if (sandbox === undefined || image === undefined) throw new StepError("ContainerCreating", "the sandbox is gone");
+    const config = await (async () => {
+      const restartCount = await nextRestartCount(pod, container.name, observed, settings.podLogsDir);
+      return await buildContainerConfig(
+        { pod, container, sandbox, observed, image, restartCount, podIPs, maskedPaths },
+        this.#deps,
+      );
+    })().catch((err: unknown) => fail("CreateContainerConfigError", err));
+    const sandboxConfig = await this.#sandboxConfig(pod, sandbox.attempt);
+    return await runtime
+      .createContainer(sandboxID, config, sandboxConfig)
+      .catch((err: unknown) => fail("CreateContainerError", err));
+  }
+
+  async #killContainer(action: PodAction & { kind: "KillContainer" }, { pod }: StepContext): Promise<void> {
+    const fieldPath = specContainers(pod).find(({ container }) => container.name === action.container)?.fieldPath;
+    this.#event(pod, "Normal", "Killing", action.why, fieldPath);
+    try {
+      await this.#deps.runtime.stopContainer(action.containerID, Math.max(action.graceSeconds, stopGraceSecondsMin));
+    } catch (err) {
+      this.#event(pod, "Warning", "FailedKillPod", `error killing pod: ${messageOf(err)}`);
+      throw new StepError("", messageOf(err));
+    }
+  }
+
+  async #removeContainer(containerID: string, { observed }: StepContext): Promise<void> {
+    const status = observed.containers.find(({ id }) => id === containerID);
+    if (status !== undefined) await removeLogs(status, this.#deps);
+    await this.#deps.runtime.removeContainer(containerID);
+  }
+
+  async #cleanUp({ pod }: StepContext): Promise<void> {
+    const uid = uidOf(pod);
+    const { volumes, cgroups, objects, images } = this.#deps;
+    await Promise.all([volumes.tearDown(uid), cgroups.destroy(uid)]);
+    objects.unregister(uid);
+    images.forgetPod(uid);
+  }
+
+  #event(pod: Pod, type: "Normal" | "Warning", reason: string, message: string, fieldPath?: string): void {
+    this.#deps.recorder.event(podReference(pod, fieldPath), type, reason, message);
+  }
+}
+
+function find(pod: Pod, name: string): SpecContainer {
+  const found = specContainers(pod).find(({ container }) => container.name === name);
+  if (found === undefined) throw new StepError("ContainerCreating", `the pod has no container ${name} any more`);
+  return found;
+}

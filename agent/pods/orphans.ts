@@ -1,0 +1,99 @@
+import { rm } from "node:fs/promises";
+import { readdir } from "node:fs/promises";
+import { join } from "node:path";
+import { messageOf } from "../lib/errors.ts";
+import type { RuntimeList } from "../runtime/port.ts";
+import type { PodDeps } from "./port.ts";
+
+// Grace of containers of which nobody knows anything: kubelet's 1 s, below CRI's usable minimum of 2 s.
+const orphanGraceSeconds = 2;
+
+/**
+ * Removes what belongs to no pod: containers and sandboxes, directories, logs, cgroups. It is left over when the agent
+ * was killed, or when pods went away while it did not run.
+ */
+export class Orphans {
+  readonly #deps: PodDeps;
+  readonly #isKnown: (podUID: string) => boolean;
+
+  /** @param isKnown true for UIDs that have a worker; those are the worker's business */
+  constructor(deps: PodDeps, isKnown: (podUID: string) => boolean) {
+    this.#deps = deps;
+    this.#isKnown = isKnown;
+  }
+
+  /** One sweep. Call it only when all pods of the node are known. Failures are logged; the next sweep tries again. */
+  async sweep({ sandboxes, containers }: RuntimeList): Promise<void> {
+    const { volumes, cgroups } = this.#deps;
+    const inRuntime = new Set([...sandboxes, ...containers].map(({ podUID }) => podUID));
+    const gone = [...inRuntime].filter((uid) => uid !== "" && !this.#isKnown(uid));
+    await Promise.all(gone.map(async (uid) => await this.#removeFromRuntime(uid, { sandboxes, containers })));
+    const onDisk = [...(await volumes.podUIDsOnDisk()), ...(await cgroups.podUIDsOnDisk()).keys()];
+    for (const uid of new Set(onDisk)) {
+      if (!this.#isKnown(uid) && !inRuntime.has(uid)) await this.removePod(uid);
+    }
+    await this.#removeLogDirs(inRuntime);
+  }
+
+  /** Removes directories and cgroup of one pod that is gone from API server and runtime. Never rejects. */
+  async removePod(uid: string): Promise<void> {
+    const { volumes, cgroups, log } = this.#deps;
+    try {
+      await volumes.tearDown(uid);
+      await cgroups.destroy(uid);
+      await volumes.removePodDir(uid);
+      await this.#removeLogDirsOf(uid);
+    } catch (err) {
+      log.warn({ podUID: uid, err: messageOf(err) }, "remains of a pod not removed, trying again later");
+    }
+  }
+
+  async #removeFromRuntime(uid: string, { sandboxes, containers }: RuntimeList): Promise<void> {
+    const { runtime, log } = this.#deps;
+    log.info({ podUID: uid }, "removing containers of a pod that is gone");
+    try {
+      const own = containers.filter(({ podUID }) => podUID === uid);
+      await Promise.all(
+        own.map(async ({ id, state }) => {
+          if (state === "running" || state === "unknown") await runtime.stopContainer(id, orphanGraceSeconds);
+          await runtime.removeContainer(id);
+        }),
+      );
+      for (const { id } of sandboxes.filter(({ podUID }) => podUID === uid)) {
+        await runtime.stopPodSandbox(id);
+        await runtime.removePodSandbox(id);
+      }
+      await this.removePod(uid);
+    } catch (err) {
+      log.warn(
+        { podUID: uid, err: messageOf(err) },
+        "containers of a pod that is gone not removed, trying again later",
+      );
+    }
+  }
+
+  async #removeLogDirs(inRuntime: ReadonlySet<string>): Promise<void> {
+    for (const name of await this.#logDirs()) {
+      const uid = uidOfLogDir(name);
+      if (uid !== undefined && !this.#isKnown(uid) && !inRuntime.has(uid)) await this.#removeLogDir(name);
+    }
+  }
+
+  async #removeLogDirsOf(uid: string): Promise<void> {
+    for (const name of await this.#logDirs()) if (uidOfLogDir(name) === uid) await this.#removeLogDir(name);
+  }
+
+  async #logDirs(): Promise<string[]> {
+    return await readdir(this.#deps.settings.podLogsDir).catch((): string[] => []);
+  }
+
+  async #removeLogDir(name: string): Promise<void> {
+    await rm(join(this.#deps.settings.podLogsDir, name), { recursive: true, force: true });
+  }
+}
+
+// `<namespace>_<name>_<uid>`: neither part can hold an underscore.
+function uidOfLogDir(name: string): string | undefined {
+  const parts = name.split("_");
+  return parts.length === 3 ? parts[2] : undefined;
+}

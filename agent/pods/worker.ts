@@ -1,0 +1,398 @@
+import { pods } from "../kube/resources.ts";
+import type { Container, Pod } from "../kube/types.ts";
+import { backoffMs } from "../lib/backoff.ts";
+import { hasCode, isAbort, messageOf } from "../lib/errors.ts";
+import type { Logger } from "../lib/log.ts";
+import { Loop } from "../lib/loop.ts";
+import type { EnsuredImage } from "../runtime/images.ts";
+import type { PodSnapshot } from "../runtime/port.ts";
+import { readTerminationMessage } from "./container-logs.ts";
+import { type CrashBackoff, formatDelay, noteRestart } from "./crash-backoff.ts";
+import { decide } from "./decide.ts";
+import { type Executor, StepError } from "./executor.ts";
+import type { Attempt, PodLocal, Termination } from "./local.ts";
+import { describePod, podReference, specContainers, uidOf } from "./names.ts";
+import { actionKey, isAlive, type Plan, type PodAction } from "./plan.ts";
+import type { PodDeps } from "./port.ts";
+import { sandboxState } from "./sandbox.ts";
+import { buildPodStatus, isTerminalPhase } from "./status.ts";
+import type { StatusWriter } from "./status-writer.ts";
+
+/** Rest after a failed step, in ms: 1 s doubling to the 10 s after which kubelet tries a pod again. */
+export const stepRetry = { baseMs: 1_000, maxMs: 10_000, jitter: 0.2 };
+/** Rest after a failed read of the runtime's state. */
+export const observeRetry = { baseMs: 100, maxMs: 5_000, jitter: 0.2 };
+// Longest rest between two looks at a pod of which nothing is heard: kubelet's syncFrequency.
+const resyncMs = 60_000;
+const graceSecondsDefault = 30;
+// kubelet's floor for the whole pod's grace.
+const graceSecondsMin = 1;
+
+export interface WorkerDeps extends PodDeps {
+  executor: Executor;
+  writer: StatusWriter;
+  maskedPaths: readonly string[];
+  /** The worker has nothing left to do and its pod is gone. */
+  onFinished(podUID: string): void;
+}
+
+/**
+ * Owns one pod, from the moment it is bound to the node until nothing of it is left:
+ *
+ *     sync ──(deleted, finished, gone)──► terminating ──(nothing runs)──► cleaned up ──(object gone)──► finished
+ *
+ * Each pass looks at the runtime (only if something may have changed there), decides, reports, and begins the steps that
+ * the plan names. Steps run beside each other; the end of each causes another pass.
+ */
+export class PodWorker {
+  readonly uid: string;
+  readonly namespace: string;
+  readonly #deps: WorkerDeps;
+  readonly #log: Logger;
+  readonly #loop: Loop;
+  readonly #attempts = new Map<string, Attempt>();
+  readonly #images = new Map<string, EnsuredImage>();
+  readonly #crash = new Map<string, CrashBackoff>();
+  readonly #lastWords = new Map<string, string>();
+  readonly #announced = new Map<string, number>();
+  readonly #steps = new Set<Promise<void>>();
+  // Ends pulls and volume work when the pod has to go; other steps finish first.
+  readonly #waits = new AbortController();
+  #pod: Pod;
+  #observed: PodSnapshot | undefined;
+  #isDirty = true;
+  #volumes: PodLocal["volumes"] = "unknown";
+  #volumesDueMs: number | undefined;
+  #termination: Termination | undefined;
+  #isGone = false;
+  #isCleanedUp = false;
+  #deletion: "none" | "underWay" | "done" = "none";
+  #podIPs: string[] = [];
+  #saidNetworkNotReady = false;
+
+  constructor(pod: Pod, deps: WorkerDeps) {
+    this.uid = uidOf(pod);
+    this.namespace = pod.metadata.namespace ?? "";
+    this.#pod = pod;
+    this.#deps = deps;
+    this.#log = deps.log.child({ pod: `${pod.metadata.namespace ?? ""}/${pod.metadata.name}`, podUID: this.uid });
+    this.#loop = new Loop({
+      clock: deps.clock,
+      pass: async () => await this.#pass(),
+      onError: (err) => this.#log.warn({ err: messageOf(err) }, "pod not synced, trying again"),
+      retryMs: (failures) => backoffMs(failures, observeRetry),
+      resyncMs,
+    });
+  }
+
+  /** Works until `signal` aborts and every step under way has ended. Containers keep running. */
+  async run(signal: AbortSignal): Promise<void> {
+    const stop = () => this.#waits.abort();
+    signal.addEventListener("abort", stop, { once: true });
+    try {
+      await this.#loop.run(signal);
+      await Promise.allSettled(this.#steps);
+    } finally {
+      signal.removeEventListener("abort", stop);
+    }
+  }
+
+  /** The API server has this object now. */
+  update(pod: Pod): void {
+    const before = this.#pod;
+    this.#pod = pod;
+    // What failed for the old spec may work with the new one.
+    if (pod.metadata.generation !== before.metadata.generation) this.#forgetFailures();
+    this.#loop.wake();
+  }
+
+  /** The API server has no such object any more. */
+  remove(): void {
+    this.#isGone = true;
+    this.#loop.wake();
+  }
+
+  /** Something may have changed in the runtime. */
+  runtimeChanged(): void {
+    this.#isDirty = true;
+    this.#loop.wake();
+  }
+
+  /** Content of volumes is out of date, or objects that the pod refers to changed. */
+  contentChanged(): void {
+    if (this.#volumes === "ready") this.#volumes = "stale";
+    this.#forgetFailures();
+    this.#loop.wake();
+  }
+
+  wake(): void {
+    this.#loop.wake();
+  }
+
+  /** The runtime's view that decisions are based on. */
+  get observed(): PodSnapshot | undefined {
+    return this.#observed;
+  }
+
+  #forgetFailures(): void {
+    for (const [key, attempt] of this.#attempts) {
+      // Pulls have their own backoff, which a change elsewhere does not shorten.
+      if (attempt.state === "failed" && !key.startsWith("image/")) this.#attempts.delete(key);
+    }
+  }
+
+  async #pass(): Promise<number | undefined> {
+    const { clock, writer, node } = this.#deps;
+    const observed = await this.#observe();
+    const pod = this.#pod;
+    const nowMs = clock.now();
+    this.#updateTermination(pod, observed, nowMs);
+    if (this.#volumesDueMs !== undefined && this.#volumesDueMs <= nowMs && this.#volumes === "ready")
+      this.#volumes = "stale";
+    if (this.#termination === undefined && node.isRuntimeReady()) this.#deps.objects.register(pod);
+
+    let plan = decide(pod, observed, this.#local(), nowMs);
+    const status = this.#status(pod, observed, plan, nowMs);
+    if (!this.#isGone) writer.set(this.uid, status);
+    if (this.#termination === undefined && isTerminalPhase(status.phase)) {
+      this.#beginTermination(pod, nowMs);
+      plan = decide(pod, observed, this.#local(), nowMs);
+    }
+    this.#sayNetworkNotReady(pod);
+    for (const [name, { untilMs, delayMs }] of plan.backoff) this.#announceBackoff(pod, name, untilMs, delayMs);
+    for (const action of plan.actions) this.#begin(action, observed, nowMs);
+    this.#deleteIfDone(pod);
+    if (plan.isFinished) this.#deps.onFinished(this.uid);
+    const dueMs = Math.min(plan.wakeAtMs ?? Number.POSITIVE_INFINITY, this.#volumesDueMs ?? Number.POSITIVE_INFINITY);
+    return Math.min(resyncMs, Math.max(1, dueMs - nowMs));
+  }
+
+  async #observe(): Promise<PodSnapshot> {
+    if (!this.#isDirty && this.#observed !== undefined) return this.#observed;
+    this.#isDirty = false;
+    try {
+      const observed = await this.#deps.runtime.podSnapshot(this.uid);
+      await this.#readLastWords(observed);
+      const [newest] = observed.sandboxes;
+      if (newest?.ready === true && newest.ips.length > 0)
+        this.#podIPs = publishedIPs(newest.ips, this.#deps.node.hostIPs());
+      this.#observed = observed;
+      return observed;
+    } catch (err) {
+      this.#isDirty = true;
+      throw err;
+    }
+  }
+
+  async #readLastWords(observed: PodSnapshot): Promise<void> {
+    for (const container of observed.containers) {
+      if (container.state !== "exited" || this.#lastWords.has(container.id)) continue;
+      this.#lastWords.set(container.id, await readTerminationMessage(container));
+    }
+    for (const id of this.#lastWords.keys()) {
+      if (!observed.containers.some((container) => container.id === id)) this.#lastWords.delete(id);
+    }
+  }
+
+  #updateTermination(pod: Pod, observed: PodSnapshot, nowMs: number): void {
+    const known = this.#deps.writer.known(this.uid)?.status?.phase;
+    const isOver = isTerminalPhase(known) || isTerminalPhase(pod.status?.phase);
+    if (this.#isGone || pod.metadata.deletionTimestamp !== undefined || isOver) this.#beginTermination(pod, nowMs);
+    const { deletionGracePeriodSeconds } = pod.metadata;
+    if (this.#termination !== undefined && deletionGracePeriodSeconds !== undefined) {
+      const graceSeconds = Math.max(graceSecondsMin, deletionGracePeriodSeconds);
+      if (graceSeconds < this.#termination.graceSeconds) this.#termination = { sinceMs: nowMs, graceSeconds };
+    }
+    // Something runs although all was cleaned up: a step that ended late.
+    if (this.#isCleanedUp && observed.sandboxes.some(({ ready }) => ready)) this.#isCleanedUp = false;
+  }
+
+  #beginTermination(pod: Pod, nowMs: number): void {
+    if (this.#termination !== undefined) return;
+    const seconds =
+      pod.metadata.deletionGracePeriodSeconds ?? pod.spec.terminationGracePeriodSeconds ?? graceSecondsDefault;
+    this.#termination = { sinceMs: nowMs, graceSeconds: Math.max(graceSecondsMin, seconds) };
+    this.#waits.abort();
+    this.#log.info({ graceSeconds: this.#termination.graceSeconds }, "pod is stopping");
+  }
+
+  #local(): PodLocal {
+    return {
+      attempts: this.#attempts,
+      images: this.#images,
+      crash: this.#crash,
+      volumes: this.#volumes,
+      terminating: this.#termination,
+      isCleanedUp: this.#isCleanedUp,
+      isGone: this.#isGone,
+      isRuntimeReady: this.#deps.node.isRuntimeReady(),
+      isNetworkReady: this.#deps.node.isNetworkReady(),
+    };
+  }
+
+  #status(pod: Pod, observed: PodSnapshot, plan: Plan, nowMs: number) {
+    const { node, writer } = this.#deps;
+    const isHost = pod.spec.hostNetwork === true;
+    const hasSandbox = sandboxState(pod, observed).kind === "ready" && this.#volumes !== "unknown";
+    const hostIPs = node.hostIPs();
+    const isTerminated =
+      this.#termination !== undefined && !observed.containers.some(isAlive) && !this.#hasStep("sandbox", "start/");
+    return buildPodStatus(
+      {
+        pod,
+        observed,
+        previous: writer.wanted(this.uid) ?? pod.status ?? {},
+        waiting: this.#waiting(pod, plan),
+        terminationMessages: this.#lastWords,
+        hasSandbox,
+        podIPs: isHost ? hostIPs : hasSandbox ? this.#podIPs : [],
+        hostIPs,
+        runtimeName: node.runtimeName,
+        isTerminated,
+        isStarted: () => true,
+        isReady: () => true,
+      },
+      nowMs,
+    );
+  }
+
+  #waiting(pod: Pod, plan: Plan): Map<string, { reason: string; message: string }> {
+    const waiting = new Map<string, { reason: string; message: string }>();
+    for (const { container } of specContainers(pod)) {
+      const { name } = container;
+      const backoff = plan.backoff.get(name);
+      const attempt = [this.#attempts.get(`start/${name}`), this.#attempts.get(`image/${name}`)].find(
+        (candidate) => candidate?.state === "failed" && candidate.reason !== "ContainerCreating",
+      );
+      if (attempt?.state === "failed") waiting.set(name, { reason: attempt.reason, message: attempt.message });
+      if (backoff !== undefined) {
+        waiting.set(name, { reason: "CrashLoopBackOff", message: crashMessage(pod, name, backoff.delayMs) });
+      }
+    }
+    return waiting;
+  }
+
+  #begin(action: PodAction, observed: PodSnapshot, nowMs: number): void {
+    const key = actionKey(action);
+    const previous = this.#attempts.get(key);
+    const failures = previous?.state === "failed" ? previous.failures : 0;
+    this.#attempts.set(key, { state: "running" });
+    if (action.kind === "StartContainer") this.#noteRestart(action.container, observed, nowMs);
+    this.#log.debug({ action }, "step begins");
+    const step = this.#run(action, observed).then(
+      () => this.#succeeded(action, key),
+      (err: unknown) => this.#failed(key, failures + 1, err),
+    );
+    this.#steps.add(step);
+    void step.finally(() => this.#steps.delete(step));
+  }
+
+  async #run(action: PodAction, observed: PodSnapshot): Promise<void> {
+    await this.#deps.executor.execute(action, {
+      pod: this.#pod,
+      observed,
+      podIPs: this.#pod.spec.hostNetwork === true ? this.#deps.node.hostIPs() : this.#podIPs,
+      images: this.#images,
+      maskedPaths: this.#deps.maskedPaths,
+      signal: this.#waits.signal,
+    });
+  }
+
+  #noteRestart(name: string, observed: PodSnapshot, nowMs: number): void {
+    const newest = observed.containers.find((container) => container.name === name);
+    if (newest?.state !== "exited") return;
+    const state = this.#crash.get(name);
+    this.#crash.set(name, noteRestart(state, newest.finishedAtMs, nowMs, this.#deps.settings.crashBackoff));
+  }
+
+  #succeeded(action: PodAction, key: string): void {
+    this.#attempts.delete(key);
+    if (action.kind === "SetUpVolumes") {
+      this.#volumes = "ready";
+      const inMs = this.#deps.volumes.refreshInMs(this.uid);
+      this.#volumesDueMs = inMs === undefined ? undefined : this.#deps.clock.now() + inMs;
+    } else if (action.kind === "CleanUp") this.#isCleanedUp = true;
+    else if (action.kind !== "EnsureImage") this.#isDirty = true;
+    this.#loop.wake();
+  }
+
+  #failed(key: string, failures: number, err: unknown): void {
+    const now = this.#deps.clock.now();
+    if (isAbort(err) || this.#waits.signal.aborted) this.#attempts.delete(key);
+    const reason = err instanceof StepError ? err.reason : "";
+    const own = err instanceof StepError ? err.retryAtMs : undefined;
+    const retryAtMs = own ?? now + backoffMs(failures, stepRetry);
+    if (!isAbort(err)) {
+      this.#attempts.set(key, { state: "failed", reason, message: messageOf(err), retryAtMs, failures });
+      this.#log.info({ step: key, err: messageOf(err), retryInMs: Math.round(retryAtMs - now) }, "step failed");
+    }
+    this.#isDirty = true;
+    this.#loop.wake();
+  }
+
+  #hasStep(...prefixes: string[]): boolean {
+    for (const [key, { state }] of this.#attempts) {
+      if (state === "running" && prefixes.some((prefix) => key.startsWith(prefix))) return true;
+    }
+    return false;
+  }
+
+  #announceBackoff(pod: Pod, name: string, untilMs: number, delayMs: number): void {
+    if (this.#announced.get(name) === untilMs) return;
+    this.#announced.set(name, untilMs);
+    const fieldPath = specContainers(pod).find(
+      ({ container }: { container: Container }) => container.name === name,
+    )?.fieldPath;
+    const message = crashMessage(pod, name, delayMs).replace(/^back-off \S+/, "Back-off");
+    this.#deps.recorder.event(podReference(pod, fieldPath), "Warning", "BackOff", message);
+  }
+
+  #sayNetworkNotReady(pod: Pod): void {
+    const { node, recorder } = this.#deps;
+    const isBlocked = this.#termination === undefined && pod.spec.hostNetwork !== true && !node.isNetworkReady();
+    if (isBlocked && !this.#saidNetworkNotReady) {
+      recorder.event(podReference(pod), "Warning", "NetworkNotReady", `network is not ready: ${node.networkProblem()}`);
+    }
+    this.#saidNetworkNotReady = isBlocked;
+  }
+
+  // The object goes once the API server knows how the pod ended and nothing of it is left on the node.
+  #deleteIfDone(pod: Pod): void {
+    if (this.#isGone || !this.#isCleanedUp || this.#deletion !== "none") return;
+    const known = this.#deps.writer.known(this.uid);
+    if (known?.metadata.deletionTimestamp === undefined || !isTerminalPhase(known.status?.phase)) return;
+    this.#deletion = "underWay";
+    const { name, namespace = "" } = pod.metadata;
+    const step = this.#deps.client
+      .delete(pods, { namespace, name }, { gracePeriodSeconds: 0, uid: this.uid })
+      .catch((err: unknown) => {
+        if (!hasCode(err, "NotFound", "Conflict")) throw err;
+      })
+      .then(
+        () => {
+          this.#deletion = "done";
+        },
+        (err: unknown) => {
+          this.#log.warn({ err: messageOf(err) }, "pod not deleted from the API server, trying again");
+          this.#deps.clock.after(stepRetry.baseMs, () => {
+            this.#deletion = "none";
+            this.#loop.wake();
+          });
+        },
+      );
+    this.#steps.add(step);
+    void step.finally(() => this.#steps.delete(step));
+  }
+}
+
+function crashMessage(pod: Pod, container: string, delayMs: number): string {
+  return `back-off ${formatDelay(delayMs)} restarting failed container=${container} pod=${describePod(pod)}`;
+}
+
+// First address of the node's primary family, then the first of the other.
+function publishedIPs(ips: readonly string[], hostIPs: readonly string[]): string[] {
+  const isV6 = (ip: string) => ip.includes(":");
+  const primary = isV6(hostIPs[0] ?? ips[0] ?? "");
+  const ofFamily = (family: boolean) => ips.filter((ip) => isV6(ip) === family).slice(0, 1);
+  return [...ofFamily(primary), ...ofFamily(!primary)];
+}
