@@ -19,6 +19,9 @@ const root = new URL("..", import.meta.url).pathname;
 // longer; --lite-mode (63 MB) has no optimising compiler.
 const nodeFlags = ["--max-semi-space-size=2", "--v8-pool-size=1"];
 
+// How often an executable that does not start is made anew.
+const attemptsMax = 3;
+
 // Where Node looks for the blob: fixed by Node's "Single executable applications".
 const blobName = "NODE_SEA_BLOB";
 const postject = join(root, "node_modules/postject/dist/cli.js");
@@ -41,13 +44,29 @@ try {
 async function main(entry: string, out: string): Promise<void> {
   const startedAt = performance.now();
   const script = `${out}.cjs`;
-  const unfinished = `${out}.unfinished`;
   await mkdir(dirname(out), { recursive: true });
   const inputs = await bundle(entry, script);
   await writeFile(`${out}.LICENSES.txt`, await licensesOf(inputs));
   const blob = `${out}.blob`;
   await makeBlob(script, blob);
 
+  for (let attempt = 1; ; attempt++) {
+    await makeExecutable(blob, out);
+    // Rarely the file came out damaged and crashed at its start; why is not known. A build hands out none that does.
+    const { code, output } = await capture(out, ["--version"]);
+    if (code === 0) break;
+    if (attempt === attemptsMax) throw new Error(`${out} does not start (exit code ${code}): ${output.trim()}`);
+    console.log("the executable does not start, making it again");
+  }
+  await rm(blob);
+
+  const megabytes = ((await stat(out)).size / 1e6).toFixed(0);
+  console.log(`built ${out} (${megabytes} MB) in ${((performance.now() - startedAt) / 1000).toFixed(1)} s`);
+}
+
+/** Puts the blob into a copy of Node.js. */
+async function makeExecutable(blob: string, out: string): Promise<void> {
+  const unfinished = `${out}.unfinished`;
   // The Node.js that runs this script is the one to carry: .ci/node chose it.
   await copyFile(process.execPath, unfinished);
   await chmod(unfinished, 0o755);
@@ -57,10 +76,7 @@ async function main(entry: string, out: string): Promise<void> {
   // shows some 15 MB more resident memory until it is evicted. A copy has none of this.
   await copyFile(unfinished, `${unfinished}.copy`);
   await rename(`${unfinished}.copy`, out);
-  await Promise.all([rm(unfinished), rm(blob)]);
-
-  const megabytes = ((await stat(out)).size / 1e6).toFixed(0);
-  console.log(`built ${out} (${megabytes} MB) in ${((performance.now() - startedAt) / 1000).toFixed(1)} s`);
+  await rm(unfinished);
 }
 
 /**

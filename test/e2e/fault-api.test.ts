@@ -2,6 +2,7 @@ import { setTimeout as sleep } from "node:timers/promises";
 import { afterAll, beforeAll, describe, expect, inject, test } from "vitest";
 import type { ExecResult } from "../../agent/lib/exec.ts";
 import { services } from "../../agent/kube/resources.ts";
+import { askFromNode } from "../support/cluster/ask.ts";
 import { isReady, until } from "./support/cluster.ts";
 import { type BreakableCluster, identityOf, openBreakableCluster } from "./support/local.ts";
 import { jobOf, podOf, serviceOf, shell, sleeperOf, webOf } from "./support/pods.ts";
@@ -87,8 +88,7 @@ describe.skipIf(!inject("isLocal"))("an API server", () => {
     demand(await local.node.exec("iptables", ["-I", ...refuse]));
     try {
       for (const untilAt = Date.now() + awayMs; Date.now() < untilAt; await sleep(1_000)) {
-        const { stdout } = await local.node.exec("/bin/busybox", ["wget", "-q", "-T", "2", "-O", "-", url]);
-        expect(stdout).toBe("web\n");
+        expect(await askFromNode(local.node, url)).toBe("web\n");
       }
     } finally {
       demand(await local.node.exec("iptables", ["-D", ...refuse]));

@@ -6,6 +6,7 @@ import { parseArgs } from "node:util";
 import { setTimeout as sleep } from "node:timers/promises";
 import { messageOf } from "../../../agent/lib/errors.ts";
 import { exec } from "../../../agent/lib/exec.ts";
+import { askFromNode } from "../cluster/ask.ts";
 import { type LocalCluster, startLocalCluster } from "../cluster/local-cluster.ts";
 import { logTail } from "../node/containerd.ts";
 
@@ -67,11 +68,7 @@ async function tour(cluster: LocalCluster): Promise<void> {
 
   const clusterIP = await demand(cluster, "get", "service", "web", "-o", "jsonpath={.spec.clusterIP}");
   const nodePort = await demand(cluster, "get", "service", "web-outside", "-o", "jsonpath={.spec.ports[0].nodePort}");
-  await ask("ClusterIP, from the node", `http://${clusterIP}/`, async (url) => {
-    const { stdout, failure, message } = await node.exec("/bin/busybox", ["wget", "-q", "-T", "2", "-O", "-", url]);
-    if (failure !== undefined) throw new Error(message);
-    return stdout;
-  });
+  await ask("ClusterIP, from the node", `http://${clusterIP}/`, (url) => askFromNode(node, url));
   await ask("NodePort, from outside the node", `http://${node.nodeIP}:${nodePort}/`, async (url) => {
     const signal = AbortSignal.timeout(requestTimeoutMs);
     return await (await fetch(url, { signal, headers: { connection: "close" } })).text();
