@@ -120,7 +120,11 @@ function startInOrder(
   for (const container of starts) {
     const newest = observed.containers.find(({ name }) => name === container.name);
     const createdID = newest?.state === "created" && newest.sandboxID === sandbox.id ? newest.id : undefined;
-    if (newest?.state === "exited" && !plan.isRunning(`start/${container.name}`)) {
+    if (plan.isRunning(`start/${container.name}`)) {
+      isHeldBack = true;
+      continue;
+    }
+    if (newest?.state === "exited") {
       const crash = local.crash.get(container.name);
       const untilMs = restartAtMs(crash, newest.finishedAtMs);
       if (crash !== undefined && untilMs > plan.nowMs) {

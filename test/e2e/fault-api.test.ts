@@ -77,7 +77,7 @@ describe.skipIf(!inject("isLocal"))("an API server", () => {
       serviceOf("web", { selector: { app: "web" }, ports: [{ port: 80, targetPort: 8080 }] }),
     );
     const url = `http://${service.spec?.clusterIP}/`;
-    expect((await cluster.run(jobOf("ask", `until wget -q -T 2 -O - ${url}; do sleep 0.2; done`))).output).toBe(
+    expect((await cluster.run(jobOf("ask", `until timeout 2 wget -q -O - ${url}; do sleep 0.2; done`))).output).toBe(
       "web\n",
     );
 

@@ -21,14 +21,14 @@ const createService = (name: string, spec: NonNullable<Service["spec"]>) =>
 const askForBoth = (url: string) => `
   end=$(($(date +%s) + 20))
   while [ $(date +%s) -lt $end ]; do
-    wget -q -T 2 -O - ${url} >> /tmp/heard || sleep 0.3
+    timeout 2 wget -q -O - ${url} >> /tmp/heard || sleep 0.3
     test $(sort -u /tmp/heard | wc -l) -ge 2 && break
   done
   sort -u /tmp/heard | tr '\\n' ' '`;
 
 /** Shell: asks `url` until it answers, and prints that; fails after 20 s. */
 const askOnce = (url: string) =>
-  `end=$(($(date +%s) + 20)); until wget -q -T 2 -O - ${url}; do test $(date +%s) -lt $end || exit 1; sleep 0.3; done`;
+  `end=$(($(date +%s) + 20)); until timeout 2 wget -q -O - ${url}; do test $(date +%s) -lt $end || exit 1; sleep 0.3; done`;
 
 describe.concurrent("a Service", () => {
   test("with a cluster IP spreads over its pods, for pods and for the node", async () => {
@@ -80,7 +80,7 @@ describe.concurrent("a Service", () => {
       ports: [{ port: 80, targetPort: 8080 }],
     });
     const url = `http://${service.spec?.clusterIP}/`;
-    const script = `${askOnce(url)} > /tmp/first && for i in $(seq 20); do wget -q -T 2 -O - ${url}; done | sort -u | cmp - /tmp/first && echo same`;
+    const script = `${askOnce(url)} > /tmp/first && for i in $(seq 20); do timeout 2 wget -q -O - ${url}; done | sort -u | cmp - /tmp/first && echo same`;
     expect((await cluster.run(jobOf("ask-sticky", script))).output).toBe("same\n");
   });
 
@@ -88,7 +88,7 @@ describe.concurrent("a Service", () => {
     const service = await createService("nobody", { selector: { app: "nobody" }, ports: [{ port: 80 }] });
     const url = `http://${service.spec?.clusterIP}/`;
     // Unknown addresses time out (exit 1 after 5 s); a refusal is quick.
-    const script = `end=$(($(date +%s) + 20)); until wget -T 5 -O - ${url} 2>&1 | grep refused; do test $(date +%s) -lt $end || exit 1; sleep 0.3; done`;
+    const script = `end=$(($(date +%s) + 20)); until timeout 5 wget -O - ${url} 2>&1 | grep refused; do test $(date +%s) -lt $end || exit 1; sleep 0.3; done`;
     const { output, exitCode } = await cluster.run(jobOf("ask-nobody", script));
     expect(exitCode).toBe(0);
     expect(output).toContain("Connection refused");
@@ -110,7 +110,7 @@ describe.concurrent("a Service", () => {
     const onlyOne = `
       end=$(($(date +%s) + 30)); same=0
       while [ $same -lt 25 ] && [ $(date +%s) -lt $end ]; do
-        if wget -q -T 2 -O - ${url} | grep -q pair-b; then same=$((same + 1)); else same=0; fi
+        if timeout 2 wget -q -O - ${url} | grep -q pair-b; then same=$((same + 1)); else same=0; fi
       done
       echo $same`;
     const asking = cluster.run(jobOf("ask-pair", `${askForBoth(url)}; ${onlyOne}`));
@@ -131,7 +131,7 @@ describe.concurrent("a Service", () => {
     const others = [80, 81, 82, 83, 84].filter((other) => other !== port);
     const ip = service.spec?.clusterIP;
     const deaf = others.map(
-      (other) => `wget -q -T 1 -O - http://${ip}:${other}/ > /dev/null && echo "${other} answers"`,
+      (other) => `timeout 1 wget -q -O - http://${ip}:${other}/ > /dev/null && echo "${other} answers"`,
     );
     const { output } = await cluster.run(
       jobOf("ask-raced", `${askOnce(`http://${ip}:${port}/`)}; ${deaf.join("; ")}; true`),
