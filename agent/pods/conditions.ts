@@ -55,17 +55,19 @@ function containersReadyVerdict({ pod, phase, initStatuses, statuses }: Conditio
     else if (!status.ready) unready.push(name);
   };
   for (const container of pod.spec.initContainers ?? []) {
-    if (isSidecar(container))
+    if (isSidecar(container)) {
       judge(
         container.name,
         initStatuses.find(({ name }) => name === container.name),
       );
+    }
   }
-  for (const { name } of pod.spec.containers)
+  for (const { name } of pod.spec.containers) {
     judge(
       name,
       statuses.find((status) => status.name === name),
     );
+  }
   return verdictOf("ContainersNotReady", [
     ["containers with unknown status", unknown],
     ["containers with unready status", unready],
@@ -76,8 +78,9 @@ function readyVerdict({ pod, previous }: ConditionInputs, containersReady: Verdi
   if (containersReady.status !== "True") return containersReady;
   const messages = (pod.spec.readinessGates ?? []).flatMap(({ conditionType }) => {
     const condition = previous.find(({ type }) => type === conditionType);
-    if (condition === undefined)
+    if (condition === undefined) {
       return [`corresponding condition of pod readiness gate "${conditionType}" does not exist.`];
+    }
     return condition.status === "True"
       ? []
       : [`the status of pod readiness gate "${conditionType}" is not "True", but ${condition.status}`];

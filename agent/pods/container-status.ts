@@ -92,7 +92,7 @@ function unseen(
   };
   if (kind === "init" && !isSidecar(container)) {
     const hasRegular = pod.spec.containers.some(({ name }) => observed.containers.some((c) => c.name === name));
-    if (hasRegular)
+    if (hasRegular) {
       status.state = {
         terminated: {
           exitCode: 0,
@@ -101,6 +101,7 @@ function unseen(
             "Unable to get init container status from container runtime and pod has been initialized, treat it as exited normally",
         },
       };
+    }
     return status;
   }
   if (old?.state?.running !== undefined && status.lastState?.terminated === undefined) {

@@ -1,5 +1,4 @@
-import { rm } from "node:fs/promises";
-import { readdir } from "node:fs/promises";
+import { rm, readdir } from "node:fs/promises";
 import { join } from "node:path";
 import { messageOf } from "../lib/errors.ts";
 import type { RuntimeList } from "../runtime/port.ts";

@@ -26,13 +26,6 @@ export interface StatusInputs {
   isReady(container: Container, status: RuntimeContainer | undefined): boolean;
 }
 
-/** Fixed phase with its reason, put over what the containers say: eviction, deadline, rejection. */
-export interface StatusOverride {
-  phase: PodPhase;
-  reason: string;
-  message: string;
-}
-
 /**
  * The pod's whole status. Pure. Conditions of others are carried over from `previous`; a terminal phase is never left.
  *
@@ -86,8 +79,9 @@ export function isTerminalPhase(phase: PodPhase | undefined): boolean {
 }
 
 function settledPhase(pod: Pod, previous: PodStatus, computed: PodPhase): PodPhase {
-  for (const phase of [previous.phase, pod.status?.phase])
+  for (const phase of [previous.phase, pod.status?.phase]) {
     if (phase !== undefined && isTerminalPhase(phase)) return phase;
+  }
   return computed;
 }
 

@@ -147,8 +147,9 @@ export class PodWorker {
     const pod = this.#pod;
     const nowMs = clock.now();
     this.#updateTermination(pod, observed, nowMs);
-    if (this.#volumesDueMs !== undefined && this.#volumesDueMs <= nowMs && this.#volumes === "ready")
+    if (this.#volumesDueMs !== undefined && this.#volumesDueMs <= nowMs && this.#volumes === "ready") {
       this.#volumes = "stale";
+    }
     if (this.#termination === undefined && node.isRuntimeReady()) this.#deps.objects.register(pod);
 
     let plan = decide(pod, observed, this.#local(), nowMs);
@@ -174,8 +175,9 @@ export class PodWorker {
       const observed = await this.#deps.runtime.podSnapshot(this.uid);
       await this.#readLastWords(observed);
       const [newest] = observed.sandboxes;
-      if (newest?.ready === true && newest.ips.length > 0)
+      if (newest?.ready === true && newest.ips.length > 0) {
         this.#podIPs = publishedIPs(newest.ips, this.#deps.node.hostIPs());
+      }
       this.#observed = observed;
       return observed;
     } catch (err) {
