@@ -13,7 +13,7 @@ import type { PodAction } from "./plan.ts";
 import type { PodDeps } from "./port.ts";
 import { buildSandboxConfig } from "./sandbox.ts";
 
-/** Why a step failed, in the words of a container's waiting reason. `retryAtMs` overrides the ordinary retry. */
+/** Why a step failed, in the words of a container's waiting reason. `retryAtMs`: something will be different then. */
 export class StepError extends Error {
   override readonly name = "StepError";
   readonly reason: string;

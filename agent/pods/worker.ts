@@ -322,8 +322,9 @@ export class PodWorker {
     const now = this.#deps.clock.now();
     if (isAbort(err) || this.#waits.signal.aborted) this.#attempts.delete(key);
     const reason = err instanceof StepError ? err.reason : "";
-    const own = err instanceof StepError ? err.retryAtMs : undefined;
-    const retryAtMs = own ?? now + backoffMs(failures, stepRetry);
+    // The ordinary retry is never put off: during an image's backoff it finds out cheaply whether the image has come.
+    const own = (err instanceof StepError ? err.retryAtMs : undefined) ?? Number.POSITIVE_INFINITY;
+    const retryAtMs = Math.min(own, now + backoffMs(failures, stepRetry));
     if (!isAbort(err)) {
       this.#attempts.set(key, { state: "failed", reason, message: messageOf(err), retryAtMs, failures });
       this.#log.info({ step: key, err: messageOf(err), retryInMs: Math.round(retryAtMs - now) }, "step failed");
