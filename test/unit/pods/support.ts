@@ -1,0 +1,91 @@
+import type { Container, Pod, PodSpec } from "../../../agent/kube/types.ts";
+import { containerAnnotations } from "../../../agent/pods/container-annotations.ts";
+import type { PodLocal } from "../../../agent/pods/local.ts";
+import type { EnsuredImage } from "../../../agent/runtime/images.ts";
+import type { ContainerStatus, PodSnapshot, SandboxStatus } from "../../../agent/runtime/port.ts";
+
+export function podOf(spec: Partial<PodSpec> = {}, metadata: Partial<Pod["metadata"]> = {}): Pod {
+  return {
+    metadata: { name: "web", namespace: "ns", uid: "u1", generation: 1, ...metadata },
+    spec: { containers: [{ name: "app", image: "image:1" }], restartPolicy: "Always", ...spec },
+  };
+}
+
+export function sandboxOf(changes: Partial<SandboxStatus> = {}): SandboxStatus {
+  return {
+    id: "s0",
+    podUID: "u1",
+    podName: "web",
+    podNamespace: "ns",
+    attempt: 0,
+    ready: true,
+    createdAtMs: 1_000,
+    labels: {},
+    annotations: {},
+    runtimeHandler: "",
+    ips: ["10.0.0.2"],
+    networkMode: "POD",
+    ...changes,
+  };
+}
+
+export function containerOf(changes: Partial<ContainerStatus> = {}): ContainerStatus {
+  const name = changes.name ?? "app";
+  const attempt = changes.attempt ?? 0;
+  const spec: Container = { name, image: "image:1" };
+  return {
+    id: `${name}-${attempt}`,
+    sandboxID: "s0",
+    podUID: "u1",
+    podName: "web",
+    podNamespace: "ns",
+    name,
+    attempt,
+    state: "running",
+    createdAtMs: 1_000,
+    image: "image:1",
+    imageRef: "sha256:1",
+    labels: {},
+    annotations: containerAnnotations(podOf(), spec, attempt),
+    startedAtMs: 2_000,
+    finishedAtMs: 0,
+    exitCode: 0,
+    reason: "",
+    message: "",
+    logPath: `/var/log/pods/ns_web_u1/${name}/${attempt}.log`,
+    mounts: [],
+    resources: undefined,
+    user: undefined,
+    stopSignal: undefined,
+    ...changes,
+  };
+}
+
+export function exited(changes: Partial<ContainerStatus> = {}): ContainerStatus {
+  const exitCode = changes.exitCode ?? 0;
+  const reason = exitCode === 0 ? "Completed" : "Error";
+  return containerOf({ state: "exited", finishedAtMs: 3_000, reason, ...changes });
+}
+
+export function snapshot(changes: Partial<PodSnapshot> = {}): PodSnapshot {
+  return { podUID: "u1", observedAtMs: 10_000, sandboxes: [sandboxOf()], containers: [], ...changes };
+}
+
+export const nothing: PodSnapshot = snapshot({ sandboxes: [] });
+
+export const image: EnsuredImage = { imageRef: "sha256:1", image: undefined };
+
+export function localOf(changes: Partial<PodLocal> = {}): PodLocal {
+  return {
+    attempts: new Map(),
+    images: new Map(),
+    crash: new Map(),
+    volumes: "ready",
+    terminating: undefined,
+    isCleanedUp: false,
+    isGone: false,
+    isRuntimeReady: true,
+    isNetworkReady: true,
+    ...changes,
+  };
+}
