@@ -20,9 +20,9 @@ export function podOf(name: string, script: string | Container[], spec: Partial<
   };
 }
 
-/** A pod that runs a script once; what the script prints is the pod's result. */
+/** A pod that runs a script once; what the script writes to standard output is the pod's result. */
 export function jobOf(name: string, script: string, spec: Partial<PodSpec> = {}, main: Partial<Container> = {}): Pod {
-  const wrapped = `{ ${script}\n} > /dev/termination-log 2>&1`;
+  const wrapped = `{ ${script}\n} > /dev/termination-log`;
   return podOf(name, [shell("main", wrapped, main)], { restartPolicy: "Never", ...spec });
 }
 
