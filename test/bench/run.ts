@@ -1,0 +1,3 @@
+/** All benchmarks, one after another, so that none disturbs the next. */
+await import("./pods.ts");
+await import("./proxy.ts");
