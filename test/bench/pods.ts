@@ -128,13 +128,13 @@ async function until<T>(
   key: string,
 ): Promise<void> {
   await new Promise<void>((resolve) => {
-    let end: (() => void) | undefined;
+    const ends: (() => void)[] = []; // filled after the first look, which may happen inside subscribe
     const look = () => {
       if (!isTrue(store.get(key))) return;
-      end?.();
+      for (const end of ends) end();
       resolve();
     };
-    end = store.subscribe(look);
+    ends.push(store.subscribe(look));
     look();
   });
 }
