@@ -1,0 +1,120 @@
+import { expect, test, vi } from "vitest";
+import type { ApiClient } from "../../../agent/kube/port.ts";
+import type { Pod, PodStatus } from "../../../agent/kube/types.ts";
+import { AgentError } from "../../../agent/lib/errors.ts";
+import { silentLogger } from "../../../agent/lib/log.ts";
+import { patchesInFlightMax, patchRetry, StatusWriter } from "../../../agent/pods/status-writer.ts";
+import { FakeClock } from "../kube/fake-clock.ts";
+import { podOf } from "./support.ts";
+
+/** A server that keeps statuses, answers patches when told to, and can fail. */
+function setUp() {
+  const clock = new FakeClock();
+  const written: string[] = [];
+  const patches: { name: string; patch: { metadata: { uid: string }; status: PodStatus }; answer(result: unknown): void }[] = [];
+  const patch = (_resource: unknown, { name }: { name: string }, body: never) =>
+    new Promise<Pod>((resolve, reject) => {
+      patches.push({
+        name,
+        patch: body,
+        answer: (result) => (result instanceof Error ? reject(result) : resolve(result as Pod)),
+      });
+    });
+  const writer = new StatusWriter({
+    client: { patch } as unknown as ApiClient,
+    clock,
+    log: silentLogger,
+    onWritten: (uid) => written.push(uid),
+  });
+  const stop = new AbortController();
+  writer.start(stop.signal);
+  return { clock, writer, patches, written, stop };
+}
+
+const stored = (version: number, status: PodStatus = {}): Pod => ({
+  ...podOf({}, { resourceVersion: String(version) }),
+  status,
+});
+const settle = async () => await new Promise((resolve) => setImmediate(resolve));
+
+test("one patch at a time for a pod, the latest wins, and the answer is the base of the next", async () => {
+  const { writer, patches, written } = setUp();
+  writer.observe(stored(1));
+  writer.set("u1", { phase: "Pending" });
+  writer.set("u1", { phase: "Running", podIP: "10.0.0.2" });
+  writer.set("u1", { phase: "Running", podIP: "10.0.0.3" });
+  expect(patches.map(({ patch }) => patch)).toEqual([{ metadata: { uid: "u1" }, status: { phase: "Pending" } }]);
+  patches[0]?.answer(stored(2, { phase: "Pending" }));
+  await settle();
+  expect(patches[1]?.patch.status).toEqual({ phase: "Running", podIP: "10.0.0.3" });
+  patches[1]?.answer(stored(3, { phase: "Running", podIP: "10.0.0.3" }));
+  await settle();
+  expect(patches).toHaveLength(2);
+  expect(written).toEqual(["u1", "u1"]);
+  expect(writer.known("u1")?.metadata.resourceVersion).toBe("3");
+});
+
+test("a watch that is behind does not cause the same patch again", async () => {
+  const { writer, patches } = setUp();
+  writer.observe(stored(1));
+  writer.set("u1", { phase: "Running" });
+  patches[0]?.answer(stored(9, { phase: "Running" }));
+  await settle();
+  writer.observe(stored(2));
+  expect(patches).toHaveLength(1);
+});
+
+test("what somebody else changed back is written again", async () => {
+  const { writer, patches } = setUp();
+  writer.observe(stored(1));
+  writer.set("u1", { phase: "Running" });
+  patches[0]?.answer(stored(2, { phase: "Running" }));
+  await settle();
+  writer.observe(stored(3, { phase: "Pending" }));
+  expect(patches).toHaveLength(2);
+});
+
+test("a server that stores something else than was sent is not asked for ever", async () => {
+  const { writer, patches } = setUp();
+  writer.observe(stored(1));
+  writer.set("u1", { phase: "Running", podIP: "bad" });
+  patches[0]?.answer(stored(2, { phase: "Running" }));
+  await settle();
+  patches[1]?.answer(stored(3, { phase: "Running" }));
+  await settle();
+  expect(patches).toHaveLength(2);
+});
+
+test("a failure is retried with backoff, and loses nothing that was set meanwhile", async () => {
+  const { writer, patches, clock } = setUp();
+  writer.observe(stored(1));
+  writer.set("u1", { phase: "Pending" });
+  patches[0]?.answer(new AgentError("Unavailable", "away"));
+  await settle();
+  writer.set("u1", { phase: "Running" });
+  expect(patches).toHaveLength(1);
+  await clock.advance(patchRetry.baseMs);
+  expect(patches[1]?.patch.status).toEqual({ phase: "Running" });
+});
+
+test("another pod of the name is left alone", async () => {
+  const { writer, patches, clock } = setUp();
+  writer.observe(stored(1));
+  writer.set("u1", { phase: "Running" });
+  patches[0]?.answer(new AgentError("Conflict", "the UID in the precondition does not match"));
+  await settle();
+  await clock.advance(60_000);
+  expect(patches).toHaveLength(1);
+});
+
+test("a bounded number of patches is under way", async () => {
+  const { writer, patches } = setUp();
+  for (let i = 0; i < 3 * patchesInFlightMax; i++) {
+    const pod = podOf({}, { name: `pod-${i}`, uid: `u${i}`, resourceVersion: "1" });
+    writer.observe(pod);
+    writer.set(`u${i}`, { phase: "Running" });
+  }
+  expect(patches).toHaveLength(patchesInFlightMax);
+  patches[0]?.answer({ ...podOf({}, { name: "pod-0", uid: "u0", resourceVersion: "2" }), status: { phase: "Running" } });
+  await vi.waitFor(() => expect(patches).toHaveLength(patchesInFlightMax + 1));
+});
