@@ -116,7 +116,7 @@ class Manager {
   // A pod that failed for a missing ConfigMap or Secret need not wait for its retry.
   #onObject(namespace: string): void {
     for (const { worker } of this.#workers.values()) {
-      if (worker.namespace === namespace) worker.contentChanged();
+      if (worker.namespace === namespace) worker.objectChanged();
     }
   }
 

@@ -56,7 +56,9 @@ export function buildPodStatus(inputs: StatusInputs, nowMs: number): PodStatus {
     { pod, phase, initStatuses, statuses, hasSandbox: inputs.hasSandbox, previous: previous.conditions ?? [] },
     now,
   );
-  const [hostIP] = inputs.hostIPs;
+  // The node's addresses are unknown for a moment after a start of the agent.
+  const hostIPs = inputs.hostIPs.length > 0 ? inputs.hostIPs : (previous.hostIPs ?? []).map(({ ip }) => ip);
+  const [hostIP] = hostIPs;
   const [podIP] = ips;
   return {
     phase,
@@ -64,7 +66,7 @@ export function buildPodStatus(inputs: StatusInputs, nowMs: number): PodStatus {
     conditions: [...own, ...foreign],
     ...(isSamePhase && previous.reason !== undefined ? { reason: previous.reason } : {}),
     ...(isSamePhase && previous.message !== undefined ? { message: previous.message } : {}),
-    ...(hostIP === undefined ? {} : { hostIP, hostIPs: inputs.hostIPs.map((ip) => ({ ip })) }),
+    ...(hostIP === undefined ? {} : { hostIP, hostIPs: hostIPs.map((ip) => ({ ip })) }),
     ...(podIP === undefined ? {} : { podIP, podIPs: ips.map((ip) => ({ ip })) }),
     startTime: previous.startTime ?? now,
     ...(initStatuses.length === 0 ? {} : { initContainerStatuses: initStatuses }),

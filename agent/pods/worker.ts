@@ -1,11 +1,12 @@
 import { pods } from "../kube/resources.ts";
-import type { Container, Pod } from "../kube/types.ts";
+import type { Condition, Container, Pod, PodStatus } from "../kube/types.ts";
 import { backoffMs } from "../lib/backoff.ts";
 import { hasCode, isAbort, messageOf } from "../lib/errors.ts";
 import type { Logger } from "../lib/log.ts";
 import { Loop } from "../lib/loop.ts";
 import type { EnsuredImage } from "../runtime/images.ts";
 import type { PodSnapshot } from "../runtime/port.ts";
+import { ownConditionTypes } from "./conditions.ts";
 import { readTerminationMessage } from "./container-logs.ts";
 import { type CrashBackoff, formatDelay, noteRestart } from "./crash-backoff.ts";
 import { decide } from "./decide.ts";
@@ -118,9 +119,14 @@ export class PodWorker {
     this.#loop.wake();
   }
 
-  /** Content of volumes is out of date, or objects that the pod refers to changed. */
+  /** Content of volumes is out of date. */
   contentChanged(): void {
     if (this.#volumes === "ready") this.#volumes = "stale";
+    this.objectChanged();
+  }
+
+  /** An object changed that the pod may refer to: what failed for want of it is tried again. */
+  objectChanged(): void {
     this.#forgetFailures();
     this.#loop.wake();
   }
@@ -235,7 +241,11 @@ export class PodWorker {
   #status(pod: Pod, observed: PodSnapshot, plan: Plan, nowMs: number) {
     const { node, writer } = this.#deps;
     const isHost = pod.spec.hostNetwork === true;
-    const hasSandbox = sandboxState(pod, observed).kind === "ready" && this.#volumes !== "unknown";
+    const sandbox = sandboxState(pod, observed);
+    // After a restart of the agent, containers prove that their volumes were ready.
+    const hasSandbox =
+      sandbox.kind === "ready" &&
+      (this.#volumes !== "unknown" || observed.containers.some(({ sandboxID }) => sandboxID === sandbox.sandbox.id));
     const hostIPs = node.hostIPs();
     const isTerminated =
       this.#termination !== undefined && !observed.containers.some(isAlive) && !this.#hasStep("sandbox", "start/");
@@ -243,7 +253,7 @@ export class PodWorker {
       {
         pod,
         observed,
-        previous: writer.wanted(this.uid) ?? pod.status ?? {},
+        previous: previousStatus(writer.wanted(this.uid), writer.known(this.uid)?.status ?? pod.status ?? {}),
         waiting: this.#waiting(pod, plan),
         terminationMessages: this.#lastWords,
         hasSandbox,
@@ -386,6 +396,14 @@ export class PodWorker {
     this.#steps.add(step);
     void step.finally(() => this.#steps.delete(step));
   }
+}
+
+// What we said last, with the conditions of others as the API server has them now.
+function previousStatus(wanted: PodStatus | undefined, known: PodStatus): PodStatus {
+  if (wanted === undefined) return known;
+  const isOwn = ({ type }: Condition) => ownConditionTypes.includes(type);
+  const own = (wanted.conditions ?? []).filter(isOwn);
+  return { ...wanted, conditions: [...own, ...(known.conditions ?? []).filter((condition) => !isOwn(condition))] };
 }
 
 function crashMessage(pod: Pod, container: string, delayMs: number): string {

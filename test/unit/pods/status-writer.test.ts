@@ -11,7 +11,11 @@ import { podOf } from "./support.ts";
 function setUp() {
   const clock = new FakeClock();
   const written: string[] = [];
-  const patches: { name: string; patch: { metadata: { uid: string }; status: PodStatus }; answer(result: unknown): void }[] = [];
+  const patches: {
+    name: string;
+    patch: { metadata: { uid: string }; status: PodStatus };
+    answer(result: unknown): void;
+  }[] = [];
   const patch = (_resource: unknown, { name }: { name: string }, body: never) =>
     new Promise<Pod>((resolve, reject) => {
       patches.push({
@@ -115,6 +119,9 @@ test("a bounded number of patches is under way", async () => {
     writer.set(`u${i}`, { phase: "Running" });
   }
   expect(patches).toHaveLength(patchesInFlightMax);
-  patches[0]?.answer({ ...podOf({}, { name: "pod-0", uid: "u0", resourceVersion: "2" }), status: { phase: "Running" } });
+  patches[0]?.answer({
+    ...podOf({}, { name: "pod-0", uid: "u0", resourceVersion: "2" }),
+    status: { phase: "Running" },
+  });
   await vi.waitFor(() => expect(patches).toHaveLength(patchesInFlightMax + 1));
 });

@@ -210,6 +210,12 @@ describe("conditions", () => {
   });
 });
 
+test("addresses stay while the agent does not know them again yet", () => {
+  const previous = statusOf({ observed: snapshot({ containers: [containerOf()] }) });
+  const status = statusOf({ previous, podIPs: [], hostIPs: [], observed: snapshot({ containers: [containerOf()] }) });
+  expect(statusPatch("u1", previous, status)).toBeUndefined();
+});
+
 describe("status patch", () => {
   const status = statusOf({ observed: snapshot({ containers: [containerOf()] }) });
 
