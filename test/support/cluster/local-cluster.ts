@@ -1,5 +1,5 @@
-import { lstat, mkdir, readdir, readFile, readlink, rm, writeFile } from "node:fs/promises";
-import { join } from "node:path";
+import { access, mkdir, readdir, readFile, readlink, rm, writeFile } from "node:fs/promises";
+import { dirname, join } from "node:path";
 import { setTimeout as sleep } from "node:timers/promises";
 import { stringify } from "yaml";
 import { detectCgroupTree } from "../../../agent/node/cgroup-detect.ts";
@@ -56,6 +56,7 @@ export async function startLocalCluster(options: LocalClusterOptions = {}): Prom
   onStep("starting containerd in a network namespace of its own");
   const node = await createTestNode();
   try {
+    await removeDeadLogLinks(dirname(node.dir));
     const apiDir = join(node.dir, "api");
     const rootDir = join(node.dir, "kubelet");
     const podLogsDir = join(node.dir, "pods");
@@ -161,9 +162,28 @@ async function untilReady(apiServer: Restartable): Promise<void> {
 
 /** The agent's links to logs are where log collectors look, which is not below the node's directory. */
 async function removeLogLinks(dir: string): Promise<void> {
-  for (const name of await readdir(containerLogsDir).catch(() => [])) {
-    const path = join(containerLogsDir, name);
-    const isLink = (await lstat(path).catch(() => undefined))?.isSymbolicLink() === true;
-    if (isLink && (await readlink(path)).startsWith(`${dir}/`)) await rm(path, { force: true });
+  for (const { path, target } of await logLinks()) if (target.startsWith(`${dir}/`)) await rm(path, { force: true });
+}
+
+/** The same for nodes whose process was killed. */
+async function removeDeadLogLinks(nodesDir: string): Promise<void> {
+  for (const { path, target } of await logLinks()) {
+    if (!target.startsWith(`${nodesDir}/`)) continue;
+    const isAlive = await access(target).then(
+      () => true,
+      () => false,
+    );
+    if (!isAlive) await rm(path, { force: true });
   }
+}
+
+async function logLinks(): Promise<{ path: string; target: string }[]> {
+  const names = await readdir(containerLogsDir).catch(() => []);
+  const links = await Promise.all(
+    names.map(async (name) => {
+      const path = join(containerLogsDir, name);
+      return { path, target: await readlink(path).catch(() => "") }; // not everything there is a link
+    }),
+  );
+  return links.filter(({ target }) => target !== "");
 }
