@@ -10,7 +10,7 @@ export interface Hardware {
 
 /**
  * Describes the machine for people, through systeminformation. It costs about 100 ms, some child processes and 12 MB of
- * memory that stay with the process: for one-shot commands, never for the running daemon (facts.ts reads what that needs).
+ * memory that stay with the process: for people who debug, never for the ordinary daemon (facts.ts reads what that needs).
  */
 export async function describeHardware(): Promise<Hardware> {
   const { system, cpu } = await import("systeminformation");

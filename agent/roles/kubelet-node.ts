@@ -4,10 +4,13 @@ import { createApiClient, type KubeClient } from "../kube/client.ts";
 import type { EventRecorder, Store } from "../kube/port.ts";
 import type { Node } from "../kube/types.ts";
 import { nodeAllocatable, nodeCapacity, reservationProblem, resourceList } from "../node/capacity.ts";
+import { messageOf } from "../lib/errors.ts";
+import type { Logger } from "../lib/log.ts";
 import { detectCgroupTree } from "../node/cgroup-detect.ts";
 import type { CgroupTree } from "../node/cgroup-tree.ts";
 import { createCgroups, type PodCgroups } from "../node/cgroups.ts";
 import { type NodeFacts, readNodeFacts } from "../node/facts.ts";
+import { describeHardware } from "../node/hardware.ts";
 import { createImageCache } from "../node/images.ts";
 import { createLeaseRenewer } from "../node/lease.ts";
 import { createNodeAgent, type NodeSettings } from "../node/registration.ts";
@@ -51,6 +54,7 @@ export async function startNode(options: StartNodeOptions, surroundings: Surroun
     connectRuntime(config, { clock, log }, stop),
   ]);
   const { runtime, runtimeName } = connected;
+  await logHardware(log);
   parts.defer("runtime connection", () => runtime.close());
   const ofNode = nodeSettings(settings, nodeName);
   const capacity = nodeCapacity(facts, ofNode);
@@ -120,4 +124,11 @@ async function openCgroups(
   const cgroups = createCgroups(ofCgroups, { tree, clock, log, ...(slices === undefined ? {} : { slices }) });
   await cgroups.setUp();
   return cgroups;
+}
+
+// At debug verbosity only: the description costs 12 MB that stay with the process.
+async function logHardware(log: Logger): Promise<void> {
+  if (!log.isLevelEnabled("debug")) return;
+  const hardware = await describeHardware().catch((err: unknown) => ({ err: messageOf(err) }));
+  log.debug({ hardware }, "machine");
 }
