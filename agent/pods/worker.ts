@@ -5,9 +5,10 @@ import { hasCode, isAbort, messageOf } from "../lib/errors.ts";
 import type { Logger } from "../lib/log.ts";
 import { Loop } from "../lib/loop.ts";
 import type { EnsuredImage } from "../runtime/images.ts";
-import type { PodSnapshot } from "../runtime/port.ts";
+import type { PodSnapshot, ContainerStatus as RuntimeContainer } from "../runtime/port.ts";
 import { ownConditionTypes } from "./conditions.ts";
 import { readTerminationMessage } from "./container-logs.ts";
+import { unknownExitCode } from "./container-status.ts";
 import { type CrashBackoff, formatDelay, noteRestart } from "./crash-backoff.ts";
 import { decide } from "./decide.ts";
 import { type Executor, StepError } from "./executor.ts";
@@ -26,6 +27,8 @@ export const observeRetry = { baseMs: 100, maxMs: 5_000, jitter: 0.2 };
 // Longest rest between two looks at a pod of which nothing is heard: kubelet's syncFrequency.
 const resyncMs = 60_000;
 const graceSecondsDefault = 30;
+// The runtime learns of an exit and of the kernel's out-of-memory killer by different ways; the reason may come later.
+const oomReasonMs = 150;
 // kubelet's floor for the whole pod's grace.
 const graceSecondsMin = 1;
 
@@ -178,7 +181,11 @@ export class PodWorker {
     if (!this.#isDirty && this.#observed !== undefined) return this.#observed;
     this.#isDirty = false;
     try {
-      const observed = await this.#deps.runtime.podSnapshot(this.uid);
+      let observed = await this.#deps.runtime.podSnapshot(this.uid);
+      if (observed.containers.some((container) => this.#mayBeOOM(container))) {
+        await this.#deps.clock.sleep(oomReasonMs);
+        observed = await this.#deps.runtime.podSnapshot(this.uid);
+      }
       await this.#readLastWords(observed);
       const [newest] = observed.sandboxes;
       if (newest?.ready === true && newest.ips.length > 0) {
@@ -190,6 +197,15 @@ export class PodWorker {
       this.#isDirty = true;
       throw err;
     }
+  }
+
+  // Killed just now, by nobody that we know of, in a container that memory is rationed for: the kernel may have done it.
+  #mayBeOOM({ id, name, state, exitCode, reason }: RuntimeContainer): boolean {
+    if (state !== "exited" || exitCode !== unknownExitCode || reason !== "Error") return false;
+    if (this.#lastWords.has(id) || this.#hasStep(`kill/${id}/`)) return false;
+    const limits = specContainers(this.#pod).find(({ container }) => container.name === name)?.container.resources
+      ?.limits;
+    return limits?.memory !== undefined;
   }
 
   async #readLastWords(observed: PodSnapshot): Promise<void> {
