@@ -16,8 +16,9 @@ const root = new URL("..", import.meta.url).pathname;
 
 // Chosen by measurement (10 000 endpoint slices parsed, kept and rendered): 101 MB resident without them, 78 MB with
 // them, same CPU time, same event-loop delay. Smaller semi-spaces or --optimize-for-size save 2-4 MB more and pause
-// longer; --lite-mode (63 MB) has no optimising compiler.
-const nodeFlags = ["--max-semi-space-size=2", "--v8-pool-size=1"];
+// longer; --lite-mode (63 MB) has no optimising compiler. --heap-growing-percent keeps a burst from leaving its garbage
+// behind for good: 109 MB instead of 130 MB resident after 60 pods started at once.
+const nodeFlags = ["--max-semi-space-size=2", "--v8-pool-size=1", "--heap-growing-percent=25"];
 
 // How often an executable that does not start is made anew.
 const attemptsMax = 3;
@@ -47,7 +48,7 @@ async function main(entry: string, out: string): Promise<void> {
   await mkdir(dirname(out), { recursive: true });
   const inputs = await bundle(entry, script);
   await writeFile(`${out}.LICENSES.txt`, await licensesOf(inputs));
-  const blob = `${out}.blob`;
+  const blob = `${out}.${process.pid}.blob`;
   await makeBlob(script, blob);
 
   for (let attempt = 1; ; attempt++) {
@@ -66,7 +67,7 @@ async function main(entry: string, out: string): Promise<void> {
 
 /** Puts the blob into a copy of Node.js. */
 async function makeExecutable(blob: string, out: string): Promise<void> {
-  const unfinished = `${out}.unfinished`;
+  const unfinished = `${out}.${process.pid}.unfinished`; // two builds at once do not meet
   // The Node.js that runs this script is the one to carry: .ci/node chose it.
   await copyFile(process.execPath, unfinished);
   await chmod(unfinished, 0o755);
