@@ -7,7 +7,7 @@ import { restartAtMs } from "./crash-backoff.ts";
 import { nextInit } from "./init-containers.ts";
 import type { PodLocal } from "./local.ts";
 import { isAlive, type Plan, PlanBuilder } from "./plan.ts";
-import { shouldRestart } from "./restart-policy.ts";
+import { restartsAfter, shouldRestart } from "./restart-policy.ts";
 import { sandboxState } from "./sandbox.ts";
 import { decideTermination } from "./terminate.ts";
 
@@ -46,6 +46,14 @@ function decideRunning(pod: Pod, observed: PodSnapshot, local: PodLocal, plan: P
   if (local.volumes !== "ready") plan.want({ kind: "SetUpVolumes" });
   plan.want({ kind: "CreateSandbox", attempt: state.attempt });
   for (const container of firstContainers(pod)) wantImage(container, local, plan);
+}
+
+/** True when all regular containers have ended for good: what is left, such as sidecars, only has to be stopped. */
+export function isOver(pod: Pod, { containers }: PodSnapshot): boolean {
+  return pod.spec.containers.every((container) => {
+    const newest = containers.find(({ name }) => name === container.name);
+    return newest?.state === "exited" && !restartsAfter(pod, container, newest.exitCode);
+  });
 }
 
 // Before a sandbox is replaced, everything of the old one stops. True while something is left.
@@ -97,7 +105,8 @@ function decideContainers(
     if (!observed.containers.some(({ name }) => name === container.name)) starts.push(container);
   }
   const init = nextInit(pod, inSandbox);
-  starts.push(...init.start);
+  // One that the runtime lost track of is killed first.
+  starts.push(...init.start.filter(({ name }) => inSandbox.find((c) => c.name === name)?.state !== "unknown"));
   if (init.isInitialized) {
     for (const container of pod.spec.containers) {
       const newest = observed.containers.find(({ name }) => name === container.name);
@@ -148,7 +157,7 @@ function startInOrder(
 }
 
 function wantImage(container: Container, local: PodLocal, plan: PlanBuilder): "present" | "underWay" | "resting" {
-  if (local.images.has(container.name)) return "present";
+  if (local.images.get(container.name)?.wanted === container.image) return "present";
   return plan.want({ kind: "EnsureImage", container: container.name });
 }
 
@@ -165,7 +174,7 @@ function killChanged(pod: Pod, inSandbox: readonly ContainerStatus[], plan: Plan
   for (const { id, name, state } of inSandbox) {
     // A container that the runtime lost track of is stopped before its successor starts.
     if (state === "unknown") {
-      const why = `Container ${name} is in unknown state, try killing it before restart`;
+      const why = `Container ${name} is in "unknown" state, try killing it before restart`;
       plan.want({ kind: "KillContainer", containerID: id, container: name, graceSeconds, why });
     }
   }

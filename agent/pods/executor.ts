@@ -2,12 +2,13 @@ import { mkdir } from "node:fs/promises";
 import { join } from "node:path";
 import type { Container, Pod } from "../kube/types.ts";
 import { AgentError, messageOf } from "../lib/errors.ts";
-import { type EnsuredImage, ImagePullError } from "../runtime/images.ts";
+import { ImagePullError } from "../runtime/images.ts";
 import { authsFor, keyringFromSecrets } from "../runtime/images-auth.ts";
 import type { PodSandboxConfig, PodSnapshot } from "../runtime/port.ts";
 import { buildContainerConfig, nextRestartCount } from "./container-config.ts";
 import { linkLog, removeLogs } from "./container-logs.ts";
 import { podDNS } from "./dns.ts";
+import type { ReadyImage } from "./local.ts";
 import { podLogDirName, podReference, type SpecContainer, specContainers, uidOf } from "./names.ts";
 import type { PodAction } from "./plan.ts";
 import type { PodDeps } from "./port.ts";
@@ -34,7 +35,7 @@ export interface StepContext {
   pod: Pod;
   observed: PodSnapshot;
   podIPs: readonly string[];
-  images: Map<string, EnsuredImage>;
+  images: Map<string, ReadyImage>;
   maskedPaths: readonly string[];
   /** Aborts work that only waits: pulls, volumes. */
   signal: AbortSignal;
@@ -90,6 +91,9 @@ export class Executor {
   async #createSandbox(attempt: number, { pod, signal }: StepContext): Promise<void> {
     const { cgroups, runtime, runtimeClasses, settings } = this.#deps;
     const uid = uidOf(pod);
+    if (attempt > 0) {
+      this.#event(pod, "Normal", "SandboxChanged", "Pod sandbox changed, it will be killed and re-created.");
+    }
     try {
       await cgroups.ensure(pod);
     } catch (err) {
@@ -107,7 +111,7 @@ export class Executor {
       if (className !== "" && runtimeClass === undefined) {
         throw new AgentError("NotFound", `failed to get sandbox runtime: RuntimeClass "${className}" not found`);
       }
-      const config = await this.#sandboxConfig(pod, attempt);
+      const config = await this.#sandboxConfig(pod, attempt, true);
       await mkdir(join(settings.podLogsDir, podLogDirName(pod)), { recursive: true, mode: 0o755 });
       await runtime.runPodSandbox(config, runtimeClass?.handler ?? "");
     } catch (err) {
@@ -120,12 +124,12 @@ export class Executor {
     }
   }
 
-  async #sandboxConfig(pod: Pod, attempt: number): Promise<PodSandboxConfig> {
+  async #sandboxConfig(pod: Pod, attempt: number, announce = false): Promise<PodSandboxConfig> {
     const { settings, node, volumes, cgroups } = this.#deps;
     const { clusterDNS, clusterDomain } = settings;
     const host = await settings.readResolvConf();
     const { config: dns, warnings } = podDNS(pod, { clusterDNS, clusterDomain, host, nodeIPs: node.hostIPs() });
-    for (const { reason, message } of warnings) this.#event(pod, "Warning", reason, message);
+    if (announce) for (const { reason, message } of warnings) this.#event(pod, "Warning", reason, message);
     const volumeGroups = volumes.supplementalGroups(uidOf(pod));
     return buildSandboxConfig(pod, attempt, { cgroupParent: cgroups.parentFor(pod), dns, volumeGroups, settings });
   }
@@ -136,10 +140,11 @@ export class Executor {
     try {
       const auths = await this.#auths(pod, container);
       const config = await this.#sandboxConfig(pod, attempt);
-      images.set(name, await this.#deps.images.ensureImage(pod, container, config, auths, signal));
+      const ensured = await this.#deps.images.ensureImage(pod, container, config, auths, signal);
+      images.set(name, { ...ensured, wanted: container.image });
     } catch (err) {
       if (!(err instanceof ImagePullError)) throw err;
-      if (err.reason !== "ImagePullBackOff") this.#event(pod, "Warning", "Failed", `Error: ${err.reason}`, fieldPath);
+      this.#event(pod, "Warning", "Failed", `Error: ${err.reason}`, fieldPath);
       throw new StepError(err.reason, err.message, err.retryAtMs);
     }
   }
@@ -188,14 +193,16 @@ export class Executor {
   async #createContainer(
     container: Container,
     sandboxID: string,
-    image: EnsuredImage | undefined,
+    image: ReadyImage | undefined,
     context: StepContext,
     fail: (reason: string, err: unknown) => never,
   ): Promise<string> {
     const { pod, observed, podIPs, maskedPaths } = context;
     const { runtime, settings } = this.#deps;
     const sandbox = observed.sandboxes.find((candidate) => candidate.id === sandboxID);
-    if (sandbox === undefined || image === undefined) throw new StepError("ContainerCreating", "the sandbox is gone");
+    if (sandbox === undefined || image === undefined || image.wanted !== container.image) {
+      throw new StepError("ContainerCreating", "the pod has changed meanwhile");
+    }
     const config = await (async () => {
       const restartCount = await nextRestartCount(pod, container.name, observed, settings.podLogsDir);
       return await buildContainerConfig(
@@ -213,7 +220,10 @@ export class Executor {
     const fieldPath = specContainers(pod).find(({ container }) => container.name === action.container)?.fieldPath;
     this.#event(pod, "Normal", "Killing", action.why, fieldPath);
     try {
-      await this.#deps.runtime.stopContainer(action.containerID, Math.max(action.graceSeconds, stopGraceSecondsMin));
+      await this.#deps.runtime.stopContainer(
+        action.containerID,
+        Math.max(action.timeoutSeconds ?? action.graceSeconds, stopGraceSecondsMin),
+      );
     } catch (err) {
       this.#event(pod, "Warning", "FailedKillPod", `error killing pod: ${messageOf(err)}`);
       throw new StepError("", messageOf(err));

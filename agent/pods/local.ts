@@ -7,6 +7,11 @@ export type Attempt =
   /** It failed and is tried again at `retryAtMs` (Unix ms) if it is still wanted then. */
   | { state: "failed"; reason: string; message: string; retryAtMs: number; failures: number };
 
+/** An image that is there, and the name by which the container asked for it. */
+export interface ReadyImage extends EnsuredImage {
+  wanted: string | undefined;
+}
+
 /**
  * What the worker of one pod knows that neither the API server nor the runtime does. Lost with the process: every entry
  * can be learnt again.
@@ -14,7 +19,7 @@ export type Attempt =
 export interface PodLocal {
   readonly attempts: ReadonlyMap<string, Attempt>;
   /** Images made sure of for the next start of a container, by container name. */
-  readonly images: ReadonlyMap<string, EnsuredImage>;
+  readonly images: ReadonlyMap<string, ReadyImage>;
   readonly crash: ReadonlyMap<string, CrashBackoff>;
   readonly volumes: "unknown" | "ready" | "stale";
   /** Set once the pod must stop: deleted, finished, or gone. Never unset. */

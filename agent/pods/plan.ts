@@ -8,7 +8,15 @@ export type PodAction =
   | { kind: "EnsureImage"; container: string }
   /** `createdID`: an instance that was made but never started (the agent died in between). */
   | { kind: "StartContainer"; container: string; sandboxID: string; createdID: string | undefined }
-  | { kind: "KillContainer"; containerID: string; container: string; graceSeconds: number; why: string }
+  /** `timeoutSeconds`: what is left of the grace for this container; absent: all of it. */
+  | {
+      kind: "KillContainer";
+      containerID: string;
+      container: string;
+      graceSeconds: number;
+      timeoutSeconds?: number;
+      why: string;
+    }
   | { kind: "StopSandbox"; sandboxID: string }
   | { kind: "RemoveContainer"; containerID: string }
   | { kind: "RemoveSandbox"; sandboxID: string }

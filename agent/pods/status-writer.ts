@@ -135,19 +135,16 @@ export class StatusWriter {
       entry.sent = JSON.stringify(patch);
     } catch (err) {
       if (isAbort(err)) return;
-      if (hasCode(err, "NotFound", "Conflict")) {
-        entry.wanted = undefined; // deleted, or another pod has the name now; the watch will say which
-        log.debug({ pod, podUID: uid, err: messageOf(err) }, "pod status not written, the pod is gone");
-      } else {
-        entry.failures += 1;
-        const retryMs = backoffMs(entry.failures, patchRetry);
-        log.warn({ pod, podUID: uid, err: messageOf(err), retryMs }, "pod status not written, trying again");
-        clock.after(retryMs, () => {
-          entry.isBusy = false;
-          this.#enqueue(uid, entry);
-        });
-        return;
-      }
+      // Deleted, or another pod has the name now: the watch will say so, and it is of no use to repeat it quickly.
+      const isGone = hasCode(err, "NotFound", "Conflict");
+      entry.failures += 1;
+      const retryMs = isGone ? patchRetry.maxMs : backoffMs(entry.failures, patchRetry);
+      log[isGone ? "debug" : "warn"]({ pod, podUID: uid, err: messageOf(err), retryMs }, "pod status not written");
+      clock.after(retryMs, () => {
+        entry.isBusy = false;
+        if (this.#entries.get(uid) === entry) this.#enqueue(uid, entry);
+      });
+      return;
     }
     entry.isBusy = false;
     this.#enqueue(uid, entry); // what was set meanwhile

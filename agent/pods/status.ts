@@ -1,4 +1,4 @@
-import { qosClass } from "../kube/pod-resources.ts";
+import { isSidecar, qosClass } from "../kube/pod-resources.ts";
 import type { Container, ContainerStatus, Pod, PodPhase, PodStatus } from "../kube/types.ts";
 import type { PodSnapshot, ContainerStatus as RuntimeContainer } from "../runtime/port.ts";
 import { ownConditionTypes, podConditions } from "./conditions.ts";
@@ -39,7 +39,7 @@ export function buildPodStatus(inputs: StatusInputs, nowMs: number): PodStatus {
   const ephemeral = containerStatuses("ephemeral", inputs);
   if (inputs.isTerminated) {
     initStatuses = initStatuses.map((status) => (hasStartedOnce(status) ? closed(status) : status));
-    statuses = statuses.map((status) => closed(status));
+    if (hasInitialized(pod, initStatuses, statuses)) statuses = statuses.map((status) => closed(status));
   }
   const regularNames = new Set(pod.spec.containers.map(({ name }) => name));
   const sandboxID = observed.sandboxes[0]?.id;
@@ -85,6 +85,18 @@ function settledPhase(pod: Pod, previous: PodStatus, computed: PodPhase): PodPha
     if (phase !== undefined && isTerminalPhase(phase)) return phase;
   }
   return computed;
+}
+
+// Containers of a pod that never came that far stay as they are: waiting.
+function hasInitialized(pod: Pod, inits: readonly ContainerStatus[], statuses: readonly ContainerStatus[]): boolean {
+  const last = pod.spec.initContainers?.at(-1);
+  if (last === undefined) return true;
+  const hasRun = ({ state, lastState }: ContainerStatus) =>
+    state?.running !== undefined || state?.terminated !== undefined || lastState?.terminated !== undefined;
+  const status = inits.find(({ name }) => name === last.name);
+  return (
+    statuses.some(hasRun) || status?.state?.terminated?.exitCode === 0 || (isSidecar(last) && status?.started === true)
+  );
 }
 
 function hasStartedOnce({ state, lastState, started }: ContainerStatus): boolean {

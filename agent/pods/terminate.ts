@@ -17,9 +17,12 @@ export function decideTermination(
 ): void {
   const alive = observed.containers.filter(isAlive);
   for (const { id, name } of nextToStop(pod, alive, termination, plan.nowMs)) {
-    const { graceSeconds } = termination;
+    const { graceSeconds, sinceMs } = termination;
     const why = `Stopping container ${name}`;
-    plan.want({ kind: "KillContainer", containerID: id, container: name, graceSeconds, why });
+    const kill = { kind: "KillContainer", containerID: id, container: name, graceSeconds, why } as const;
+    // Sidecars come late: they have what the others left of the pod's grace.
+    const leftSeconds = Math.max(0, Math.floor((sinceMs + graceSeconds * 1000 - plan.nowMs) / 1000));
+    plan.want(isSidecarName(pod, name) ? { ...kill, timeoutSeconds: leftSeconds } : kill);
   }
   if (alive.length > 0) {
     const deadlineMs = termination.sinceMs + termination.graceSeconds * 1000;
@@ -30,6 +33,7 @@ export function decideTermination(
   const ready = observed.sandboxes.filter((sandbox) => sandbox.ready);
   for (const { id } of ready) plan.want({ kind: "StopSandbox", sandboxID: id });
   if (ready.length > 0) return;
+  if (plan.isRunning("volumes")) return; // set-up and tear-down must not meet
   if (!local.isCleanedUp) {
     plan.want({ kind: "CleanUp" });
     return;
@@ -39,6 +43,10 @@ export function decideTermination(
   if (observed.containers.length > 0) return;
   for (const { id } of observed.sandboxes) plan.want({ kind: "RemoveSandbox", sandboxID: id });
   plan.isFinished = observed.sandboxes.length === 0;
+}
+
+function isSidecarName(pod: Pod, name: string): boolean {
+  return (pod.spec.initContainers ?? []).some((container) => container.name === name && isSidecar(container));
 }
 
 // Work that may yet bring up a container or a sandbox.

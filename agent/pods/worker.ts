@@ -1,18 +1,18 @@
+import { isDeepStrictEqual } from "node:util";
 import { pods } from "../kube/resources.ts";
 import type { Condition, Container, Pod, PodStatus } from "../kube/types.ts";
 import { backoffMs } from "../lib/backoff.ts";
 import { hasCode, isAbort, messageOf } from "../lib/errors.ts";
 import type { Logger } from "../lib/log.ts";
 import { Loop } from "../lib/loop.ts";
-import type { EnsuredImage } from "../runtime/images.ts";
 import type { PodSnapshot, ContainerStatus as RuntimeContainer } from "../runtime/port.ts";
 import { ownConditionTypes } from "./conditions.ts";
 import { readTerminationMessage } from "./container-logs.ts";
 import { unknownExitCode } from "./container-status.ts";
 import { type CrashBackoff, formatDelay, noteRestart } from "./crash-backoff.ts";
-import { decide } from "./decide.ts";
+import { decide, isOver } from "./decide.ts";
 import { type Executor, StepError } from "./executor.ts";
-import type { Attempt, PodLocal, Termination } from "./local.ts";
+import type { Attempt, PodLocal, ReadyImage, Termination } from "./local.ts";
 import { describePod, podReference, specContainers, uidOf } from "./names.ts";
 import { actionKey, isAlive, type Plan, type PodAction } from "./plan.ts";
 import type { PodDeps } from "./port.ts";
@@ -55,7 +55,7 @@ export class PodWorker {
   readonly #log: Logger;
   readonly #loop: Loop;
   readonly #attempts = new Map<string, Attempt>();
-  readonly #images = new Map<string, EnsuredImage>();
+  readonly #images = new Map<string, ReadyImage>();
   readonly #crash = new Map<string, CrashBackoff>();
   readonly #lastWords = new Map<string, string>();
   readonly #announced = new Map<string, number>();
@@ -71,6 +71,8 @@ export class PodWorker {
   #isGone = false;
   #isCleanedUp = false;
   #deletion: "none" | "underWay" | "done" = "none";
+  #contentChanges = 0;
+  #stepsEnded = 0;
   #podIPs: string[] = [];
   #saidNetworkNotReady = false;
 
@@ -107,6 +109,14 @@ export class PodWorker {
     this.#pod = pod;
     // What failed for the old spec may work with the new one.
     if (pod.metadata.generation !== before.metadata.generation) this.#forgetFailures();
+    for (const { container } of specContainers(pod)) {
+      const old = specContainers(before).find((candidate) => candidate.container.name === container.name)?.container;
+      if (old !== undefined && old.image !== container.image) this.#forgetImage(container.name);
+    }
+    const isSameText =
+      isDeepStrictEqual(before.metadata.labels, pod.metadata.labels) &&
+      isDeepStrictEqual(before.metadata.annotations, pod.metadata.annotations);
+    if (!isSameText) this.#contentIsOld(); // downward API volumes show both
     this.#loop.wake();
   }
 
@@ -124,8 +134,20 @@ export class PodWorker {
 
   /** Content of volumes is out of date. */
   contentChanged(): void {
-    if (this.#volumes === "ready") this.#volumes = "stale";
+    this.#contentIsOld();
     this.objectChanged();
+  }
+
+  #contentIsOld(): void {
+    this.#contentChanges += 1;
+    if (this.#volumes === "ready") this.#volumes = "stale";
+  }
+
+  // Another image is another program: its pulls and crashes begin from zero.
+  #forgetImage(name: string): void {
+    this.#images.delete(name);
+    this.#crash.delete(name);
+    if (this.#attempts.get(`image/${name}`)?.state === "failed") this.#attempts.delete(`image/${name}`);
   }
 
   /** An object changed that the pod may refer to: what failed for want of it is tried again. */
@@ -156,20 +178,23 @@ export class PodWorker {
     const pod = this.#pod;
     const nowMs = clock.now();
     this.#updateTermination(pod, observed, nowMs);
-    if (this.#volumesDueMs !== undefined && this.#volumesDueMs <= nowMs && this.#volumes === "ready") {
-      this.#volumes = "stale";
+    if (this.#volumesDueMs !== undefined && this.#volumesDueMs <= nowMs) {
+      this.#volumesDueMs = undefined; // the next set-up says when the one after it is due
+      if (this.#volumes === "ready") this.#volumes = "stale";
     }
     if (this.#termination === undefined && node.isRuntimeReady()) this.#deps.objects.register(pod);
 
     let plan = decide(pod, observed, this.#local(), nowMs);
     const status = this.#status(pod, observed, plan, nowMs);
-    if (!this.#isGone) writer.set(this.uid, status);
-    if (this.#termination === undefined && isTerminalPhase(status.phase)) {
+    if (!this.#isGone) {
+      writer.set(this.uid, withheldWhileAlive(status, writer.wanted(this.uid) ?? pod.status, observed));
+    }
+    if (this.#termination === undefined && (isTerminalPhase(status.phase) || isOver(pod, observed))) {
       this.#beginTermination(pod, nowMs);
       plan = decide(pod, observed, this.#local(), nowMs);
     }
     this.#sayNetworkNotReady(pod);
-    for (const [name, { untilMs, delayMs }] of plan.backoff) this.#announceBackoff(pod, name, untilMs, delayMs);
+    for (const [name, { untilMs }] of plan.backoff) this.#announceBackoff(pod, name, untilMs);
     for (const action of plan.actions) this.#begin(action, observed, nowMs);
     this.#deleteIfDone(pod);
     if (plan.isFinished) this.#deps.onFinished(this.uid);
@@ -178,7 +203,16 @@ export class PodWorker {
   }
 
   async #observe(): Promise<PodSnapshot> {
-    if (!this.#isDirty && this.#observed !== undefined) return this.#observed;
+    for (;;) {
+      if (!this.#isDirty && this.#observed !== undefined) return this.#observed;
+      const stepsEnded = this.#stepsEnded;
+      await this.#look();
+      // What a step did that ended meanwhile may be missing from this look. Steps begin in passes only: this ends.
+      if (stepsEnded !== this.#stepsEnded) this.#isDirty = true;
+    }
+  }
+
+  async #look(): Promise<void> {
     this.#isDirty = false;
     try {
       let observed = await this.#deps.runtime.podSnapshot(this.uid);
@@ -192,7 +226,6 @@ export class PodWorker {
         this.#podIPs = publishedIPs(newest.ips, this.#deps.node.hostIPs());
       }
       this.#observed = observed;
-      return observed;
     } catch (err) {
       this.#isDirty = true;
       throw err;
@@ -237,6 +270,7 @@ export class PodWorker {
       pod.metadata.deletionGracePeriodSeconds ?? pod.spec.terminationGracePeriodSeconds ?? graceSecondsDefault;
     this.#termination = { sinceMs: nowMs, graceSeconds: Math.max(graceSecondsMin, seconds) };
     this.#waits.abort();
+    this.#volumesDueMs = undefined;
     this.#log.info({ graceSeconds: this.#termination.graceSeconds }, "pod is stopping");
   }
 
@@ -305,10 +339,11 @@ export class PodWorker {
     const previous = this.#attempts.get(key);
     const failures = previous?.state === "failed" ? previous.failures : 0;
     this.#attempts.set(key, { state: "running" });
+    const contentChanges = this.#contentChanges;
     if (action.kind === "StartContainer") this.#noteRestart(action.container, observed, nowMs);
     this.#log.debug({ action }, "step begins");
     const step = this.#run(action, observed).then(
-      () => this.#succeeded(action, key),
+      () => this.#succeeded(action, key, contentChanges),
       (err: unknown) => this.#failed(key, failures + 1, err),
     );
     this.#steps.add(step);
@@ -333,10 +368,11 @@ export class PodWorker {
     this.#crash.set(name, noteRestart(state, newest.finishedAtMs, nowMs, this.#deps.settings.crashBackoff));
   }
 
-  #succeeded(action: PodAction, key: string): void {
+  #succeeded(action: PodAction, key: string, contentChanges: number): void {
     this.#attempts.delete(key);
+    this.#stepsEnded += 1;
     if (action.kind === "SetUpVolumes") {
-      this.#volumes = "ready";
+      this.#volumes = contentChanges === this.#contentChanges ? "ready" : "stale";
       const inMs = this.#deps.volumes.refreshInMs(this.uid);
       this.#volumesDueMs = inMs === undefined ? undefined : this.#deps.clock.now() + inMs;
     } else if (action.kind === "CleanUp") this.#isCleanedUp = true;
@@ -346,12 +382,15 @@ export class PodWorker {
 
   #failed(key: string, failures: number, err: unknown): void {
     const now = this.#deps.clock.now();
-    if (isAbort(err) || this.#waits.signal.aborted) this.#attempts.delete(key);
+    this.#stepsEnded += 1;
+    // Only what waits is ended by us. A runtime that shuts down says "canceled", too, and that step rests like any other.
+    const isOurs = isAbort(err) && this.#waits.signal.aborted && (key === "volumes" || key.startsWith("image/"));
     const reason = err instanceof StepError ? err.reason : "";
     // The ordinary retry is never put off: during an image's backoff it finds out cheaply whether the image has come.
     const own = (err instanceof StepError ? err.retryAtMs : undefined) ?? Number.POSITIVE_INFINITY;
     const retryAtMs = Math.min(own, now + backoffMs(failures, stepRetry));
-    if (!isAbort(err)) {
+    if (isOurs) this.#attempts.delete(key);
+    else {
       this.#attempts.set(key, { state: "failed", reason, message: messageOf(err), retryAtMs, failures });
       this.#log.info({ step: key, err: messageOf(err), retryInMs: Math.round(retryAtMs - now) }, "step failed");
     }
@@ -366,13 +405,13 @@ export class PodWorker {
     return false;
   }
 
-  #announceBackoff(pod: Pod, name: string, untilMs: number, delayMs: number): void {
+  #announceBackoff(pod: Pod, name: string, untilMs: number): void {
     if (this.#announced.get(name) === untilMs) return;
     this.#announced.set(name, untilMs);
     const fieldPath = specContainers(pod).find(
       ({ container }: { container: Container }) => container.name === name,
     )?.fieldPath;
-    const message = crashMessage(pod, name, delayMs).replace(/^back-off \S+/, "Back-off");
+    const message = `Back-off restarting failed container ${name} in pod ${describePod(pod)}`;
     this.#deps.recorder.event(podReference(pod, fieldPath), "Warning", "BackOff", message);
   }
 
@@ -412,6 +451,15 @@ export class PodWorker {
     this.#steps.add(step);
     void step.finally(() => this.#steps.delete(step));
   }
+}
+
+// The end of a pod is told when nothing of it runs any more: others take its resources for free then.
+function withheldWhileAlive(status: PodStatus, before: PodStatus | undefined, observed: PodSnapshot): PodStatus {
+  if (!isTerminalPhase(status.phase) || isTerminalPhase(before?.phase) || !observed.containers.some(isAlive)) {
+    return status;
+  }
+  const { reason: _reason, message: _message, ...rest } = status;
+  return { ...rest, phase: before?.phase ?? "Pending" };
 }
 
 // What we said last, with the conditions of others as the API server has them now.

@@ -1,6 +1,6 @@
 import { expect, test } from "vitest";
 import type { Pod } from "../../../agent/kube/types.ts";
-import { decide } from "../../../agent/pods/decide.ts";
+import { decide, isOver } from "../../../agent/pods/decide.ts";
 import type { Attempt, PodLocal } from "../../../agent/pods/local.ts";
 import { actionKey, type PodAction } from "../../../agent/pods/plan.ts";
 import type { PodSnapshot } from "../../../agent/runtime/port.ts";
@@ -30,8 +30,8 @@ const start = (container: string, createdID?: string): PodAction => ({
   createdID,
 });
 const pull = (container: string): PodAction => ({ kind: "EnsureImage", container });
-const kill = (container: string, graceSeconds = 30, why = `Stopping container ${container}`): PodAction => ({
-  kind: "KillContainer",
+const kill = (container: string, graceSeconds = 30, why = `Stopping container ${container}`) => ({
+  kind: "KillContainer" as const,
   containerID: `${container}-0`,
   container,
   graceSeconds,
@@ -233,8 +233,27 @@ const cases: Case[] = [
     pod: withInits,
     observed: snapshot({ containers: [exited(), containerOf({ name: "proxy" })] }),
     local: { terminating: stopping },
-    want: [kill("proxy")],
+    want: [{ ...kill("proxy"), timeoutSeconds: 29 }],
     wakeAtMs: 39_000,
+  },
+  {
+    name: "stopping: volumes are not torn down while they are set up",
+    observed: snapshot({ sandboxes: [sandboxOf({ ready: false })] }),
+    local: { terminating: stopping, attempts: new Map([["volumes", running]]) },
+    want: [],
+  },
+  {
+    name: "an image that was ensured for another spec does not count",
+    pod: podOf({ containers: [{ name: "app", image: "image:2" }] }),
+    observed: snapshot(),
+    local: { images: images("app") },
+    want: [pull("app")],
+  },
+  {
+    name: "an init container in unknown state is killed before another starts",
+    pod: withInits,
+    observed: snapshot({ containers: [containerOf({ name: "first", state: "unknown" })] }),
+    want: [kill("first", 30, 'Container first is in "unknown" state, try killing it before restart')],
   },
   {
     name: "stopping: a start under way is waited for",
@@ -286,6 +305,19 @@ for (const { name, pod = podOf(), observed, local = {}, want, wakeAtMs } of case
 test("decide: a pod of which nothing is left is finished", () => {
   const local = localOf({ terminating: stopping, isCleanedUp: true, isGone: true });
   expect(decide(podOf(), nothing, local, now).isFinished).toBe(true);
+});
+
+test.each([
+  [
+    "a running sidecar does not keep a finished pod",
+    podOf({ ...withInits.spec, restartPolicy: "Never" }),
+    [exited(), containerOf({ name: "proxy" })],
+    true,
+  ],
+  ["a pod that restarts goes on", withInits, [exited(), containerOf({ name: "proxy" })], false],
+  ["a container that never ran is not over", never, [], false],
+] as const)("isOver: %s", (_name, pod, containers, want) => {
+  expect(isOver(pod, snapshot({ containers: [...containers] }))).toBe(want);
 });
 
 test("a shorter grace is another kill than the one under way", () => {

@@ -101,12 +101,16 @@ test("a failure is retried with backoff, and loses nothing that was set meanwhil
   expect(patches[1]?.patch.status).toEqual({ phase: "Running" });
 });
 
-test("another pod of the name is left alone", async () => {
+test("a pod that is gone is not asked about in haste, nor after the watch has said so", async () => {
   const { writer, patches, clock } = setUp();
   writer.observe(stored(1));
   writer.set("u1", { phase: "Running" });
   patches[0]?.answer(new AgentError("Conflict", "the UID in the precondition does not match"));
   await settle();
+  writer.set("u1", { phase: "Failed" });
+  await clock.advance(patchRetry.maxMs - 1);
+  expect(patches).toHaveLength(1);
+  writer.forget("u1");
   await clock.advance(60_000);
   expect(patches).toHaveLength(1);
 });

@@ -185,6 +185,14 @@ describe("conditions", () => {
     expect(condition(status, "Ready")).toMatchObject({ status: "False", reason: "PodCompleted" });
   });
 
+  test("of a pod whose init container failed say that it never came further", () => {
+    const pod = podOf({ restartPolicy: "Never", initContainers: [{ name: "init", image: "image:1" }] });
+    const observed = snapshot({ containers: [exited({ name: "init", exitCode: 1 })] });
+    const status = statusOf({ pod, observed, isTerminated: true });
+    expect(condition(status, "Initialized")).toMatchObject({ status: "False", reason: "ContainersNotInitialized" });
+    expect(status.containerStatuses?.[0]?.state).toEqual({ waiting: { reason: "PodInitializing" } });
+  });
+
   test("of others are kept, and gate readiness", () => {
     const pod: Pod = podOf({ readinessGates: [{ conditionType: "example.com/gate" }] });
     const observed = snapshot({ containers: [containerOf()] });

@@ -1,7 +1,6 @@
 import type { Container, Pod, PodSpec } from "../../../agent/kube/types.ts";
 import { containerAnnotations } from "../../../agent/pods/container-annotations.ts";
-import type { PodLocal } from "../../../agent/pods/local.ts";
-import type { EnsuredImage } from "../../../agent/runtime/images.ts";
+import type { PodLocal, ReadyImage } from "../../../agent/pods/local.ts";
 import type { ContainerStatus, PodSnapshot, SandboxStatus } from "../../../agent/runtime/port.ts";
 
 export function podOf(spec: Partial<PodSpec> = {}, metadata: Partial<Pod["metadata"]> = {}): Pod {
@@ -73,7 +72,7 @@ export function snapshot(changes: Partial<PodSnapshot> = {}): PodSnapshot {
 
 export const nothing: PodSnapshot = snapshot({ sandboxes: [] });
 
-export const image: EnsuredImage = { imageRef: "sha256:1", image: undefined };
+export const image: ReadyImage = { imageRef: "sha256:1", image: undefined, wanted: "image:1" };
 
 export function localOf(changes: Partial<PodLocal> = {}): PodLocal {
   return {
