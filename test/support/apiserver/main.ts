@@ -47,10 +47,11 @@ async function main(): Promise<void> {
   await writeFileAtomic(keptPath, JSON.stringify({ keys: server.keys, listen: server.addresses }));
   await writeFileAtomic(join(dir, "admin.kubeconfig"), server.kubeconfig("admin"));
   await writeFileAtomic(join(dir, "node.kubeconfig"), server.kubeconfig(`node:${values.node}`));
-  process.stdout.write(`test API server ready at ${server.url}, kubeconfig ${join(dir, "admin.kubeconfig")}\n`);
   const stop = () => void server.close().then(() => process.exit(0));
   process.once("SIGTERM", stop);
   process.once("SIGINT", stop);
+  // Whoever reads this may end us at once.
+  process.stdout.write(`test API server ready at ${server.url}, kubeconfig ${join(dir, "admin.kubeconfig")}\n`);
 }
 
 function parseAddress(text: string): ListenAddress {
