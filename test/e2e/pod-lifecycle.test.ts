@@ -1,6 +1,7 @@
 import { lstat, readFile } from "node:fs/promises";
 import { join } from "node:path";
 import { afterAll, beforeAll, describe, expect, inject, test } from "vitest";
+import { pods } from "../../agent/kube/resources.ts";
 import type { ContainerStatus, Pod } from "../../agent/kube/types.ts";
 import { isFinished, isReady, isRunning, openNamespace, type TestNamespace, until } from "./support/cluster.ts";
 import { jobOf, podOf, shell, sleeperOf } from "./support/pods.ts";
@@ -76,6 +77,41 @@ describe.concurrent("a pod", () => {
     await cluster.createPod(podOf("always", "sleep 1"));
     const pod = await cluster.waitForPod("always", "restarted", (p) => (statusOf(p)?.restartCount ?? 0) >= 1);
     expect(statusOf(pod)?.lastState?.terminated).toMatchObject({ exitCode: 0, reason: "Completed" });
+  });
+
+  test("that has done its work ends, although its sidecar would run for ever", async () => {
+    const sidecar = shell("sidecar", "trap 'exit 0' TERM; while true; do sleep 1 & wait $!; done", {
+      restartPolicy: "Always",
+    });
+    await cluster.createPod(podOf("with-sidecar", "sleep 1", { restartPolicy: "Never", initContainers: [sidecar] }));
+    const pod = await cluster.waitForPod("with-sidecar", "finished", isFinished);
+    expect(pod.status?.phase).toBe("Succeeded");
+    expect(pod.status?.initContainerStatuses?.[0]?.state?.terminated?.exitCode).toBe(0);
+  });
+
+  test("whose init container fails for good never starts its other containers", async () => {
+    const init = shell("init", "exit 1");
+    await cluster.createPod(podOf("bad-init", "true", { restartPolicy: "Never", initContainers: [init] }));
+    const pod = await cluster.waitForPod("bad-init", "finished", isFinished);
+    expect(pod.status?.phase).toBe("Failed");
+    expect(statusOf(pod)?.state).toEqual({ waiting: { reason: "PodInitializing" } });
+    expect(pod.status?.conditions?.find(({ type }) => type === "Initialized")?.status).toBe("False");
+  });
+
+  test("shows new labels in its downward API volume", async () => {
+    const items = [{ path: "labels", fieldRef: { fieldPath: "metadata.labels" } }];
+    const script = "until grep -q after /info/labels; do sleep 0.2; done";
+    const main = shell("main", script, { volumeMounts: [{ name: "info", mountPath: "/info" }] });
+    const volumes = [{ name: "info", downwardAPI: { items } }];
+    await cluster.createPod(podOf("labels", [main], { restartPolicy: "Never", volumes }));
+    await cluster.waitForPod("labels", "running", isRunning);
+    await cluster.client.patch(
+      pods,
+      { namespace: cluster.namespace, name: "labels" },
+      { metadata: { labels: { step: "after" } } },
+      { type: "merge" },
+    );
+    await cluster.waitForPod("labels", "finished", isFinished);
   });
 
   test("that crashes waits 10 s, then 20 s", async () => {
