@@ -16,12 +16,12 @@ import { createLeaseRenewer } from "../node/lease.ts";
 import { createNodeAgent, type NodeSettings } from "../node/registration.ts";
 import { createRuntimeHealth } from "../node/runtime-health.ts";
 import { createSliceManager } from "../node/systemd.ts";
+import { createNodeView } from "../node/view.ts";
 import type { NodeView } from "../pods/port.ts";
 import type { Runtime } from "../runtime/port.ts";
 import type { Cluster, Surroundings } from "./cluster.ts";
 import { type ConnectedRuntime, connectRuntime } from "./connect-runtime.ts";
 import { cgroupOptions, nodeSettings } from "./kubelet-settings.ts";
-import { createNodeView } from "./node-view.ts";
 
 // Where runtimes look for CNI configuration unless told otherwise. A watch there only makes us ask sooner.
 const cniConfDirs = ["/etc/cni/net.d"];
@@ -90,7 +90,9 @@ export async function startNode(options: StartNodeOptions, surroundings: Surroun
 
   const cgroups = await openCgroups({ settings, ofNode, facts, cgroupTree, connected }, surroundings);
   const allocatable = resourceList(nodeAllocatable(capacity, ofNode.reservations));
-  const nodeView = createNodeView({ nodeName, runtimeName, allocatable, agent, nodeStore: ownNode, health, clock });
+  const view = createNodeView({ nodeName, agent, health, nodeStore: ownNode, now: () => clock.now() });
+  // Both are known here before the Node and the runtime's health say them.
+  const nodeView = { ...view, runtimeName, allocatable: () => agent.node().status?.allocatable ?? allocatable };
   return { facts, runtime, nodeView, cgroupTree, cgroups };
 }
 
