@@ -72,7 +72,6 @@ export class PodWorker {
   #isCleanedUp = false;
   #deletion: "none" | "underWay" | "done" = "none";
   #contentChanges = 0;
-  #stepsEnded = 0;
   #podIPs: string[] = [];
   #saidNetworkNotReady = false;
 
@@ -203,12 +202,10 @@ export class PodWorker {
   }
 
   async #observe(): Promise<PodSnapshot> {
+    // A step or an event during a look makes it out of date: what it did may be missing from it.
     for (;;) {
       if (!this.#isDirty && this.#observed !== undefined) return this.#observed;
-      const stepsEnded = this.#stepsEnded;
       await this.#look();
-      // What a step did that ended meanwhile may be missing from this look. Steps begin in passes only: this ends.
-      if (stepsEnded !== this.#stepsEnded) this.#isDirty = true;
     }
   }
 
@@ -370,7 +367,6 @@ export class PodWorker {
 
   #succeeded(action: PodAction, key: string, contentChanges: number): void {
     this.#attempts.delete(key);
-    this.#stepsEnded += 1;
     if (action.kind === "SetUpVolumes") {
       this.#volumes = contentChanges === this.#contentChanges ? "ready" : "stale";
       const inMs = this.#deps.volumes.refreshInMs(this.uid);
@@ -382,7 +378,6 @@ export class PodWorker {
 
   #failed(key: string, failures: number, err: unknown): void {
     const now = this.#deps.clock.now();
-    this.#stepsEnded += 1;
     // Only what waits is ended by us. A runtime that shuts down says "canceled", too, and that step rests like any other.
     const isOurs = isAbort(err) && this.#waits.signal.aborted && (key === "volumes" || key.startsWith("image/"));
     const reason = err instanceof StepError ? err.reason : "";
