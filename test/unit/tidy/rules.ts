@@ -17,7 +17,7 @@ export const linesMax = 700;
 const layers: string[][] = [
   ["lib", "version.ts"],
   ["kube", "runtime", "volumes", "probes", "cni", "config"],
-  ["pods", "node", "server", "proxy"],
+  ["pods", "node", "stats", "server", "proxy"],
   ["main.ts", "signals.ts", "roles"],
 ];
 
