@@ -49,6 +49,17 @@ export interface Runtime {
   events(onEvent: (event: RuntimeEvent) => void, signal: AbortSignal): Promise<void>;
 
   images: ImageService;
+
+  /** Figures that only the runtime knows, of every running container; others may be among them. One call. */
+  containerStats(): Promise<ContainerStats[]>;
+  /** Process ID of the sandbox's own process on the host, for its /proc; undefined if the runtime does not tell. */
+  sandboxPID(sandboxID: string): Promise<number | undefined>;
+  /**
+   * Writes a checkpoint archive of a running container to `path`. Rejects with Unimplemented where the runtime cannot.
+   *
+   * @param timeoutSeconds 0: the runtime's own
+   */
+  checkpointContainer(containerID: string, path: string, timeoutSeconds: number): Promise<void>;
   /** URL of the runtime's streaming server for one session. */
   streamingURL(request: StreamingRequest): Promise<string>;
   close(): void;
@@ -282,6 +293,15 @@ export interface ContainerSecurityContext {
   apparmor: SecurityProfile | undefined;
 }
 
+/** As CRI ListContainerStats tells; each part is absent where the runtime does not measure it. */
+export interface ContainerStats {
+  containerID: string;
+  cpu?: { timestampMs: number; usageCoreNanoSeconds?: number; usageNanoCores?: number };
+  memory?: { timestampMs: number; workingSetBytes?: number; usageBytes?: number; rssBytes?: number };
+  swap?: { timestampMs: number; availableBytes?: number; usageBytes?: number };
+  writableLayer?: FilesystemUsage;
+}
+
 export interface ExecSyncResult {
   stdout: Buffer;
   stderr: Buffer;
@@ -320,6 +340,21 @@ export interface ImageInfo {
   pinned: boolean;
 }
 
+/** What the runtime uses of one filesystem. `mountpoint` lies on it and need not be a mount point itself. */
+export interface FilesystemUsage {
+  timestampMs: number;
+  mountpoint: string;
+  usedBytes?: number;
+  inodesUsed?: number;
+}
+
+export interface ImageFsInfo {
+  /** The first is the one that counts. */
+  imageFilesystems: FilesystemUsage[];
+  /** Empty from runtimes that know only the images'. */
+  containerFilesystems: FilesystemUsage[];
+}
+
 export interface ImageService {
   listImages(): Promise<ImageInfo[]>;
   /** `undefined` if the runtime does not have it. */
@@ -335,5 +370,6 @@ export interface ImageService {
     },
   ): Promise<string>;
   removeImage(image: string): Promise<void>;
-  fsInfo(): Promise<{ mountpoint: string; usedBytes: number; inodesUsed: number }[]>;
+  /** Where images and containers' writable layers lie, and what they take there. */
+  fsInfo(): Promise<ImageFsInfo>;
 }

@@ -2,6 +2,7 @@ import { type Clock, systemClock } from "../../lib/clock.ts";
 import { AgentError, hasCode } from "../../lib/errors.ts";
 import type { Logger } from "../../lib/log.ts";
 import type {
+  ContainerStats,
   ContainerStatus,
   PodSnapshot,
   Runtime,
@@ -29,7 +30,8 @@ import { followEvents } from "./events.ts";
 import { createImageService } from "./image-service.ts";
 import { PodIDs } from "./pod-ids.ts";
 import { loadProto, type ProtoPackage } from "./proto.ts";
-import type { WireStatusResponse, WireVersionResponse } from "./wire.ts";
+import { containerStats, sandboxPIDOf } from "./stats.ts";
+import type { WireContainerStats, WireStatusResponse, WireVersionResponse } from "./wire.ts";
 
 export interface ConnectCRIOptions {
   /** `unix:///path` or a bare path. */
@@ -271,6 +273,34 @@ class CRIRuntime implements Runtime {
     const ping = async () => await this.version();
     const source = createEventSource({ channel, proto, calls: this.#calls, ids, ping });
     await followEvents({ source, ids, clock, log }, onEvent, signal);
+  }
+
+  async containerStats(): Promise<ContainerStats[]> {
+    const { stats } = await this.#calls.call<{ stats: WireContainerStats[] }>(
+      "ListContainerStats",
+      { filter: {} },
+      "container statistics",
+    );
+    return stats.map(containerStats);
+  }
+
+  async sandboxPID(sandboxID: string): Promise<number | undefined> {
+    const { info } = await this.#calls.call<{ info: Record<string, string> }>(
+      "PodSandboxStatus",
+      { pod_sandbox_id: sandboxID, verbose: true },
+      `process of sandbox ${sandboxID}`,
+    );
+    return sandboxPIDOf(info);
+  }
+
+  async checkpointContainer(containerID: string, path: string, timeoutSeconds: number): Promise<void> {
+    const request = { container_id: containerID, location: path, timeout: timeoutSeconds };
+    await this.#calls.call(
+      "CheckpointContainer",
+      request,
+      `checkpoint container ${containerID}`,
+      this.#options.requestTimeoutMs + timeoutSeconds * 1000,
+    );
   }
 
   async streamingURL(request: StreamingRequest): Promise<string> {

@@ -3,6 +3,7 @@ import type { ImageService } from "../port.ts";
 import { type CRIChannel, type GRPCStatus, statusText } from "./client.ts";
 import { authToWire, imageInfo, sandboxConfigToWire } from "./convert.ts";
 import type { ProtoPackage } from "./proto.ts";
+import { filesystemUsage } from "./stats.ts";
 import type { WireFilesystemUsage, WireImage } from "./wire.ts";
 
 const service = "runtime.v1.ImageService";
@@ -55,16 +56,14 @@ export function createImageService(channel: CRIChannel, proto: ProtoPackage, tim
     },
 
     fsInfo: async () => {
-      const { image_filesystems } = await call<{ image_filesystems: WireFilesystemUsage[] }>(
-        "ImageFsInfo",
-        {},
-        "image file system usage",
-      );
-      return image_filesystems.map(({ fs_id, used_bytes, inodes_used }) => ({
-        mountpoint: fs_id?.mountpoint ?? "",
-        usedBytes: Number(used_bytes?.value ?? 0),
-        inodesUsed: Number(inodes_used?.value ?? 0),
-      }));
+      const { image_filesystems, container_filesystems } = await call<{
+        image_filesystems: WireFilesystemUsage[];
+        container_filesystems: WireFilesystemUsage[];
+      }>("ImageFsInfo", {}, "image file system usage");
+      return {
+        imageFilesystems: image_filesystems.map(filesystemUsage),
+        containerFilesystems: container_filesystems.map(filesystemUsage),
+      };
     },
   };
 }

@@ -131,9 +131,31 @@ export interface WireImage {
 }
 
 export interface WireFilesystemUsage {
+  timestamp: Int64;
   fs_id: { mountpoint: string } | null;
   used_bytes: WireInt64Value | null;
   inodes_used: WireInt64Value | null;
+}
+
+export interface WireContainerStats {
+  attributes: { id: string } | null;
+  cpu: {
+    timestamp: Int64;
+    usage_core_nano_seconds: WireInt64Value | null;
+    usage_nano_cores: WireInt64Value | null;
+  } | null;
+  memory: {
+    timestamp: Int64;
+    working_set_bytes: WireInt64Value | null;
+    usage_bytes: WireInt64Value | null;
+    rss_bytes: WireInt64Value | null;
+  } | null;
+  swap: {
+    timestamp: Int64;
+    swap_available_bytes: WireInt64Value | null;
+    swap_usage_bytes: WireInt64Value | null;
+  } | null;
+  writable_layer: WireFilesystemUsage | null;
 }
 
 export interface WireContainerEvent {

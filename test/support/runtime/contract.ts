@@ -1,4 +1,4 @@
-import { mkdir, readFile, rename, writeFile } from "node:fs/promises";
+import { mkdir, readFile, rename, stat, writeFile } from "node:fs/promises";
 import { join } from "node:path";
 import { setTimeout as sleep } from "node:timers/promises";
 import { afterAll, beforeAll, describe, expect, test } from "vitest";
@@ -281,6 +281,42 @@ export function runtimeContract(name: string, make: () => Promise<RuntimeUnderTe
         await runtime.removeContainer(id);
       });
 
+      test("figures of running containers: processor, memory and what was written", async () => {
+        const id = await startNew(sandbox, "dd if=/dev/zero of=/written bs=1M count=3; while :; do :; done", {
+          name: "figures",
+        });
+        const stats = await eventually(async () => {
+          const found = (await runtime.containerStats()).find(({ containerID }) => containerID === id);
+          expect(found?.cpu?.usageCoreNanoSeconds).toBeGreaterThan(100_000_000);
+          // Runtimes measure layers now and then: containerd every 10 s.
+          expect(found?.writableLayer?.usedBytes).toBeGreaterThan(3 << 20);
+          return found;
+        }, 30_000);
+        expect(Math.abs((stats?.cpu?.timestampMs ?? 0) - Date.now())).toBeLessThan(60_000);
+        expect(stats?.memory?.workingSetBytes).toBeGreaterThan(0);
+        expect(stats?.writableLayer?.mountpoint).toMatch(/^\//);
+        expect(stats?.writableLayer?.inodesUsed).toBeGreaterThan(0);
+        await runtime.stopContainer(id, 0);
+        await runtime.removeContainer(id);
+        expect((await runtime.containerStats()).map(({ containerID }) => containerID)).not.toContain(id);
+      });
+
+      test("a sandbox's process leads to its network", async () => {
+        const pid = await runtime.sandboxPID(sandbox.id);
+        expect(await readFile(`/proc/${pid}/net/dev`, "utf8")).toContain("eth0:");
+        await expectCode(runtime.sandboxPID(noSuchID), "NotFound");
+      });
+
+      test("a checkpoint is written, or the runtime says that it cannot", async () => {
+        const id = await startNew(sandbox, "sleep 1000", { name: "checkpoint" });
+        const path = join(t.dir, "checkpoint.tar");
+        const outcome: unknown = await runtime.checkpointContainer(id, path, 0).catch((err: unknown) => err);
+        if (outcome === undefined) expect((await stat(path)).size).toBeGreaterThan(0);
+        else expect(outcome).toMatchObject({ code: "Unimplemented" });
+        await runtime.stopContainer(id, 0);
+        await runtime.removeContainer(id);
+      });
+
       test("what is not there: stop and remove succeed, everything else says NotFound", async () => {
         await runtime.stopContainer(noSuchID, 1);
         await runtime.removeContainer(noSuchID);
@@ -393,8 +429,13 @@ export function runtimeContract(name: string, make: () => Promise<RuntimeUnderTe
       await runtime.images.removeImage(imageRef);
       await runtime.images.removeImage(imageRef);
       expect(await runtime.images.imageStatus(name)).toBeUndefined();
-      const [filesystem] = await runtime.images.fsInfo();
-      expect(filesystem?.mountpoint).toMatch(/^\//);
+      const { imageFilesystems, containerFilesystems } = await runtime.images.fsInfo();
+      for (const filesystem of [...imageFilesystems.slice(0, 1), ...containerFilesystems]) {
+        expect(filesystem.mountpoint).toMatch(/^\//);
+        expect(filesystem.usedBytes).toBeGreaterThan(0);
+        expect(Math.abs(filesystem.timestampMs - Date.now())).toBeLessThan(60_000);
+      }
+      expect(imageFilesystems).not.toEqual([]);
     });
 
     test("an image that the registry does not have: NotFound, naming the image", async () => {

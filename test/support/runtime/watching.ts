@@ -37,8 +37,8 @@ export function followEvents(runtime: Runtime) {
 }
 
 /** Tries until it passes; the last failure is thrown after 10 s. */
-export async function eventually<T>(attempt: () => Promise<T>): Promise<T> {
-  const deadline = performance.now() + 10_000;
+export async function eventually<T>(attempt: () => Promise<T>, withinMs = 10_000): Promise<T> {
+  const deadline = performance.now() + withinMs;
   for (;;) {
     try {
       return await attempt();

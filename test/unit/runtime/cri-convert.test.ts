@@ -1,4 +1,4 @@
-import { expect, test } from "vitest";
+import { describe, expect, test } from "vitest";
 import { socketTarget, statusText, translateError } from "../../../agent/runtime/cri/client.ts";
 import {
   containerConfigToWire,
@@ -9,6 +9,7 @@ import {
   sandboxStatus,
 } from "../../../agent/runtime/cri/convert.ts";
 import { loadProto } from "../../../agent/runtime/cri/proto.ts";
+import { containerStats, sandboxPIDOf } from "../../../agent/runtime/cri/stats.ts";
 import type { WireContainerStatus, WirePodSandboxStatus } from "../../../agent/runtime/cri/wire.ts";
 import type { ContainerConfig } from "../../../agent/runtime/port.ts";
 import { containerConfig, sandboxConfig } from "../../support/runtime/configs.ts";
@@ -298,4 +299,42 @@ for (const { code, details, want } of errors) {
 test("a status without a kind is its text alone, others keep their code", () => {
   expect(statusText({ code: 2, details: "plain" })).toBe("plain");
   expect(statusText({ code: 5, details: "no image" })).toBe("rpc error: code = NotFound desc = no image");
+});
+
+describe("container statistics", () => {
+  const nothing = { attributes: { id: "c1" }, cpu: null, memory: null, swap: null, writable_layer: null };
+
+  test("what the runtime does not measure is left out, and 0 is a figure", () => {
+    expect(containerStats(nothing)).toEqual({ containerID: "c1" });
+    const layer = {
+      timestamp: "1700000000123456789",
+      fs_id: { mountpoint: "/var/lib/c" },
+      used_bytes: { value: "0" },
+      inodes_used: null,
+    };
+    expect(containerStats({ ...nothing, writable_layer: layer })).toEqual({
+      containerID: "c1",
+      writableLayer: { timestampMs: 1_700_000_000_123, mountpoint: "/var/lib/c", usedBytes: 0 },
+    });
+    const cpu = {
+      timestamp: "1700000000000000000",
+      usage_core_nano_seconds: { value: "123456789" },
+      usage_nano_cores: null,
+    };
+    expect(containerStats({ ...nothing, cpu }).cpu).toEqual({
+      timestampMs: 1_700_000_000_000,
+      usageCoreNanoSeconds: 123_456_789,
+    });
+  });
+
+  test.each([
+    { name: "containerd's and CRI-O's form", info: { info: '{"pid":4711,"runtimeSpec":{}}' }, want: 4711 },
+    { name: "no such information", info: {}, want: undefined },
+    { name: "no process", info: { info: '{"pid":0}' }, want: undefined },
+    { name: "not JSON", info: { info: "pid: 1" }, want: undefined },
+    { name: "not an object", info: { info: "null" }, want: undefined },
+    { name: "a path for a number", info: { info: '{"pid":"../1"}' }, want: undefined },
+  ])("a sandbox's process: $name", ({ info, want }) => {
+    expect(sandboxPIDOf(info as Record<string, string>)).toBe(want);
+  });
 });

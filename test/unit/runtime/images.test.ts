@@ -53,7 +53,7 @@ class FakeImages implements ImageService {
     return id;
   };
   removeImage = async (image: string) => void this.present.delete(image);
-  fsInfo = async () => [];
+  fsInfo = async () => ({ imageFilesystems: [], containerFilesystems: [] });
 }
 
 const never = new AbortController().signal;
