@@ -1,11 +1,11 @@
-import type { MetricFamily, Sample } from "./metrics.ts";
+import { type MetricFamily, type Sample, sortedLabels } from "./metrics.ts";
 
 /** The content type of {@link renderMetrics}: Prometheus' text format. */
 export const metricsContentType = "text/plain; version=0.0.4; charset=utf-8";
 
 /**
  * Families in Prometheus' text format, in pieces of some kilobytes, so that a scrape with tens of thousands of lines does
- * not hold up the event loop: the caller yields between pieces.
+ * not hold up the event loop: the caller yields between pieces. Numbers and escapes are as Go's client prints them.
  */
 export function* renderMetrics(families: Iterable<MetricFamily>): Generator<string, void, void> {
   let text = "";
@@ -24,24 +24,34 @@ export function* renderMetrics(families: Iterable<MetricFamily>): Generator<stri
   if (text !== "") yield text;
 }
 
-// About 100 lines: well under a millisecond to make.
+// About 150 lines: well under a millisecond to make.
 const pieceChars = 16_384;
 
-function line(family: string, { suffix, labels, value, timestampMs }: Sample): string {
-  const name = suffix === undefined ? family : family + suffix;
+function line(family: string, { suffix, labels, le, value, timestampMs }: Sample): string {
+  const inOrder = sortedLabels(labels);
   let pairs = "";
-  for (const label in labels) {
-    pairs += `${pairs === "" ? "" : ","}${label}="${escapeValue(labels[label] ?? "")}"`;
+  for (const label in inOrder) {
+    pairs += `${pairs === "" ? "" : ","}${label}="${escapeValue(inOrder[label] ?? "")}"`;
   }
+  if (le !== undefined) pairs += `${pairs === "" ? "" : ","}le="${floatText(le)}"`;
+  const name = suffix === undefined ? family : family + suffix;
   const series = pairs === "" ? name : `${name}{${pairs}}`;
   const at = timestampMs === undefined ? "" : ` ${Math.round(timestampMs)}`;
-  return `${series} ${numberText(value)}${at}\n`;
+  return `${series} ${floatText(value)}${at}\n`;
 }
 
-function numberText(value: number): string {
-  if (value === Number.POSITIVE_INFINITY) return "+Inf";
-  if (value === Number.NEGATIVE_INFINITY) return "-Inf";
-  return String(value);
+/**
+ * A number as Go's `%g` prints it with the fewest digits: an exponent of at least two digits from 1e+06 and below 1e-04,
+ * decimals in between; `+Inf`, `-Inf`, `NaN`.
+ */
+export function floatText(value: number): string {
+  if (value === 0) return "0"; // also for -0
+  const size = Math.abs(value);
+  if (size >= 1e-4 && size < 1e6) return String(value);
+  if (Number.isNaN(value)) return "NaN";
+  if (size === Number.POSITIVE_INFINITY) return value > 0 ? "+Inf" : "-Inf";
+  const [digits = "", exponent = ""] = value.toExponential().split("e");
+  return `${digits}e${exponent.slice(0, 1)}${exponent.slice(1).padStart(2, "0")}`;
 }
 
 function escapeHelp(text: string): string {

@@ -3,15 +3,18 @@ export type MetricType = "counter" | "gauge" | "histogram";
 
 /** One line of an exposition. */
 export interface Sample {
-  /** Only in histograms. */
+  /** Only in histograms. A series' lines follow each other: buckets ascending, sum, count. */
   suffix?: "_bucket" | "_sum" | "_count";
+  /** In any order; shown sorted by name. */
   labels: Readonly<Record<string, string>>;
+  /** Upper bound of a `_bucket`; shown as the last label. */
+  le?: number;
   value: number;
   /** Unix ms at which the value was read; absent: at the time of the scrape. */
   timestampMs?: number;
 }
 
-/** All samples of one name. */
+/** All samples of one name. Without a sample, nothing of it is shown. */
 export interface MetricFamily {
   name: string;
   help: string;
@@ -24,7 +27,7 @@ export type Labels<L extends string> = Readonly<Record<L, string>>;
 
 /** Only grows. */
 export interface Counter<L extends string = never> {
-  /** @param by default 1 */
+  /** @param by not negative (ignored otherwise); by default 1. 0 makes the series appear. */
   inc(labels: Labels<L>, by?: number): void;
   remove(labels: Labels<L>): void;
 }
@@ -44,23 +47,38 @@ export interface Histogram<L extends string = never> {
 /** client-go's and Prometheus' default buckets: seconds of a request. */
 export const defaultBuckets: readonly number[] = [0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10];
 
+/**
+ * Series that one family keeps. Label values that come from outside (reasons, exit codes, hosts) could otherwise fill the
+ * memory; what exceeds it is not counted. Far above what a node of 500 pods makes.
+ */
+export const seriesPerFamilyMax = 5_000;
+
 /** What a collector gives: families whose values are read at the time of the scrape. */
 export type Collector = () => Iterable<MetricFamily> | Promise<Iterable<MetricFamily>>;
 
 /**
- * Metrics of the agent itself. Families keep the order of their registration. Each name is registered once: a second
- * registration throws, as it is a mistake in the program.
+ * Metrics of the agent itself. Each name is registered once: a second registration throws, as it is a mistake in the
+ * program. Updates cost a map look-up; values are only put into words when they are read.
  */
 export class MetricsRegistry {
   readonly #collectors = new Map<string, Collector>();
 
   /** A family without labels shows 0 from the start; one with labels shows a series once it was touched. */
   counter<L extends string = never>(name: string, help: string, labels: readonly L[] = []): Counter<L> {
-    return this.#values("counter", name, help, labels);
+    const values = this.#values("counter", name, help, labels);
+    return { inc: (of, by = 1) => (by >= 0 ? values.add(of, by) : undefined), remove: values.remove };
   }
 
   gauge<L extends string = never>(name: string, help: string, labels: readonly L[] = []): Gauge<L> {
     return this.#values("gauge", name, help, labels);
+  }
+
+  /** A gauge without labels that is read at the time of the scrape. @param read undefined: not known, and not shown */
+  gaugeOf(name: string, help: string, read: () => number | undefined): void {
+    this.collect(name, () => {
+      const value = read();
+      return [{ name, help, type: "gauge", samples: value === undefined ? [] : [{ labels: {}, value }] }];
+    });
   }
 
   /** @param buckets upper bounds, ascending, without +Inf */
@@ -70,29 +88,18 @@ export class MetricsRegistry {
     buckets: readonly number[],
     labels: readonly L[] = [],
   ): Histogram<L> {
-    const series = new Map<string, HistogramSeries>();
-    const at = (values: Labels<L>) => {
-      const key = keyOf(labels, values);
-      let found = series.get(key);
-      if (found === undefined) {
-        found = { labels: { ...values }, counts: new Array<number>(buckets.length + 1).fill(0), sum: 0 };
-        series.set(key, found);
-      }
-      return found;
-    };
-    if (labels.length === 0) at({} as Labels<L>);
-    this.collect(name, () => [
-      { name, help, type: "histogram", samples: [...series.values()].flatMap((one) => histogramSamples(one, buckets)) },
-    ]);
+    const series = new SeriesMap(labels, (own): HistogramSeries => {
+      return { labels: own, counts: new Array<number>(buckets.length + 1).fill(0), sum: 0 };
+    });
+    this.collect(name, () => [{ name, help, type: "histogram", samples: histogramSamples(series.values(), buckets) }]);
     return {
       observe: (values, value) => {
-        const one = at(values);
-        const place = buckets.findIndex((bound) => value <= bound);
-        const i = place < 0 ? buckets.length : place;
+        const one = series.at(values);
+        const i = bucketOf(buckets, value);
         one.counts[i] = (one.counts[i] ?? 0) + 1;
         one.sum += value;
       },
-      remove: (values) => void series.delete(keyOf(labels, values)),
+      remove: (values) => series.remove(values),
     };
   }
 
@@ -102,42 +109,48 @@ export class MetricsRegistry {
     this.#collectors.set(name, collector);
   }
 
-  /** Everything, as it is now. Rejects with what a collector threw. */
-  async families(): Promise<MetricFamily[]> {
-    const all = await Promise.all([...this.#collectors.values()].map(async (collector) => await collector()));
-    return all.flatMap((families) => [...families]);
+  /** Names registered so far. */
+  get size(): number {
+    return this.#collectors.size;
   }
 
-  #values<L extends string>(
-    type: "counter" | "gauge",
-    name: string,
-    help: string,
-    labels: readonly L[],
-  ): Counter<L> & Gauge<L> {
-    const series = new Map<string, { labels: Labels<L>; value: number }>();
-    const at = (values: Labels<L>) => {
-      const key = keyOf(labels, values);
-      let found = series.get(key);
-      if (found === undefined) {
-        found = { labels: { ...values }, value: 0 };
-        series.set(key, found);
-      }
-      return found;
-    };
-    if (labels.length === 0) at({} as Labels<L>);
-    this.collect(name, () => [{ name, help, type, samples: [...series.values()].map((one) => ({ ...one })) }]);
-    const add = (values: Labels<L>, by = 1) => {
-      at(values).value += by;
-    };
+  /**
+   * Everything, families in the order of their names. The samples of our own counters, gauges and histograms are read
+   * while they are iterated, so that this costs little however many there are. Rejects with what a collector threw.
+   */
+  async families(): Promise<MetricFamily[]> {
+    const all = await Promise.all([...this.#collectors.values()].map(async (collector) => await collector()));
+    return all.flatMap((families) => [...families]).sort((a, b) => (a.name < b.name ? -1 : 1));
+  }
+
+  #values<L extends string>(type: "counter" | "gauge", name: string, help: string, labels: readonly L[]): Gauge<L> {
+    const series = new SeriesMap(labels, (own): ValueSeries => ({ labels: own, value: 0 }));
+    this.collect(name, () => [{ name, help, type, samples: series.values() }]);
     return {
-      inc: add,
-      add,
-      set: (values, value) => {
-        at(values).value = value;
+      add: (values, by = 1) => {
+        series.at(values).value += by;
       },
-      remove: (values) => void series.delete(keyOf(labels, values)),
+      set: (values, value) => {
+        series.at(values).value = value;
+      },
+      remove: (values) => series.remove(values),
     };
   }
+}
+
+/** The labels by name, as every format shows them. The same object if they are in order already. */
+export function sortedLabels(labels: Readonly<Record<string, string>>): Readonly<Record<string, string>> {
+  let before = "";
+  for (const name in labels) {
+    if (name < before) return Object.fromEntries(Object.entries(labels).sort(([a], [b]) => (a < b ? -1 : 1)));
+    before = name;
+  }
+  return labels;
+}
+
+interface ValueSeries {
+  labels: Readonly<Record<string, string>>;
+  value: number;
 }
 
 interface HistogramSeries {
@@ -147,17 +160,65 @@ interface HistogramSeries {
   sum: number;
 }
 
-function histogramSamples({ labels, counts, sum }: HistogramSeries, buckets: readonly number[]): Sample[] {
-  let total = 0;
-  const lines: Sample[] = counts.map((count, i) => {
-    total += count;
-    const bound = buckets[i];
-    const le = bound === undefined ? "+Inf" : String(bound);
-    return { suffix: "_bucket", labels: { ...labels, le }, value: total };
-  });
-  return [...lines, { suffix: "_sum", labels, value: sum }, { suffix: "_count", labels, value: total }];
+/** The series of one family by the values of their labels. */
+class SeriesMap<L extends string, T> {
+  readonly #names: readonly L[];
+  readonly #sorted: readonly L[];
+  readonly #make: (labels: Readonly<Record<string, string>>) => T;
+  readonly #series = new Map<string, T>();
+
+  constructor(names: readonly L[], make: (labels: Readonly<Record<string, string>>) => T) {
+    this.#names = names;
+    this.#sorted = [...names].sort();
+    this.#make = make;
+    if (names.length === 0) this.#series.set("", make({}));
+  }
+
+  /** The series, made if it is new. At the bound: one that nobody sees. */
+  at(values: Labels<L>): T {
+    const key = this.#key(values);
+    let found = this.#series.get(key);
+    if (found === undefined) {
+      const labels: Record<string, string> = {};
+      for (const name of this.#sorted) labels[name] = values[name];
+      found = this.#make(labels);
+      if (this.#series.size < seriesPerFamilyMax) this.#series.set(key, found);
+    }
+    return found;
+  }
+
+  remove(values: Labels<L>): void {
+    this.#series.delete(this.#key(values));
+  }
+
+  values(): Iterable<T> {
+    return this.#series.values();
+  }
+
+  // Lengths keep ("a", "bc") and ("ab", "c") apart, whatever characters the values have.
+  #key(values: Labels<L>): string {
+    const [first, ...others] = this.#names;
+    if (first === undefined) return "";
+    let key: string = values[first];
+    for (const name of others) key = `${key.length}:${key}${values[name]}`;
+    return key;
+  }
 }
 
-function keyOf<L extends string>(names: readonly L[], values: Labels<L>): string {
-  return names.map((name) => values[name]).join("\0");
+function bucketOf(buckets: readonly number[], value: number): number {
+  let i = 0;
+  while (i < buckets.length && !(value <= (buckets[i] ?? 0))) i += 1;
+  return i;
+}
+
+// The lines of one series are made in one go: an observation in between must not make them disagree.
+function* histogramSamples(series: Iterable<HistogramSeries>, buckets: readonly number[]): Generator<Sample> {
+  for (const { labels, counts, sum } of series) {
+    let total = 0;
+    const lines: Sample[] = counts.map((count, i) => {
+      total += count;
+      return { suffix: "_bucket", labels, le: buckets[i] ?? Number.POSITIVE_INFINITY, value: total };
+    });
+    yield* [...lines, { suffix: "_sum", labels, value: sum }, { suffix: "_count", labels, value: total }];
+  }
 }
