@@ -1,5 +1,6 @@
 import { type Command, parseCommandLine } from "./config/load.ts";
 import { ConfigError } from "./config/problems.ts";
+import { readSupervisor, type Supervisor } from "./config/supervisor.ts";
 import { logLevelOf } from "./config/verbosity.ts";
 import { writeFileAtomic } from "./lib/atomic-file.ts";
 import { systemClock } from "./lib/clock.ts";
@@ -11,6 +12,8 @@ import { openKubeletStores, startKubelet } from "./roles/kubelet.ts";
 import { RunningParts } from "./roles/parts.ts";
 import { cleanUpProxy, initProxy } from "./roles/proxy-once.ts";
 import { startProxyRole } from "./roles/proxy.ts";
+import { runSupervision } from "./roles/supervisor.ts";
+import { createAgentHealth } from "./server/health.ts";
 import { endOnUnhandledErrors, untilTold } from "./signals.ts";
 import { kubeletVersion, nodeletVersion, versionText } from "./version.ts";
 
@@ -57,8 +60,11 @@ async function runDaemon(command: Daemon): Promise<number> {
   if (command.kind === "proxy" && command.cleanup) return cleanUpProxy(log, stop);
   if (command.kind === "proxy" && command.initOnly) return initProxy(command.proxy, log);
 
+  const supervisor = readSupervisor();
   const parts = new RunningParts(log);
-  const failure = await runUntilTold(command, { clock: systemClock, log, parts, stop });
+  const syncFrequencyMs = command.kind === "run" ? command.kubelet.config.syncFrequency : 0;
+  const health = createAgentHealth({ clock: systemClock, log, syncFrequencyMs, signal: stop });
+  const failure = await runUntilTold(command, supervisor, { clock: systemClock, log, parts, stop, health });
   const stuck = await parts.stop(drainMs, systemClock);
   if (stuck.length > 0) log.error({ parts: stuck }, "some parts did not stop in time");
   if (failure instanceof ConfigError) throw failure;
@@ -68,12 +74,14 @@ async function runDaemon(command: Daemon): Promise<number> {
 }
 
 /** @returns why it ended, undefined if it was told to */
-async function runUntilTold(command: Daemon, surroundings: Surroundings): Promise<unknown> {
-  const { parts, stop } = surroundings;
+async function runUntilTold(command: Daemon, supervisor: Supervisor, surroundings: Surroundings): Promise<unknown> {
+  const { parts, stop, health } = surroundings;
   const told = new Promise<void>((resolve) => stop.addEventListener("abort", () => resolve(), { once: true }));
   try {
     const started =
       command.kind === "run" ? startBoth(command, surroundings) : startProxyRole(command.proxy, surroundings);
+    const { checks } = health;
+    parts.start("supervisor", (signal) => runSupervision({ supervisor, checks, started, ...surroundings }, signal));
     await Promise.race([told, parts.failed, started.then(() => told)]);
     return undefined;
   } catch (err) {

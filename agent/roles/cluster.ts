@@ -11,6 +11,7 @@ import type { Clock } from "../lib/clock.ts";
 import { hasCode } from "../lib/errors.ts";
 import type { Logger } from "../lib/log.ts";
 import { goArch } from "../node/facts.ts";
+import type { AgentHealth } from "../server/health.ts";
 import type { RunningParts } from "./parts.ts";
 import { trimService, withoutManagedFields } from "./trim.ts";
 import { kubeletVersion, nodeletVersion } from "../version.ts";
@@ -22,6 +23,8 @@ export interface Surroundings {
   parts: RunningParts;
   /** Aborts when the process was told to end; for waits during the start. */
   stop: AbortSignal;
+  /** What /healthz and the supervisor's watchdog look at. */
+  health: AgentHealth;
 }
 
 export interface ClusterOptions {

@@ -9,6 +9,7 @@ import { podReference, specContainers } from "../pods/names.ts";
 import { createImageManager, type ImageManager, type ImageManagerOptions } from "../runtime/images.ts";
 import { openPullRecords, type PullRecords } from "../runtime/images-records.ts";
 import type { Runtime } from "../runtime/port.ts";
+import { tickWhileReady } from "../server/health.ts";
 import { createPodVolumes, type VolumeManager } from "../volumes/manager.ts";
 import { createObjectSource, type OwnedObjectSource } from "../volumes/object-source.ts";
 import type { Cluster, Surroundings } from "./cluster.ts";
@@ -29,7 +30,7 @@ export interface StartPodsOptions extends StartedNode {
 /** Runs the pods that are bound to the node. Resolves when the workers are running. */
 export async function startPods(options: StartPodsOptions, surroundings: Surroundings): Promise<void> {
   const { settings, recorder, cluster, ownNode, facts, runtime, nodeView, cgroupTree, cgroups } = options;
-  const { clock, log, parts, stop } = surroundings;
+  const { clock, log, parts, stop, health } = surroundings;
   const { version: cgroupVersion } = cgroupTree;
   const swapControllerAvailable = await isSwapControllerAvailable(cgroupVersion);
   const resources = resourceContext(settings, facts, { cgroupVersion, swapControllerAvailable });
@@ -58,6 +59,8 @@ export async function startPods(options: StartPodsOptions, surroundings: Surroun
   });
   parts.start("QoS weights", (signal) => keepQOSWeights({ cgroups, pods: podStore, clock, log }, signal));
   parts.start("pods", (signal) => manager.run(signal));
+  const isReady = () => nodeView.isRuntimeReady();
+  parts.start("sync loop health", (signal) => tickWhileReady({ syncLoop: health.syncLoop, isReady, clock }, signal));
 }
 
 function openObjects(

@@ -13,6 +13,7 @@ import { type Cluster, followOwnNode, openCluster, type SharedStores, type Surro
 import { startNode } from "./kubelet-node.ts";
 import { startPods } from "./kubelet-pods.ts";
 import { containerLogsDir, nodeNameOf } from "./kubelet-settings.ts";
+import { setOOMScore, setOpenFilesMax } from "./process-limits.ts";
 import { trimService } from "./trim.ts";
 
 /** Opens the way to the API server and starts to follow what both roles need. Rejects with ConfigError. */
@@ -46,6 +47,7 @@ export async function startKubelet(
 ): Promise<void> {
   const { flags, config } = settings;
   const { log } = surroundings;
+  await Promise.all([setOOMScore(config.oomScoreAdj, { log }), setOpenFilesMax(config.maxOpenFiles, { log })]);
   const nodeName = nodeNameOf(flags.hostnameOverride, hostname());
   const recorder = startEvents(settings, stores.cluster, nodeName, surroundings);
   const runtimeClassStore = stores.cluster.follow(runtimeClasses);

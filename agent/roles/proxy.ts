@@ -1,6 +1,5 @@
 import { hostname } from "node:os";
 import { isIPv6 } from "node:net";
-import { writeFile } from "node:fs/promises";
 import type { ProxySettings } from "../config/load-proxy.ts";
 import type { KubeProxyConfiguration } from "../config/proxy-config.ts";
 import { followOwnNode, followServices, openCluster, type SharedStores, type Surroundings } from "./cluster.ts";
@@ -8,12 +7,11 @@ import type { Store } from "../kube/port.ts";
 import { endpointSlices } from "../kube/resources.ts";
 import type { Node } from "../kube/types.ts";
 import type { Clock } from "../lib/clock.ts";
-import { messageOf } from "../lib/errors.ts";
-import type { Logger } from "../lib/log.ts";
 import { ignoreAbort } from "../lib/loop.ts";
 import { createEventRecorder } from "../kube/events.ts";
 import { hostIPs } from "../node/addresses.ts";
 import { nodeNameOf } from "./kubelet-settings.ts";
+import { setOOMScore } from "./process-limits.ts";
 import { headlessLabel } from "../proxy/endpoints.ts";
 import type { ProxyOptions } from "../proxy/options.ts";
 import { createProxy } from "../proxy/proxy.ts";
@@ -32,7 +30,8 @@ export async function startProxyRole(
   const { config, master } = settings;
   const log = rootLog.child({ component: "kube-proxy" });
   const nodeName = nodeNameOf(config.hostnameOverride, hostname());
-  await setOOMScore(config.oomScoreAdj, log);
+  // Beside the kubelet role the process is the kubelet's.
+  if (shared === undefined) await setOOMScore(config.oomScoreAdj, { log });
 
   const isShared = shared !== undefined && master === "" && config.clientConnection.kubeconfig === shared.kubeconfig;
   const cluster = isShared
@@ -138,15 +137,6 @@ async function waitForNodeIPs(
     unsubscribe();
   }
   return ips;
-}
-
-/** The kernel shall not choose the proxy when memory runs out. Needs CAP_SYS_RESOURCE, which some containers lack. */
-async function setOOMScore(score: number, log: Logger): Promise<void> {
-  try {
-    await writeFile("/proc/self/oom_score_adj", String(score));
-  } catch (err) {
-    log.warn({ oomScoreAdj: score, err: messageOf(err) }, "cannot set the agent's own OOM score");
-  }
 }
 
 function wordsOf(list: string): string[] {
