@@ -101,12 +101,32 @@ export interface PodSpec {
   readinessGates?: { conditionType: string }[];
   tolerations?: Toleration[];
   nodeSelector?: Record<string, string>;
-  affinity?: Record<string, unknown>;
+  affinity?: Affinity;
   schedulerName?: string;
   os?: { name: string };
 }
 
 export type RestartPolicy = "Always" | "OnFailure" | "Never";
+
+/** What the node looks at; affinity between pods is the scheduler's. */
+export interface Affinity {
+  nodeAffinity?: {
+    requiredDuringSchedulingIgnoredDuringExecution?: { nodeSelectorTerms?: NodeSelectorTerm[] | null };
+    [kind: string]: unknown;
+  };
+  [kind: string]: unknown;
+}
+
+export interface NodeSelectorTerm {
+  matchExpressions?: NodeSelectorRequirement[] | null;
+  matchFields?: NodeSelectorRequirement[] | null;
+}
+
+export interface NodeSelectorRequirement {
+  key: string;
+  operator: "In" | "NotIn" | "Exists" | "DoesNotExist" | "Gt" | "Lt";
+  values?: string[] | null;
+}
 
 export interface Toleration {
   key?: string;

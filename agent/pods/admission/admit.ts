@@ -1,0 +1,113 @@
+import { allContainers, isCriticalPod, qosClass } from "../../kube/pod-resources.ts";
+import type { Pod, SecurityProfileSpec } from "../../kube/types.ts";
+import { fitsNode, type Misfit } from "./fit.ts";
+import type { Admission, AdmissionContext, NodePressure, Rejection } from "./port.ts";
+import { choosePreempted } from "./preemption.ts";
+import { forbiddenSysctl } from "./sysctls.ts";
+import { tolerates } from "./taints.ts";
+
+/**
+ * Decides whether a pod that is bound to the node may run on it. The checks and their order are kubelet's; the first that
+ * fails says why. Pure.
+ */
+export function admit(pod: Pod, context: AdmissionContext): Admission {
+  const early = byPressure(pod, context.pressures) ?? forbiddenSysctl(pod, context);
+  if (early !== undefined) return { kind: "rejected", rejection: early };
+  const fit = byPredicates(pod, context);
+  if (fit.kind !== "admitted") return fit;
+  const late = byAppArmor(pod, context) ?? byShutdown(context);
+  return late === undefined ? { kind: "admitted" } : { kind: "rejected", rejection: late };
+}
+
+const memoryPressureTaint = { key: "node.kubernetes.io/memory-pressure", effect: "NoSchedule" } as const;
+
+// A node that is short of something takes no more pods; of memory, none that nothing is known of.
+function byPressure(pod: Pod, pressures: readonly NodePressure[]): Rejection | undefined {
+  if (pressures.length === 0 || isCriticalPod(pod)) return undefined;
+  if (pressures.every((pressure) => pressure === "MemoryPressure")) {
+    if (qosClass(pod) !== "BestEffort") return undefined;
+    if ((pod.spec.tolerations ?? []).some((toleration) => tolerates(toleration, memoryPressureTaint))) return undefined;
+  }
+  return { reason: "Evicted", message: `The node had condition: [${pressures.join(" ")}]. ` };
+}
+
+function byPredicates(pod: Pod, context: AdmissionContext): Admission {
+  const { node } = context;
+  if (node === undefined) {
+    return rejected("InvalidNodeInfo", "Kubelet cannot get node info.");
+  }
+  const label = pod.metadata.labels?.["kubernetes.io/os"];
+  if (label !== undefined && label !== "linux") {
+    const message = `Failed to admit pod as the \`kubernetes.io/os\` label doesn't match node label`;
+    return rejected("PodOSSelectorNodeLabelDoesNotMatch", message);
+  }
+  if (pod.spec.os !== undefined && pod.spec.os.name !== "linux") {
+    return rejected("PodOSNotSupported", "Failed to admit pod as the OS field doesn't match node OS");
+  }
+  if (
+    pod.spec.securityContext?.supplementalGroupsPolicy === "Strict" &&
+    node.status?.features?.supplementalGroupsPolicy !== true
+  ) {
+    const message = "SupplementalGroupsPolicy=Strict is not supported in this node";
+    return rejected("SupplementalGroupsPolicyNotSupported", message);
+  }
+  const misfits = fitsNode(pod, node, context.others);
+  const [first] = misfits;
+  if (first === undefined) return { kind: "admitted" };
+  if (isCriticalPod(pod)) return makeRoom(pod, misfits, context);
+  return rejected(first.reason, first.message);
+}
+
+// A critical pod that lacks nothing but resources gets them from others.
+function makeRoom(pod: Pod, misfits: readonly Misfit[], { others }: AdmissionContext): Admission {
+  const other = misfits.find(({ short }) => short === undefined);
+  if (other !== undefined) return rejected(other.reason, other.message);
+  const needs = misfits.flatMap(({ short }) => (short === undefined ? [] : [short]));
+  const victims = choosePreempted(pod, needs, others);
+  if (victims !== undefined) return { kind: "preempt", victims };
+  const names = needs.map(({ resource, amount }) => `(res: ${resource}, q: ${amount})`).join(", ");
+  const message = `Unexpected error while attempting to recover from admission failure: preemption: no set of running pods found to reclaim resources: [${names}]`;
+  return rejected("UnexpectedAdmissionError", message);
+}
+
+function byAppArmor(pod: Pod, { isAppArmorEnabled }: AdmissionContext): Rejection | undefined {
+  const phase = pod.status?.phase ?? "Pending";
+  if (phase !== "Pending") return undefined; // admitted once: a restart of the agent does not take it back
+  const profiles = [
+    pod.spec.securityContext?.appArmorProfile,
+    ...allContainers(pod).map(({ securityContext }) => securityContext?.appArmorProfile),
+    ...annotatedProfiles(pod),
+  ].filter((profile) => profile !== undefined && profile.type !== "Unconfined");
+  if (profiles.length === 0) return undefined;
+  if (!isAppArmorEnabled) {
+    return { reason: "AppArmor", message: "Cannot enforce AppArmor: AppArmor is not enabled on the host" };
+  }
+  const isUnnamed = profiles.some(
+    (profile) => profile?.type === "Localhost" && (profile.localhostProfile ?? "") === "",
+  );
+  return isUnnamed
+    ? { reason: "AppArmor", message: "Cannot enforce AppArmor: localhost profile name is missing" }
+    : undefined;
+}
+
+const appArmorAnnotation = "container.apparmor.security.beta.kubernetes.io/";
+
+function annotatedProfiles({ metadata }: Pod): SecurityProfileSpec[] {
+  return Object.entries(metadata.annotations ?? {}).flatMap(([key, value]): SecurityProfileSpec[] => {
+    if (!key.startsWith(appArmorAnnotation)) return [];
+    if (value === "unconfined" || value === "") return [{ type: "Unconfined" }];
+    if (value.startsWith("localhost/")) {
+      return [{ type: "Localhost", localhostProfile: value.slice("localhost/".length) }];
+    }
+    return [{ type: "RuntimeDefault" }];
+  });
+}
+
+function byShutdown({ isShuttingDown }: AdmissionContext): Rejection | undefined {
+  if (!isShuttingDown) return undefined;
+  return { reason: "NodeShutdown", message: "Pod was rejected as the node is shutting down." };
+}
+
+function rejected(reason: string, message: string): Admission {
+  return { kind: "rejected", rejection: { reason, message } };
+}

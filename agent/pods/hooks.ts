@@ -1,0 +1,97 @@
+import type { Container, LifecycleHandler, Pod } from "../kube/types.ts";
+import type { Clock } from "../lib/clock.ts";
+import { messageOf } from "../lib/errors.ts";
+import { httpGet, httpTarget, type HTTPTarget } from "../probes/http-get.ts";
+import type { Runtime } from "../runtime/port.ts";
+
+/** What servers see who is calling; kubelet's own text. */
+export const hookUserAgent = "kube-lifecycle/1.36";
+
+export interface HookDeps {
+  runtime: Pick<Runtime, "execSync">;
+  clock: Clock;
+  /** An HTTPS hook's server speaks plain HTTP, and was asked that way. */
+  onHTTPFallback(pod: Pod, container: Container, message: string): void;
+}
+
+export interface HookTarget {
+  pod: Pod;
+  container: Container;
+  containerID: string;
+  /** As the runtime tells it now. */
+  podIP: string;
+}
+
+/**
+ * Carries out a postStart or preStop handler. Rejects with an Error if it failed, or when `signal` aborts. A command that
+ * was begun runs on in the container after that.
+ */
+export async function runHook(
+  handler: LifecycleHandler,
+  target: HookTarget,
+  deps: HookDeps,
+  signal: AbortSignal,
+): Promise<void> {
+  signal.throwIfAborted();
+  if (handler.exec !== undefined) await orAborted(runExec(handler.exec.command ?? [], target, deps), signal);
+  else if (handler.httpGet !== undefined) await runHTTP(handler.httpGet, target, deps, signal);
+  else if (handler.sleep !== undefined) await deps.clock.sleep(handler.sleep.seconds * 1_000, signal);
+  else throw new Error("invalid handler: it has no exec, httpGet or sleep");
+}
+
+async function runExec(command: readonly string[], { containerID }: HookTarget, { runtime }: HookDeps): Promise<void> {
+  const { exitCode, stdout, stderr } = await runtime.execSync(containerID, command, 0);
+  if (exitCode === 0) return;
+  const output = Buffer.concat([stdout, stderr]).subarray(0, hookOutputBytesMax).toString("utf8");
+  throw new Error(`command '${command.join(" ")}' exited with ${exitCode}: ${output}`);
+}
+
+// Of a failed command's output this much goes to the log.
+const hookOutputBytesMax = 1_024;
+
+// Whatever the server answers is fine: only a request that could not be made is a failure.
+async function runHTTP(
+  action: NonNullable<LifecycleHandler["httpGet"]>,
+  { pod, container, podIP }: HookTarget,
+  deps: HookDeps,
+  signal: AbortSignal,
+): Promise<void> {
+  const target = httpTarget(action, container, podIP, hookUserAgent);
+  try {
+    await httpGet(target, { timeoutMs: undefined, signal });
+  } catch (err) {
+    if (!isPlainHTTPServer(err) || target.url.protocol !== "https:") throw err;
+    deps.onHTTPFallback(
+      pod,
+      container,
+      `request to HTTPS lifecycle hook got HTTP response, retrying with HTTP: ${messageOf(err)}`,
+    );
+    await httpGet(withoutTLS(target), { timeoutMs: undefined, signal });
+  }
+}
+
+function isPlainHTTPServer(err: unknown): boolean {
+  const cause = err instanceof Error ? err.cause : undefined;
+  const { code } = (cause ?? {}) as NodeJS.ErrnoException;
+  return code === "EPROTO" || code === "ERR_SSL_WRONG_VERSION_NUMBER" || code === "ERR_SSL_PACKET_LENGTH_TOO_LONG";
+}
+
+// What was meant for an encrypted connection stays out of a plain one.
+function withoutTLS({ url, headers }: HTTPTarget): HTTPTarget {
+  const port = url.port === "" ? "443" : url.port;
+  const plain = new URL(url.href);
+  plain.protocol = "http:";
+  plain.port = port;
+  return { url: plain, headers: headers.filter(([name]) => name.toLowerCase() !== "authorization") };
+}
+
+async function orAborted(work: Promise<void>, signal: AbortSignal): Promise<void> {
+  const aborted = Promise.withResolvers<never>();
+  const onAbort = () => aborted.reject(signal.reason);
+  signal.addEventListener("abort", onAbort, { once: true });
+  try {
+    await Promise.race([work, aborted.promise]);
+  } finally {
+    signal.removeEventListener("abort", onAbort);
+  }
+}
