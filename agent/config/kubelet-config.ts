@@ -251,8 +251,8 @@ const protectionFields = {
   shutdownGracePeriod: later(duration(), 0, "how long a shutdown of the machine waits for pods", { flag: false }),
   shutdownGracePeriodCriticalPods: later(duration(), 0, "part of it that is for critical pods", { flag: false }),
   shutdownGracePeriodByPodPriority: later(shutdownByPriority, [], "such waits by pod priority", { flag: false }),
-  oomScoreAdj: later(int({ min: -1000, max: 1000 }), -999, "the agent's own OOM score"),
-  maxOpenFiles: later(count, 1_000_000, "the agent's own limit of open files", { zeroIsUnset: true }),
+  oomScoreAdj: works(int({ min: -1000, max: 1000 }), -999, "the agent's own OOM score"),
+  maxOpenFiles: works(count, 1_000_000, "the agent's own limit of open files", { zeroIsUnset: true }),
 };
 
 const serverFields = {
