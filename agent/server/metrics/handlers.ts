@@ -51,7 +51,9 @@ export function createMetricsHandlers(options: MetricsHandlersOptions): MetricsH
       });
       await expose(families, processStartMs, exchange);
     };
-  const showSLIs = show(async () => [...(await slis.families()), start]);
+  const withStart = (families: MetricFamily[]) =>
+    families.some(({ name }) => name === start.name) ? families : [...families, start];
+  const showSLIs = show(async () => withStart(await slis.families()));
   const reset: Handler = async ({ response }) => {
     slis.reset();
     response.setHeader("Content-Type", "text/plain; charset=utf-8");
@@ -62,7 +64,7 @@ export function createMetricsHandlers(options: MetricsHandlersOptions): MetricsH
     metrics: show(async () => await registry.families()),
     cadvisor: show(cadvisor),
     resource: show(resource),
-    probes: show(async () => [start, ...(await probes())]),
+    probes: show(async () => withStart([...(await probes())])),
     slis: async (exchange) => await (exchange.request.method === "DELETE" ? reset : showSLIs)(exchange),
   };
 }
