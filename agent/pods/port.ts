@@ -8,6 +8,7 @@ import type { Runtime } from "../runtime/port.ts";
 import type { ObjectSource, PodVolumes } from "../volumes/port.ts";
 import type { CrashBackoffLimits } from "./crash-backoff.ts";
 import type { DNSConfig } from "./dns.ts";
+import type { PodMetrics } from "./metrics.ts";
 
 /** The index by `metadata.namespace` that the services store must have. */
 export const namespaceIndex = "namespace";
@@ -30,6 +31,7 @@ export interface PodDeps {
   cgroups: PodCgroupPort;
   node: NodeView;
   settings: PodSettings;
+  metrics?: PodMetrics;
 }
 
 /** Cgroups of pods, as the workers use them; see node/cgroups.ts. */

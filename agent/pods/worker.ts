@@ -13,6 +13,7 @@ import { type CrashBackoff, formatDelay, noteRestart } from "./crash-backoff.ts"
 import { decide, isOver } from "./decide.ts";
 import { type Executor, StepError } from "./executor.ts";
 import type { Attempt, PodLocal, ReadyImage, Termination } from "./local.ts";
+import type { WorkerView } from "./metrics-gauges.ts";
 import { describePod, podReference, specContainers, uidOf } from "./names.ts";
 import { actionKey, isAlive, type Plan, type PodAction } from "./plan.ts";
 import type { PodDeps } from "./port.ts";
@@ -33,7 +34,7 @@ const oomReasonMs = 150;
 const graceSecondsMin = 1;
 
 export interface WorkerDeps extends PodDeps {
-  executor: Executor;
+  executor: Pick<Executor, "execute">;
   writer: StatusWriter;
   maskedPaths: readonly string[];
   /** The worker has nothing left to do and its pod is gone. */
@@ -159,6 +160,13 @@ export class PodWorker {
     this.#loop.wake();
   }
 
+  /** What gauges show of the pod. */
+  get view(): WorkerView {
+    const isStopped = this.#observed !== undefined && !this.#observed.containers.some(isAlive);
+    const lifecycle = this.#termination === undefined ? "sync" : isStopped ? "terminated" : "terminating";
+    return { pod: this.#pod, isGone: this.#isGone, lifecycle, observed: this.#observed };
+  }
+
   /** The runtime's view that decisions are based on. */
   get observed(): PodSnapshot | undefined {
     return this.#observed;
@@ -222,6 +230,7 @@ export class PodWorker {
       if (newest?.ready === true && newest.ips.length > 0) {
         this.#podIPs = publishedIPs(newest.ips, this.#deps.node.hostIPs());
       }
+      this.#deps.metrics?.looked(this.#pod, this.#observed, observed);
       this.#observed = observed;
     } catch (err) {
       this.#isDirty = true;
