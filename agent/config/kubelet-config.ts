@@ -104,7 +104,7 @@ const podFields = {
   seccompDefault: works(bool, false, "RuntimeDefault is the seccomp profile of containers without one", {
     flag: false,
   }),
-  allowedUnsafeSysctls: later(strings, [], "sysctls (or prefix*) that pods may set"),
+  allowedUnsafeSysctls: works(strings, [], "sysctls (or prefix*) that pods may set"),
   enableControllerAttachDetach: later(bool, true, "the controller manager attaches volumes, not the node"),
   volumePluginDir: later(
     string(),

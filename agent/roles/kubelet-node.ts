@@ -92,7 +92,12 @@ export async function startNode(options: StartNodeOptions, surroundings: Surroun
   const allocatable = resourceList(nodeAllocatable(capacity, ofNode.reservations));
   const view = createNodeView({ nodeName, agent, health, nodeStore: ownNode, now: () => clock.now() });
   // Both are known here before the Node and the runtime's health say them.
-  const nodeView = { ...view, runtimeName, allocatable: () => agent.node().status?.allocatable ?? allocatable };
+  const nodeView: NodeView = {
+    ...view,
+    runtimeName,
+    allocatable: () => agent.node().status?.allocatable ?? allocatable,
+    node: () => ownNode.get(nodeName) ?? agent.node(),
+  };
   return { facts, runtime, nodeView, cgroupTree, cgroups };
 }
 

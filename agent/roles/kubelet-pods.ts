@@ -1,5 +1,7 @@
 import { join } from "node:path";
 import type { KubeletSettings } from "../config/load-kubelet.ts";
+import { MetricsRegistry } from "../lib/metrics.ts";
+import { createProber } from "../probes/run.ts";
 import type { EventRecorder, Store } from "../kube/port.ts";
 import { pods } from "../kube/resources.ts";
 import type { Node, Pod, RuntimeClass, Service } from "../kube/types.ts";
@@ -55,6 +57,16 @@ export async function startPods(options: StartPodsOptions, surroundings: Surroun
     objects,
     cgroups,
     node: nodeView,
+    prober: createProber(runtime),
+    probeMetrics: new MetricsRegistry(),
+    admission: () => ({
+      node: nodeView.node(),
+      pressures: [],
+      allowedUnsafeSysctls: settings.config.allowedUnsafeSysctls,
+      kernelVersion: facts.kernelVersion,
+      isAppArmorEnabled: facts.isAppArmorEnabled,
+      isShuttingDown: false,
+    }),
     settings: podSettings(settings, { selinuxEnabled: options.selinuxEnabled, resources }),
   });
   parts.start("QoS weights", (signal) => keepQOSWeights({ cgroups, pods: podStore, clock, log }, signal));
