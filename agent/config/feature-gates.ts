@@ -116,3 +116,31 @@ export function isGateOn(set: Readonly<Record<string, boolean>>, gate: string): 
   }
   return state === "lockedOn" || state === "on" || state === "betaOn";
 }
+
+/** A gate as metrics show it. */
+export interface FeatureGate {
+  name: string;
+  /** "": general availability. */
+  stage: "" | "ALPHA" | "BETA" | "DEPRECATED";
+  isOn: boolean;
+}
+
+const stages: Record<GateState, FeatureGate["stage"]> = {
+  lockedOn: "",
+  lockedOff: "DEPRECATED",
+  on: "",
+  off: "DEPRECATED",
+  betaOn: "BETA",
+  betaOff: "BETA",
+  alphaOff: "ALPHA",
+};
+
+/** Every known gate, and whether it is on where `set` is what the configuration says. */
+export function listFeatureGates(set: Readonly<Record<string, boolean>>): FeatureGate[] {
+  const groups: FeatureGate[] = [
+    { name: "AllAlpha", stage: "ALPHA", isOn: set["AllAlpha"] ?? false },
+    { name: "AllBeta", stage: "BETA", isOn: set["AllBeta"] ?? false },
+  ];
+  const gates = [...knownGates()].map(([name, state]) => ({ name, stage: stages[state], isOn: isGateOn(set, name) }));
+  return [...groups, ...gates];
+}

@@ -7,6 +7,7 @@ import type { KubeletConfiguration } from "./kubelet-config.ts";
 import { isAllowedNodeLabel, type KubeletFlags } from "./kubelet-flags.ts";
 import { isLabelKey, isLabelValue } from "./labels.ts";
 import type { Problem } from "./problems.ts";
+import { checkTls } from "./tls.ts";
 
 type Rule = (config: KubeletConfiguration, host: ConfigHost) => Problem[];
 
@@ -26,6 +27,8 @@ const rules: Rule[] = [
   checkEviction,
   checkShutdown,
   checkServer,
+  checkTls,
+  checkAuthentication,
 ];
 
 /** The featureGates of either configuration. */
@@ -249,6 +252,22 @@ function checkServer({ enableSystemLogQuery, enableSystemLogHandler }: KubeletCo
     "enableSystemLogQuery",
     "must be false when enableSystemLogHandler is false",
   );
+}
+
+function checkAuthentication({ enableServer, authentication, ...config }: KubeletConfiguration): Problem[] {
+  const { x509, webhook, anonymous } = authentication;
+  return [
+    ...when(
+      (config.tlsCertFile === "") !== (config.tlsPrivateKeyFile === ""),
+      config.tlsCertFile === "" ? "tlsCertFile" : "tlsPrivateKeyFile",
+      "must be set, because its other half is",
+    ),
+    ...when(
+      enableServer && x509.clientCAFile === "" && !webhook.enabled && !anonymous.enabled,
+      "authentication",
+      "must leave a way to use the kubelet API: set x509.clientCAFile, webhook.enabled or anonymous.enabled",
+    ),
+  ];
 }
 
 /** What is wrong with flags that have no field. Paths are flags. */

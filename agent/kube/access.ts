@@ -15,10 +15,10 @@ export interface Access {
   /**
    * What to present now. Certificate and token files that changed on disk are read again, an expired exec credential is
    * fetched again. Rejects with Invalid (a file is gone or malformed and there is nothing older to use) or Unavailable
-   * (the exec plugin failed).
+   * (the exec plugin failed, or the client certificate has still to be signed).
    */
   credentials(): Promise<Credentials>;
-  /** The server answered 401: the next `credentials()` looks at everything anew, whatever its age. */
+  /** The server answered 401, or what we present has changed: the next `credentials()` looks at everything anew, whatever its age. */
   invalidate(): void;
 }
 
@@ -57,6 +57,8 @@ export interface AccessSpec {
   basic?: { username: string; password: string };
   /** Header values for `as`, `as-uid`, `as-groups`, `as-user-extra`. */
   impersonate: Record<string, string | string[]>;
+  /** Gives the client certificate in place of `cert` and `key`; undefined while there is none. */
+  clientCertificate?: () => { readonly cert: Buffer; readonly key: Buffer } | undefined;
   /** Runs the exec plugin. */
   exec?: () => Promise<ExecCredential>;
 }
@@ -100,8 +102,12 @@ export function createAccess(spec: AccessSpec, deps: { clock: Clock; log: Logger
   async function build(): Promise<Credentials> {
     const [ca, fileCert, fileKey, token] = await Promise.all([files.ca(), files.cert(), files.key(), files.token()]);
     const fromPlugin = await execCredential();
-    const cert = fileCert ?? fromPlugin?.certificate;
-    const key = fileKey ?? fromPlugin?.key;
+    const issued = spec.clientCertificate?.();
+    if (spec.clientCertificate !== undefined && issued === undefined) {
+      throw new AgentError("Unavailable", `${spec.server}: not asked, because this node has no client certificate yet`);
+    }
+    const cert = issued?.cert ?? fileCert ?? fromPlugin?.certificate;
+    const key = issued?.key ?? fileKey ?? fromPlugin?.key;
     const tls: TlsOptions = {
       insecureSkipVerify: spec.insecureSkipVerify,
       ...(spec.serverName === undefined ? {} : { serverName: spec.serverName }),

@@ -6,6 +6,7 @@ import type { Access } from "./access.ts";
 import { ApiError, apiError } from "./api-error.ts";
 import { type HttpRequest, type HttpResponse, readBody, TransportError } from "./connection.ts";
 import { listPages, type Page } from "./list-pages.ts";
+import { hostLabel, instrumentTransport, noAnswerCode, type RestClientMetrics } from "./metrics.ts";
 import { collectionPath, objectPath, requireNamespace, withQuery } from "./paths.ts";
 import type { ApiClient, CallOptions, KubeDeps, PatchType, Resource } from "./port.ts";
 import { RateLimiter } from "./rate-limit.ts";
@@ -23,6 +24,8 @@ export interface ApiClientOptions extends KubeDeps {
   burst: number;
   /** Default timeout of a call, retries and rate limit included. 30 s. */
   timeoutMs?: number;
+  /** Where calls are counted. A transport that is shared counts for itself. */
+  metrics?: RestClientMetrics;
 }
 
 /** What lists and watches are restricted to. */
@@ -78,10 +81,11 @@ interface Call extends Omit<HttpRequest, "signal" | "body"> {
 
 /** Makes a client; connects on the first call. */
 export function createApiClient(options: ApiClientOptions): KubeClient {
-  const { access, log, clock, userAgent } = options;
+  const { access, log, clock, userAgent, metrics } = options;
   if (options.transport !== undefined) return new Client(options, options.transport, false);
   if (access === undefined) throw new AgentError("Invalid", "createApiClient needs an access or a transport");
-  return new Client(options, createTransport({ access, userAgent, clock, log }), true);
+  const transport = createTransport({ access, userAgent, clock, log });
+  return new Client(options, metrics === undefined ? transport : instrumentTransport(transport, metrics, clock), true);
 }
 
 class Client implements KubeClient {
@@ -93,6 +97,8 @@ class Client implements KubeClient {
   readonly #timeoutMs: number;
   readonly #userAgent: string;
   readonly #fieldManager: string;
+  readonly #metrics: RestClientMetrics | undefined;
+  readonly #host: string;
 
   constructor(options: ApiClientOptions, transport: Transport, ownsTransport: boolean) {
     this.transport = transport;
@@ -103,6 +109,8 @@ class Client implements KubeClient {
     this.#timeoutMs = options.timeoutMs ?? callTimeoutMsDefault;
     this.#userAgent = options.userAgent;
     this.#fieldManager = options.userAgent.split("/", 1)[0] ?? "nodelet";
+    this.#metrics = options.metrics;
+    this.#host = hostLabel(transport.access.server);
   }
 
   get: ApiClient["get"] = async (resource, key, options) =>
@@ -242,7 +250,7 @@ class Client implements KubeClient {
     for (let retries = 0; ; retries += 1) {
       let error: unknown;
       try {
-        await this.#limiter.acquire(request.signal);
+        await this.#waitForTurn(request);
         const response = await this.#send(request);
         if (response.status >= 200 && response.status < 300) return await readBody(response, responseBytesMax);
         error = await refusal(describe(request), response);
@@ -254,8 +262,17 @@ class Client implements KubeClient {
         throw error;
       }
       this.#log.debug({ call: describe(request), err: messageOf(error), pauseMs }, "API call failed, trying again");
+      const code = error instanceof ApiError ? String(error.status) : noAnswerCode;
+      this.#metrics?.retries.inc({ code, verb: request.method, host: this.#host });
       if (pauseMs > 0) await this.#clock.sleep(pauseMs, request.signal);
     }
+  }
+
+  async #waitForTurn({ method, signal }: HttpRequest): Promise<void> {
+    const startedAtMs = this.#clock.monotonic();
+    await this.#limiter.acquire(signal);
+    const seconds = (this.#clock.monotonic() - startedAtMs) / 1_000;
+    this.#metrics?.throttleSeconds.observe({ verb: method, host: this.#host }, seconds);
   }
 
   /** Sends once; after a 401, once more if the credentials have changed in between. */

@@ -24,6 +24,8 @@ export interface InformerDeps extends KubeDeps {
   client: Pick<KubeClient, "listPages" | "watch">;
   limits?: Partial<InformerLimits>;
   random?: () => number;
+  /** Calls `listener` when what made attempts fail may be over: credentials are there, or new. @returns ends it */
+  subscribeRetry?: (listener: () => void) => () => void;
 }
 
 /** What the informers of one server learn together: until when (monotonic ms) initial objects are listed, not watched. */
@@ -104,7 +106,21 @@ class Reflector<T extends KubeObject> {
       state = plan;
       if (plan.relist) this.#resourceVersion = undefined;
       if (error !== undefined) this.#report(error, plan.delayMs);
-      if (plan.delayMs > 0) await clock.sleep(plan.delayMs, stop).catch(ignoreAbort);
+      if (plan.delayMs > 0) await this.#rest(plan.delayMs, stop);
+    }
+  }
+
+  /** Waits, unless there is a reason to go on sooner. */
+  async #rest(ms: number, stop: AbortSignal): Promise<void> {
+    const { clock, subscribeRetry } = this.#deps;
+    const rest = new AbortController();
+    const link = addAbortListener(stop, () => rest.abort());
+    const unsubscribe = subscribeRetry?.(() => rest.abort());
+    try {
+      await clock.sleep(ms, rest.signal).catch(ignoreAbort);
+    } finally {
+      unsubscribe?.();
+      link[Symbol.dispose]();
     }
   }
 

@@ -17,16 +17,21 @@ interface LoadDeps {
  * describes. Rejects with Invalid and one line that names file and field. Exec plugins are not run yet.
  */
 export async function loadKubeconfig(path: string, deps: LoadDeps = {}): Promise<Access> {
+  const spec = await readKubeconfig(path);
+  const access = createAccess(spec, { clock: deps.clock ?? systemClock, log: deps.log ?? silentLogger });
+  if (spec.exec === undefined) await access.credentials();
+  return access;
+}
+
+/** Reads a kubeconfig and checks its current context, but not the files it names. Rejects as {@link loadKubeconfig} does. */
+export async function readKubeconfig(path: string): Promise<AccessSpec> {
   let text: string;
   try {
     text = await readFile(path, "utf8");
   } catch (err) {
     throw new AgentError("Invalid", `${path}: cannot read kubeconfig: ${messageOf(err)}`, { cause: err });
   }
-  const spec = parseKubeconfig(await parseDocument(text, path), path);
-  const access = createAccess(spec, { clock: deps.clock ?? systemClock, log: deps.log ?? silentLogger });
-  if (spec.exec === undefined) await access.credentials();
-  return access;
+  return parseKubeconfig(await parseDocument(text, path), path);
 }
 
 /** Where Kubernetes mounts a pod's service account. */

@@ -1,5 +1,6 @@
 import type { Resource } from "./port.ts";
 import type {
+  CertificateSigningRequest,
   ConfigMap,
   CoreEvent,
   EndpointSlice,
@@ -38,6 +39,13 @@ export const runtimeClasses: Resource<RuntimeClass> = {
   version: "v1",
   plural: "runtimeclasses",
   kind: "RuntimeClass",
+  namespaced: false,
+};
+export const certificateSigningRequests: Resource<CertificateSigningRequest> = {
+  group: "certificates.k8s.io",
+  version: "v1",
+  plural: "certificatesigningrequests",
+  kind: "CertificateSigningRequest",
   namespaced: false,
 };
 

@@ -22,6 +22,11 @@ export interface Transport extends AsyncDisposable {
   send(request: HttpRequest): Promise<HttpResponse>;
   /** Breaks every connection, so that all calls connect anew. */
   reset(): void;
+  /**
+   * The credentials have changed: connections that were made with others take no more requests and end soon, also those
+   * that hold only watches. Without it, that happens with the next request.
+   */
+  renew(): Promise<void>;
 }
 
 // Streams beyond one connection's limit (100 to 250 in kube-apiserver) go to further connections: a node with many
@@ -85,6 +90,11 @@ class PooledTransport implements Transport {
     const old = this.#connections;
     this.#connections = [];
     for (const connection of old) connection.destroy(new Error("connection was reset by the agent"));
+  }
+
+  async renew(): Promise<void> {
+    const { connectionKey } = await this.access.credentials();
+    if (!this.#stop.signal.aborted) this.#retireOthers(connectionKey);
   }
 
   async [Symbol.asyncDispose](): Promise<void> {

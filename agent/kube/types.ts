@@ -481,6 +481,23 @@ export interface TokenRequest {
   status?: { token: string; expirationTimestamp: string };
 }
 
+// ---- Certificates -------------------------------------------------------------------------------------------
+
+export interface CertificateSigningRequest extends KubeObject {
+  spec: {
+    /** PEM of a PKCS#10 request, in base64. */
+    request: string;
+    signerName: string;
+    usages?: string[];
+    expirationSeconds?: number;
+  };
+  status?: {
+    conditions?: { type: string; status?: string; reason?: string; message?: string }[];
+    /** PEM, in base64. */
+    certificate?: string;
+  };
+}
+
 // ---- Services -----------------------------------------------------------------------------------------------
 
 export interface Service extends KubeObject {

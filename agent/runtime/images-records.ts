@@ -3,8 +3,10 @@ import { mkdir, readdir, readFile, rm } from "node:fs/promises";
 import { join } from "node:path";
 import { writeFileAtomic } from "../lib/atomic-file.ts";
 import type { Logger } from "../lib/log.ts";
+import type { MetricsRegistry } from "../lib/metrics.ts";
 import { type ImageCredential, stripSource } from "./images-auth.ts";
 import { parseImageName } from "./images-name.ts";
+import { createPullRecordMetrics } from "./metrics.ts";
 import type { ImageService } from "./port.ts";
 
 /** `imagePullCredentialsVerificationPolicy` of the configuration. */
@@ -50,13 +52,31 @@ export function mustProveAccess(
   record: ImagePulledRecord | undefined,
   credentials: readonly ImageCredential[],
 ): boolean {
-  if (policy.kind === "NeverVerify") return false;
-  if (policy.kind === "NeverVerifyPreloadedImages" && !wasPulled) return false;
-  if (policy.kind === "NeverVerifyAllowlistedImages" && isAllowlisted(repository, policy.allowlist)) return false;
+  return !isAllowedByPolicy(policy, repository, wasPulled) && !isAllowedByRecord(repository, record, credentials);
+}
+
+function isAllowedByPolicy(policy: VerificationPolicy, repository: string, wasPulled: boolean): boolean {
+  switch (policy.kind) {
+    case "NeverVerify":
+      return true;
+    case "NeverVerifyPreloadedImages":
+      return !wasPulled;
+    case "NeverVerifyAllowlistedImages":
+      return isAllowlisted(repository, policy.allowlist);
+    case "AlwaysVerify":
+      return false;
+  }
+}
+
+function isAllowedByRecord(
+  repository: string,
+  record: ImagePulledRecord | undefined,
+  credentials: readonly ImageCredential[],
+): boolean {
   const known = record?.credentialMapping[repository];
-  if (known === undefined) return true;
-  if (known.nodePodsAccessible === true) return false;
-  return !credentials.some((credential) => {
+  if (known === undefined) return false;
+  if (known.nodePodsAccessible === true) return true;
+  return credentials.some((credential) => {
     const hash = credentialHash(credential);
     return (known.kubernetesSecrets ?? []).some(
       (secret) =>
@@ -136,12 +156,15 @@ export interface PullRecordsOptions {
   policy: VerificationPolicy;
   now: () => number;
   log: Logger;
+  registry?: MetricsRegistry;
 }
 
 /** Makes the directories (0700) and serves the records in them. */
-export async function openPullRecords({ dir, policy, now, log }: PullRecordsOptions): Promise<PullRecords> {
+export async function openPullRecords(options: PullRecordsOptions): Promise<PullRecords> {
+  const { dir, policy, now, log, registry } = options;
   const intents = join(dir, "pulling");
   const pulled = join(dir, "pulled");
+  const metrics = registry === undefined ? undefined : createPullRecordMetrics(registry, { intents, pulled });
   for (const path of [dir, intents, pulled]) await mkdir(path, { recursive: true, mode: 0o700 });
   const pathOf = (folder: string, key: string) =>
     join(folder, `sha256-${createHash("sha256").update(key).digest("hex")}`);
@@ -178,7 +201,14 @@ export async function openPullRecords({ dir, policy, now, log }: PullRecordsOpti
       await inTurn(async () => {
         const record = await readRecord(imageRef);
         const wasPulled = record !== undefined || (await readIfThere(pathOf(intents, image))) !== undefined;
-        return mustProveAccess(policy, repositoryOf(image), wasPulled, record, credentials);
+        const mustPull = mustProveAccess(policy, repositoryOf(image), wasPulled, record, credentials);
+        const byPolicy = isAllowedByPolicy(policy, repositoryOf(image), wasPulled);
+        const why = byPolicy ? "credentialPolicyAllowed" : "credentialRecordFound";
+        metrics?.checked.inc({ result: mustPull ? "mustAuthenticate" : why });
+        return mustPull;
+      }).catch((err: unknown) => {
+        metrics?.checked.inc({ result: "error" });
+        throw err;
       }),
 
     recordPull: async (image, pull) => {

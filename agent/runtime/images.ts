@@ -7,6 +7,7 @@ import { type ImageCredential, stripSource } from "./images-auth.ts";
 import { PullBackoff, PullRate, Turns } from "./images-limits.ts";
 import { defaultPullPolicy, parseImageName, withDefaultTag } from "./images-name.ts";
 import type { PullOutcome, PullRecords } from "./images-records.ts";
+import type { ImageMetrics } from "./metrics.ts";
 import type { ImageInfo, ImageService, PodSandboxConfig } from "./port.ts";
 
 /** The container's waiting reason while its image is not there. */
@@ -50,6 +51,7 @@ export interface ImageManagerOptions {
   registryBurst: number;
   /** Who may use which pulled image; absent: an image that is present is anyone's. */
   records?: PullRecords;
+  metrics?: ImageMetrics;
 }
 
 export interface EnsuredImage {
@@ -149,6 +151,7 @@ export function createImageManager(options: ImageManagerOptions): ImageManager {
     });
     const took = `${goDuration(pulled.durationMs)} (${goDuration(waitedMs)} including waiting)`;
     const size = info?.sizeBytes ?? 0;
+    options.metrics?.pulled(pulled.durationMs / 1_000, size);
     const message = `Successfully pulled image ${quote(image)} in ${took}. Image size: ${size} bytes.`;
     onEvent(pod, container, "Normal", "Pulled", message);
     return { imageRef: pulled.imageRef, image: info };
@@ -202,18 +205,31 @@ export function createImageManager(options: ImageManagerOptions): ImageManager {
     forgetPod: (podUID) => backoff.forgetPod(podUID),
     ensureImage: async (pod, container, sandboxConfig, auths, signal) => {
       const written = container.image ?? "";
+      const policy = container.imagePullPolicy ?? defaultPullPolicy(written);
+      const note = (isPresent?: boolean, mustPull?: boolean) => {
+        const [present_locally, pull_required] = [String(isPresent ?? "unknown"), String(mustPull ?? "unknown")];
+        options.metrics?.ensured.inc({ pull_policy: policy.toLowerCase(), present_locally, pull_required });
+      };
       const name = parseImageName(written);
       if (typeof name === "string") {
+        note();
         const message = `Failed to apply default image tag ${quote(written)}: ${name}`;
         onEvent(pod, container, "Warning", "InspectFailed", message);
         throw new ImagePullError("InvalidImageName", message);
       }
       const image = withDefaultTag(written, name);
-      const policy = container.imagePullPolicy ?? defaultPullPolicy(written);
-      if (policy === "Always") return await pull(pod, container, image, sandboxConfig, auths, signal);
+      if (policy === "Always") {
+        note(undefined, true);
+        return await pull(pod, container, image, sandboxConfig, auths, signal);
+      }
 
-      const present = await inspect(pod, container, image);
-      if (present !== undefined && !(await mustProve(image, present.id, auths))) {
+      const present = await inspect(pod, container, image).catch((err: unknown) => {
+        note();
+        throw err;
+      });
+      const mustPull = present === undefined ? policy !== "Never" : await mustProve(image, present.id, auths);
+      note(present !== undefined, mustPull);
+      if (present !== undefined && !mustPull) {
         const message = `Container image ${quote(image)} already present on machine`;
         onEvent(pod, container, "Normal", "Pulled", message);
         return { imageRef: present.id, image: present };

@@ -3,10 +3,11 @@ import { join } from "node:path";
 import { parseArgs } from "node:util";
 import { writeFileAtomic } from "../../../agent/lib/atomic-file.ts";
 import { isObject, stringAt } from "./json.ts";
+import { clusterRights } from "./rights.ts";
 import { type ListenAddress, type ServerKeys, startTestApiServer } from "./server.ts";
 
 const usage = `usage: main.ts --dir DIR [--listen ADDR:PORT]... [--node NAME] [--service-cidr CIDR] [--cluster-cidr CIDR] [--name SAN]...
-Starts the test API server, writes admin.kubeconfig and node.kubeconfig to DIR, prints one line when ready, and ends on SIGTERM.
+Starts the test API server, writes ca.crt, admin.kubeconfig and node.kubeconfig to DIR, prints one line when ready, and ends on SIGTERM.
 Keys and addresses are kept in DIR, so that a server started there again serves the same kubeconfigs.`;
 
 /** What a directory keeps for the next start. */
@@ -43,8 +44,10 @@ async function main(): Promise<void> {
     ...(values.name === undefined ? {} : { names: values.name }),
     ...(values["service-cidr"] === undefined ? {} : { serviceCIDR: values["service-cidr"] }),
     ...(values["cluster-cidr"] === undefined ? {} : { clusterCIDR: values["cluster-cidr"] }),
+    authorizer: clusterRights,
   });
   await writeFileAtomic(keptPath, JSON.stringify({ keys: server.keys, listen: server.addresses }));
+  await writeFileAtomic(join(dir, "ca.crt"), server.caCertificate);
   await writeFileAtomic(join(dir, "admin.kubeconfig"), server.kubeconfig("admin"));
   await writeFileAtomic(join(dir, "node.kubeconfig"), server.kubeconfig(`node:${values.node}`));
   const stop = () => void server.close().then(() => process.exit(0));

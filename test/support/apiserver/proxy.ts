@@ -20,6 +20,8 @@ const upgradeTimeoutMs = 30_000;
 // metrics-server gives a kubelet 10 s to answer a scrape.
 const fetchTimeoutMs = 10_000;
 const summaryBytesMax = 64 << 20;
+const requestHeaders = ["accept", "accept-encoding", "content-type", "content-length", "range", "user-agent"];
+const answerHeaders = ["allow", "content-encoding", "content-type", "location", "x-content-type-options"];
 const podStreams = ["exec", "attach", "portforward"];
 
 interface Target {
@@ -57,7 +59,7 @@ export class NodeProxy {
         ...target,
         method,
         agent: this.#agent,
-        headers: forwardedHeaders(exchange.request.headers),
+        headers: pick(exchange.request.headers, requestHeaders),
       });
       outgoing.on("error", (err) => reject(unreachable(target, err)));
       outgoing.on("response", (incoming) => {
@@ -68,8 +70,7 @@ export class NodeProxy {
         }
         exchange.code = code;
         const response = exchange.response as ServerResponse;
-        const type = incoming.headers["content-type"];
-        response.writeHead(code, type === undefined ? {} : { "content-type": type });
+        response.writeHead(code, pick(incoming.headers, answerHeaders));
         // A followed log may say nothing for long; the client should know that it is connected.
         response.flushHeaders?.();
         incoming.on("data", (chunk: Buffer) => {
@@ -272,13 +273,13 @@ function containerOf(pod: Pod, wanted: string): string {
   throw badRequest(`a container name must be specified for pod ${name}, choose one of: [${choices}]`);
 }
 
-function forwardedHeaders(headers: Record<string, unknown>): Record<string, string> {
-  const kept: Record<string, string> = {};
-  for (const name of ["accept", "accept-encoding", "content-type", "content-length", "user-agent"]) {
-    const value = headers[name];
-    if (typeof value === "string") kept[name] = value;
-  }
-  return kept;
+function pick(headers: Record<string, unknown>, names: readonly string[]): Record<string, string> {
+  return Object.fromEntries(
+    names.flatMap((name) => {
+      const value = headers[name];
+      return typeof value === "string" ? [[name, value]] : [];
+    }),
+  );
 }
 
 function unreachable(target: Target, err: Error): ApiError {

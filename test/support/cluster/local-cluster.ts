@@ -31,6 +31,10 @@ export interface LocalCluster {
   /** The agent's `--root-dir`. */
   readonly rootDir: string;
   readonly podLogsDir: string;
+  /** The certificate authority of the cluster: by it the agent knows the API server. */
+  readonly clientCAFile: string;
+  /** Its certificate and key, and the key of tokens, as JSON: who has these is anybody. */
+  readonly serverKeysFile: string;
   /** Ends and removes everything. Idempotent. */
   destroy(): Promise<void>;
 }
@@ -60,6 +64,7 @@ export async function startLocalCluster(options: LocalClusterOptions = {}): Prom
     const apiDir = join(node.dir, "api");
     const rootDir = join(node.dir, "kubelet");
     const podLogsDir = join(node.dir, "pods");
+    const clientCAFile = join(apiDir, "ca.crt");
     onStep("starting the test API server");
     const apiServer = restartable(node, "apiserver", process.execPath, [
       join(projectRoot, "test/support/apiserver/main.ts"),
@@ -71,7 +76,10 @@ export async function startLocalCluster(options: LocalClusterOptions = {}): Prom
     onStep("starting nodelet");
     const configDir = join(node.dir, "etc");
     await mkdir(configDir, { recursive: true });
-    await writeFile(join(configDir, "kubelet.yaml"), stringify(kubeletConfig(node, podLogsDir, options.kubelet)));
+    await writeFile(
+      join(configDir, "kubelet.yaml"),
+      stringify(kubeletConfig(node, { podLogsDir, clientCAFile }, options.kubelet)),
+    );
     await writeFile(join(configDir, "kube-proxy.yaml"), stringify(proxyConfig(node)));
     await (await detectCgroupTree()).create(node.cgroupRoot, {});
     const agent = restartable(node, "nodelet", nodelet, [
@@ -86,14 +94,19 @@ export async function startLocalCluster(options: LocalClusterOptions = {}): Prom
       await node.destroy();
       await removeLogLinks(node.dir);
     };
-    return { node, kubeconfig, apiServer, agent, rootDir, podLogsDir, destroy };
+    const serverKeysFile = join(apiDir, "server.json");
+    return { node, kubeconfig, apiServer, agent, rootDir, podLogsDir, clientCAFile, serverKeysFile, destroy };
   } catch (err) {
     await node.destroy();
     throw err;
   }
 }
 
-function kubeletConfig(node: TestNode, podLogsDir: string, changes: Record<string, unknown> = {}): object {
+function kubeletConfig(
+  node: TestNode,
+  { podLogsDir, clientCAFile }: { podLogsDir: string; clientCAFile: string },
+  changes: Record<string, unknown> = {},
+): object {
   return {
     apiVersion: "kubelet.config.k8s.io/v1beta1",
     kind: "KubeletConfiguration",
@@ -105,6 +118,9 @@ function kubeletConfig(node: TestNode, podLogsDir: string, changes: Record<strin
     clusterDNS: ["10.96.0.10"],
     clusterDomain: "cluster.local",
     serializeImagePulls: false,
+    authentication: { x509: { clientCAFile } },
+    // As for the proxy below.
+    oomScoreAdj: 0,
     ...changes,
   };
 }

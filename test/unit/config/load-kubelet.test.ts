@@ -27,7 +27,6 @@ describe("configurations of the field", () => {
     });
     expect([...warnings].sort()).toEqual([
       "/var/lib/kubelet/config.yaml: authentication.x509.clientCAFile is not supported yet and has no effect",
-      "/var/lib/kubelet/config.yaml: rotateCertificates is not supported yet and has no effect",
       "/var/lib/kubelet/config.yaml: staticPodPath is not supported yet and has no effect",
     ]);
   });
@@ -58,7 +57,7 @@ describe("configurations of the field", () => {
       evictionHard: { "imagefs.available": "0%", "nodefs.available": "0%", "nodefs.inodesFree": "0%" },
     });
     expect(warnings.join("\n")).not.toMatch(/failSwapOn|imageGC|evictionHard|deprecated/);
-    expect(warnings).toContain("--bootstrap-kubeconfig is not supported yet and has no effect");
+    expect(warnings).toContain("--runtime-cgroups is not supported yet and has no effect");
   });
 });
 
@@ -128,7 +127,9 @@ describe("defaults", () => {
 
 describe("files", () => {
   test("paths in them start at their directory", () => {
-    const { config } = kubeletWith("resolvConf: resolv.conf\ntlsCertFile: ../tls.crt\nstaticPodPath: /abs").kubelet;
+    const { config } = kubeletWith(
+      "resolvConf: resolv.conf\ntlsCertFile: ../tls.crt\ntlsPrivateKeyFile: /k\nstaticPodPath: /abs",
+    ).kubelet;
     expect(config).toMatchObject({ resolvConf: "/etc/resolv.conf", tlsCertFile: "/tls.crt", staticPodPath: "/abs" });
   });
 

@@ -50,6 +50,13 @@ const refused: [fields: string, line: string][] = [
     "serverTLSBootstrap needs feature gate RotateKubeletServerCertificate",
   ],
   ["runOnce: true", "runOnce must be false"],
+  ["tlsCertFile: /c.pem", "tlsPrivateKeyFile must be set, because its other half is"],
+  ["tlsPrivateKeyFile: /k.pem", "tlsCertFile must be set, because its other half is"],
+  ["tlsCurvePreferences: [29, 30]", "tlsCurvePreferences[1] must be one of 23, 24, 25, 29, 4587, 4588, 4589, not 30"],
+  [
+    "authentication: {webhook: {enabled: false}}",
+    "authentication must leave a way to use the kubelet API: set x509.clientCAFile, webhook.enabled or anonymous.enabled",
+  ],
   [
     "registerWithTaints: [{key: a/b/c, effect: NoExecute}]",
     'registerWithTaints[0].key must be like name or example.com/name, not "a/b/c"',

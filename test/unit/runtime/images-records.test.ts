@@ -3,6 +3,7 @@ import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { afterEach, beforeEach, expect, test } from "vitest";
 import { silentLogger } from "../../../agent/lib/log.ts";
+import { MetricsRegistry } from "../../../agent/lib/metrics.ts";
 import type { ImageCredential } from "../../../agent/runtime/images-auth.ts";
 import {
   addPull,
@@ -160,4 +161,24 @@ test("a damaged record means: pull", async () => {
     await writeFile(join(options.dir, "pulled", file), damage);
     expect(await records.mustPull(image, "sha256:1", [])).toBe(true);
   }
+});
+
+test("checks are counted by what decided them", async () => {
+  const registry = new MetricsRegistry();
+  const records = await openPullRecords({ ...options, registry });
+  await records.mustPull(image, "sha256:1", []); // preloaded
+  await records.recordPull(image, async () => ({ imageRef: "sha256:1", credential: mine }));
+  await records.mustPull(image, "sha256:1", [mine]);
+  await records.mustPull(image, "sha256:1", []);
+  await rm(options.dir, { recursive: true });
+  await writeFile(options.dir, "no directory");
+  await expect(records.mustPull(image, "sha256:1", [])).rejects.toThrow();
+  const name = "kubelet_imagemanager_image_mustpull_checks_total";
+  const [family] = (await registry.families()).filter((one) => one.name === name);
+  expect([...(family?.samples ?? [])].map(({ labels, value }) => [labels["result"], value])).toEqual([
+    ["credentialPolicyAllowed", 1],
+    ["credentialRecordFound", 1],
+    ["mustAuthenticate", 1],
+    ["error", 1],
+  ]);
 });

@@ -2,6 +2,7 @@ import { expect, test } from "vitest";
 import type { Pod } from "../../../agent/kube/types.ts";
 import { AgentError, hasCode } from "../../../agent/lib/errors.ts";
 import { silentLogger } from "../../../agent/lib/log.ts";
+import { MetricsRegistry } from "../../../agent/lib/metrics.ts";
 import {
   createImageManager,
   goDuration,
@@ -9,8 +10,10 @@ import {
   ImagePullError,
 } from "../../../agent/runtime/images.ts";
 import type { PullRecords } from "../../../agent/runtime/images-records.ts";
+import { createImageMetrics } from "../../../agent/runtime/metrics.ts";
 import type { ImageAuth, ImageInfo, ImageService, PodSandboxConfig } from "../../../agent/runtime/port.ts";
 import { FakeClock, settle } from "../kube/fake-clock.ts";
+import { metricsText } from "../lib/metrics-support.ts";
 
 const info = (id: string): ImageInfo => ({
   id,
@@ -340,3 +343,41 @@ for (const [ms, want] of [
 ] as const) {
   test(`${ms} ms reads ${want}`, () => expect(goDuration(ms)).toBe(want));
 }
+
+test("every wish for an image is counted, by what was there and what it took", async () => {
+  const registry = new MetricsRegistry();
+  const records: PullRecords = {
+    mustPull: async (_image, imageRef) => imageRef === "sha256:secret",
+    recordPull: async (_image, pull) => await pull(),
+    recover: async () => {},
+    prune: async () => {},
+  };
+  const { images, clock, ensure, failure } = setUp({ metrics: createImageMetrics(registry), records });
+  images.present.set("app:1", info("sha256:1")).set("secret:1", info("sha256:secret"));
+  await ensure("app:1");
+  await ensure("secret:1");
+  await ensure("app:1", { policy: "Always" });
+  await failure("gone:1", { policy: "Never" });
+  await failure("UPPER:1");
+  images.instant = false;
+  const slow = ensure("slow:1");
+  await settle();
+  await clock.advance(2_000);
+  images.pulls.at(-1)?.end();
+  await slow;
+  images.statusError = new Error("no answer");
+  await failure("app:1");
+  const shown = await metricsText(registry);
+  const lines = shown.split("\n").filter((line) => line.startsWith("kubelet_image_manager_ensure"));
+  const name = "kubelet_image_manager_ensure_image_requests_total";
+  expect(lines.sort()).toEqual([
+    `${name}{present_locally="false",pull_policy="ifnotpresent",pull_required="true"} 1`,
+    `${name}{present_locally="false",pull_policy="never",pull_required="false"} 1`,
+    `${name}{present_locally="true",pull_policy="ifnotpresent",pull_required="false"} 1`,
+    `${name}{present_locally="true",pull_policy="ifnotpresent",pull_required="true"} 1`,
+    `${name}{present_locally="unknown",pull_policy="always",pull_required="true"} 1`,
+    `${name}{present_locally="unknown",pull_policy="ifnotpresent",pull_required="unknown"} 2`,
+  ]);
+  expect(shown).toContain('kubelet_image_pull_duration_seconds_sum{image_size_in_bytes="0-10MB"} 2\n');
+  expect(shown).toContain('kubelet_image_pull_duration_seconds_count{image_size_in_bytes="0-10MB"} 3\n');
+});

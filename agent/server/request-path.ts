@@ -1,0 +1,199 @@
+import { type IncomingMessage, ServerResponse } from "node:http";
+import type { Socket } from "node:net";
+import type { Clock } from "../lib/clock.ts";
+import { isAbort, messageOf } from "../lib/errors.ts";
+import type { Logger } from "../lib/log.ts";
+import { requestAttributes } from "./attributes.ts";
+import { flushMs, responseWriteMs } from "./limits.ts";
+import { HttpError, type UserInfo } from "./port.ts";
+import { requestLabels, type RequestMetrics, type ServerType } from "./request-metrics.ts";
+import { sendError } from "./respond.ts";
+import { type Match, matchRoute, type Route } from "./router.ts";
+
+/** Finds out who sent a request. */
+export interface Authenticator {
+  /**
+   * May take credentials out of the headers, so that they do not travel on.
+   *
+   * @returns undefined, or rejects: nobody that we know
+   */
+  authenticate(request: IncomingMessage, socket: Socket): Promise<{ user: UserInfo } | undefined>;
+}
+
+export interface Authorizer {
+  /** Tries `subresources` in order; the first that is allowed wins. Rejects when it could not find out. */
+  authorize(
+    user: UserInfo,
+    verb: string,
+    subresources: readonly string[],
+    signal?: AbortSignal,
+  ): Promise<"allowed" | "denied">;
+}
+
+export interface RequestPathOptions {
+  readonly routes: readonly Route[];
+  readonly serverType: ServerType;
+  /** Undefined: everybody may do everything that there is a route for. */
+  readonly auth: { readonly authenticator: Authenticator; readonly authorizer: Authorizer } | undefined;
+  /** Undefined: requests are not counted. */
+  readonly metrics: RequestMetrics | undefined;
+  readonly clock: Clock;
+  readonly log: Logger;
+  /** Somebody authenticated on the connection with a credential of theirs. */
+  onTrusted?(socket: Socket): void;
+}
+
+/**
+ * What happens to each request, upgrades included:
+ *
+ *     count → route → authenticate → authorize → handler
+ *                \          \             \          \
+ *                 404, 30x   401           403, 500   HttpError, or 500
+ */
+export class RequestPath {
+  readonly #options: RequestPathOptions;
+  readonly #running = new Set<AbortController>();
+
+  constructor(options: RequestPathOptions) {
+    this.#options = options;
+  }
+
+  /** True if the request asks to leave HTTP at a place that can do that. */
+  wantsUpgrade(request: IncomingMessage): boolean {
+    const match = this.#match(request);
+    return match.kind === "serve" && match.upgrade !== undefined;
+  }
+
+  /** Serves an ordinary request. Never rejects; resolves when the handler has ended. */
+  async handle(request: IncomingMessage, response: ServerResponse): Promise<void> {
+    const { clock } = this.#options;
+    const ended = this.#begin(request);
+    const running = this.#run();
+    const gone = () => running.abort();
+    response.once("close", gone);
+    if (request.socket.destroyed) gone();
+    request.socket.once("end", gone); // a client that only listens on has gone, as far as Go's server is concerned
+    const timer = clock.after(responseWriteMs, () => request.socket.destroy());
+    response.once("close", () => timer.cancel());
+    try {
+      const match = await this.#admit(request, running.signal);
+      const { handler, params, query } = match;
+      await handler({ request, response, params, query, signal: running.signal });
+      // A body that nobody read would be read to its end before the next request, however long it is.
+      if (!response.headersSent && !request.complete) response.setHeader("Connection", "close");
+      if (!response.writableEnded) response.end();
+    } catch (err) {
+      if (!request.complete && !response.headersSent) response.setHeader("Connection", "close");
+      if (response.headersSent) response.destroy();
+      else sendError(response, this.#errorOf(request, err));
+    } finally {
+      request.socket.off("end", gone);
+      this.#running.delete(running);
+      ended();
+    }
+  }
+
+  /** Serves a request that leaves HTTP. Never rejects; the socket is closed when it resolves, or soon after. */
+  async upgrade(request: IncomingMessage, socket: Socket, head: Buffer): Promise<void> {
+    const ended = this.#begin(request);
+    const running = this.#run();
+    const writtenBefore = socket.bytesWritten;
+    try {
+      const { upgrade, params, query } = await this.#admit(request, running.signal);
+      if (upgrade === undefined) throw new HttpError(500, "Upgrade request required");
+      if (!socket.destroyed) await upgrade({ request, socket, head, params, query, signal: running.signal });
+    } catch (err) {
+      const error = this.#errorOf(request, err);
+      if (socket.bytesWritten === writtenBefore && socket.writable) writePlain(request, socket, error);
+    } finally {
+      this.#running.delete(running);
+      ended();
+      this.#finish(socket);
+    }
+  }
+
+  /** Tells all handlers that the server stops. */
+  abort(): void {
+    for (const running of this.#running) running.abort();
+  }
+
+  #match({ method = "GET", url = "", headers }: IncomingMessage): Match {
+    return matchRoute(this.#options.routes, { method, url, accept: headers.accept });
+  }
+
+  #begin({ method = "GET", url = "" }: IncomingMessage): () => void {
+    const { metrics, serverType } = this.#options;
+    return metrics?.begin(requestLabels(method, url, serverType)) ?? (() => {});
+  }
+
+  #run(): AbortController {
+    const running = new AbortController();
+    this.#running.add(running);
+    return running;
+  }
+
+  /** @returns where the request goes. Rejects with HttpError when it goes nowhere. */
+  async #admit(request: IncomingMessage, signal: AbortSignal): Promise<Extract<Match, { kind: "serve" }>> {
+    const match = this.#match(request);
+    if (match.kind === "answer") throw match.error;
+    await this.#authorize(request, match.path, signal);
+    if (match.kind === "refuse") throw match.error;
+    return match;
+  }
+
+  async #authorize(request: IncomingMessage, path: string, signal: AbortSignal): Promise<void> {
+    const { auth, onTrusted } = this.#options;
+    if (auth === undefined) return;
+    const user = await this.#authenticate(auth.authenticator, request);
+    if (user === undefined) throw new HttpError(401, "Unauthorized");
+    if (user.username !== anonymous) onTrusted?.(request.socket);
+    const { verb, subresources } = requestAttributes(request.method ?? "GET", path);
+    const about = `user=${user.username}, verb=${verb}, resource=nodes`;
+    let decision: "allowed" | "denied";
+    try {
+      decision = await auth.authorizer.authorize(user, verb, subresources, signal);
+    } catch (err) {
+      this.#options.log.warn({ user: user.username, verb, subresources, err: messageOf(err) }, "authorization failed");
+      throw new HttpError(500, `Authorization error (${about}, subresource=${subresources[0]})`);
+    }
+    if (decision !== "allowed") {
+      throw new HttpError(403, `Forbidden (${about}, subresource(s)=[${subresources.join(" ")}])\n`);
+    }
+  }
+
+  async #authenticate(authenticator: Authenticator, request: IncomingMessage): Promise<UserInfo | undefined> {
+    try {
+      return (await authenticator.authenticate(request, request.socket))?.user;
+    } catch (err) {
+      this.#options.log.debug({ remote: request.socket.remoteAddress, err: messageOf(err) }, "authentication failed");
+      return undefined;
+    }
+  }
+
+  #errorOf({ method, url = "" }: IncomingMessage, err: unknown): HttpError {
+    if (err instanceof HttpError) return err;
+    // Queries hold commands of users, which may hold their secrets.
+    const [path] = url.split("?", 1);
+    if (!isAbort(err))
+      this.#options.log.warn({ method, path, err: messageOf(err) }, "request of the kubelet API failed");
+    return new HttpError(500, messageOf(err));
+  }
+
+  /** Closes a socket once it has taken what was written, or after a while. */
+  #finish(socket: Socket): void {
+    if (socket.destroyed) return;
+    const timer = this.#options.clock.after(flushMs, () => socket.destroy());
+    socket.once("close", () => timer.cancel());
+    socket.resume(); // unread bytes would hold back the end
+    socket.destroySoon();
+  }
+}
+
+const anonymous = "system:anonymous";
+
+function writePlain(request: IncomingMessage, socket: Socket, error: HttpError): void {
+  const response = new ServerResponse(request);
+  response.shouldKeepAlive = false;
+  response.assignSocket(socket);
+  sendError(response, error);
+}

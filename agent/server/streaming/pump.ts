@@ -1,0 +1,93 @@
+import type { Duplex } from "node:stream";
+import type { Clock, Timer } from "../../lib/clock.ts";
+
+// After one side's FIN, the other may go on sending. Clients that are still there use that at once; one that has closed
+// its whole connection looks the same to us until something is sent to it.
+export const halfClosedIdleMs = 10_000;
+// What is written but not yet taken when one side breaks off: the reference's deadline for the last words of a stream.
+export const lingerMs = 10_000;
+
+interface Side {
+  readonly stream: Duplex;
+  hasEnded: boolean;
+}
+
+/**
+ * Carries bytes between client and runtime until both sides have ended. Each side's FIN is passed on behind its data, and
+ * does not cut what still flows the other way, unless nothing flows for {@link halfClosedIdleMs}. A client that breaks
+ * off takes the runtime's connection along at once; when the runtime breaks off, the client still gets what it had sent.
+ *
+ * No side is read faster than the other takes: at most a socket's buffer waits in each direction.
+ * Never rejects; both sockets are closed when it returns. `signal` ends it at once.
+ */
+export async function pump(client: Duplex, runtime: Duplex, clock: Clock, signal: AbortSignal): Promise<void> {
+  const { promise, resolve } = Promise.withResolvers<void>();
+  const left: Side = { stream: client, hasEnded: false };
+  const right: Side = { stream: runtime, hasEnded: false };
+  let movedAtMs = clock.monotonic();
+  let timer: Timer | undefined;
+  let isRuntimeGone = false;
+
+  const stop = () => {
+    client.destroy();
+    runtime.destroy();
+    resolve();
+  };
+  const watchHalfClosed = () => {
+    const restMs = movedAtMs + halfClosedIdleMs - clock.monotonic();
+    if (restMs <= 0) stop();
+    else timer = clock.after(restMs, watchHalfClosed);
+  };
+  const carry = (from: Side, to: Side) => {
+    const onEnd = () => {
+      from.hasEnded = true;
+      movedAtMs = clock.monotonic();
+      if (isRuntimeGone) {
+        if (client.writableFinished) stop();
+        return;
+      }
+      to.stream.end(() => {
+        if (to.hasEnded) stop();
+      });
+      timer ??= clock.after(halfClosedIdleMs, watchHalfClosed);
+    };
+    from.stream.on("data", (chunk: Buffer) => {
+      movedAtMs = clock.monotonic();
+      if (!isRuntimeGone && !to.stream.write(chunk)) from.stream.pause();
+    });
+    to.stream.on("drain", () => {
+      movedAtMs = clock.monotonic();
+      from.stream.resume();
+    });
+    // A side that sent only its FIN so far has ended unnoticed.
+    if (from.stream.readableEnded) onEnd();
+    else from.stream.on("end", onEnd);
+  };
+  const onRuntimeGone = () => {
+    if (isRuntimeGone) return;
+    isRuntimeGone = true;
+    timer?.cancel();
+    timer = clock.after(lingerMs, stop);
+    // Goes on reading what nobody wants: closing with bytes unread would reset the connection under the last words.
+    client.resume();
+    client.end(() => {
+      if (left.hasEnded) stop();
+    });
+  };
+
+  // A server's TLS socket would close its own half together with the peer's.
+  client.allowHalfOpen = true;
+  client.on("error", stop).on("close", stop);
+  runtime.on("error", onRuntimeGone).on("close", onRuntimeGone);
+  signal.addEventListener("abort", stop);
+  try {
+    if (signal.aborted || client.destroyed) stop();
+    else if (runtime.destroyed) onRuntimeGone();
+    carry(left, right);
+    carry(right, left);
+    await promise;
+  } finally {
+    timer?.cancel();
+    signal.removeEventListener("abort", stop);
+  }
+}

@@ -1,0 +1,250 @@
+import type { Clock, Timer } from "../../lib/clock.ts";
+import { messageOf } from "../../lib/errors.ts";
+import { SpdyConnection } from "../../lib/spdy/connection.ts";
+import type { SpdyStream } from "../../lib/spdy/stream.ts";
+import { HttpError, type Upgrade } from "../port.ts";
+import { askRuntime } from "./dial.ts";
+import { headerOf } from "./http-head.ts";
+import { readBody } from "./refusal.ts";
+import { remoteCommandProtocol, type WantedStreams } from "./request.ts";
+import { internalError, statusOf } from "./status.ts";
+import { acceptWebSocket, type Peer } from "./websocket.ts";
+
+/** Channels of a session: the first byte of each message. */
+const channel = { stdin: 0, stdout: 1, stderr: 2, error: 3, resize: 4, close: 255 } as const;
+
+// Preference order, as client-go's. Runtimes choose v4.
+const streamProtocols = [5, 4, 3, 2].map((version) => `v${version}.channel.k8s.io`).concat("channel.k8s.io");
+
+// No message either way for so long ends a session: the reference's and the runtimes' own limit.
+export const sessionIdleMs = 4 * 60 * 60 * 1000;
+// Keeps the runtime's idle timer from ending a session whose client is still there.
+export const runtimePingIntervalMs = 5_000;
+// The last words: the client gets the outcome within this time, or not at all.
+export const statusTimeoutMs = 10_000;
+// A Status is some hundred bytes.
+const statusBytesMax = 1 << 20;
+
+export interface RemoteCommand {
+  readonly upgrade: Upgrade;
+  /** The session's URL at the runtime. */
+  readonly url: string;
+  readonly wanted: WantedStreams;
+  /** "executing command in container" or "attaching to container", for messages. */
+  readonly what: string;
+  readonly clock: Clock;
+}
+
+/**
+ * Serves exec or attach to a WebSocket client of protocol v5, and speaks SPDY with the runtime, which knows no v5.
+ *
+ * ```
+ *   client ══ WebSocket, channels 0-4 ══ here ══ SPDY: error, stdin, stdout, stderr, resize ══ runtime
+ * ```
+ *
+ * The upgrade is complete before the runtime is asked, so what fails from then on is told by a Status on the error
+ * channel. Rejects only before that, with HttpError.
+ */
+export async function serveRemoteCommand(command: RemoteCommand): Promise<void> {
+  const session = new Session(command);
+  await session.serve();
+}
+
+class Session {
+  readonly #command: RemoteCommand;
+  #stdin: SpdyStream | undefined;
+  #resize: SpdyStream | undefined;
+  /** Messages that came before the runtime's streams were there; the client is paused once there is one. */
+  #early: Buffer[] = [];
+  #isReady = false;
+  #peer: Peer | undefined;
+  #activeAtMs: number;
+
+  constructor(command: RemoteCommand) {
+    this.#command = command;
+    this.#activeAtMs = command.clock.monotonic();
+  }
+
+  async serve(): Promise<void> {
+    const { upgrade, wanted, clock } = this.#command;
+    const peer = await acceptWebSocket(upgrade, remoteCommandProtocol, clock, (message, from) => {
+      this.#peer = from;
+      this.#onMessage(message);
+    });
+    this.#peer = peer;
+    const gone = new AbortController();
+    const closed = peer.closed.then(() => gone.abort());
+    const idle = this.#watchIdle();
+    try {
+      const lowest = wanted.stdout ? channel.stdout : wanted.stderr ? channel.stderr : channel.error;
+      await peer.send(Buffer.of(lowest)); // says that we are ready
+      const status = await this.#talk(peer, gone.signal).catch((err: unknown) =>
+        internalError(`error ${this.#command.what}: ${messageOf(err)}`),
+      );
+      const late = clock.after(statusTimeoutMs, () => peer.terminate());
+      await peer.send(onChannel(channel.error, Buffer.from(status)));
+      late.cancel();
+      await peer.close();
+    } catch {
+      peer.terminate(); // the client has gone: nobody is left to be told
+    } finally {
+      idle.cancel();
+      await closed;
+    }
+  }
+
+  /** The session with the runtime. @returns the Status that ends it */
+  async #talk(peer: Peer, gone: AbortSignal): Promise<string> {
+    const { url, wanted, what, clock } = this.#command;
+    const answer = await askRuntime(url, spdyRequest, { clock, signal: gone });
+    const { socket, head } = answer;
+    const onGone = () => socket.destroy();
+    gone.addEventListener("abort", onGone);
+    try {
+      const protocol = headerOf(head.rawHeaders, "x-stream-protocol-version") ?? "";
+      if (head.status !== 101) {
+        const body = await readBody(answer, clock);
+        throw new HttpError(500, `unable to upgrade connection: ${body.toString().trim() || head.status}`);
+      }
+      if (!streamProtocols.includes(protocol)) {
+        throw new HttpError(500, `the container runtime chose the unknown stream protocol "${protocol}"`);
+      }
+      const connection = new SpdyConnection(socket, { role: "client", clock });
+      const pings = keepAlive(connection, clock);
+      try {
+        const hasResize = wanted.tty && !["channel.k8s.io", "v2.channel.k8s.io"].includes(protocol);
+        const open = async (streamtype: string) => await connection.open({ streamtype: [streamtype] });
+        const error = await open("error");
+        const errorText = readText(error);
+        this.#stdin = wanted.stdin ? await open("stdin") : undefined;
+        const stdout = wanted.stdout ? await open("stdout") : undefined;
+        const stderr = wanted.stderr ? await open("stderr") : undefined;
+        this.#resize = hasResize ? await open("resize") : undefined;
+        this.#begin();
+        await Promise.all([this.#forward(stdout, channel.stdout, peer), this.#forward(stderr, channel.stderr, peer)]);
+        const text = await errorText;
+        return statusOf({ text, protocol, fault: error.fault }, what);
+      } finally {
+        pings.cancel();
+        connection.destroy();
+      }
+    } finally {
+      gone.removeEventListener("abort", onGone);
+      socket.destroy();
+    }
+  }
+
+  /** The runtime's streams are there: input may flow. */
+  #begin(): void {
+    const inputs = [this.#stdin, this.#resize].filter((stream) => stream !== undefined);
+    const onRoom = () => {
+      if (!inputs.some(({ writableNeedDrain }) => writableNeedDrain)) this.#peer?.resume();
+    };
+    for (const stream of inputs) {
+      stream.resume(); // its other half is empty, but its end must be seen
+      // The runtime may have no use for it any more, and there is no drain then.
+      stream.on("drain", onRoom).on("finish", onRoom).on("close", onRoom);
+    }
+    this.#isReady = true;
+    const early = this.#early;
+    this.#early = [];
+    this.#peer?.resume();
+    for (const message of early) this.#onMessage(message);
+  }
+
+  #onMessage(message: Buffer): void {
+    this.#activeAtMs = this.#command.clock.monotonic();
+    if (!this.#isReady) {
+      this.#early.push(message);
+      this.#peer?.pause();
+      return;
+    }
+    const data = message.subarray(1);
+    switch (message[0]) {
+      case channel.stdin:
+        this.#input(this.#stdin, data);
+        break;
+      case channel.resize:
+        this.#input(this.#resize, data);
+        break;
+      case channel.close:
+        this.#closeChannel(data);
+        break;
+      default: // what nobody knows, or what only we may send
+    }
+  }
+
+  #input(stream: SpdyStream | undefined, data: Buffer): void {
+    if (stream === undefined || data.length === 0 || stream.writableEnded) return;
+    if (!stream.write(data)) this.#peer?.pause();
+  }
+
+  #closeChannel(data: Buffer): void {
+    const [which] = data;
+    if (data.length !== 1 || which === undefined || which > channel.resize) {
+      this.#peer?.terminate();
+      return;
+    }
+    if (which === channel.stdin) this.#stdin?.end();
+    if (which === channel.resize) this.#resize?.end();
+  }
+
+  async #forward(stream: SpdyStream | undefined, number: number, peer: Peer): Promise<void> {
+    if (stream === undefined) return;
+    for await (const chunk of stream) {
+      this.#activeAtMs = this.#command.clock.monotonic();
+      await peer.send(onChannel(number, chunk as Buffer));
+    }
+  }
+
+  #watchIdle(): Timer {
+    const { clock } = this.#command;
+    let timer: Timer;
+    const watch = () => {
+      const restMs = this.#activeAtMs + sessionIdleMs - clock.monotonic();
+      if (restMs <= 0) this.#peer?.terminate();
+      else timer = clock.after(restMs, watch);
+    };
+    timer = clock.after(sessionIdleMs, watch);
+    return { cancel: () => timer.cancel() };
+  }
+}
+
+function spdyRequest(path: string, host: string): string {
+  const lines = [`Host: ${host}`, "Connection: Upgrade", "Upgrade: SPDY/3.1", "Content-Length: 0"];
+  const offers = streamProtocols.map((protocol) => `X-Stream-Protocol-Version: ${protocol}`);
+  return `POST ${path} HTTP/1.1\r\n${[...lines, ...offers].join("\r\n")}\r\n\r\n`;
+}
+
+function keepAlive(connection: SpdyConnection, clock: Clock): Timer {
+  let timer: Timer;
+  const next = () => {
+    timer = clock.after(runtimePingIntervalMs, () => {
+      void connection.ping(); // the answer is of no use here: that of a dead one shows by itself
+      next();
+    });
+  };
+  next();
+  return { cancel: () => timer.cancel() };
+}
+
+function onChannel(number: number, data: Buffer): Buffer {
+  const message = Buffer.allocUnsafe(data.length + 1);
+  message[0] = number;
+  data.copy(message, 1);
+  return message;
+}
+
+/** Everything that the error stream says; what is too long is cut. */
+async function readText(stream: SpdyStream): Promise<string> {
+  const { promise, resolve } = Promise.withResolvers<void>();
+  const chunks: Buffer[] = [];
+  let bytes = 0;
+  stream.on("data", (chunk: Buffer) => {
+    if (bytes < statusBytesMax) chunks.push(chunk);
+    bytes += chunk.length;
+  });
+  stream.on("end", resolve).on("close", resolve);
+  await promise;
+  return Buffer.concat(chunks).toString();
+}

@@ -1,0 +1,88 @@
+import { appendFile, mkdtemp, readdir, readlink, rename, rm } from "node:fs/promises";
+import { tmpdir } from "node:os";
+import { join } from "node:path";
+import { expect } from "vitest";
+import type { Clock } from "../../../../agent/lib/clock.ts";
+import { systemClock } from "../../../../agent/lib/clock.ts";
+import { silentLogger } from "../../../../agent/lib/log.ts";
+import type { LogOptions } from "../../../../agent/server/logs/options.ts";
+import { type LogReadDeps, readLog } from "../../../../agent/server/logs/reader.ts";
+
+const plain: LogOptions = { follow: false, previous: false, timestamps: false, stream: "All" };
+
+/** One CRI line of stdout. */
+export function line(text: string): string {
+  return `2026-01-02T03:04:05.678901234Z stdout F ${text}\n`;
+}
+
+/** A directory with one container's log; deleted at the end. */
+export async function logDir() {
+  const dir = await mkdtemp(join(tmpdir(), "nodelet-log-"));
+  const path = join(dir, "0.log");
+  let rotations = 0;
+  return {
+    dir,
+    path,
+    append: async (...texts: string[]) => await appendFile(path, texts.map(line).join("")),
+    /** As an agent does it, but for the runtime's part. @returns the new name */
+    rotate: async () => {
+      rotations += 1;
+      const name = `0.log.20260102-0304${String(rotations).padStart(2, "0")}`;
+      await rename(path, join(dir, name));
+      return join(dir, name);
+    },
+    [Symbol.asyncDispose]: async () => await rm(dir, { recursive: true, force: true }),
+  };
+}
+
+/** Reads a log in the background and collects what comes. */
+export function reading(path: string, options: Partial<LogOptions> = {}, deps: Partial<LogReadDeps> = {}) {
+  const stop = new AbortController();
+  const chunks: string[] = [];
+  const state = { isRunning: true };
+  const done = readLog(
+    path,
+    { ...plain, ...options },
+    {
+      // A follower's seconds pass faster here.
+      clock: hurried(20),
+      log: silentLogger,
+      isRunning: () => Promise.resolve(state.isRunning),
+      write: (chunk) => {
+        chunks.push(chunk.toString());
+        return Promise.resolve();
+      },
+      ...deps,
+    },
+    stop.signal,
+  );
+  const text = () => chunks.join("");
+  return {
+    text,
+    done,
+    /** The container ends. @returns everything, once the reader has noticed */
+    end: async () => {
+      state.isRunning = false;
+      await done;
+      return text();
+    },
+    saw: async (want: string) => await expect.poll(text, { interval: 2, timeout: 2_000 }).toBe(want),
+    [Symbol.asyncDispose]: async () => {
+      stop.abort();
+      await done.catch(() => undefined);
+    },
+  };
+}
+
+/** What this process has open in `dir`. */
+export async function openIn(dir: string): Promise<string[]> {
+  const targets = await Promise.all(
+    (await readdir("/proc/self/fd")).map(async (fd) => await readlink(`/proc/self/fd/${fd}`).catch(() => "")),
+  );
+  return targets.filter((target) => target.startsWith(dir));
+}
+
+/** The machine's clock with shorter sleeps. */
+export function hurried(factor: number): Clock {
+  return { ...systemClock, sleep: async (ms, signal) => await systemClock.sleep(ms / factor, signal) };
+}
