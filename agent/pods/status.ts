@@ -39,7 +39,10 @@ export interface StatusInputs {
  */
 export function buildPodStatus(inputs: StatusInputs, nowMs: number): PodStatus {
   const { pod, previous, observed, ending } = inputs;
-  if (ending?.isRejection === true && !isTerminalPhase(previous.phase)) return rejectedStatus(pod, ending);
+  if (isTerminalPhase(previous.phase) && previous.containerStatuses === undefined && observed.containers.length === 0) {
+    return previous; // never taken, by this agent or the one before it: nothing is to be said of its containers
+  }
+  if (ending?.isRejection === true) return rejectedStatus(pod, ending);
   const now = formatSeconds(nowMs);
   let initStatuses = containerStatuses("init", inputs);
   let statuses = containerStatuses("regular", inputs);
