@@ -69,7 +69,7 @@ const apiServerFields = {
   kubeAPIBurst: works(count, 100, "requests at once to the API server", { flag: "kube-api-burst", zeroIsUnset: true }),
   eventRecordQPS: works(count, 50, "events per second, 0 for 5", { flag: "event-qps" }),
   eventBurst: works(count, 100, "events at once", { zeroIsUnset: true }),
-  rotateCertificates: later(bool, false, "renew the client certificate"),
+  rotateCertificates: works(bool, false, "renew the client certificate"),
   serverTLSBootstrap: later(bool, false, "request the serving certificate from the API server", {
     flag: "rotate-server-certificates",
   }),

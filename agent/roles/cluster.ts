@@ -1,6 +1,7 @@
 import { arch, platform } from "node:os";
 import { ConfigError } from "../config/problems.ts";
 import { type Access, createAccess } from "../kube/access.ts";
+import type { ClientIdentity } from "../kube/certificates/client.ts";
 import { createApiClient, type KubeClient } from "../kube/client.ts";
 import { createInformerFactory } from "../kube/informer.ts";
 import { inClusterAccess, loadKubeconfig } from "../kube/kubeconfig.ts";
@@ -36,6 +37,8 @@ export interface ClusterOptions {
   server: string;
   qps: number;
   burst: number;
+  /** Who we are, if that is not for the kubeconfig to say. */
+  identity?: Pick<ClientIdentity, "access" | "subscribe"> | undefined;
 }
 
 /** One role's way to the API server. */
@@ -44,6 +47,8 @@ export interface Cluster {
   readonly client: KubeClient;
   readonly userAgent: string;
   readonly startInformer: StartInformer;
+  /** Calls `listener` when calls that were refused or not even sent may succeed now. @returns ends it */
+  subscribeRetry(listener: () => void): () => void;
   /** Starts an informer that runs until the agent ends. */
   follow<T extends KubeObject>(resource: Resource<T>, options?: InformerOptions<T>): Store<T>;
 }
@@ -56,19 +61,33 @@ export interface SharedStores {
   services: Store<Service>;
 }
 
+/** What the API server's audit log shows of us. */
+export function userAgentOf(component: ClusterOptions["component"]): string {
+  return `${component}/${kubeletVersion} (${platform()}/${goArch(arch())}) nodelet/${nodeletVersion}`;
+}
+
 /** Reads how to reach the API server; nothing is sent yet. Rejects with ConfigError. */
 export async function openCluster(options: ClusterOptions, { clock, log, parts }: Surroundings): Promise<Cluster> {
-  const { component, qps, burst } = options;
-  const access = await readAccess(options, { clock, log });
-  const userAgent = `${component}/${kubeletVersion} (${platform()}/${goArch(arch())}) nodelet/${nodeletVersion}`;
+  const { component, qps, burst, identity } = options;
+  const access = identity?.access ?? (await readAccess(options, { clock, log }));
+  const userAgent = userAgentOf(component);
   const client = createApiClient({ access, userAgent, qps, burst, log, clock });
-  parts.defer(`${component}'s API connections`, () => client[Symbol.asyncDispose]());
-  const startInformer = createInformerFactory({ client, clock, log });
+  const subscribeRetry: Cluster["subscribeRetry"] = (listener) => identity?.subscribe(listener) ?? (() => {});
+  const unsubscribe = subscribeRetry(() => {
+    // Rejected if the certificate has expired: those who call the API server say so.
+    client.transport.renew().catch(() => {});
+  });
+  parts.defer(`${component}'s API connections`, async () => {
+    unsubscribe();
+    await client[Symbol.asyncDispose]();
+  });
+  const startInformer = createInformerFactory({ client, clock, log, subscribeRetry });
   return {
     access,
     client,
     userAgent,
     startInformer,
+    subscribeRetry,
     follow: (resource, informerOptions = {}) => {
       const stop = new AbortController();
       const trim = informerOptions.trim ?? withoutManagedFields;

@@ -81,6 +81,8 @@ export async function startNode(options: StartNodeOptions, surroundings: Surroun
   const lease = createLeaseRenewer({ client, nodeName, durationSeconds, clock, log });
   parts.start("image list", (signal) => images.run(signal));
   parts.start("runtime health", (signal) => health.run(signal));
+  const unsubscribe = cluster.subscribeRetry(() => agent.wake());
+  parts.defer("node's wake-up by new credentials", unsubscribe);
   parts.start("node status", (signal) => agent.run(signal));
   parts.start("node lease", (signal) => lease.run(signal));
   agent.registered(stop).then(

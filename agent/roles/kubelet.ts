@@ -1,7 +1,5 @@
-import { access } from "node:fs/promises";
 import { hostname } from "node:os";
 import type { KubeletSettings } from "../config/load-kubelet.ts";
-import { ConfigError } from "../config/problems.ts";
 import { createApiClient } from "../kube/client.ts";
 import { createEventRecorder } from "../kube/events.ts";
 import type { EventRecorder } from "../kube/port.ts";
@@ -10,6 +8,7 @@ import type { Service } from "../kube/types.ts";
 import { namespaceIndex } from "../pods/port.ts";
 import { isSELinuxEnabled, prepareRoot } from "../volumes/root-dir.ts";
 import { type Cluster, followOwnNode, openCluster, type SharedStores, type Surroundings } from "./cluster.ts";
+import { openIdentity } from "./kubelet-identity.ts";
 import { startNode } from "./kubelet-node.ts";
 import { startPods } from "./kubelet-pods.ts";
 import { containerLogsDir, nodeNameOf } from "./kubelet-settings.ts";
@@ -22,16 +21,18 @@ export async function openKubeletStores(
   surroundings: Surroundings,
 ): Promise<SharedStores> {
   const { kubeconfig } = flags;
-  await refuseWhatIsLater(flags);
+  const nodeName = nodeNameOf(flags.hostnameOverride, hostname());
+  const identity = await openIdentity({ flags, config }, nodeName, surroundings);
+  const { kubeAPIQPS: qps, kubeAPIBurst: burst } = config;
   const cluster = await openCluster(
-    { component: "kubelet", kubeconfig, server: "", qps: config.kubeAPIQPS, burst: config.kubeAPIBurst },
+    { component: "kubelet", kubeconfig, server: "", qps, burst, identity },
     surroundings,
   );
   const byNamespace = ({ metadata }: Service) => [metadata.namespace ?? ""];
   return {
     cluster,
     kubeconfig,
-    ownNode: followOwnNode(cluster, nodeNameOf(flags.hostnameOverride, hostname())),
+    ownNode: followOwnNode(cluster, nodeName),
     services: cluster.follow(services, { trim: trimService, indexes: { [namespaceIndex]: byNamespace } }),
   };
 }
@@ -70,19 +71,4 @@ function startEvents(
   const recorder = createEventRecorder({ client, clock, log, component: "kubelet", host: nodeName, qps, burst });
   parts.start("events", (signal) => recorder.run(signal));
   return recorder;
-}
-
-async function refuseWhatIsLater({ kubeconfig, bootstrapKubeconfig }: KubeletSettings["flags"]): Promise<void> {
-  if (kubeconfig === "") {
-    throw new ConfigError(["--kubeconfig is missing: running without an API server is not supported yet"]);
-  }
-  const isThere = await access(kubeconfig).then(
-    () => true,
-    () => false,
-  );
-  if (isThere || bootstrapKubeconfig === "") return; // what is wrong with a file is said where it is read
-  throw new ConfigError([
-    `--kubeconfig: ${kubeconfig} does not exist, and requesting a certificate with --bootstrap-kubeconfig is not ` +
-      "supported yet: write a kubeconfig for this node there",
-  ]);
 }

@@ -52,8 +52,8 @@ export interface Runtime {
 
   /** Figures that only the runtime knows, of every running container; others may be among them. One call. */
   containerStats(): Promise<ContainerStats[]>;
-  /** Process ID of the sandbox's own process on the host, for its /proc; undefined if the runtime does not tell. */
-  sandboxPID(sandboxID: string): Promise<number | undefined>;
+  /** What the runtime tells about the sandbox's own process, each as far as it does. Rejects with NotFound. */
+  sandboxProcess(sandboxID: string): Promise<SandboxProcess>;
   /**
    * Writes a checkpoint archive of a running container to `path`. Rejects with Unimplemented where the runtime cannot.
    *
@@ -291,6 +291,13 @@ export interface ContainerSecurityContext {
   readonlyPaths: string[];
   seccomp: SecurityProfile | undefined;
   apparmor: SecurityProfile | undefined;
+}
+
+export interface SandboxProcess {
+  /** On the host, for its /proc. */
+  pid?: number;
+  /** "" if unknown. */
+  image: string;
 }
 
 /** As CRI ListContainerStats tells; each part is absent where the runtime does not measure it. */

@@ -1,3 +1,4 @@
 /** All benchmarks, one after another, so that none disturbs the next. */
 await import("./pods.ts");
+await import("./streams.ts");
 await import("./proxy.ts");

@@ -46,7 +46,7 @@ describe("the executable", () => {
       line: /^nodelet: \/nowhere\/conf: cannot read kubeconfig: .*no such file/m,
     },
     {
-      what: "a kubeconfig that would have to be requested",
+      what: "a kubeconfig that would have to be requested, with nothing to request it by",
       args: () => [
         "--config",
         join(dir, "kubelet.yaml"),
@@ -55,7 +55,7 @@ describe("the executable", () => {
         "--bootstrap-kubeconfig",
         "/b",
       ],
-      line: /^nodelet: --kubeconfig: \/nowhere\/conf does not exist, and requesting a certificate .* not supported yet/m,
+      line: /^nodelet: \/b: cannot read kubeconfig: .*no such file/m,
     },
     {
       what: "a kubeconfig that makes no sense",

@@ -261,8 +261,9 @@ export class CertificateManager implements CertificateSource {
             `${why}, although the API server answers: ending, so that a new start can find new credentials`,
           );
         }
-        if (kind === "warn" && reported === "")
+        if (kind === "warn" && reported === "") {
           this.#log.warn({ why }, "waiting for the API server to sign a certificate");
+        }
         reported = kind === "fine" ? "" : why;
       }
       const leftMs = (this.#pair?.notAfterMs ?? 0) - this.#clock.now();

@@ -9,6 +9,7 @@ import type {
   RuntimeEvent,
   RuntimeList,
   RuntimeVersion,
+  SandboxProcess,
   SandboxStatus,
   StreamingRequest,
 } from "../port.ts";
@@ -30,7 +31,7 @@ import { followEvents } from "./events.ts";
 import { createImageService } from "./image-service.ts";
 import { PodIDs } from "./pod-ids.ts";
 import { loadProto, type ProtoPackage } from "./proto.ts";
-import { containerStats, sandboxPIDOf } from "./stats.ts";
+import { containerStats, sandboxProcess } from "./stats.ts";
 import type { WireContainerStats, WireStatusResponse, WireVersionResponse } from "./wire.ts";
 
 export interface ConnectCRIOptions {
@@ -284,13 +285,13 @@ class CRIRuntime implements Runtime {
     return stats.map(containerStats);
   }
 
-  async sandboxPID(sandboxID: string): Promise<number | undefined> {
+  async sandboxProcess(sandboxID: string): Promise<SandboxProcess> {
     const { info } = await this.#calls.call<{ info: Record<string, string> }>(
       "PodSandboxStatus",
       { pod_sandbox_id: sandboxID, verbose: true },
       `process of sandbox ${sandboxID}`,
     );
-    return sandboxPIDOf(info);
+    return sandboxProcess(info);
   }
 
   async checkpointContainer(containerID: string, path: string, timeoutSeconds: number): Promise<void> {

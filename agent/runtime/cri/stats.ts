@@ -1,4 +1,4 @@
-import type { ContainerStats, FilesystemUsage } from "../port.ts";
+import type { ContainerStats, FilesystemUsage, SandboxProcess } from "../port.ts";
 import { msFromNanos } from "./convert.ts";
 import type { WireContainerStats, WireFilesystemUsage, WireInt64Value } from "./wire.ts";
 
@@ -42,18 +42,19 @@ export function filesystemUsage({ timestamp, fs_id, used_bytes, inodes_used }: W
 
 /**
  * The process of a sandbox from the runtime's verbose information, whose form is each runtime's own: containerd and CRI-O
- * both give a JSON text under "info" with a field `pid`. Undefined for any other form, and for a sandbox without process.
+ * both give a JSON text under "info" with fields `pid` and `image`. Any other form tells nothing.
  */
-export function sandboxPIDOf(info: Readonly<Record<string, string>>): number | undefined {
+export function sandboxProcess(info: Readonly<Record<string, string>>): SandboxProcess {
   let parsed: unknown;
   try {
     parsed = JSON.parse(info.info ?? "{}");
   } catch {
-    return undefined;
+    parsed = undefined;
   }
-  if (typeof parsed !== "object" || parsed === null || !("pid" in parsed)) return undefined;
-  const { pid } = parsed;
-  return typeof pid === "number" && Number.isInteger(pid) && pid > 0 ? pid : undefined;
+  if (typeof parsed !== "object" || parsed === null) return { image: "" };
+  const pid = "pid" in parsed && typeof parsed.pid === "number" && Number.isInteger(parsed.pid) ? parsed.pid : 0;
+  const image = "image" in parsed && typeof parsed.image === "string" ? parsed.image : "";
+  return { ...(pid > 0 ? { pid } : {}), image };
 }
 
 /** Proto3 tells "0" from "not measured" by wrapping the number. */

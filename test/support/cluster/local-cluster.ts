@@ -3,6 +3,7 @@ import { dirname, join } from "node:path";
 import { setTimeout as sleep } from "node:timers/promises";
 import { stringify } from "yaml";
 import { detectCgroupTree } from "../../../agent/node/cgroup-detect.ts";
+import { objectAt } from "../apiserver/json.ts";
 import { logTail, type NodeProcess } from "../node/containerd.ts";
 import { createTestNode, type TestNode } from "../node/node.ts";
 
@@ -118,10 +119,10 @@ function kubeletConfig(
     clusterDNS: ["10.96.0.10"],
     clusterDomain: "cluster.local",
     serializeImagePulls: false,
-    authentication: { x509: { clientCAFile } },
     // As for the proxy below.
     oomScoreAdj: 0,
     ...changes,
+    authentication: { x509: { clientCAFile }, ...objectAt(changes, "authentication") },
   };
 }
 

@@ -302,9 +302,10 @@ export function runtimeContract(name: string, make: () => Promise<RuntimeUnderTe
       });
 
       test("a sandbox's process leads to its network", async () => {
-        const pid = await runtime.sandboxPID(sandbox.id);
+        const { pid, image } = await runtime.sandboxProcess(sandbox.id);
+        expect(image).not.toBe("");
         expect(await readFile(`/proc/${pid}/net/dev`, "utf8")).toContain("eth0:");
-        await expectCode(runtime.sandboxPID(noSuchID), "NotFound");
+        await expectCode(runtime.sandboxProcess(noSuchID), "NotFound");
       });
 
       test("a checkpoint is written, or the runtime says that it cannot", async () => {

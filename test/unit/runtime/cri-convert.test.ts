@@ -9,7 +9,7 @@ import {
   sandboxStatus,
 } from "../../../agent/runtime/cri/convert.ts";
 import { loadProto } from "../../../agent/runtime/cri/proto.ts";
-import { containerStats, sandboxPIDOf } from "../../../agent/runtime/cri/stats.ts";
+import { containerStats, sandboxProcess } from "../../../agent/runtime/cri/stats.ts";
 import type { WireContainerStatus, WirePodSandboxStatus } from "../../../agent/runtime/cri/wire.ts";
 import type { ContainerConfig } from "../../../agent/runtime/port.ts";
 import { containerConfig, sandboxConfig } from "../../support/runtime/configs.ts";
@@ -328,13 +328,17 @@ describe("container statistics", () => {
   });
 
   test.each([
-    { name: "containerd's and CRI-O's form", info: { info: '{"pid":4711,"runtimeSpec":{}}' }, want: 4711 },
-    { name: "no such information", info: {}, want: undefined },
-    { name: "no process", info: { info: '{"pid":0}' }, want: undefined },
-    { name: "not JSON", info: { info: "pid: 1" }, want: undefined },
-    { name: "not an object", info: { info: "null" }, want: undefined },
-    { name: "a path for a number", info: { info: '{"pid":"../1"}' }, want: undefined },
+    {
+      name: "containerd's and CRI-O's form",
+      info: { info: '{"pid":4711,"image":"pause:3","runtimeSpec":{}}' },
+      want: { pid: 4711, image: "pause:3" },
+    },
+    { name: "no such information", info: {}, want: { image: "" } },
+    { name: "no process", info: { info: '{"pid":0}' }, want: { image: "" } },
+    { name: "not JSON", info: { info: "pid: 1" }, want: { image: "" } },
+    { name: "not an object", info: { info: "null" }, want: { image: "" } },
+    { name: "a path for a number", info: { info: '{"pid":"../1","image":7}' }, want: { image: "" } },
   ])("a sandbox's process: $name", ({ info, want }) => {
-    expect(sandboxPIDOf(info as Record<string, string>)).toBe(want);
+    expect(sandboxProcess(info as Record<string, string>)).toEqual(want);
   });
 });

@@ -82,6 +82,7 @@ const bans: Ban[] = [
     why: "starts processes itself: use exec() of lib/exec.ts, which has a timeout, a signal and bounded output",
     except: [
       "agent/lib/exec.ts",
+      "agent/lib/exec-stream.ts",
       "agent/proxy/commands.ts", // reads huge outputs line by line
     ],
   },

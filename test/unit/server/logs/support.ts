@@ -82,7 +82,11 @@ export async function openIn(dir: string): Promise<string[]> {
   return targets.filter((target) => target.startsWith(dir));
 }
 
-/** The machine's clock with shorter sleeps. */
+/** The machine's clock with shorter waits. */
 export function hurried(factor: number): Clock {
-  return { ...systemClock, sleep: async (ms, signal) => await systemClock.sleep(ms / factor, signal) };
+  return {
+    ...systemClock,
+    sleep: async (ms, signal) => await systemClock.sleep(ms / factor, signal),
+    after: (ms, fn) => systemClock.after(ms / factor, fn),
+  };
 }

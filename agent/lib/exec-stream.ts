@@ -1,0 +1,87 @@
+import { spawn } from "node:child_process";
+import type { Readable } from "node:stream";
+
+export interface ExecStreamOptions {
+  /**
+   * Takes the next piece of stdout or stderr; the command waits until it resolves. A rejection kills the command. It must
+   * not outlast `signal`.
+   */
+  write(chunk: Buffer): Promise<void>;
+  /** Kills the command; the only thing that limits its time. */
+  signal: AbortSignal;
+}
+
+/** How a command ended. `failure` is absent exactly if it exited with 0. */
+export interface ExecStreamResult {
+  code: number | undefined;
+  failure?: "exit" | "signal" | "canceled" | "spawn";
+  /** One line for people. */
+  message: string;
+}
+
+/**
+ * Runs `file` with an argument array; there is no shell. Hands its output out as it comes, of any length, at the pace of
+ * whoever takes it. How it ended is data; rejects only with what `write` rejected with. The command has ended in any case.
+ */
+export async function execStream(
+  file: string,
+  args: readonly string[],
+  { write, signal }: ExecStreamOptions,
+): Promise<ExecStreamResult> {
+  if (signal.aborted) return { code: undefined, failure: "canceled", message: `${file} was canceled` };
+  const child = spawn(file, [...args], { stdio: ["ignore", "pipe", "pipe"] });
+  let spawnError: Error | undefined;
+  const closed = new Promise<{ code: number | null; killedBy: NodeJS.Signals | null }>((resolve) => {
+    child.on("error", (err) => {
+      spawnError = err;
+      if (child.pid === undefined) resolve({ code: null, killedBy: null });
+    });
+    child.on("close", (code, killedBy) => resolve({ code, killedBy }));
+  });
+  const kill = () => {
+    child.kill("SIGKILL");
+    // A child of the child may hold the other ends open.
+    child.stdout.destroy();
+    child.stderr.destroy();
+  };
+  signal.addEventListener("abort", kill, { once: true });
+
+  let lastWrite: Promise<void> = Promise.resolve();
+  const pump = async (source: Readable) => {
+    for await (const chunk of source as AsyncIterable<Buffer>) {
+      lastWrite = lastWrite.then(async () => await write(chunk));
+      await lastWrite;
+    }
+  };
+  const writeErrors: unknown[] = [];
+  const pumps = [child.stdout, child.stderr].map((source) =>
+    pump(source).catch((err: unknown) => {
+      if (signal.aborted || child.pid === undefined) return; // the source was destroyed
+      writeErrors.push(err);
+      kill();
+    }),
+  );
+  const { code, killedBy } = await closed;
+  await Promise.all(pumps);
+  signal.removeEventListener("abort", kill);
+  if (writeErrors.length > 0) throw asError(writeErrors[0]);
+  if (code === 0 && !signal.aborted) return { code, message: `${file} succeeded` };
+  const failure = signal.aborted
+    ? "canceled"
+    : spawnError !== undefined
+      ? "spawn"
+      : killedBy !== null
+        ? "signal"
+        : "exit";
+  const how = {
+    exit: `exited with ${code}`,
+    signal: `was killed by ${killedBy}`,
+    canceled: "was canceled",
+    spawn: `could not be started (${spawnError?.message})`,
+  }[failure];
+  return { code: code ?? undefined, failure, message: `${file} ${how}` };
+}
+
+function asError(err: unknown): Error {
+  return err instanceof Error ? err : new Error(String(err));
+}

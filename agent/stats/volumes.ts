@@ -1,0 +1,206 @@
+import type { Pod, Volume } from "../kube/types.ts";
+import type { Clock } from "../lib/clock.ts";
+import { isAbort, messageOf } from "../lib/errors.ts";
+import type { Logger } from "../lib/log.ts";
+import { Loop } from "../lib/loop.ts";
+import { podDirOf, volumeDirOf } from "../volumes/pod-dirs.ts";
+import { directoryUsage } from "./directory-usage.ts";
+import { filesystemOf } from "./filesystem.ts";
+import type { VolumeStats } from "./port.ts";
+import { rfc3339 } from "./time.ts";
+
+/** One measured volume of a pod. */
+export interface MeasuredVolume {
+  stats: VolumeStats;
+  /** Lies on the node's own disk and goes with the pod: part of the pod's ephemeral storage. */
+  isLocalEphemeral: boolean;
+}
+
+export interface VolumeMeterDeps {
+  pods: { list(): readonly Pod[] };
+  rootDir: string;
+  /** `volumeStatsAggPeriod`; 0 and less: volumes are not measured. */
+  periodMs: number;
+  /** Where a volume of a claim, or one that others mount, is on the node; undefined: not mounted. */
+  mountedAt?: (pod: Pod, volume: Volume) => string | undefined;
+  clock: Clock;
+  log: Logger;
+  random?: () => number;
+}
+
+/** Measures volumes in the background while somebody reads the results. */
+export interface VolumeMeter {
+  run(signal: AbortSignal): Promise<void>;
+  /** The latest results of the pod, none before the first. Keeps the measuring going. */
+  of(podUID: string): readonly MeasuredVolume[];
+  /** Has pods that have no results measured; waits only if no pod has any, and no longer than `withinMs`. */
+  settle(withinMs: number, signal: AbortSignal): Promise<void>;
+}
+
+// Nobody has asked for this long: stop measuring. Monitoring asks each few minutes at most.
+export const idleAfterMs = 10 * 60_000;
+
+interface PodResult {
+  nextAtMs: number;
+  volumes: MeasuredVolume[];
+  /** Figures of volumes that only the agent writes, by volume name. */
+  unchanging: Map<string, VolumeStats>;
+}
+
+/** Each pod is measured once a period, lengthened by up to the period itself, so that pods spread over time. One at a time. */
+export function createVolumeMeter(deps: VolumeMeterDeps): VolumeMeter {
+  const { pods, periodMs, clock, log, random = Math.random } = deps;
+  const results = new Map<string, PodResult>();
+  let askedAtMs = Number.NEGATIVE_INFINITY;
+  const waiting = new Set<() => void>();
+
+  const pass = async (signal: AbortSignal): Promise<number | undefined> => {
+    if (periodMs <= 0) return undefined;
+    if (clock.now() - askedAtMs > idleAfterMs) {
+      results.clear(); // old figures are no answer to who asks next
+      return undefined;
+    }
+    const present = pods.list();
+    const uids = new Set(present.map(({ metadata }) => metadata.uid ?? ""));
+    for (const uid of results.keys()) if (!uids.has(uid)) results.delete(uid);
+    const nextAtMs = (pod: Pod) => results.get(pod.metadata.uid ?? "")?.nextAtMs ?? 0;
+    // Those without results come first: somebody may wait for them.
+    const due = present.filter((pod) => nextAtMs(pod) <= clock.now()).sort((a, b) => nextAtMs(a) - nextAtMs(b));
+    for (const pod of due) {
+      const uid = pod.metadata.uid ?? "";
+      const known = results.get(uid)?.unchanging ?? new Map<string, VolumeStats>();
+      const volumes = await measurePod(deps, pod, known, signal);
+      results.set(uid, { nextAtMs: clock.now() + periodMs * (1 + random()), volumes, unchanging: known });
+    }
+    for (const done of waiting) done();
+    waiting.clear();
+    const next = Math.min(...[...results.values()].map(({ nextAtMs }) => nextAtMs));
+    return Number.isFinite(next) ? Math.max(0, next - clock.now()) : undefined;
+  };
+
+  const loop = new Loop({
+    clock,
+    pass,
+    onError: (err) => log.warn({ err: messageOf(err) }, "volumes could not be measured, trying again in a minute"),
+    retryMs: () => 60_000,
+    resyncMs: Math.max(periodMs, 1_000),
+  });
+
+  return {
+    run: (signal) => loop.run(signal),
+    of: (podUID) => {
+      askedAtMs = clock.now();
+      return results.get(podUID)?.volumes ?? [];
+    },
+    settle: async (withinMs, signal) => {
+      askedAtMs = clock.now();
+      const isMissing = pods.list().some(({ metadata }) => !results.has(metadata.uid ?? ""));
+      if (periodMs <= 0 || !isMissing) return;
+      if (results.size > 0) {
+        loop.wake();
+        return;
+      }
+      const settled = new Promise<void>((resolve) => waiting.add(resolve));
+      loop.wake();
+      const enough = new AbortController();
+      try {
+        await Promise.race([settled, clock.sleep(withinMs, AbortSignal.any([signal, enough.signal]))]);
+      } finally {
+        enough.abort();
+      }
+    },
+  };
+}
+
+async function measurePod(
+  deps: VolumeMeterDeps,
+  pod: Pod,
+  unchanging: PodResult["unchanging"],
+  signal: AbortSignal,
+): Promise<MeasuredVolume[]> {
+  const measured: MeasuredVolume[] = [];
+  for (const volume of pod.spec.volumes ?? []) {
+    try {
+      const stats = await measureVolume(deps, pod, volume, unchanging, signal);
+      if (stats !== undefined) measured.push({ stats, isLocalEphemeral: isLocalEphemeral(volume) });
+    } catch (err) {
+      if (signal.aborted || isAbort(err)) throw err;
+      const { name, namespace } = pod.metadata;
+      // Not mounted yet, or just removed.
+      deps.log.debug({ pod: `${namespace}/${name}`, volume: volume.name, err: messageOf(err) }, "volume not measured");
+    }
+  }
+  return measured;
+}
+
+/** Undefined for kinds without figures: hostPath and image volumes belong to others. */
+async function measureVolume(
+  deps: VolumeMeterDeps,
+  pod: Pod,
+  volume: Volume,
+  unchanging: PodResult["unchanging"],
+  signal: AbortSignal,
+): Promise<VolumeStats | undefined> {
+  const kind = measuredKinds.find(({ field }) => volume[field] !== undefined && volume[field] !== null);
+  const { clock, rootDir } = deps;
+  if (kind !== undefined) {
+    const directory = volumeDirOf(podDirOf(rootDir, pod.metadata.uid ?? ""), kind.plugin, volume.name);
+    const before = unchanging.get(volume.name);
+    if (before !== undefined) return before;
+    const stats = await duStats(volume.name, directory, clock, signal);
+    if (kind.isUnchanging) unchanging.set(volume.name, stats);
+    return stats;
+  }
+  const directory = deps.mountedAt?.(pod, volume);
+  if (directory === undefined) return undefined;
+  const stats = await statfsStats(volume.name, directory, clock);
+  const claim = claimOf(pod, volume);
+  return claim === undefined ? stats : { ...stats, pvcRef: { name: claim, namespace: pod.metadata.namespace ?? "" } };
+}
+
+const measuredKinds: readonly {
+  field: string;
+  plugin: string;
+  /** Written by us alone: its size moves so little that once is enough. */
+  isUnchanging: boolean;
+}[] = [
+  { field: "emptyDir", plugin: "kubernetes.io/empty-dir", isUnchanging: false },
+  { field: "configMap", plugin: "kubernetes.io/configmap", isUnchanging: true },
+  { field: "secret", plugin: "kubernetes.io/secret", isUnchanging: true },
+  { field: "downwardAPI", plugin: "kubernetes.io/downward-api", isUnchanging: true },
+  { field: "projected", plugin: "kubernetes.io/projected", isUnchanging: true },
+];
+
+async function duStats(name: string, directory: string, clock: Clock, signal: AbortSignal): Promise<VolumeStats> {
+  const [usage, filesystem] = await Promise.all([directoryUsage(directory, signal), filesystemOf(directory)]);
+  return {
+    name,
+    time: rfc3339(clock.now()),
+    availableBytes: filesystem.availableBytes,
+    capacityBytes: filesystem.capacityBytes,
+    usedBytes: usage.bytes,
+    inodesFree: filesystem.inodesFree,
+    inodes: filesystem.inodes,
+    inodesUsed: usage.inodes,
+  };
+}
+
+async function statfsStats(name: string, directory: string, clock: Clock): Promise<VolumeStats> {
+  const { capacityBytes, availableBytes, usedBytes, inodes, inodesFree } = await filesystemOf(directory);
+  const time = rfc3339(clock.now());
+  return { name, time, availableBytes, capacityBytes, usedBytes, inodesFree, inodes, inodesUsed: inodes - inodesFree };
+}
+
+/** Name of the claim behind a volume: the one it names, or the one that was made for it. */
+function claimOf(pod: Pod, volume: Volume): string | undefined {
+  const { persistentVolumeClaim: claim } = volume;
+  if (typeof claim === "object" && claim !== null && "claimName" in claim && typeof claim.claimName === "string") {
+    return claim.claimName;
+  }
+  return volume.ephemeral === undefined ? undefined : `${pod.metadata.name}-${volume.name}`;
+}
+
+function isLocalEphemeral(volume: Volume): boolean {
+  if (volume.emptyDir !== undefined) return (volume.emptyDir.medium ?? "") === "";
+  return volume.configMap !== undefined || volume.gitRepo !== undefined;
+}
