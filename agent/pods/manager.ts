@@ -1,6 +1,7 @@
 import type { StoreChange } from "../kube/port.ts";
 import { nodes } from "../kube/resources.ts";
-import type { Pod } from "../kube/types.ts";
+import { isMirrorPod } from "../kube/pod-resources.ts";
+import type { Pod, PodStatus } from "../kube/types.ts";
 import { hasCode, messageOf } from "../lib/errors.ts";
 import { ignoreAbort } from "../lib/loop.ts";
 import { createProbeManager, type ProbeManager } from "../probes/manager.ts";
@@ -20,14 +21,35 @@ import { PodWorker, type WorkerDeps } from "./worker.ts";
 // The net below the event stream: how often everything in the runtime is listed.
 const relistMs = 10_000;
 
+/** The pods that the node holds, for those who show them. Empty before `run`. */
+export interface HeldPods {
+  /** Pods of the API server without mirror pods, and static pods. */
+  list(): readonly Pod[];
+  find(namespace: string, name: string): Pod | undefined;
+  /** The status as the worker last made it out; until then, the object's own. */
+  status(pod: Pod): PodStatus | undefined;
+}
+
 export interface PodManager {
+  readonly held: HeldPods;
   /** Runs the node's pods until `signal` aborts; resolves when every step under way has ended. Containers keep running. */
   run(signal: AbortSignal): Promise<void>;
 }
 
 /** Makes the part that turns pods bound to this node into running containers. Nothing happens before `run`. */
 export function createPodManager(deps: PodDeps): PodManager {
-  return { run: async (signal) => await new Manager(deps, await readMaskedPaths(), signal).run() };
+  let manager: Manager | undefined;
+  return {
+    held: {
+      list: () => [...deps.pods.list()].filter((pod) => !isMirrorPod(pod)),
+      find: (namespace, name) => deps.pods.get(`${namespace}/${name}`),
+      status: (pod) => manager?.status(uidOf(pod)) ?? pod.status,
+    },
+    run: async (signal) => {
+      manager = new Manager(deps, await readMaskedPaths(), signal);
+      await manager.run();
+    },
+  };
 }
 
 const preempted: PodEnding = {
@@ -79,6 +101,10 @@ class Manager {
       onFinished: (uid) => this.#finish(uid),
     };
     this.#orphans = new Orphans(deps, (uid) => this.#workers.has(uid));
+  }
+
+  status(podUID: string): PodStatus | undefined {
+    return this.#writer.wanted(podUID);
   }
 
   async run(): Promise<void> {

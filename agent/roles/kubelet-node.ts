@@ -6,6 +6,7 @@ import type { Node } from "../kube/types.ts";
 import { nodeAllocatable, nodeCapacity, reservationProblem, resourceList } from "../node/capacity.ts";
 import { messageOf } from "../lib/errors.ts";
 import type { Logger } from "../lib/log.ts";
+import type { CgroupDriver } from "../node/cgroup-names.ts";
 import { detectCgroupTree } from "../node/cgroup-detect.ts";
 import type { CgroupTree } from "../node/cgroup-tree.ts";
 import { createCgroups, type PodCgroups } from "../node/cgroups.ts";
@@ -41,6 +42,7 @@ export interface StartedNode {
   nodeView: NodeView;
   cgroupTree: CgroupTree;
   cgroups: PodCgroups;
+  cgroupDriver: CgroupDriver;
 }
 
 /** Finds out what the machine is, registers it, keeps its status and lease, and makes the cgroups for pods. */
@@ -100,7 +102,8 @@ export async function startNode(options: StartNodeOptions, surroundings: Surroun
     allocatable: () => agent.node().status?.allocatable ?? allocatable,
     node: () => ownNode.get(nodeName) ?? agent.node(),
   };
-  return { facts, runtime, nodeView, cgroupTree, cgroups };
+  const cgroupDriver = connected.cgroupDriver ?? config.cgroupDriver;
+  return { facts, runtime, nodeView, cgroupTree, cgroups, cgroupDriver };
 }
 
 /** A client with connections of its own: a request that hangs elsewhere must not make the node look dead. */
