@@ -10,6 +10,7 @@ import { AdmissionGate } from "./admission/gate.ts";
 import type { Rejection } from "./admission/port.ts";
 import { type PodEnding, rejection } from "./ending.ts";
 import { Executor } from "./executor.ts";
+import { instrumentExecutor } from "./instrumented-executor.ts";
 import { podReference, specContainers, uidOf } from "./names.ts";
 import { Orphans } from "./orphans.ts";
 import type { PodDeps } from "./port.ts";
@@ -80,6 +81,7 @@ class Manager {
       clock,
       log,
       onWritten: (uid) => this.#workers.get(uid)?.worker.wake(),
+      ...(deps.metrics === undefined ? {} : { metrics: deps.metrics }),
     });
     this.#probes = createProbeManager({
       clock,
@@ -95,7 +97,7 @@ class Manager {
     this.#workerDeps = {
       ...deps,
       probes: this.#probes,
-      executor: new Executor(deps),
+      executor: executorOf(deps),
       writer: this.#writer,
       maskedPaths,
       onFinished: (uid) => this.#finish(uid),
@@ -108,7 +110,7 @@ class Manager {
   }
 
   async run(): Promise<void> {
-    const { pods, objects, volumes, node, runtime } = this.#deps;
+    const { pods, objects, volumes, node, runtime, metrics } = this.#deps;
     const signal = this.#signal;
     this.#writer.start(signal);
     const wakeAll = () => this.#each((worker) => worker.wake());
@@ -117,11 +119,12 @@ class Manager {
       volumes.onChange((uid) => this.#workers.get(uid)?.worker.contentChanged()),
       objects.onChange((_kind, namespace) => this.#onObject(namespace)),
       node.subscribe(wakeAll),
+      metrics?.follow(() => [...this.#workers.values()].map(({ worker }) => worker.view)),
     ];
     try {
       await Promise.all([runtime.events(({ podUID }) => this.#onRuntime(podUID), signal), this.#relist()]);
     } finally {
-      for (const end of unsubscribe) end();
+      for (const end of unsubscribe) end?.();
       await this.#gate.settled();
       await Promise.all([...this.#workers.values()].map(({ done }) => done));
       await this.#probes.close();
@@ -138,11 +141,13 @@ class Manager {
     if (pod === undefined) return;
     const uid = uidOf(pod);
     if (object === undefined) {
+      this.#deps.metrics?.gone(uid);
       this.#writer.forget(uid);
       this.#gate.leave(uid);
       this.#workers.get(uid)?.worker.remove();
       return;
     }
+    this.#deps.metrics?.seen(pod);
     this.#writer.observe(pod);
     const present = this.#workers.get(uid);
     if (present !== undefined) present.worker.update(pod);
@@ -249,6 +254,11 @@ class Manager {
       if (!sameSet(seen, listed.get(worker.uid) ?? [])) worker.runtimeChanged();
     });
   }
+}
+
+function executorOf(deps: PodDeps): Pick<Executor, "execute"> {
+  const executor = new Executor(deps);
+  return deps.metrics === undefined ? executor : instrumentExecutor(executor, deps.metrics, deps.clock);
 }
 
 function stateOf({ id, state }: ContainerSummary): string {

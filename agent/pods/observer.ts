@@ -11,13 +11,13 @@ const oomReasonMs = 150;
 /** Keeps what the runtime last showed of one pod, and looks again only if something may have changed. */
 export class PodObserver {
   readonly #podUID: string;
-  readonly #deps: Pick<PodDeps, "runtime" | "clock" | "node">;
+  readonly #deps: Pick<PodDeps, "runtime" | "clock" | "node" | "metrics">;
   readonly #lastWords = new Map<string, string>();
   #snapshot: PodSnapshot | undefined;
   #isDirty = true;
   #podIPs: string[] = [];
 
-  constructor(podUID: string, deps: Pick<PodDeps, "runtime" | "clock" | "node">) {
+  constructor(podUID: string, deps: Pick<PodDeps, "runtime" | "clock" | "node" | "metrics">) {
     this.#podUID = podUID;
     this.#deps = deps;
   }
@@ -55,7 +55,7 @@ export class PodObserver {
   }
 
   async #look(pod: Pod, isBeingKilled: (containerID: string) => boolean): Promise<void> {
-    const { runtime, clock, node } = this.#deps;
+    const { runtime, clock, node, metrics } = this.#deps;
     this.#isDirty = false;
     try {
       let observed = await runtime.podSnapshot(this.#podUID);
@@ -66,6 +66,7 @@ export class PodObserver {
       await this.#readLastWords(observed);
       const [newest] = observed.sandboxes;
       if (newest?.ready === true && newest.ips.length > 0) this.#podIPs = publishedIPs(newest.ips, node.hostIPs());
+      metrics?.looked(pod, this.#snapshot, observed);
       this.#snapshot = observed;
     } catch (err) {
       this.#isDirty = true;

@@ -23,33 +23,38 @@ export class Orphans {
 
   /** One sweep. Call it only when all pods of the node are known. Failures are logged; the next sweep tries again. */
   async sweep({ sandboxes, containers }: RuntimeList): Promise<void> {
-    const { volumes, cgroups } = this.#deps;
+    const { volumes, cgroups, metrics } = this.#deps;
     const inRuntime = new Set([...sandboxes, ...containers].map(({ podUID }) => podUID));
     const gone = [...inRuntime].filter((uid) => uid !== "" && !this.#isKnown(uid));
     await Promise.all(gone.map(async (uid) => await this.#removeFromRuntime(uid, { sandboxes, containers })));
     const onDisk = [...(await volumes.podUIDsOnDisk()), ...(await cgroups.podUIDsOnDisk()).keys()];
-    for (const uid of new Set(onDisk)) {
-      if (!this.#isKnown(uid) && !inRuntime.has(uid)) await this.removePod(uid);
-    }
+    const remains = [...new Set(onDisk)].filter((uid) => !this.#isKnown(uid) && !inRuntime.has(uid));
+    let cleaned = 0;
+    for (const uid of remains) if (await this.removePod(uid)) cleaned += 1;
+    metrics?.cleanedVolumes.set({}, cleaned);
+    metrics?.cleanedVolumeErrors.set({}, remains.length - cleaned);
     await this.#removeLogDirs(inRuntime);
   }
 
-  /** Removes directories and cgroup of one pod that is gone from API server and runtime. Never rejects. */
-  async removePod(uid: string): Promise<void> {
+  /** Removes directories and cgroup of one pod that is gone from API server and runtime. @returns whether all of it went */
+  async removePod(uid: string): Promise<boolean> {
     const { volumes, cgroups, log } = this.#deps;
     try {
       await volumes.tearDown(uid);
       await cgroups.destroy(uid);
       await volumes.removePodDir(uid);
       await this.#removeLogDirsOf(uid);
+      return true;
     } catch (err) {
       log.warn({ podUID: uid, err: messageOf(err) }, "remains of a pod not removed, trying again later");
+      return false;
     }
   }
 
   async #removeFromRuntime(uid: string, { sandboxes, containers }: RuntimeList): Promise<void> {
-    const { runtime, log } = this.#deps;
+    const { runtime, log, metrics } = this.#deps;
     log.info({ podUID: uid }, "removing containers of a pod that is gone");
+    metrics?.orphanedPods.inc({});
     try {
       const own = containers.filter(({ podUID }) => podUID === uid);
       await Promise.all(

@@ -11,6 +11,7 @@ import type { ObjectSource, PodVolumes } from "../volumes/port.ts";
 import type { AdmissionContext } from "./admission/port.ts";
 import type { CrashBackoffLimits } from "./crash-backoff.ts";
 import type { DNSConfig } from "./dns.ts";
+import type { PodMetrics } from "./metrics.ts";
 
 /** The index by `metadata.namespace` that the services store must have. */
 export const namespaceIndex = "namespace";
@@ -38,6 +39,7 @@ export interface PodDeps {
   /** What the admission of a pod depends on beside the other pods, as it is now. */
   admission(): Omit<AdmissionContext, "others">;
   settings: PodSettings;
+  metrics?: PodMetrics;
 }
 
 /** Cgroups of pods, as the workers use them; see node/cgroups.ts. */

@@ -5,6 +5,7 @@ import { backoffMs } from "../lib/backoff.ts";
 import type { Clock } from "../lib/clock.ts";
 import { hasCode, isAbort, messageOf } from "../lib/errors.ts";
 import type { Logger } from "../lib/log.ts";
+import type { PodMetrics } from "./metrics.ts";
 import { uidOf } from "./names.ts";
 import { statusPatch } from "./status-patch.ts";
 
@@ -12,6 +13,14 @@ import { statusPatch } from "./status-patch.ts";
 export const patchesInFlightMax = 16;
 /** Rest after a failed patch: 200 ms doubling to the 10 s of kubelet's full pass. */
 export const patchRetry = { baseMs: 200, maxMs: 10_000, jitter: 0.3 };
+
+export interface StatusWriterDeps {
+  client: ApiClient;
+  clock: Clock;
+  log: Logger;
+  onWritten(podUID: string): void;
+  metrics?: Pick<PodMetrics, "statusSeconds" | "statusWanted">;
+}
 
 interface Entry {
   /** Newest object that the API server showed us, by watch or as the answer to a patch. */
@@ -22,6 +31,8 @@ interface Entry {
   failures: number;
   /** The last patch that the server took. It is not sent again unless somebody changed the object after it. */
   sent: string | undefined;
+  /** Monotonic ms since which there is something to send that the server has not. */
+  dueSinceMs: number | undefined;
 }
 
 /**
@@ -30,13 +41,13 @@ interface Entry {
  * UID in the patch makes the server refuse it for any other pod.
  */
 export class StatusWriter {
-  readonly #deps: { client: ApiClient; clock: Clock; log: Logger; onWritten(podUID: string): void };
+  readonly #deps: StatusWriterDeps;
   readonly #entries = new Map<string, Entry>();
   readonly #queue: string[] = [];
   #inFlight = 0;
   #stop: AbortSignal | undefined;
 
-  constructor(deps: { client: ApiClient; clock: Clock; log: Logger; onWritten(podUID: string): void }) {
+  constructor(deps: StatusWriterDeps) {
     this.#deps = deps;
   }
 
@@ -58,6 +69,7 @@ export class StatusWriter {
         isBusy: false,
         failures: 0,
         sent: undefined,
+        dueSinceMs: undefined,
       });
       return;
     }
@@ -72,6 +84,8 @@ export class StatusWriter {
     const entry = this.#entries.get(podUID);
     if (entry === undefined) return; // gone: nobody to tell
     entry.wanted = status;
+    this.#deps.metrics?.statusWanted(podUID, status);
+    if (entry.isBusy) entry.dueSinceMs ??= this.#deps.clock.monotonic();
     this.#enqueue(podUID, entry);
   }
 
@@ -97,8 +111,12 @@ export class StatusWriter {
   #enqueue(uid: string, entry: Entry): void {
     if (entry.isQueued || entry.isBusy) return;
     const patch = this.#patchOf(uid, entry);
-    if (patch === undefined || JSON.stringify(patch) === entry.sent) return;
+    if (patch === undefined || JSON.stringify(patch) === entry.sent) {
+      entry.dueSinceMs = undefined;
+      return;
+    }
     entry.isQueued = true;
+    entry.dueSinceMs ??= this.#deps.clock.monotonic();
     this.#queue.push(uid);
     this.#drain();
   }
@@ -118,9 +136,11 @@ export class StatusWriter {
   }
 
   async #write(uid: string, entry: Entry, signal: AbortSignal): Promise<void> {
-    const { client, clock, log, onWritten } = this.#deps;
+    const { client, clock, log, metrics, onWritten } = this.#deps;
     entry.isQueued = false;
     const patch = this.#patchOf(uid, entry);
+    const sinceMs = entry.dueSinceMs ?? clock.monotonic();
+    entry.dueSinceMs = undefined;
     if (patch === undefined) return;
     entry.isBusy = true;
     const { name, namespace = "" } = entry.known.metadata;
@@ -133,11 +153,13 @@ export class StatusWriter {
       });
       entry.failures = 0;
       entry.sent = JSON.stringify(patch);
+      metrics?.statusSeconds.observe({}, (clock.monotonic() - sinceMs) / 1_000);
     } catch (err) {
       if (isAbort(err)) return;
       // Deleted, or another pod has the name now: the watch will say so, and it is of no use to repeat it quickly.
       const isGone = hasCode(err, "NotFound", "Conflict");
       entry.failures += 1;
+      entry.dueSinceMs = sinceMs;
       const retryMs = isGone ? patchRetry.maxMs : backoffMs(entry.failures, patchRetry);
       log[isGone ? "debug" : "warn"]({ pod, podUID: uid, err: messageOf(err), retryMs }, "pod status not written");
       clock.after(retryMs, () => {

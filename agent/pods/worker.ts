@@ -15,6 +15,7 @@ import { decide, isOver } from "./decide.ts";
 import { activeDeadlineMs, deadlineExceeded, type PodEnding } from "./ending.ts";
 import type { Executor } from "./executor.ts";
 import type { HookProgress, PodLocal, ReadyImage, Termination } from "./local.ts";
+import type { WorkerView } from "./metrics-gauges.ts";
 import { describePod, podReference, specContainers, uidOf } from "./names.ts";
 import { PodObserver } from "./observer.ts";
 import { actionKey, isAlive, type Plan, type PodAction } from "./plan.ts";
@@ -34,7 +35,7 @@ const graceSecondsDefault = 30;
 const graceSecondsMin = 1;
 
 export interface WorkerDeps extends PodDeps {
-  executor: Executor;
+  executor: Pick<Executor, "execute">;
   writer: StatusWriter;
   probes: ProbeManager;
   maskedPaths: readonly string[];
@@ -188,6 +189,14 @@ export class PodWorker {
 
   wake(): void {
     this.#loop.wake();
+  }
+
+  /** What gauges show of the pod. */
+  get view(): WorkerView {
+    const { observed } = this;
+    const isStopped = observed !== undefined && !observed.containers.some(isAlive);
+    const lifecycle = this.#termination === undefined ? "sync" : isStopped ? "terminated" : "terminating";
+    return { pod: this.#pod, isGone: this.#isGone, lifecycle, observed };
   }
 
   /** The runtime's view that decisions are based on. */

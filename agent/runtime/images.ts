@@ -52,6 +52,8 @@ export interface ImageManagerOptions {
   /** Who may use which pulled image; absent: an image that is present is anyone's. */
   records?: PullRecords;
   metrics?: ImageMetrics;
+  /** A pull for this pod begins, or has ended in either way. */
+  onPull?(podUID: string, stage: "began" | "ended"): void;
 }
 
 export interface EnsuredImage {
@@ -135,6 +137,8 @@ export function createImageManager(options: ImageManagerOptions): ImageManager {
     }
     onEvent(pod, container, "Normal", "Pulling", `Pulling image ${quote(image)}`);
     const startedAt = clock.monotonic();
+    const podUID = pod.metadata.uid ?? "";
+    options.onPull?.(podUID, "began");
     let pulled: Pulled;
     try {
       pulled = await sharedPull(image, pod.metadata.annotations ?? {}, sandboxConfig, auths, signal);
@@ -143,6 +147,8 @@ export function createImageManager(options: ImageManagerOptions): ImageManager {
       const { reason, message } = pullFailure(image, messageOf(err));
       onEvent(pod, container, "Warning", "Failed", `Failed to pull image ${quote(image)}: ${messageOf(err)}`);
       throw new ImagePullError(reason, message, backoff.fail(key, `${reason}: ${message}`, clock.now()));
+    } finally {
+      options.onPull?.(podUID, "ended");
     }
     const waitedMs = clock.monotonic() - startedAt;
     const info = await images.imageStatus(pulled.imageRef).catch((err: unknown) => {

@@ -104,7 +104,6 @@ function createSecureServer({ clientCA }: KubeletTls, options: ListenerOptions):
     rejectUnauthorized: false, // the authenticator decides, for each request
     ALPNProtocols: ["http/1.1"],
     handshakeTimeout: limits.handshakeMs,
-    allowHalfOpen: true, // the handlers of streams close each direction by itself
   });
 }
 
@@ -140,8 +139,14 @@ function follow(server: Server | TlsServer, { tls, path, connections, clock, log
   });
   server.on("secureConnection", (socket: Socket) => {
     const connection = bounded.under(socket);
-    if (connection === undefined) socket.destroy();
-    else speaksHttp(socket, connection);
+    if (connection === undefined) {
+      socket.destroy();
+      return;
+    }
+    // As with plain sockets, whose handlers close each direction by itself. Not before: a client that closes its side
+    // during the handshake has gone.
+    socket.allowHalfOpen = true;
+    speaksHttp(socket, connection);
   });
   server.on("request", (request, response) => {
     const connection = connections.get(request.socket);

@@ -117,8 +117,10 @@ export class RequestPath {
     for (const running of this.#running) running.abort();
   }
 
-  #match({ method = "GET", url = "", headers }: IncomingMessage): Match {
-    return matchRoute(this.#options.routes, { method, url, accept: headers.accept });
+  #match({ method = "GET", url = "", headers, httpVersionMajor }: IncomingMessage): Match {
+    // Node's parser takes a line without a version for HTTP/0.9. No target makes it a bad request, as for Go's server.
+    const target = httpVersionMajor === 1 ? url : "";
+    return matchRoute(this.#options.routes, { method, url: target, accept: headers.accept });
   }
 
   #begin({ method = "GET", url = "" }: IncomingMessage): () => void {
@@ -174,8 +176,8 @@ export class RequestPath {
     if (err instanceof HttpError) return err;
     // Queries hold commands of users, which may hold their secrets.
     const [path] = url.split("?", 1);
-    if (!isAbort(err))
-      this.#options.log.warn({ method, path, err: messageOf(err) }, "request of the kubelet API failed");
+    const { log } = this.#options;
+    if (!isAbort(err)) log.warn({ method, path, err: messageOf(err) }, "request of the kubelet API failed");
     return new HttpError(500, messageOf(err));
   }
 

@@ -97,9 +97,12 @@ export function readCertificate(x509: X509Certificate): Certificate {
  * cannot be read: half a bundle must not replace a whole one.
  */
 export function readBundle(pem: Buffer): Certificate[] {
-  const blocks = pem.toString("latin1").match(/-----BEGIN CERTIFICATE-----[^-]*-----END CERTIFICATE-----/g) ?? [];
+  const blocks = [
+    ...pem.toString("latin1").matchAll(/-----BEGIN CERTIFICATE-----(?:[^-]*(-----END CERTIFICATE-----))?/g),
+  ];
   if (blocks.length === 0) throw new Error("there is no PEM certificate in it");
-  return blocks.map((block, i) => {
+  return blocks.map(([block, end], i) => {
+    if (end === undefined) throw new Error(`certificate ${i + 1} of ${blocks.length} is cut off`);
     try {
       return readCertificate(new X509Certificate(block));
     } catch (err) {

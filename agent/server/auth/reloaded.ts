@@ -55,8 +55,9 @@ export async function loadReloaded<T>(options: ReloadedOptions<T>): Promise<Relo
       contents = now;
     } catch (err) {
       const message = messageOf(err);
-      if (message !== reported)
-        log.warn({ what, files, err: message }, "changed files are unusable, keeping the old ones");
+      if (message !== reported) {
+        log.warn({ what, files, err: message }, "changed files cannot be used, keeping the old ones");
+      }
       reported = message;
       return;
     }

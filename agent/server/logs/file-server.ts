@@ -21,7 +21,7 @@ export async function serveFile(rootDir: string, path: string, exchange: Exchang
   const { response } = exchange;
   if (path.includes("\0")) throw new HttpError(400, "invalid path");
   if (path === "index.html" || path.endsWith("/index.html")) return redirect(exchange, "./");
-  const clean = posix.normalize(`/${path}`);
+  const clean = posix.resolve("/", `./${path}`);
   const full = join(rootDir, clean);
   const stats = await statPath(full);
   const endsInSlash = path === "" || path.endsWith("/");

@@ -3,12 +3,17 @@ import type { ApiClient } from "../../../agent/kube/port.ts";
 import type { Pod, PodStatus } from "../../../agent/kube/types.ts";
 import { AgentError } from "../../../agent/lib/errors.ts";
 import { silentLogger } from "../../../agent/lib/log.ts";
-import { patchesInFlightMax, patchRetry, StatusWriter } from "../../../agent/pods/status-writer.ts";
+import {
+  patchesInFlightMax,
+  patchRetry,
+  StatusWriter,
+  type StatusWriterDeps,
+} from "../../../agent/pods/status-writer.ts";
 import { FakeClock } from "../kube/fake-clock.ts";
 import { podOf } from "./support.ts";
 
 /** A server that keeps statuses, answers patches when told to, and can fail. */
-function setUp() {
+function setUp(metrics?: StatusWriterDeps["metrics"]) {
   const clock = new FakeClock();
   const written: string[] = [];
   const patches: {
@@ -29,6 +34,7 @@ function setUp() {
     clock,
     log: silentLogger,
     onWritten: (uid) => written.push(uid),
+    ...(metrics === undefined ? {} : { metrics }),
   });
   const stop = new AbortController();
   writer.start(stop.signal);
@@ -128,4 +134,33 @@ test("a bounded number of patches is under way", async () => {
     status: { phase: "Running" },
   });
   await vi.waitFor(() => expect(patches).toHaveLength(patchesInFlightMax + 1));
+});
+
+test("the time from wanting a status to having it written is measured, failures and waits included", async () => {
+  const seconds: number[] = [];
+  const phases: unknown[] = [];
+  const { clock, writer, patches } = setUp({
+    statusSeconds: { observe: (_, value) => seconds.push(value), remove: () => {} },
+    statusWanted: (uid, { phase }) => phases.push([uid, phase]),
+  });
+  writer.observe(stored(1));
+  writer.set("u1", { phase: "Pending" });
+  await clock.advance(100);
+  writer.set("u1", { phase: "Running" }); // waits for the one under way
+  await clock.advance(400);
+  patches[0]?.answer(stored(2, { phase: "Pending" }));
+  await settle();
+  await clock.advance(1_000);
+  patches[1]?.answer(new AgentError("Unavailable", "no route"));
+  await settle();
+  await clock.advance(patchRetry.maxMs);
+  patches[2]?.answer(stored(3, { phase: "Running" }));
+  await settle();
+  writer.set("u1", { phase: "Running" }); // nothing to send
+  expect(seconds).toEqual([0.5, 1.4 + patchRetry.maxMs / 1_000]);
+  expect(phases).toEqual([
+    ["u1", "Pending"],
+    ["u1", "Running"],
+    ["u1", "Running"],
+  ]);
 });

@@ -1,5 +1,5 @@
 import { once } from "node:events";
-import { type IncomingHttpHeaders, request as httpRequest } from "node:http";
+import { type IncomingHttpHeaders, type IncomingMessage, request as httpRequest } from "node:http";
 import { request as httpsRequest } from "node:https";
 import { type AddressInfo, connect, type Socket } from "node:net";
 import { connect as tlsConnect, type ConnectionOptions, type TLSSocket } from "node:tls";
@@ -213,7 +213,7 @@ export async function ask(port: number | undefined, path: string, options: AskOp
       ? httpRequest(common)
       : httpsRequest({ ...common, ca: authority.certificate, servername: "localhost", ...tls });
   sent.end(body);
-  const [response] = (await once(sent, "response")) as [import("node:http").IncomingMessage];
+  const [response] = (await once(sent, "response")) as [IncomingMessage];
   response.setEncoding("utf8");
   let text = "";
   for await (const chunk of response) text += String(chunk);

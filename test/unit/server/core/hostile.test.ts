@@ -1,0 +1,217 @@
+import { once } from "node:events";
+import { readdir } from "node:fs/promises";
+import { connect, type Socket } from "node:net";
+import { PassThrough } from "node:stream";
+import { setTimeout as delay } from "node:timers/promises";
+import { connect as tlsConnect } from "node:tls";
+import { describe, expect, test } from "vitest";
+import { Connections } from "../../../../agent/server/connections.ts";
+import * as limits from "../../../../agent/server/limits.ts";
+import { ask, authority, namingHandlers, RawClient, startServer, until } from "./support.ts";
+
+const get = (path: string, more = "") => `GET ${path} HTTP/1.1\r\nHost: a\r\nAuthorization: Bearer x\r\n${more}\r\n`;
+const openFiles = async () => (await readdir("/proc/self/fd")).length;
+
+const requests: { name: string; bytes: string | Buffer; want: RegExp }[] = [
+  { name: "HTTP/0.9", bytes: "GET /pods\r\n\r\n", want: /^HTTP\/1.1 400 Bad Request\r\n/ },
+  { name: "no HTTP", bytes: "\x16\x03\x01\0\xa5 garbage\r\n\r\n", want: /^HTTP\/1.1 400 / },
+  { name: "an unknown method", bytes: "BREW /pods HTTP/1.1\r\nHost: a\r\n\r\n", want: /^HTTP\/1.1 400 / },
+  { name: "HTTP/2's preface", bytes: "PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", want: /^HTTP\/1.1 400 / },
+  { name: "no host", bytes: "GET /pods HTTP/1.1\r\n\r\n", want: /^HTTP\/1.1 400 / },
+  { name: "two lengths", bytes: get("/pods", "Content-Length: 1\r\nContent-Length: 2\r\n"), want: /^HTTP\/1.1 400 / },
+  {
+    name: "a length and chunks",
+    bytes: get("/pods", "Content-Length: 1\r\nTransfer-Encoding: chunked\r\n"),
+    want: /^HTTP\/1.1 400 /,
+  },
+  { name: "a NUL in a header", bytes: get("/pods", "X: a\0b\r\n"), want: /^HTTP\/1.1 400 / },
+  { name: "a bare carriage return", bytes: get("/pods", "X: a\rb\r\n"), want: /^HTTP\/1.1 400 / },
+  { name: "a bad escape", bytes: get("/pods%zz"), want: /^HTTP\/1.1 400 Bad Request\r\n.*Connection: close/s },
+  { name: "a proxy's CONNECT", bytes: "CONNECT evil:443 HTTP/1.1\r\nHost: evil\r\n\r\n", want: /^HTTP\/1.1 404 / },
+  { name: "a header bomb", bytes: get("/pods", `X: ${"x".repeat(1_100_000)}\r\n`), want: /^HTTP\/1.1 431 / },
+  { name: "a bomb of many headers", bytes: get("/pods", "X: y\r\n".repeat(200_000)), want: /^HTTP\/1.1 431 / },
+];
+
+describe("bytes that are no request", () => {
+  for (const { name, bytes, want } of requests) {
+    test(`${name} is refused, and the connection closed`, async () => {
+      await using server = await startServer();
+      await using raw = await RawClient.tls(server.ports.kubelet);
+      raw.socket.write(bytes);
+      await raw.closed;
+      expect(raw.text).toMatch(want);
+      expect(await ask(server.ports.kubelet, "/pods")).toMatchObject({ status: 200 });
+    });
+  }
+
+  test("a header as large as the reference takes is taken", async () => {
+    await using server = await startServer();
+    await using raw = await RawClient.tls(server.ports.kubelet);
+    raw.socket.write(get("/pods", `X: ${"x".repeat(1_000_000)}\r\n`));
+    expect(await raw.until(/GET pods/)).toMatch(/200 OK/);
+  });
+
+  test("no TLS, or half of it", async () => {
+    await using server = await startServer();
+    for (const bytes of [
+      "GET /pods HTTP/1.1\r\n\r\n",
+      "\x16\x03\x01\x02\0",
+      "\x16\x03\x03\xff\xff\x01\0\0",
+      "\0".repeat(99),
+    ]) {
+      const raw = await RawClient.plain(server.ports.kubelet);
+      raw.socket.end(bytes, "latin1");
+      await raw.closed;
+      expect(raw.text).not.toMatch(/HTTP/);
+    }
+    const reset = await RawClient.plain(server.ports.kubelet);
+    reset.socket.resetAndDestroy();
+    expect(await ask(server.ports.kubelet, "/pods")).toMatchObject({ status: 200 });
+  });
+
+  test("an old TLS version is refused", async () => {
+    await using server = await startServer();
+    const old = tlsConnect({
+      host: "127.0.0.1",
+      port: server.ports.kubelet ?? 0,
+      ca: authority.certificate,
+      minVersion: "TLSv1.1",
+      maxVersion: "TLSv1.1",
+      ciphers: "DEFAULT@SECLEVEL=0",
+    });
+    await expect(once(old, "secureConnect")).rejects.toThrow(/version/);
+    old.destroy();
+  });
+});
+
+describe("clients that behave oddly", () => {
+  test("a client that closes its side after the request is answered", async () => {
+    await using server = await startServer();
+    await using raw = await RawClient.tls(server.ports.kubelet, { allowHalfOpen: true } as object);
+    raw.socket.end(get("/pods"));
+    await raw.closed;
+    expect(raw.text).toMatch(/200 OK.*GET pods/s);
+  });
+
+  test("requests sent ahead are served one after the other, up to a bound", async () => {
+    let running = 0;
+    let runningMax = 0;
+    const handlers = {
+      ...namingHandlers(),
+      configz: async ({ response }: Parameters<ReturnType<typeof namingHandlers>["configz"]>[0]) => {
+        running += 1;
+        runningMax = Math.max(runningMax, running);
+        await delay(1);
+        running -= 1;
+        response.end("done");
+      },
+    };
+    await using server = await startServer({ handlers });
+    await using polite = await RawClient.tls(server.ports.kubelet);
+    polite.socket.write(get("/configz").repeat(20));
+    await polite.until(/(done.*){20}/s);
+    expect(runningMax).toBe(1);
+    await using greedy = await RawClient.tls(server.ports.kubelet);
+    greedy.socket.write(get("/configz").repeat(limits.pipelinedRequestsMax * 3));
+    await greedy.closed;
+    expect(await ask(server.ports.kubelet, "/pods")).toMatchObject({ status: 200 });
+  });
+
+  test("a body that nobody reads ends the connection instead of being read", async () => {
+    await using server = await startServer();
+    await using raw = await RawClient.tls(server.ports.kubelet);
+    raw.socket.write("POST /run/a/b/c HTTP/1.1\r\nHost: a\r\nContent-Length: 99999999\r\n\r\nx");
+    expect(await raw.until(/Unauthorized/)).toMatch(/401.*Connection: close/s);
+    await raw.closed;
+  });
+
+  test("aborted requests and resets at every stage leave nothing behind", async () => {
+    await using server = await startServer();
+    const { kubelet } = server.ports;
+    await ask(kubelet, "/pods");
+    const before = await openFiles();
+    const whole = get("/exec/a/b/c", "Connection: Upgrade\r\nUpgrade: SPDY/3.1\r\n");
+    for (let length = 0; length <= whole.length; length += 16) {
+      const tcp = connect({ host: "127.0.0.1", port: kubelet ?? 0 });
+      const raw = await RawClient.tls(kubelet, { socket: tcp });
+      raw.socket.write(whole.slice(0, length));
+      if (length % 32 === 0) tcp.resetAndDestroy();
+      else raw.socket.destroy();
+    }
+    const streams = await Promise.all(Array.from({ length: 20 }, () => RawClient.tls(kubelet)));
+    for (const [i, { socket }] of streams.entries()) {
+      socket.write(whole + "x".repeat(i * 1000));
+      socket.on("data", () => (i % 2 === 0 ? socket.destroy() : socket.end()));
+    }
+    await Promise.all(streams.map(({ closed }) => closed));
+    await until(async () => (await openFiles()) <= before);
+    expect(await ask(kubelet, "/pods")).toMatchObject({ status: 200 });
+  });
+
+  test("slow-loris connections do not keep others out, and the oldest make room", { timeout: 30_000 }, async () => {
+    await using server = await startServer();
+    const { kubelet } = server.ports;
+    await using known = await RawClient.tls(kubelet);
+    known.socket.write(get("/pods"));
+    await known.until(/GET pods/);
+    const before = await openFiles();
+    const sockets: Socket[] = [];
+    const dial = async () => {
+      const socket = connect({ host: "127.0.0.1", port: kubelet ?? 0 }).on("error", () => {});
+      await once(socket, "connect");
+      sockets.push(socket);
+    };
+    for (let i = 0; i < 2000; i += 100) await Promise.all(Array.from({ length: 100 }, dial));
+    await until(() => sockets.filter(({ destroyed }) => !destroyed).length <= limits.untrustedConnectionsMax);
+    expect(await ask(kubelet, "/pods")).toMatchObject({ status: 200 });
+    known.socket.write(get("/configz"));
+    await known.until(/GET configz/);
+    for (const socket of sockets) socket.destroy();
+    await until(async () => (await openFiles()) <= before);
+  });
+});
+
+describe("Connections", () => {
+  let port = 1;
+  const socketFrom = (remoteAddress: string) => {
+    port += 1;
+    const socket = Object.assign(new PassThrough(), { remoteAddress, remotePort: port });
+    return socket as unknown as Socket;
+  };
+
+  test("at the bound, the oldest of the address with most makes room; who authenticated stays", () => {
+    const connections = new Connections({ connectionsMax: 4, headerBytesMax: 100 });
+    const apiServer = connections.add(socketFrom("10.0.0.1"));
+    connections.trust(apiServer);
+    const honest = connections.add(socketFrom("10.0.0.2"));
+    const flood = Array.from({ length: 20 }, () => connections.add(socketFrom("10.6.6.6")));
+    expect(flood.map(({ socket }) => socket.destroyed)).toEqual([...new Array(17).fill(true), false, false, false]);
+    expect([apiServer.socket.destroyed, honest.socket.destroyed]).toEqual([false, false]);
+  });
+
+  test("unfinished headers share a budget; the largest goes", () => {
+    const connections = new Connections({ connectionsMax: 10, headerBytesMax: 100 });
+    const [small, large, trusted] = ["a", "b", "c"].map((address) => connections.add(socketFrom(address)));
+    connections.trust(trusted!);
+    connections.received(trusted!, 1000);
+    connections.received(small!, 40);
+    connections.headerDone(small!);
+    connections.received(small!, 20);
+    connections.received(large!, 80);
+    expect([small, large, trusted].map((one) => one!.socket.destroyed)).toEqual([false, false, false]);
+    connections.received(small!, 1);
+    expect([small, large, trusted].map((one) => one!.socket.destroyed)).toEqual([false, true, false]);
+    connections.received(small!, 79);
+    expect(small!.socket.destroyed).toBe(false);
+  });
+
+  test("closed connections are forgotten", async () => {
+    const connections = new Connections({ connectionsMax: 2, headerBytesMax: 100 });
+    const gone = Array.from({ length: 2 }, () => connections.add(socketFrom("a")));
+    for (const { socket } of gone) socket.destroy();
+    await Promise.all(gone.map(({ socket }) => once(socket, "close")));
+    expect(connections.under(gone[0]!.socket)).toBeUndefined();
+    const kept = Array.from({ length: 2 }, () => connections.add(socketFrom("a")));
+    expect(kept.map(({ socket }) => socket.destroyed)).toEqual([false, false]);
+  });
+});
