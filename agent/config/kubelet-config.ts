@@ -70,7 +70,7 @@ const apiServerFields = {
   eventRecordQPS: works(count, 50, "events per second, 0 for 5", { flag: "event-qps" }),
   eventBurst: works(count, 100, "events at once", { zeroIsUnset: true }),
   rotateCertificates: works(bool, false, "renew the client certificate"),
-  serverTLSBootstrap: later(bool, false, "request the serving certificate from the API server", {
+  serverTLSBootstrap: works(bool, false, "request the serving certificate from the API server", {
     flag: "rotate-server-certificates",
   }),
 };
@@ -104,7 +104,7 @@ const podFields = {
   seccompDefault: works(bool, false, "RuntimeDefault is the seccomp profile of containers without one", {
     flag: false,
   }),
-  allowedUnsafeSysctls: later(strings, [], "sysctls (or prefix*) that pods may set"),
+  allowedUnsafeSysctls: works(strings, [], "sysctls (or prefix*) that pods may set"),
   enableControllerAttachDetach: later(bool, true, "the controller manager attaches volumes, not the node"),
   volumePluginDir: later(
     string(),
@@ -256,52 +256,52 @@ const protectionFields = {
 };
 
 const serverFields = {
-  enableServer: later(bool, true, "serve the kubelet API", { quiet: (value) => !value }),
-  address: later(ip, "0.0.0.0", "address of the kubelet API"),
+  enableServer: works(bool, true, "serve the kubelet API"),
+  address: works(ip, "0.0.0.0", "address of the kubelet API"),
   port: works(int({ min: 1, max: 65535 }), 10250, "port of the kubelet API", { zeroIsUnset: true }),
-  readOnlyPort: later(port, 0, "port of the unauthenticated part, 0 for none"),
-  healthzPort: later(port, 10248, "port of /healthz, 0 for none", { quiet: (value) => value === 0 }),
-  healthzBindAddress: later(ip, "127.0.0.1", "address of /healthz"),
-  tlsCertFile: later(string(), "", "serving certificate", { fileRelative: true }),
-  tlsPrivateKeyFile: later(string(), "", "its key", { fileRelative: true }),
-  tlsCipherSuites: later(strings, [], "cipher suites of TLS 1.2"),
-  tlsMinVersion: later(
+  readOnlyPort: works(port, 0, "port of the unauthenticated part, 0 for none"),
+  healthzPort: works(port, 10248, "port of /healthz, 0 for none"),
+  healthzBindAddress: works(ip, "127.0.0.1", "address of /healthz"),
+  tlsCertFile: works(string(), "", "serving certificate", { fileRelative: true }),
+  tlsPrivateKeyFile: works(string(), "", "its key", { fileRelative: true }),
+  tlsCipherSuites: works(strings, [], "cipher suites of TLS 1.2"),
+  tlsMinVersion: works(
     oneOf("", "VersionTLS10", "VersionTLS11", "VersionTLS12", "VersionTLS13"),
     "",
     "lowest TLS version",
   ),
-  tlsCurvePreferences: later(ints({ min: 0 }), [], "IDs of key exchange curves", { flag: false }),
+  tlsCurvePreferences: works(ints({ min: 0 }), [], "IDs of key exchange curves", { flag: false }),
   authentication: group({
     x509: group({
-      clientCAFile: later(string(), "", "CA of client certificates", { flag: "client-ca-file", fileRelative: true }),
+      clientCAFile: works(string(), "", "CA of client certificates", { flag: "client-ca-file", fileRelative: true }),
     }),
-    anonymous: group({ enabled: later(bool, false, "allow anonymous requests", { flag: "anonymous-auth" }) }),
+    anonymous: group({ enabled: works(bool, false, "allow anonymous requests", { flag: "anonymous-auth" }) }),
     webhook: group({
-      enabled: later(bool, true, "ask the API server about tokens", { flag: "authentication-token-webhook" }),
-      cacheTTL: later(duration(), 2 * minute, "how long its answers count", {
+      enabled: works(bool, true, "ask the API server about tokens", { flag: "authentication-token-webhook" }),
+      cacheTTL: works(duration(), 2 * minute, "how long its answers count", {
         flag: "authentication-token-webhook-cache-ttl",
       }),
     }),
   }),
   authorization: group({
-    mode: later(oneOf("Webhook", "AlwaysAllow"), "Webhook", "who may do what", { flag: "authorization-mode" }),
+    mode: works(oneOf("Webhook", "AlwaysAllow"), "Webhook", "who may do what", { flag: "authorization-mode" }),
     webhook: group({
-      cacheAuthorizedTTL: later(duration(), 5 * minute, "how long a yes counts", {
+      cacheAuthorizedTTL: works(duration(), 5 * minute, "how long a yes counts", {
         flag: "authorization-webhook-cache-authorized-ttl",
       }),
-      cacheUnauthorizedTTL: later(duration(), 30 * second, "how long a no counts", {
+      cacheUnauthorizedTTL: works(duration(), 30 * second, "how long a no counts", {
         flag: "authorization-webhook-cache-unauthorized-ttl",
       }),
     }),
   }),
-  enableDebuggingHandlers: later(bool, true, "serve exec, attach, port-forward, logs"),
+  enableDebuggingHandlers: works(bool, true, "serve exec, attach, port-forward, logs"),
   enableContentionProfiling: noEffect(bool, false, "profile lock contention", { flag: "contention-profiling" }),
-  enableProfilingHandler: later(bool, true, "serve /debug/pprof", { flag: false }),
-  enableDebugFlagsHandler: later(bool, true, "serve /debug/flags/v", { flag: false }),
-  enableSystemLogHandler: later(bool, true, "serve /logs/", { flag: false }),
-  enableSystemLogQuery: later(bool, false, "serve queries of system logs", { flag: false }),
+  enableProfilingHandler: works(bool, true, "serve /debug/pprof", { flag: false }),
+  enableDebugFlagsHandler: works(bool, true, "serve /debug/flags/v", { flag: false }),
+  enableSystemLogHandler: works(bool, true, "serve /logs/", { flag: false }),
+  enableSystemLogQuery: works(bool, false, "serve queries of system logs", { flag: false }),
   streamingConnectionIdleTimeout: noEffect(duration(), 240 * minute, "has no effect"),
-  volumeStatsAggPeriod: later(duration(), minute, "how often volume usage is measured"),
+  volumeStatsAggPeriod: works(duration(), minute, "how often volume usage is measured"),
   showHiddenMetricsForVersion: later(
     string((text) => (/^\d+\.\d+$/.test(text) ? undefined : "must be a version such as 1.35")),
     "",

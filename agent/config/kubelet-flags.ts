@@ -18,7 +18,7 @@ export const kubeletFlagFields = {
   certDir: works(text, "/var/lib/kubelet/pki", "directory of certificates"),
   cloudProvider: works(oneOf("", "external"), "", "external: a cloud controller manager sets up the Node"),
   seccompDefault: works(bool, false, "like the field seccompDefault; either one counts"),
-  runtimeCgroups: later(text, "", "cgroup of the container runtime"),
+  runtimeCgroups: works(text, "", "cgroup of the container runtime"),
   lockFile: later(text, "", "file to hold a lock on while running"),
   exitOnLockContention: later(bool, false, "leave when another wants that lock"),
   imageCredentialProviderConfig: later(text, "", "file or directory that configures credential providers"),

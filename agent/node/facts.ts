@@ -22,6 +22,8 @@ export interface NodeFacts {
   pidsMax: number;
   /** False where the kernel has no CFS bandwidth control, so that CPU limits do nothing. */
   cpuCFSQuotaSupported: boolean;
+  /** The kernel confines processes by AppArmor profiles. */
+  isAppArmorEnabled: boolean;
 }
 
 /** Huge pages of one size, reserved on the whole machine. */
@@ -73,6 +75,7 @@ export async function readNodeFacts({ rootDir, hostRoot = "/" }: FactSources): P
     rootFilesystemBytes: filesystem.blocks * filesystem.bsize,
     pidsMax: Math.min(...[pidMax, threadsMax].map((text) => Number(text ?? Number.NaN) || defaultPidsMax)),
     cpuCFSQuotaSupported: await isCFSQuotaSupported(read),
+    isAppArmorEnabled: (await read("sys/module/apparmor/parameters/enabled"))?.trim() === "Y",
   };
 }
 

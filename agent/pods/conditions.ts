@@ -1,5 +1,6 @@
 import { isSidecar } from "../kube/pod-resources.ts";
 import type { Condition, ContainerStatus, Pod, PodPhase } from "../kube/types.ts";
+import type { PodEnding } from "./ending.ts";
 
 /** Condition types that the agent writes; all others belong to someone else and are kept as they are. */
 export const ownConditionTypes: readonly string[] = [
@@ -8,6 +9,7 @@ export const ownConditionTypes: readonly string[] = [
   "Ready",
   "ContainersReady",
   "PodScheduled",
+  "AllContainersRestarting",
 ];
 
 export interface ConditionInputs {
@@ -16,6 +18,8 @@ export interface ConditionInputs {
   initStatuses: readonly ContainerStatus[];
   statuses: readonly ContainerStatus[];
   hasSandbox: boolean;
+  /** All containers are being stopped and removed to begin anew. */
+  isRestartingAll: boolean;
   /** Conditions as last reported or as the API server has them; those of others (readiness gates) count, too. */
   previous: readonly Condition[];
 }
@@ -33,6 +37,7 @@ export function podConditions(inputs: ConditionInputs, now: string): Condition[]
     ["ContainersReady", containersReady],
     ["PodScheduled", { status: "True" }],
   ];
+  if (canRestartAll(pod)) verdicts.push(["AllContainersRestarting", restartingVerdict(inputs)]);
   return verdicts.map(([type, verdict]) => {
     const old = previous.find((condition) => condition.type === type);
     return {
@@ -43,6 +48,39 @@ export function podConditions(inputs: ConditionInputs, now: string): Condition[]
       lastTransitionTime: old?.status === verdict.status ? (old.lastTransitionTime ?? now) : now,
     };
   });
+}
+
+function canRestartAll({ spec }: Pod): boolean {
+  return [...(spec.initContainers ?? []), ...spec.containers].some(({ restartPolicyRules = [] }) =>
+    restartPolicyRules.some(({ action }) => action === "RestartAllContainers"),
+  );
+}
+
+function restartingVerdict({ isRestartingAll }: ConditionInputs): Verdict {
+  return isRestartingAll ? { status: "True", reason: "RestartAllContainersStarted" } : { status: "False" };
+}
+
+/** Conditions of others, with the one that says that the node, and not the pod, is why the pod ends. */
+export function disruptionTarget(
+  pod: Pod,
+  ending: PodEnding | undefined,
+  foreign: readonly Condition[],
+  now: string,
+): Condition[] {
+  if (ending?.disruption === undefined) return [...foreign];
+  const { generation } = pod.metadata;
+  return [
+    ...foreign.filter(({ type }) => type !== "DisruptionTarget"),
+    {
+      type: "DisruptionTarget",
+      status: "True",
+      reason: "TerminationByKubelet",
+      message: ending.disruption,
+      lastProbeTime: null,
+      lastTransitionTime: now,
+      ...(generation === undefined ? {} : { observedGeneration: generation }),
+    },
+  ];
 }
 
 function containersReadyVerdict({ pod, phase, initStatuses, statuses }: ConditionInputs): Verdict {

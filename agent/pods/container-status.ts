@@ -48,14 +48,17 @@ function containerStatus(
   old: ContainerStatus | undefined,
   inputs: StatusInputs,
 ): ContainerStatus {
-  const { pod, observed, waiting } = inputs;
+  const { pod, observed, waiting, replaced } = inputs;
   const [newest, before] = observed.containers.filter(({ name }) => name === container.name);
   const status = newest === undefined ? unseen(kind, container, old, inputs) : seen(newest, old, inputs);
   if (before !== undefined && newest !== undefined) status.lastState = seen(before, undefined, inputs).state ?? {};
 
   const why = waiting.get(container.name);
   const isDone = kind === "init" && !isSidecar(container) && newest?.state === "exited" && newest.exitCode === 0;
-  const willStart = newest === undefined ? status.state?.waiting !== undefined : shouldRestart(pod, container, newest);
+  const willStart =
+    newest === undefined
+      ? status.state?.waiting !== undefined
+      : replaced.has(container.name) || shouldRestart(pod, container, newest);
   if (why !== undefined && !isDone && willStart && newest?.state !== "running") {
     if (status.state?.terminated !== undefined) status.lastState = status.state;
     status.state = { waiting: { reason: why.reason, message: why.message } };

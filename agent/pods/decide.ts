@@ -5,9 +5,11 @@ import { annotations } from "./container-annotations.ts";
 import { containerHash } from "./container-hash.ts";
 import { restartAtMs } from "./crash-backoff.ts";
 import { nextInit } from "./init-containers.ts";
+import { type Kill, wantKill } from "./kill.ts";
 import type { PodLocal } from "./local.ts";
 import { isAlive, type Plan, PlanBuilder } from "./plan.ts";
-import { restartsAfter, shouldRestart } from "./restart-policy.ts";
+import { restartAll, restartAllTrigger } from "./restart-all.ts";
+import { policyOf, restartsAfter, shouldRestart } from "./restart-policy.ts";
 import { sandboxState } from "./sandbox.ts";
 import { decideTermination } from "./terminate.ts";
 
@@ -36,12 +38,17 @@ function decideRunning(pod: Pod, observed: PodSnapshot, local: PodLocal, plan: P
   if (!local.isNetworkReady && pod.spec.hostNetwork !== true) return; // the worker says so and is woken when it changes
   const state = sandboxState(pod, observed);
   if (state.kind === "ready") {
+    const trigger = restartAllTrigger(pod, observed);
+    if (trigger !== undefined) {
+      restartAll(pod, trigger, observed, plan);
+      return;
+    }
     if (local.volumes !== "ready") plan.want({ kind: "SetUpVolumes" });
     decideContainers(pod, observed, state.sandbox, local, plan);
     prune(observed, plan);
     return;
   }
-  if (state.attempt > 0 && stopRemains(pod, observed, plan)) return;
+  if (state.attempt > 0 && stopRemains(pod, observed, local, plan)) return;
   if (!wantsNewSandbox(pod, observed, state.attempt)) return;
   if (local.volumes !== "ready") plan.want({ kind: "SetUpVolumes" });
   plan.want({ kind: "CreateSandbox", attempt: state.attempt });
@@ -49,25 +56,20 @@ function decideRunning(pod: Pod, observed: PodSnapshot, local: PodLocal, plan: P
 }
 
 /** True when all regular containers have ended for good: what is left, such as sidecars, only has to be stopped. */
-export function isOver(pod: Pod, { containers }: PodSnapshot): boolean {
+export function isOver(pod: Pod, { containers }: PodSnapshot, local: Pick<PodLocal, "replaced">): boolean {
   return pod.spec.containers.every((container) => {
     const newest = containers.find(({ name }) => name === container.name);
-    return newest?.state === "exited" && !restartsAfter(pod, container, newest.exitCode);
+    if (newest?.state !== "exited" || local.replaced.has(newest.id)) return false;
+    return !restartsAfter(pod, container, newest.exitCode);
   });
 }
 
 // Before a sandbox is replaced, everything of the old one stops. True while something is left.
-function stopRemains(pod: Pod, observed: PodSnapshot, plan: PlanBuilder): boolean {
+function stopRemains(pod: Pod, observed: PodSnapshot, local: PodLocal, plan: PlanBuilder): boolean {
   const alive = observed.containers.filter(isAlive);
-  const graceSeconds = pod.spec.terminationGracePeriodSeconds ?? graceSecondsDefault;
-  for (const { id, name } of alive) {
-    plan.want({
-      kind: "KillContainer",
-      containerID: id,
-      container: name,
-      graceSeconds,
-      why: `Stopping container ${name}`,
-    });
+  for (const status of alive) {
+    const why = `Stopping container ${status.name}`;
+    wantKill({ status, graceSeconds: graceSecondsOf(pod), why }, pod, local, plan);
   }
   if (alive.length > 0) return true;
   const ready = observed.sandboxes.filter((sandbox) => sandbox.ready);
@@ -104,20 +106,32 @@ function decideContainers(
   for (const container of pod.spec.ephemeralContainers ?? []) {
     if (!observed.containers.some(({ name }) => name === container.name)) starts.push(container);
   }
-  const init = nextInit(pod, inSandbox);
+  const init = nextInit(pod, inSandbox, (container, status) => hasStarted(container, status, local, plan));
   // One that the runtime lost track of is killed first.
   starts.push(...init.start.filter(({ name }) => inSandbox.find((c) => c.name === name)?.state !== "unknown"));
   if (init.isInitialized) {
     for (const container of pod.spec.containers) {
       const newest = observed.containers.find(({ name }) => name === container.name);
-      if (newest === undefined || (!isAlive(newest) && shouldRestart(pod, container, newest))) starts.push(container);
+      if (newest === undefined || (!isAlive(newest) && mayStartAgain(pod, container, newest, local))) {
+        starts.push(container);
+      }
     }
   }
-  killChanged(pod, inSandbox, plan);
+  killUnfit(pod, inSandbox, local, plan);
   startInOrder(starts, observed, sandbox, local, plan);
 }
 
-// Containers start one after another: one that still pulls or starts holds back those behind it, one that rests does not.
+function mayStartAgain(pod: Pod, container: Container, newest: ContainerStatus, { replaced }: PodLocal): boolean {
+  return replaced.has(newest.id) || shouldRestart(pod, container, newest);
+}
+
+// By its startup probe, and once its postStart hook is over.
+function hasStarted(container: Container, { id }: ContainerStatus, local: PodLocal, plan: PlanBuilder): boolean {
+  if (plan.isRunning(`start/${container.name}`)) return false;
+  return container.startupProbe === undefined || local.verdict(container.name, id, "Startup") === "success";
+}
+
+// Containers start one after another, each with its postStart hook: one that still pulls or starts holds back those behind it, one that rests does not.
 function startInOrder(
   starts: readonly Container[],
   observed: PodSnapshot,
@@ -125,17 +139,14 @@ function startInOrder(
   local: PodLocal,
   plan: PlanBuilder,
 ): void {
-  let isHeldBack = false;
+  let isHeldBack = isAnyStarting(local);
   for (const container of starts) {
     const newest = observed.containers.find(({ name }) => name === container.name);
     const createdID = newest?.state === "created" && newest.sandboxID === sandbox.id ? newest.id : undefined;
-    if (plan.isRunning(`start/${container.name}`)) {
-      isHeldBack = true;
-      continue;
-    }
+    if (plan.isRunning(`start/${container.name}`)) continue;
     if (newest?.state === "exited") {
       const crash = local.crash.get(container.name);
-      const untilMs = restartAtMs(crash, newest.finishedAtMs);
+      const untilMs = backoffUntilMs(newest, observed, local, plan.nowMs);
       if (crash !== undefined && untilMs > plan.nowMs) {
         plan.backoff.set(container.name, { untilMs, delayMs: crash.delayMs });
         plan.wakeAt(untilMs);
@@ -156,28 +167,64 @@ function startInOrder(
   }
 }
 
+// One that was stopped to be replaced has not crashed: only a crash before it counts.
+function backoffUntilMs(newest: ContainerStatus, observed: PodSnapshot, local: PodLocal, nowMs: number): number {
+  const crash = local.crash.get(newest.name);
+  if (local.replaced.has(newest.id)) {
+    const before = observed.containers.find(({ id, name }) => name === newest.name && id !== newest.id);
+    if (before === undefined || restartAtMs(crash, before.finishedAtMs) <= nowMs) return nowMs;
+  }
+  return restartAtMs(crash, newest.finishedAtMs);
+}
+
+function isAnyStarting({ attempts }: PodLocal): boolean {
+  return [...attempts].some(([key, { state }]) => state === "running" && key.startsWith("start/"));
+}
+
 function wantImage(container: Container, local: PodLocal, plan: PlanBuilder): "present" | "underWay" | "resting" {
   if (local.images.get(container.name)?.wanted === container.image) return "present";
   return plan.want({ kind: "EnsureImage", container: container.name });
 }
 
-function killChanged(pod: Pod, inSandbox: readonly ContainerStatus[], plan: PlanBuilder): void {
-  const graceSeconds = pod.spec.terminationGracePeriodSeconds ?? graceSecondsDefault;
-  const restartable = [...(pod.spec.initContainers ?? []).filter(isSidecar), ...pod.spec.containers];
-  for (const container of restartable) {
-    const running = inSandbox.find(({ name, state }) => name === container.name && state === "running");
-    const hash = running?.annotations[annotations.hash];
-    if (running === undefined || hash === undefined || hash === containerHash(container)) continue;
-    const why = `Container ${container.name} definition changed, will be restarted`;
-    plan.want({ kind: "KillContainer", containerID: running.id, container: container.name, graceSeconds, why });
+// Stops what has to run anew: its definition changed, or a probe says that it is of no use as it is.
+function killUnfit(pod: Pod, inSandbox: readonly ContainerStatus[], local: PodLocal, plan: PlanBuilder): void {
+  const sidecars = (pod.spec.initContainers ?? []).filter(isSidecar);
+  for (const container of [...sidecars, ...pod.spec.containers]) {
+    const status = inSandbox.find(({ name, state }) => name === container.name && state === "running");
+    const unfit = status === undefined ? undefined : whyUnfit(pod, container, status, local);
+    if (unfit !== undefined) wantKill(unfit, pod, local, plan);
   }
-  for (const { id, name, state } of inSandbox) {
+  for (const status of inSandbox) {
     // A container that the runtime lost track of is stopped before its successor starts.
-    if (state === "unknown") {
-      const why = `Container ${name} is in "unknown" state, try killing it before restart`;
-      plan.want({ kind: "KillContainer", containerID: id, container: name, graceSeconds, why });
+    if (status.state === "unknown") {
+      const why = `Container ${status.name} is in "unknown" state, try killing it before restart`;
+      wantKill({ status, graceSeconds: graceSecondsOf(pod), why }, pod, local, plan);
     }
   }
+}
+
+function whyUnfit(pod: Pod, container: Container, status: ContainerStatus, local: PodLocal): Kill | undefined {
+  const { name } = container;
+  const what = isSidecar(container) ? "Init container" : "Container";
+  const hash = status.annotations[annotations.hash];
+  if (hash !== undefined && hash !== containerHash(container)) {
+    const why = `${what} ${name} definition changed, will be restarted`;
+    return { status, graceSeconds: graceSecondsOf(pod), why, replaces: true };
+  }
+  for (const [type, probe] of [
+    ["Startup", container.startupProbe],
+    ["Liveness", container.livenessProbe],
+  ] as const) {
+    if (probe === undefined || local.verdict(name, status.id, type) !== "failure") continue;
+    const why = `${what} ${name} failed ${type.toLowerCase()} probe, will be restarted`;
+    const graceSeconds = probe.terminationGracePeriodSeconds ?? graceSecondsOf(pod);
+    return { status, graceSeconds, why, ...(policyOf(pod, container) === "Never" ? {} : { replaces: true }) };
+  }
+  return undefined;
+}
+
+function graceSecondsOf({ spec }: Pod): number {
+  return spec.terminationGracePeriodSeconds ?? graceSecondsDefault;
 }
 
 // Of each container one dead instance is kept (its log, its exit code); sandboxes without containers go.

@@ -1,6 +1,6 @@
 import { mkdir } from "node:fs/promises";
 import { join } from "node:path";
-import type { Container, Pod } from "../kube/types.ts";
+import type { Container, LifecycleHandler, Pod } from "../kube/types.ts";
 import { AgentError, messageOf } from "../lib/errors.ts";
 import { ImagePullError } from "../runtime/images.ts";
 import { authsFor, keyringFromSecrets } from "../runtime/images-auth.ts";
@@ -8,6 +8,7 @@ import type { PodSandboxConfig, PodSnapshot } from "../runtime/port.ts";
 import { buildContainerConfig, nextRestartCount } from "./container-config.ts";
 import { linkLog, removeLogs } from "./container-logs.ts";
 import { podDNS } from "./dns.ts";
+import { runHook } from "./hooks.ts";
 import type { ReadyImage } from "./local.ts";
 import { podLogDirName, podReference, type SpecContainer, specContainers, uidOf } from "./names.ts";
 import type { PodAction } from "./plan.ts";
@@ -27,6 +28,7 @@ export class StepError extends Error {
   }
 }
 
+const graceSecondsDefault = 30;
 // kubelet's floor for stopping a container: less gives a process no chance to react.
 const stopGraceSecondsMin = 2;
 
@@ -37,8 +39,10 @@ export interface StepContext {
   podIPs: readonly string[];
   images: Map<string, ReadyImage>;
   maskedPaths: readonly string[];
-  /** Aborts work that only waits: pulls, volumes. */
+  /** Aborts work that only waits: pulls, volumes, postStart hooks. */
   signal: AbortSignal;
+  /** Aborts the hook of a container that has ended. */
+  hookSignal: AbortSignal;
 }
 
 /** Carries out actions of pods. Each call does one step and rejects with a `StepError` that says why it could not. */
@@ -60,12 +64,14 @@ export class Executor {
         return await this.#ensureImage(action.container, context);
       case "StartContainer":
         return await this.#startContainer(action, context);
+      case "PreStop":
+        return await this.#preStop(action, context);
       case "KillContainer":
         return await this.#killContainer(action, context);
       case "StopSandbox":
         return await runtime.stopPodSandbox(action.sandboxID);
       case "RemoveContainer":
-        return await this.#removeContainer(action.containerID, context);
+        return await this.#removeContainer(action, context);
       case "RemoveSandbox":
         await runtime.stopPodSandbox(action.sandboxID);
         return await runtime.removePodSandbox(action.sandboxID);
@@ -188,6 +194,78 @@ export class Executor {
     await linkLog(pod, container.name, id, this.#deps).catch((err: unknown) => {
       this.#deps.log.warn({ containerID: id, err: messageOf(err) }, "log link not made");
     });
+    await this.#postStart(container, id, fieldPath, context);
+  }
+
+  // Part of the start: nothing behind it begins before it is over, and a container whose hook fails does not stay.
+  async #postStart(container: Container, id: string, fieldPath: string, context: StepContext): Promise<void> {
+    const handler = container.lifecycle?.postStart;
+    if (handler === undefined) return;
+    const { pod, signal } = context;
+    try {
+      await this.#runHook(handler, container, id, context, signal);
+    } catch (err) {
+      if (signal.aborted) return; // the pod has to go: how its hook would have ended no longer matters
+      this.#deps.log.info({ containerID: id, err: messageOf(err) }, "postStart hook failed");
+      this.#event(pod, "Warning", "FailedPostStartHook", "PostStartHook failed", fieldPath);
+      await this.#stopAfterHook(container, id, fieldPath, context);
+      throw new StepError("PostStartHookError", "PostStartHook failed");
+    }
+  }
+
+  async #stopAfterHook(container: Container, id: string, fieldPath: string, context: StepContext): Promise<void> {
+    const { pod } = context;
+    const { clock, runtime } = this.#deps;
+    const graceSeconds = pod.spec.terminationGracePeriodSeconds ?? graceSecondsDefault;
+    const beganMs = clock.monotonic();
+    const why = "FailedPostStartHook";
+    if (container.lifecycle?.preStop === undefined) this.#event(pod, "Normal", "Killing", why, fieldPath);
+    else
+      await this.#preStop({ kind: "PreStop", containerID: id, container: container.name, graceSeconds, why }, context);
+    const spentSeconds = Math.floor((clock.monotonic() - beganMs) / 1_000);
+    await runtime.stopContainer(id, Math.max(graceSeconds - spentSeconds, stopGraceSecondsMin));
+  }
+
+  // A failed hook holds up nothing: the container has to stop all the same.
+  async #preStop(action: PodAction & { kind: "PreStop" }, context: StepContext): Promise<void> {
+    const { pod, hookSignal } = context;
+    const { container, fieldPath } = find(pod, action.container);
+    this.#event(pod, "Normal", "Killing", action.why, fieldPath);
+    const handler = container.lifecycle?.preStop;
+    if (handler === undefined) return;
+    const over = new AbortController();
+    const timer = this.#deps.clock.after(action.graceSeconds * 1_000, () => over.abort());
+    try {
+      const signal = AbortSignal.any([over.signal, hookSignal]);
+      await this.#runHook(handler, container, action.containerID, context, signal);
+    } catch (err) {
+      if (hookSignal.aborted) return;
+      this.#deps.log.info({ containerID: action.containerID, err: messageOf(err) }, "preStop hook failed");
+      this.#event(pod, "Warning", "FailedPreStopHook", "PreStopHook failed", fieldPath);
+    } finally {
+      timer.cancel();
+    }
+  }
+
+  async #runHook(
+    handler: LifecycleHandler,
+    container: Container,
+    containerID: string,
+    { pod, podIPs: [podIP = ""] }: StepContext,
+    signal: AbortSignal,
+  ): Promise<void> {
+    const { runtime, clock } = this.#deps;
+    await runHook(
+      handler,
+      { pod, container, containerID, podIP },
+      {
+        runtime,
+        clock,
+        onHTTPFallback: (_pod, { name }, message) =>
+          this.#event(pod, "Warning", "LifecycleHTTPFallback", message, find(pod, name).fieldPath),
+      },
+      signal,
+    );
   }
 
   async #createContainer(
@@ -218,7 +296,7 @@ export class Executor {
 
   async #killContainer(action: PodAction & { kind: "KillContainer" }, { pod }: StepContext): Promise<void> {
     const fieldPath = specContainers(pod).find(({ container }) => container.name === action.container)?.fieldPath;
-    this.#event(pod, "Normal", "Killing", action.why, fieldPath);
+    if (action.isAnnounced !== true) this.#event(pod, "Normal", "Killing", action.why, fieldPath);
     try {
       await this.#deps.runtime.stopContainer(
         action.containerID,
@@ -230,9 +308,12 @@ export class Executor {
     }
   }
 
-  async #removeContainer(containerID: string, { observed }: StepContext): Promise<void> {
+  async #removeContainer(
+    { containerID, keepsLogs = false }: PodAction & { kind: "RemoveContainer" },
+    { observed }: StepContext,
+  ): Promise<void> {
     const status = observed.containers.find(({ id }) => id === containerID);
-    if (status !== undefined) await removeLogs(status, this.#deps);
+    if (status !== undefined && !keepsLogs) await removeLogs(status, this.#deps);
     await this.#deps.runtime.removeContainer(containerID);
   }
 

@@ -13,15 +13,21 @@ export interface InitProgress {
 /**
  * How far initialisation has come, from the containers of the present sandbox (newest first).
  * The last init container that has a status decides: the ones before it have done their part.
+ *
+ * @param isStarted whether a running sidecar has started as far as its probe and hook say
  */
-export function nextInit(pod: Pod, inSandbox: readonly ContainerStatus[]): InitProgress {
+export function nextInit(
+  pod: Pod,
+  inSandbox: readonly ContainerStatus[],
+  isStarted: (container: Container, status: ContainerStatus) => boolean,
+): InitProgress {
   const inits = pod.spec.initContainers ?? [];
   const newestOf = (name: string) => inSandbox.find((container) => container.name === name);
-  const isStarted = pod.spec.containers.some(({ name }) => {
+  const hasRegular = pod.spec.containers.some(({ name }) => {
     const state = newestOf(name)?.state;
     return state === "running" || state === "created";
   });
-  if (isStarted) {
+  if (hasRegular) {
     return { isInitialized: true, start: inits.filter((init) => isSidecar(init) && !isUp(newestOf(init.name))) };
   }
   const last = inits.findLastIndex(({ name }) => newestOf(name) !== undefined);
@@ -30,7 +36,8 @@ export function nextInit(pod: Pod, inSandbox: readonly ContainerStatus[]): InitP
 
   const start = inits.slice(0, last).filter((init) => isSidecar(init) && !isUp(newestOf(init.name)));
   const status = newestOf(current.name);
-  if (isSidecar(current) ? status?.state === "running" : hasSucceeded(status)) {
+  const isDone = isSidecar(current) ? status?.state === "running" && isStarted(current, status) : hasSucceeded(status);
+  if (isDone) {
     const next = inits[last + 1];
     return { isInitialized: next === undefined, start: next === undefined ? start : [...start, next] };
   }

@@ -39,6 +39,7 @@ function operationType({ kind }: PodAction, hasContainers: boolean): "create" | 
     case "EnsureImage":
     case "StartContainer":
       return hasContainers ? "sync" : "create";
+    case "PreStop":
     case "KillContainer":
     case "StopSandbox":
       return "kill";

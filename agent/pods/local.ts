@@ -1,3 +1,4 @@
+import type { ProbeType, Verdict } from "../probes/port.ts";
 import type { EnsuredImage } from "../runtime/images.ts";
 import type { CrashBackoff } from "./crash-backoff.ts";
 
@@ -21,6 +22,12 @@ export interface PodLocal {
   /** Images made sure of for the next start of a container, by container name. */
   readonly images: ReadonlyMap<string, ReadyImage>;
   readonly crash: ReadonlyMap<string, CrashBackoff>;
+  /** Instances that were stopped to be replaced, by container ID: the next one starts whatever the restart policy says. */
+  readonly replaced: ReadonlySet<string>;
+  /** preStop hooks that have begun, by container ID. */
+  readonly hooks: ReadonlyMap<string, HookProgress>;
+  /** What a probe says of an instance; undefined if there is no such probe. */
+  verdict(container: string, containerID: string, type: ProbeType): Verdict | undefined;
   readonly volumes: "unknown" | "ready" | "stale";
   /** Set once the pod must stop: deleted, finished, or gone. Never unset. */
   readonly terminating: Termination | undefined;
@@ -30,6 +37,12 @@ export interface PodLocal {
   readonly isGone: boolean;
   readonly isRuntimeReady: boolean;
   readonly isNetworkReady: boolean;
+}
+
+/** A preStop hook under way (Unix ms of its begin), or over, however it ended. */
+export interface HookProgress {
+  beganAtMs: number;
+  isDone: boolean;
 }
 
 export interface Termination {

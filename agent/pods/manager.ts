@@ -1,29 +1,66 @@
 import type { StoreChange } from "../kube/port.ts";
-import type { Pod } from "../kube/types.ts";
+import { nodes } from "../kube/resources.ts";
+import { isMirrorPod } from "../kube/pod-resources.ts";
+import type { Pod, PodStatus } from "../kube/types.ts";
 import { hasCode, messageOf } from "../lib/errors.ts";
 import { ignoreAbort } from "../lib/loop.ts";
+import { createProbeManager, type ProbeManager } from "../probes/manager.ts";
 import type { ContainerSummary, RuntimeList } from "../runtime/port.ts";
+import { AdmissionGate } from "./admission/gate.ts";
+import type { Rejection } from "./admission/port.ts";
+import { type PodEnding, rejection } from "./ending.ts";
 import { Executor } from "./executor.ts";
 import { instrumentExecutor } from "./instrumented-executor.ts";
-import { uidOf } from "./names.ts";
+import { podReference, specContainers, uidOf } from "./names.ts";
 import { Orphans } from "./orphans.ts";
 import type { PodDeps } from "./port.ts";
 import { readMaskedPaths } from "./security.ts";
+import { isTerminalPhase } from "./status.ts";
 import { StatusWriter } from "./status-writer.ts";
 import { PodWorker, type WorkerDeps } from "./worker.ts";
 
 // The net below the event stream: how often everything in the runtime is listed.
 const relistMs = 10_000;
 
+/** The pods that the node holds, for those who show them. Empty before `run`. */
+export interface HeldPods {
+  /** Pods of the API server without mirror pods, and static pods. */
+  list(): readonly Pod[];
+  find(namespace: string, name: string): Pod | undefined;
+  /** The status as the worker last made it out; until then, the object's own. */
+  status(pod: Pod): PodStatus | undefined;
+}
+
 export interface PodManager {
+  readonly held: HeldPods;
   /** Runs the node's pods until `signal` aborts; resolves when every step under way has ended. Containers keep running. */
   run(signal: AbortSignal): Promise<void>;
 }
 
 /** Makes the part that turns pods bound to this node into running containers. Nothing happens before `run`. */
 export function createPodManager(deps: PodDeps): PodManager {
-  return { run: async (signal) => await new Manager(deps, await readMaskedPaths(), signal).run() };
+  let manager: Manager | undefined;
+  return {
+    held: {
+      list: () => [...deps.pods.list()].filter((pod) => !isMirrorPod(pod)),
+      find: (namespace, name) => deps.pods.get(`${namespace}/${name}`),
+      status: (pod) => manager?.status(uidOf(pod)) ?? pod.status,
+    },
+    run: async (signal) => {
+      manager = new Manager(deps, await readMaskedPaths(), signal);
+      await manager.run();
+    },
+  };
 }
+
+const preempted: PodEnding = {
+  reason: "Preempting",
+  message: "Preempted in order to admit critical pod",
+  disruption: "Pod was preempted by Kubelet to accommodate a critical pod.",
+};
+// kubelet waits so long for a pod that it ends, and half as long again as its grace.
+const killWaitMsMin = 10_000;
+const killWaitPerGrace = 1.5;
 
 class Manager {
   readonly #deps: PodDeps;
@@ -31,6 +68,8 @@ class Manager {
   readonly #writer: StatusWriter;
   readonly #workerDeps: WorkerDeps;
   readonly #orphans: Orphans;
+  readonly #probes: ProbeManager;
+  readonly #gate: AdmissionGate;
   readonly #signal: AbortSignal;
 
   constructor(deps: PodDeps, maskedPaths: readonly string[], signal: AbortSignal) {
@@ -44,14 +83,30 @@ class Manager {
       onWritten: (uid) => this.#workers.get(uid)?.worker.wake(),
       ...(deps.metrics === undefined ? {} : { metrics: deps.metrics }),
     });
+    this.#probes = createProbeManager({
+      clock,
+      prober: deps.prober,
+      metrics: deps.probeMetrics,
+      onEvent: (pod, name, reason, message) => {
+        const fieldPath = specContainers(pod).find(({ container }) => container.name === name)?.fieldPath;
+        deps.recorder.event(podReference(pod, fieldPath), "Warning", reason, message);
+      },
+      onChange: (uid) => this.#workers.get(uid)?.worker.wake(),
+    });
+    this.#gate = this.#createGate();
     this.#workerDeps = {
       ...deps,
+      probes: this.#probes,
       executor: executorOf(deps),
       writer: this.#writer,
       maskedPaths,
       onFinished: (uid) => this.#finish(uid),
     };
     this.#orphans = new Orphans(deps, (uid) => this.#workers.has(uid));
+  }
+
+  status(podUID: string): PodStatus | undefined {
+    return this.#writer.wanted(podUID);
   }
 
   async run(): Promise<void> {
@@ -70,7 +125,9 @@ class Manager {
       await Promise.all([runtime.events(({ podUID }) => this.#onRuntime(podUID), signal), this.#relist()]);
     } finally {
       for (const end of unsubscribe) end?.();
+      await this.#gate.settled();
       await Promise.all([...this.#workers.values()].map(({ done }) => done));
+      await this.#probes.close();
     }
   }
 
@@ -86,19 +143,56 @@ class Manager {
     if (object === undefined) {
       this.#deps.metrics?.gone(uid);
       this.#writer.forget(uid);
+      this.#gate.leave(uid);
       this.#workers.get(uid)?.worker.remove();
       return;
     }
     this.#deps.metrics?.seen(pod);
     this.#writer.observe(pod);
     const present = this.#workers.get(uid);
-    if (present === undefined) this.#start(pod);
-    else present.worker.update(pod);
+    if (present !== undefined) present.worker.update(pod);
+    // What is over or about to be needs no admission, only an end.
+    else if (pod.metadata.deletionTimestamp !== undefined || isTerminalPhase(pod.status?.phase)) {
+      this.#gate.leave(uid);
+      this.#start(pod);
+    } else this.#gate.arrive(pod);
   }
 
-  #start(pod: Pod): void {
+  #createGate(): AdmissionGate {
+    const { admission, client, node, recorder, log } = this.#deps;
+    return new AdmissionGate({
+      context: admission,
+      active: () => [...this.#workers.values()].flatMap(({ worker }) => (worker.isActive ? [worker.pod] : [])),
+      fetchNode: async () => await client.get(nodes, { name: node.nodeName }, { signal: this.#signal }),
+      preempt: async (victim) => await this.#preempt(victim),
+      onAdmitted: (pod) => this.#start(pod),
+      onRejected: (pod, { reason, message }: Rejection) => {
+        recorder.event(podReference(pod), "Warning", reason, message);
+        log.info({ pod: podReference(pod), reason, why: message }, "pod rejected");
+        this.#start(pod, rejection(reason, message));
+      },
+      log,
+    });
+  }
+
+  async #preempt(victim: Pod): Promise<void> {
+    const { recorder, clock, log } = this.#deps;
+    const uid = uidOf(victim);
+    recorder.event(podReference(victim), "Warning", preempted.reason, preempted.message);
+    const graceSeconds = victim.spec.terminationGracePeriodSeconds ?? 0;
+    const waitMs = Math.max(killWaitMsMin, graceSeconds * killWaitPerGrace * 1_000);
+    const ended = this.#workers.get(uid)?.worker.end(preempted);
+    const over = new AbortController();
+    const timeout = clock.sleep(waitMs, AbortSignal.any([over.signal, this.#signal])).catch(ignoreAbort);
+    await Promise.race([ended, timeout.then(() => log.warn({ podUID: uid }, "preempted pod has not ended in time"))]);
+    over.abort();
+  }
+
+  #start(pod: Pod, ending?: PodEnding): void {
+    if (this.#signal.aborted) return;
     const uid = uidOf(pod);
     const worker = new PodWorker(pod, this.#workerDeps);
+    if (ending !== undefined) void worker.end(ending);
     const stop = new AbortController();
     const done = worker.run(AbortSignal.any([this.#signal, stop.signal]));
     this.#workers.set(uid, { worker, stop, done });
@@ -129,6 +223,7 @@ class Manager {
     const { clock, runtime, log, pods, node } = this.#deps;
     const signal = this.#signal;
     await pods.synced(signal).catch(ignoreAbort);
+    this.#gate.open();
     while (!signal.aborted) {
       try {
         if (node.isRuntimeReady()) {

@@ -22,6 +22,8 @@ export interface PhaseInputs {
   isTerminated: boolean;
   /** A regular container exists in the present sandbox. */
   hasRegular: boolean;
+  /** Containers that start again whatever the restart policy says, by name. */
+  replaced: ReadonlySet<string>;
 }
 
 /** The pod's phase from its containers' statuses; see the table of kubelet's getPhase. */
@@ -41,7 +43,7 @@ export function podPhase(inputs: PhaseInputs): PodPhase {
   return inputs.isTerminated ? "Failed" : "Pending";
 }
 
-function count({ pod, initStatuses, statuses }: PhaseInputs): Counts {
+function count({ pod, initStatuses, statuses, replaced }: PhaseInputs): Counts {
   const counts: Counts = {
     running: 0,
     waiting: 0,
@@ -83,7 +85,7 @@ function count({ pod, initStatuses, statuses }: PhaseInputs): Counts {
       }
       counts.stopped += 1;
       if (status.state?.terminated !== undefined && exitCode === 0) counts.succeeded += 1;
-      if (restartsAfter(pod, container, exitCode)) counts.isRestartable = true;
+      if (replaced.has(container.name) || restartsAfter(pod, container, exitCode)) counts.isRestartable = true;
     }
   }
   return counts;

@@ -8,20 +8,28 @@ export type PodAction =
   | { kind: "EnsureImage"; container: string }
   /** `createdID`: an instance that was made but never started (the agent died in between). */
   | { kind: "StartContainer"; container: string; sandboxID: string; createdID: string | undefined }
-  /** `timeoutSeconds`: what is left of the grace for this container; absent: all of it. */
-  | {
-      kind: "KillContainer";
-      containerID: string;
-      container: string;
-      graceSeconds: number;
-      timeoutSeconds?: number;
-      why: string;
-    }
+  /** Says why the container is stopped, then runs its preStop hook for `graceSeconds` at most. */
+  | { kind: "PreStop"; containerID: string; container: string; graceSeconds: number; why: string }
+  | KillAction
   | { kind: "StopSandbox"; sandboxID: string }
-  | { kind: "RemoveContainer"; containerID: string }
+  | { kind: "RemoveContainer"; containerID: string; keepsLogs?: boolean }
   | { kind: "RemoveSandbox"; sandboxID: string }
   /** Tear down volumes and cgroup. */
   | { kind: "CleanUp" };
+
+export interface KillAction {
+  kind: "KillContainer";
+  containerID: string;
+  container: string;
+  graceSeconds: number;
+  /** What is left of the grace for this container; absent: all of it. */
+  timeoutSeconds?: number;
+  why: string;
+  /** The hook's step has said why already. */
+  isAnnounced?: true;
+  /** Another instance starts in its place whatever the restart policy says. */
+  replaces?: true;
+}
 
 /** The key under which an action's attempt is remembered: equal keys are the same work. */
 export function actionKey(action: PodAction): string {
@@ -34,6 +42,8 @@ export function actionKey(action: PodAction): string {
       return `image/${action.container}`;
     case "StartContainer":
       return `start/${action.container}`;
+    case "PreStop":
+      return `prestop/${action.containerID}`;
     case "KillContainer":
       return `kill/${action.containerID}/${action.graceSeconds}`;
     case "StopSandbox":

@@ -1,11 +1,14 @@
 import type { ResourceContext } from "../kube/pod-resources.ts";
 import type { ApiClient, EventRecorder, Store } from "../kube/port.ts";
-import type { Pod, ResourceList, RuntimeClass, Service } from "../kube/types.ts";
+import type { Node, Pod, ResourceList, RuntimeClass, Service } from "../kube/types.ts";
 import type { Clock } from "../lib/clock.ts";
 import type { Logger } from "../lib/log.ts";
+import type { MetricsRegistry } from "../lib/metrics.ts";
+import type { Prober } from "../probes/port.ts";
 import type { ImageManager } from "../runtime/images.ts";
 import type { Runtime } from "../runtime/port.ts";
 import type { ObjectSource, PodVolumes } from "../volumes/port.ts";
+import type { AdmissionContext } from "./admission/port.ts";
 import type { CrashBackoffLimits } from "./crash-backoff.ts";
 import type { DNSConfig } from "./dns.ts";
 import type { PodMetrics } from "./metrics.ts";
@@ -30,6 +33,11 @@ export interface PodDeps {
   objects: ObjectSource;
   cgroups: PodCgroupPort;
   node: NodeView;
+  prober: Prober;
+  /** For the families of `/metrics/probes`. */
+  probeMetrics: MetricsRegistry;
+  /** What the admission of a pod depends on beside the other pods, as it is now. */
+  admission(): Omit<AdmissionContext, "others">;
   settings: PodSettings;
   metrics?: PodMetrics;
 }
@@ -51,6 +59,8 @@ export interface NodeView {
   /** At most one per family, the primary family first; empty while unknown. */
   hostIPs(): string[];
   allocatable(): ResourceList;
+  /** The Node as the API server has it; until it does, as we are about to register it. */
+  node(): Node;
   /** True while pods may be synced. */
   isRuntimeReady(): boolean;
   isNetworkReady(): boolean;

@@ -1,5 +1,5 @@
 import { isSidecar } from "../kube/pod-resources.ts";
-import type { Container, Pod } from "../kube/types.ts";
+import type { Container, Pod, RestartPolicy } from "../kube/types.ts";
 import type { ContainerStatus } from "../runtime/port.ts";
 
 /**
@@ -18,11 +18,8 @@ export function shouldRestart(
 
 /** Whether an exit with this code is followed by a restart. Init containers that succeeded are not asked about. */
 export function restartsAfter(pod: Pod, container: Container, exitCode: number): boolean {
-  for (const { exitCodes } of container.restartPolicyRules ?? []) {
-    const values = exitCodes?.values ?? [];
-    if (exitCodes?.operator === "In" ? values.includes(exitCode) : !values.includes(exitCode)) return true;
-  }
-  switch (container.restartPolicy ?? pod.spec.restartPolicy ?? "Always") {
+  if (ruleAfter(container, exitCode) !== undefined) return true;
+  switch (policyOf(pod, container)) {
     case "Always":
       return true;
     case "OnFailure":
@@ -30,6 +27,20 @@ export function restartsAfter(pod: Pod, container: Container, exitCode: number):
     case "Never":
       return false;
   }
+}
+
+/** What the container's own rules say about an exit with this code; the first that matches counts. */
+export function ruleAfter(container: Container, exitCode: number): "Restart" | "RestartAllContainers" | undefined {
+  const rule = (container.restartPolicyRules ?? []).find(({ exitCodes }) => {
+    const values = exitCodes?.values ?? [];
+    return exitCodes?.operator === "In" ? values.includes(exitCode) : !values.includes(exitCode);
+  });
+  return rule?.action;
+}
+
+/** The container's own restart policy, else the pod's. */
+export function policyOf(pod: Pod, container: Container): RestartPolicy {
+  return container.restartPolicy ?? pod.spec.restartPolicy ?? "Always";
 }
 
 /** Whether a failed init container fails the whole pod. */

@@ -1,9 +1,11 @@
 import { isSidecar, qosClass } from "../kube/pod-resources.ts";
 import type { Container, ContainerStatus, Pod, PodPhase, PodStatus } from "../kube/types.ts";
 import type { PodSnapshot, ContainerStatus as RuntimeContainer } from "../runtime/port.ts";
-import { ownConditionTypes, podConditions } from "./conditions.ts";
+import { disruptionTarget, ownConditionTypes, podConditions } from "./conditions.ts";
 import { containerStatuses, formatSeconds, unknownExitCode } from "./container-status.ts";
+import type { PodEnding } from "./ending.ts";
 import { podPhase } from "./phase.ts";
+import { restartAllTrigger } from "./restart-all.ts";
 
 export interface StatusInputs {
   pod: Pod;
@@ -22,6 +24,10 @@ export interface StatusInputs {
   runtimeName: string;
   /** All containers are stopped and none will start again. */
   isTerminated: boolean;
+  /** Containers whose exited instance is replaced whatever the restart policy says, by name. */
+  replaced: ReadonlySet<string>;
+  /** The node ends the pod, and nothing of it runs any more. */
+  ending: PodEnding | undefined;
   isStarted(container: Container, status: RuntimeContainer | undefined): boolean;
   isReady(container: Container, status: RuntimeContainer | undefined): boolean;
 }
@@ -32,7 +38,11 @@ export interface StatusInputs {
  * @param nowMs Unix ms; becomes start and transition times
  */
 export function buildPodStatus(inputs: StatusInputs, nowMs: number): PodStatus {
-  const { pod, previous, observed } = inputs;
+  const { pod, previous, observed, ending } = inputs;
+  if (isTerminalPhase(previous.phase) && previous.containerStatuses === undefined && observed.containers.length === 0) {
+    return previous; // never taken, by this agent or the one before it: nothing is to be said of its containers
+  }
+  if (ending?.isRejection === true) return rejectedStatus(pod, ending);
   const now = formatSeconds(nowMs);
   let initStatuses = containerStatuses("init", inputs);
   let statuses = containerStatuses("regular", inputs);
@@ -44,16 +54,23 @@ export function buildPodStatus(inputs: StatusInputs, nowMs: number): PodStatus {
   const regularNames = new Set(pod.spec.containers.map(({ name }) => name));
   const sandboxID = observed.sandboxes[0]?.id;
   const hasRegular = observed.containers.some((c) => c.sandboxID === sandboxID && regularNames.has(c.name));
-  const phase = settledPhase(
-    pod,
-    previous,
-    podPhase({ pod, initStatuses, statuses, isTerminated: inputs.isTerminated, hasRegular }),
-  );
+  const { isTerminated, replaced } = inputs;
+  const computed = podPhase({ pod, initStatuses, statuses, isTerminated, hasRegular, replaced });
+  const phase = settledPhase(pod, previous, ending === undefined ? computed : "Failed");
   const isSamePhase = phase === previous.phase;
+  const why = isSamePhase ? previous : (ending ?? {});
   const ips = inputs.podIPs.length > 0 ? inputs.podIPs : (previous.podIPs ?? []).map(({ ip }) => ip);
   const foreign = (previous.conditions ?? []).filter(({ type }) => !ownConditionTypes.includes(type));
   const own = podConditions(
-    { pod, phase, initStatuses, statuses, hasSandbox: inputs.hasSandbox, previous: previous.conditions ?? [] },
+    {
+      pod,
+      phase,
+      initStatuses,
+      statuses,
+      hasSandbox: inputs.hasSandbox,
+      isRestartingAll: !isTerminated && restartAllTrigger(pod, observed) !== undefined,
+      previous: previous.conditions ?? [],
+    },
     now,
   );
   // The node's addresses are unknown for a moment after a start of the agent.
@@ -63,9 +80,9 @@ export function buildPodStatus(inputs: StatusInputs, nowMs: number): PodStatus {
   return {
     phase,
     ...(pod.metadata.generation === undefined ? {} : { observedGeneration: pod.metadata.generation }),
-    conditions: [...own, ...foreign],
-    ...(isSamePhase && previous.reason !== undefined ? { reason: previous.reason } : {}),
-    ...(isSamePhase && previous.message !== undefined ? { message: previous.message } : {}),
+    conditions: [...own, ...disruptionTarget(pod, isSamePhase ? undefined : ending, foreign, now)],
+    ...(why.reason === undefined ? {} : { reason: why.reason }),
+    ...(why.message === undefined ? {} : { message: why.message }),
     ...(hostIP === undefined ? {} : { hostIP, hostIPs: hostIPs.map((ip) => ({ ip })) }),
     ...(podIP === undefined ? {} : { podIP, podIPs: ips.map((ip) => ({ ip })) }),
     startTime: previous.startTime ?? now,
@@ -73,6 +90,18 @@ export function buildPodStatus(inputs: StatusInputs, nowMs: number): PodStatus {
     containerStatuses: statuses,
     ...(ephemeral.length === 0 ? {} : { ephemeralContainerStatuses: ephemeral }),
     qosClass: qosClass(pod),
+  };
+}
+
+// What the scheduler and others said of a pod that was never taken is of no use any more.
+function rejectedStatus(pod: Pod, { reason, message }: PodEnding): PodStatus {
+  const { generation } = pod.metadata;
+  return {
+    phase: "Failed",
+    reason,
+    message,
+    qosClass: qosClass(pod),
+    ...(generation === undefined ? {} : { observedGeneration: generation }),
   };
 }
 

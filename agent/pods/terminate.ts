@@ -2,6 +2,7 @@ import { isSidecar } from "../kube/pod-resources.ts";
 import type { Pod } from "../kube/types.ts";
 import type { ContainerStatus, PodSnapshot } from "../runtime/port.ts";
 import type { PodLocal, Termination } from "./local.ts";
+import { type Kill, wantHook, wantKill } from "./kill.ts";
 import { isAlive, type PlanBuilder } from "./plan.ts";
 
 /**
@@ -16,13 +17,14 @@ export function decideTermination(
   plan: PlanBuilder,
 ): void {
   const alive = observed.containers.filter(isAlive);
-  for (const { id, name } of nextToStop(pod, alive, termination, plan.nowMs)) {
+  const next = nextToStop(pod, alive, termination, plan.nowMs);
+  for (const status of alive) {
     const { graceSeconds, sinceMs } = termination;
-    const why = `Stopping container ${name}`;
-    const kill = { kind: "KillContainer", containerID: id, container: name, graceSeconds, why } as const;
-    // Sidecars come late: they have what the others left of the pod's grace.
-    const leftSeconds = Math.max(0, Math.floor((sinceMs + graceSeconds * 1000 - plan.nowMs) / 1000));
-    plan.want(isSidecarName(pod, name) ? { ...kill, timeoutSeconds: leftSeconds } : kill);
+    const kill: Kill = { status, graceSeconds, why: `Stopping container ${status.name}` };
+    // Sidecars come late: they have what the others left of the pod's grace. Their hooks begin with the others'.
+    const ofPod: Kill = isSidecarName(pod, status.name) || local.hooks.has(status.id) ? { ...kill, sinceMs } : kill;
+    if (next.includes(status)) wantKill(ofPod, pod, local, plan);
+    else wantHook(ofPod, pod, local, plan);
   }
   if (alive.length > 0) {
     const deadlineMs = termination.sinceMs + termination.graceSeconds * 1000;

@@ -1,41 +1,43 @@
 import { isDeepStrictEqual } from "node:util";
+import { isSidecar } from "../kube/pod-resources.ts";
 import { pods } from "../kube/resources.ts";
 import type { Condition, Container, Pod, PodStatus } from "../kube/types.ts";
 import { backoffMs } from "../lib/backoff.ts";
 import { hasCode, isAbort, messageOf } from "../lib/errors.ts";
 import type { Logger } from "../lib/log.ts";
 import { Loop } from "../lib/loop.ts";
+import type { ProbeManager } from "../probes/manager.ts";
+import type { SeenContainer } from "../probes/port.ts";
 import type { PodSnapshot, ContainerStatus as RuntimeContainer } from "../runtime/port.ts";
 import { ownConditionTypes } from "./conditions.ts";
-import { readTerminationMessage } from "./container-logs.ts";
-import { unknownExitCode } from "./container-status.ts";
 import { type CrashBackoff, formatDelay, noteRestart } from "./crash-backoff.ts";
 import { decide, isOver } from "./decide.ts";
-import { type Executor, StepError } from "./executor.ts";
-import type { Attempt, PodLocal, ReadyImage, Termination } from "./local.ts";
+import { activeDeadlineMs, deadlineExceeded, type PodEnding } from "./ending.ts";
+import type { Executor } from "./executor.ts";
+import type { HookProgress, PodLocal, ReadyImage, Termination } from "./local.ts";
 import type { WorkerView } from "./metrics-gauges.ts";
 import { describePod, podReference, specContainers, uidOf } from "./names.ts";
+import { PodObserver } from "./observer.ts";
 import { actionKey, isAlive, type Plan, type PodAction } from "./plan.ts";
 import type { PodDeps } from "./port.ts";
+import { restartAllTrigger } from "./restart-all.ts";
 import { sandboxState } from "./sandbox.ts";
 import { buildPodStatus, isTerminalPhase } from "./status.ts";
 import type { StatusWriter } from "./status-writer.ts";
+import { stepRetry, Steps } from "./steps.ts";
 
-/** Rest after a failed step, in ms: 1 s doubling to the 10 s after which kubelet tries a pod again. */
-export const stepRetry = { baseMs: 1_000, maxMs: 10_000, jitter: 0.2 };
 /** Rest after a failed read of the runtime's state. */
 export const observeRetry = { baseMs: 100, maxMs: 5_000, jitter: 0.2 };
 // Longest rest between two looks at a pod of which nothing is heard: kubelet's syncFrequency.
 const resyncMs = 60_000;
 const graceSecondsDefault = 30;
-// The runtime learns of an exit and of the kernel's out-of-memory killer by different ways; the reason may come later.
-const oomReasonMs = 150;
 // kubelet's floor for the whole pod's grace.
 const graceSecondsMin = 1;
 
 export interface WorkerDeps extends PodDeps {
   executor: Pick<Executor, "execute">;
   writer: StatusWriter;
+  probes: ProbeManager;
   maskedPaths: readonly string[];
   /** The worker has nothing left to do and its pod is gone. */
   onFinished(podUID: string): void;
@@ -55,25 +57,25 @@ export class PodWorker {
   readonly #deps: WorkerDeps;
   readonly #log: Logger;
   readonly #loop: Loop;
-  readonly #attempts = new Map<string, Attempt>();
+  readonly #observer: PodObserver;
+  readonly #steps: Steps;
   readonly #images = new Map<string, ReadyImage>();
   readonly #crash = new Map<string, CrashBackoff>();
-  readonly #lastWords = new Map<string, string>();
+  readonly #replaced = new Set<string>();
+  readonly #hooks = new Map<string, HookProgress & { stop: AbortController }>();
   readonly #announced = new Map<string, number>();
-  readonly #steps = new Set<Promise<void>>();
-  // Ends pulls and volume work when the pod has to go; other steps finish first.
+  // Ends pulls, volume work and postStart hooks when the pod has to go; other steps finish first.
   readonly #waits = new AbortController();
+  readonly #ended = Promise.withResolvers<void>();
   #pod: Pod;
-  #observed: PodSnapshot | undefined;
-  #isDirty = true;
   #volumes: PodLocal["volumes"] = "unknown";
   #volumesDueMs: number | undefined;
   #termination: Termination | undefined;
+  #ending: PodEnding | undefined;
   #isGone = false;
   #isCleanedUp = false;
   #deletion: "none" | "underWay" | "done" = "none";
   #contentChanges = 0;
-  #podIPs: string[] = [];
   #saidNetworkNotReady = false;
 
   constructor(pod: Pod, deps: WorkerDeps) {
@@ -82,6 +84,8 @@ export class PodWorker {
     this.#pod = pod;
     this.#deps = deps;
     this.#log = deps.log.child({ pod: `${pod.metadata.namespace ?? ""}/${pod.metadata.name}`, podUID: this.uid });
+    this.#observer = new PodObserver(this.uid, deps);
+    this.#steps = new Steps(deps.clock, this.#log);
     this.#loop = new Loop({
       clock: deps.clock,
       pass: async () => await this.#pass(),
@@ -93,13 +97,18 @@ export class PodWorker {
 
   /** Works until `signal` aborts and every step under way has ended. Containers keep running. */
   async run(signal: AbortSignal): Promise<void> {
-    const stop = () => this.#waits.abort();
+    const stop = () => {
+      this.#waits.abort();
+      for (const hook of this.#hooks.values()) hook.stop.abort();
+    };
     signal.addEventListener("abort", stop, { once: true });
     try {
       await this.#loop.run(signal);
-      await Promise.allSettled(this.#steps);
+      await this.#steps.settled();
     } finally {
       signal.removeEventListener("abort", stop);
+      this.#deps.probes.remove(this.uid);
+      this.#ended.resolve();
     }
   }
 
@@ -128,8 +137,30 @@ export class PodWorker {
 
   /** Something may have changed in the runtime. */
   runtimeChanged(): void {
-    this.#isDirty = true;
+    this.#observer.invalidate();
     this.#loop.wake();
+  }
+
+  /**
+   * The node ends the pod, within `graceSeconds` if given. The first reason counts.
+   *
+   * @returns resolves when nothing of it runs any more
+   */
+  async end(ending: PodEnding, graceSeconds?: number): Promise<void> {
+    this.#ending ??= ending;
+    this.#beginTermination(this.#pod, this.#deps.clock.now());
+    if (graceSeconds !== undefined) this.#shortenGrace(graceSeconds);
+    this.#loop.wake();
+    await this.#ended.promise;
+  }
+
+  /** True until the pod is stopped for good: until then it uses what the node has. */
+  get isActive(): boolean {
+    return !this.#isCleanedUp && this.#ending?.isRejection !== true;
+  }
+
+  get pod(): Pod {
+    return this.#pod;
   }
 
   /** Content of volumes is out of date. */
@@ -147,7 +178,7 @@ export class PodWorker {
   #forgetImage(name: string): void {
     this.#images.delete(name);
     this.#crash.delete(name);
-    if (this.#attempts.get(`image/${name}`)?.state === "failed") this.#attempts.delete(`image/${name}`);
+    this.#steps.forgetFailures((key) => key === `image/${name}`);
   }
 
   /** An object changed that the pod may refer to: what failed for want of it is tried again. */
@@ -162,28 +193,29 @@ export class PodWorker {
 
   /** What gauges show of the pod. */
   get view(): WorkerView {
-    const isStopped = this.#observed !== undefined && !this.#observed.containers.some(isAlive);
+    const { observed } = this;
+    const isStopped = observed !== undefined && !observed.containers.some(isAlive);
     const lifecycle = this.#termination === undefined ? "sync" : isStopped ? "terminated" : "terminating";
-    return { pod: this.#pod, isGone: this.#isGone, lifecycle, observed: this.#observed };
+    return { pod: this.#pod, isGone: this.#isGone, lifecycle, observed };
   }
 
   /** The runtime's view that decisions are based on. */
   get observed(): PodSnapshot | undefined {
-    return this.#observed;
+    return this.#observer.snapshot;
   }
 
   #forgetFailures(): void {
-    for (const [key, attempt] of this.#attempts) {
-      // Pulls have their own backoff, which a change elsewhere does not shorten.
-      if (attempt.state === "failed" && !key.startsWith("image/")) this.#attempts.delete(key);
-    }
+    // Pulls have their own backoff, which a change elsewhere does not shorten.
+    this.#steps.forgetFailures((key) => !key.startsWith("image/"));
   }
 
   async #pass(): Promise<number | undefined> {
     const { clock, writer, node } = this.#deps;
-    const observed = await this.#observe();
+    const observed = await this.#observer.observe(this.#pod, (id) => this.#steps.isRunning(`kill/${id}/`));
     const pod = this.#pod;
     const nowMs = clock.now();
+    this.#forgetInstances(observed);
+    this.#observeProbes(pod, observed);
     this.#updateTermination(pod, observed, nowMs);
     if (this.#volumesDueMs !== undefined && this.#volumesDueMs <= nowMs) {
       this.#volumesDueMs = undefined; // the next set-up says when the one after it is due
@@ -196,7 +228,7 @@ export class PodWorker {
     if (!this.#isGone) {
       writer.set(this.uid, withheldWhileAlive(status, writer.wanted(this.uid) ?? pod.status, observed));
     }
-    if (this.#termination === undefined && (isTerminalPhase(status.phase) || isOver(pod, observed))) {
+    if (this.#termination === undefined && (isTerminalPhase(status.phase) || isOver(pod, observed, this.#local()))) {
       this.#beginTermination(pod, nowMs);
       plan = decide(pod, observed, this.#local(), nowMs);
     }
@@ -205,69 +237,85 @@ export class PodWorker {
     for (const action of plan.actions) this.#begin(action, observed, nowMs);
     this.#deleteIfDone(pod);
     if (plan.isFinished) this.#deps.onFinished(this.uid);
-    const dueMs = Math.min(plan.wakeAtMs ?? Number.POSITIVE_INFINITY, this.#volumesDueMs ?? Number.POSITIVE_INFINITY);
+    const deadlineMs = this.#termination === undefined ? activeDeadlineMs(pod, status) : undefined;
+    const dueMs = Math.min(
+      ...[plan.wakeAtMs, this.#volumesDueMs, deadlineMs].map((at) => at ?? Number.POSITIVE_INFINITY),
+    );
     return Math.min(resyncMs, Math.max(1, dueMs - nowMs));
   }
 
-  async #observe(): Promise<PodSnapshot> {
-    // A step or an event during a look makes it out of date: what it did may be missing from it.
-    for (;;) {
-      if (!this.#isDirty && this.#observed !== undefined) return this.#observed;
-      await this.#look();
+  // What was remembered of instances that are no more.
+  #forgetInstances({ containers }: PodSnapshot): void {
+    for (const [id, { stop }] of this.#hooks) {
+      const status = containers.find((container) => container.id === id);
+      if (status === undefined || !isAlive(status)) stop.abort();
+      if (status === undefined) this.#hooks.delete(id);
+    }
+    for (const id of this.#replaced) {
+      if (!containers.some((container) => container.id === id)) this.#replaced.delete(id);
     }
   }
 
-  async #look(): Promise<void> {
-    this.#isDirty = false;
-    try {
-      let observed = await this.#deps.runtime.podSnapshot(this.uid);
-      if (observed.containers.some((container) => this.#mayBeOOM(container))) {
-        await this.#deps.clock.sleep(oomReasonMs);
-        observed = await this.#deps.runtime.podSnapshot(this.uid);
-      }
-      await this.#readLastWords(observed);
-      const [newest] = observed.sandboxes;
-      if (newest?.ready === true && newest.ips.length > 0) {
-        this.#podIPs = publishedIPs(newest.ips, this.#deps.node.hostIPs());
-      }
-      this.#deps.metrics?.looked(this.#pod, this.#observed, observed);
-      this.#observed = observed;
-    } catch (err) {
-      this.#isDirty = true;
-      throw err;
-    }
+  #observeProbes(pod: Pod, observed: PodSnapshot): void {
+    if (this.#isCleanedUp) return;
+    const [podIP = ""] = this.#podIPs(pod);
+    const reported = this.#previous(pod);
+    const statuses = [...(reported.initContainerStatuses ?? []), ...(reported.containerStatuses ?? [])];
+    const containers = specContainers(pod).flatMap(({ kind, container }): SeenContainer[] => {
+      const isProbed = kind === "regular" || (kind === "init" && isSidecar(container));
+      const newest = observed.containers.find(({ name }) => name === container.name);
+      if (!isProbed || newest === undefined || this.#isInPostStart(container)) return [];
+      const old = statuses.find(({ containerID }) => containerID?.endsWith(`//${newest.id}`) === true);
+      return [
+        {
+          name: container.name,
+          containerID: newest.id,
+          isRunning: newest.state === "running",
+          startedAtMs: newest.startedAtMs,
+          wasStarted: old?.started === true,
+          wasReady: old?.ready === true,
+        },
+      ];
+    });
+    if (containers.length > 0) this.#deps.probes.observe(this.uid, { pod, podIP, containers });
   }
 
-  // Killed just now, by nobody that we know of, in a container that memory is rationed for: the kernel may have done it.
-  #mayBeOOM({ id, name, state, exitCode, reason }: RuntimeContainer): boolean {
-    if (state !== "exited" || exitCode !== unknownExitCode || reason !== "Error") return false;
-    if (this.#lastWords.has(id) || this.#hasStep(`kill/${id}/`)) return false;
-    const limits = specContainers(this.#pod).find(({ container }) => container.name === name)?.container.resources
-      ?.limits;
-    return limits?.memory !== undefined;
+  // Nobody sees a container before its hook is over, as with kubelet, which then looks at the pod again.
+  #isInPostStart({ name, lifecycle }: Container): boolean {
+    return lifecycle?.postStart !== undefined && this.#steps.attempts.get(`start/${name}`)?.state === "running";
   }
 
-  async #readLastWords(observed: PodSnapshot): Promise<void> {
-    for (const container of observed.containers) {
-      if (container.state !== "exited" || this.#lastWords.has(container.id)) continue;
-      this.#lastWords.set(container.id, await readTerminationMessage(container));
-    }
-    for (const id of this.#lastWords.keys()) {
-      if (!observed.containers.some((container) => container.id === id)) this.#lastWords.delete(id);
-    }
+  #podIPs(pod: Pod): readonly string[] {
+    return pod.spec.hostNetwork === true ? this.#deps.node.hostIPs() : this.#observer.podIPs;
+  }
+
+  // What we said last; before that, what the API server has.
+  #previous(pod: Pod): PodStatus {
+    const { writer } = this.#deps;
+    return previousStatus(writer.wanted(this.uid), writer.known(this.uid)?.status ?? pod.status ?? {});
   }
 
   #updateTermination(pod: Pod, observed: PodSnapshot, nowMs: number): void {
     const known = this.#deps.writer.known(this.uid)?.status?.phase;
     const isOver = isTerminalPhase(known) || isTerminalPhase(pod.status?.phase);
-    if (this.#isGone || pod.metadata.deletionTimestamp !== undefined || isOver) this.#beginTermination(pod, nowMs);
-    const { deletionGracePeriodSeconds } = pod.metadata;
-    if (this.#termination !== undefined && deletionGracePeriodSeconds !== undefined) {
-      const graceSeconds = Math.max(graceSecondsMin, deletionGracePeriodSeconds);
-      if (graceSeconds < this.#termination.graceSeconds) this.#termination = { sinceMs: nowMs, graceSeconds };
+    const isDue = isOver || (activeDeadlineMs(pod, this.#previous(pod)) ?? Number.POSITIVE_INFINITY) <= nowMs;
+    if (isDue && !isOver && this.#ending === undefined && this.#termination === undefined) {
+      this.#ending = deadlineExceeded;
+      this.#deps.recorder.event(podReference(pod), "Normal", deadlineExceeded.reason, deadlineExceeded.message);
     }
+    if (this.#isGone || pod.metadata.deletionTimestamp !== undefined || isDue) this.#beginTermination(pod, nowMs);
+    const { deletionGracePeriodSeconds } = pod.metadata;
+    if (deletionGracePeriodSeconds !== undefined) this.#shortenGrace(deletionGracePeriodSeconds);
     // Something runs although all was cleaned up: a step that ended late.
     if (this.#isCleanedUp && observed.sandboxes.some(({ ready }) => ready)) this.#isCleanedUp = false;
+  }
+
+  // A grace under way only ever shrinks, and begins anew with that.
+  #shortenGrace(seconds: number): void {
+    if (this.#termination === undefined) return;
+    const graceSeconds = Math.max(graceSecondsMin, seconds);
+    if (graceSeconds >= this.#termination.graceSeconds) return;
+    this.#termination = { sinceMs: this.#deps.clock.now(), graceSeconds };
   }
 
   #beginTermination(pod: Pod, nowMs: number): void {
@@ -277,14 +325,18 @@ export class PodWorker {
     this.#termination = { sinceMs: nowMs, graceSeconds: Math.max(graceSecondsMin, seconds) };
     this.#waits.abort();
     this.#volumesDueMs = undefined;
+    this.#deps.probes.stopLiveness(this.uid);
     this.#log.info({ graceSeconds: this.#termination.graceSeconds }, "pod is stopping");
   }
 
   #local(): PodLocal {
     return {
-      attempts: this.#attempts,
+      attempts: this.#steps.attempts,
       images: this.#images,
       crash: this.#crash,
+      replaced: this.#replaced,
+      hooks: this.#hooks,
+      verdict: (container, id, type) => this.#deps.probes.verdict(this.uid, container, id, type),
       volumes: this.#volumes,
       terminating: this.#termination,
       isCleanedUp: this.#isCleanedUp,
@@ -295,7 +347,7 @@ export class PodWorker {
   }
 
   #status(pod: Pod, observed: PodSnapshot, plan: Plan, nowMs: number) {
-    const { node, writer } = this.#deps;
+    const { node } = this.#deps;
     const isHost = pod.spec.hostNetwork === true;
     const sandbox = sandboxState(pod, observed);
     // After a restart of the agent, containers prove that their volumes were ready.
@@ -304,35 +356,63 @@ export class PodWorker {
       (this.#volumes !== "unknown" || observed.containers.some(({ sandboxID }) => sandboxID === sandbox.sandbox.id));
     const hostIPs = node.hostIPs();
     const isTerminated =
-      this.#termination !== undefined && !observed.containers.some(isAlive) && !this.#hasStep("sandbox", "start/");
+      this.#termination !== undefined &&
+      !observed.containers.some(isAlive) &&
+      !this.#steps.isRunning("sandbox", "start/");
     return buildPodStatus(
       {
         pod,
-        observed,
-        previous: previousStatus(writer.wanted(this.uid), writer.known(this.uid)?.status ?? pod.status ?? {}),
-        waiting: this.#waiting(pod, plan),
-        terminationMessages: this.#lastWords,
+        observed: this.#withoutPostStart(pod, observed),
+        previous: this.#previous(pod),
+        waiting: this.#waiting(pod, observed, plan),
+        terminationMessages: this.#observer.lastWords,
         hasSandbox,
-        podIPs: isHost ? hostIPs : hasSandbox ? this.#podIPs : [],
+        podIPs: isHost ? hostIPs : hasSandbox ? this.#observer.podIPs : [],
         hostIPs,
         runtimeName: node.runtimeName,
         isTerminated,
-        isStarted: () => true,
-        isReady: () => true,
+        replaced: this.#replacedNames(observed),
+        ending: isTerminated ? this.#ending : undefined,
+        isStarted: (container, status) => this.#passes(container, status, "Startup"),
+        isReady: (container, status) => this.#passes(container, status, "Readiness"),
       },
       nowMs,
     );
   }
 
-  #waiting(pod: Pod, plan: Plan): Map<string, { reason: string; message: string }> {
+  // Without such a probe, what runs is good.
+  #passes(container: Container, status: RuntimeContainer | undefined, type: "Startup" | "Readiness"): boolean {
+    const probe = type === "Startup" ? container.startupProbe : container.readinessProbe;
+    if (probe === undefined) return true;
+    return status !== undefined && this.#deps.probes.verdict(this.uid, container.name, status.id, type) === "success";
+  }
+
+  #withoutPostStart(pod: Pod, observed: PodSnapshot): PodSnapshot {
+    const hidden = specContainers(pod).flatMap(({ container }) => {
+      if (!this.#isInPostStart(container)) return [];
+      const newest = observed.containers.find(({ name }) => name === container.name);
+      return newest?.state === "running" ? [newest] : [];
+    });
+    if (hidden.length === 0) return observed;
+    return { ...observed, containers: observed.containers.filter((container) => !hidden.includes(container)) };
+  }
+
+  #replacedNames({ containers }: PodSnapshot): Set<string> {
+    return new Set(containers.flatMap(({ id, name }) => (this.#replaced.has(id) ? [name] : [])));
+  }
+
+  #waiting(pod: Pod, observed: PodSnapshot, plan: Plan): Map<string, { reason: string; message: string }> {
     const waiting = new Map<string, { reason: string; message: string }>();
+    const isRestartingAll = this.#termination === undefined && restartAllTrigger(pod, observed) !== undefined;
     for (const { container } of specContainers(pod)) {
       const { name } = container;
       const backoff = plan.backoff.get(name);
-      const attempt = [this.#attempts.get(`start/${name}`), this.#attempts.get(`image/${name}`)].find(
+      const { attempts } = this.#steps;
+      const attempt = [attempts.get(`start/${name}`), attempts.get(`image/${name}`)].find(
         (candidate) => candidate?.state === "failed" && candidate.reason !== "ContainerCreating",
       );
       if (attempt?.state === "failed") waiting.set(name, { reason: attempt.reason, message: attempt.message });
+      if (isRestartingAll) waiting.set(name, restartingAll);
       if (backoff !== undefined) {
         waiting.set(name, { reason: "CrashLoopBackOff", message: crashMessage(pod, name, backoff.delayMs) });
       }
@@ -341,29 +421,35 @@ export class PodWorker {
   }
 
   #begin(action: PodAction, observed: PodSnapshot, nowMs: number): void {
-    const key = actionKey(action);
-    const previous = this.#attempts.get(key);
-    const failures = previous?.state === "failed" ? previous.failures : 0;
-    this.#attempts.set(key, { state: "running" });
     const contentChanges = this.#contentChanges;
     if (action.kind === "StartContainer") this.#noteRestart(action.container, observed, nowMs);
+    if (action.kind === "KillContainer" && action.replaces === true) this.#replaced.add(action.containerID);
+    if (action.kind === "PreStop") {
+      this.#hooks.set(action.containerID, { beganAtMs: nowMs, isDone: false, stop: new AbortController() });
+    }
     this.#log.debug({ action }, "step begins");
-    const step = this.#run(action, observed).then(
-      () => this.#succeeded(action, key, contentChanges),
-      (err: unknown) => this.#failed(key, failures + 1, err),
-    );
-    this.#steps.add(step);
-    void step.finally(() => this.#steps.delete(step));
+    this.#steps.begin(actionKey(action), async () => await this.#run(action, observed), {
+      // A runtime that shuts down says "canceled", too, and that step rests like any other.
+      isGivenUp: (err) => isAbort(err) && this.#waits.signal.aborted && isOnlyWaiting(action),
+      onEnd: (isSuccess) => {
+        if (isSuccess) this.#succeeded(action, contentChanges);
+        else this.#observer.invalidate();
+        if (action.kind === "PreStop") this.#hookEnded(action.containerID);
+        this.#loop.wake();
+      },
+    });
   }
 
   async #run(action: PodAction, observed: PodSnapshot): Promise<void> {
+    const hook = action.kind === "PreStop" ? this.#hooks.get(action.containerID) : undefined;
     await this.#deps.executor.execute(action, {
       pod: this.#pod,
       observed,
-      podIPs: this.#pod.spec.hostNetwork === true ? this.#deps.node.hostIPs() : this.#podIPs,
+      podIPs: this.#podIPs(this.#pod),
       images: this.#images,
       maskedPaths: this.#deps.maskedPaths,
       signal: this.#waits.signal,
+      hookSignal: hook?.stop.signal ?? this.#waits.signal,
     });
   }
 
@@ -374,39 +460,21 @@ export class PodWorker {
     this.#crash.set(name, noteRestart(state, newest.finishedAtMs, nowMs, this.#deps.settings.crashBackoff));
   }
 
-  #succeeded(action: PodAction, key: string, contentChanges: number): void {
-    this.#attempts.delete(key);
+  #succeeded(action: PodAction, contentChanges: number): void {
     if (action.kind === "SetUpVolumes") {
       this.#volumes = contentChanges === this.#contentChanges ? "ready" : "stale";
       const inMs = this.#deps.volumes.refreshInMs(this.uid);
       this.#volumesDueMs = inMs === undefined ? undefined : this.#deps.clock.now() + inMs;
-    } else if (action.kind === "CleanUp") this.#isCleanedUp = true;
-    else if (action.kind !== "EnsureImage") this.#isDirty = true;
-    this.#loop.wake();
+    } else if (action.kind === "CleanUp") {
+      this.#isCleanedUp = true;
+      this.#deps.probes.remove(this.uid);
+      this.#ended.resolve();
+    } else if (action.kind !== "EnsureImage" && action.kind !== "PreStop") this.#observer.invalidate();
   }
 
-  #failed(key: string, failures: number, err: unknown): void {
-    const now = this.#deps.clock.now();
-    // Only what waits is ended by us. A runtime that shuts down says "canceled", too, and that step rests like any other.
-    const isOurs = isAbort(err) && this.#waits.signal.aborted && (key === "volumes" || key.startsWith("image/"));
-    const reason = err instanceof StepError ? err.reason : "";
-    // The ordinary retry is never put off: during an image's backoff it finds out cheaply whether the image has come.
-    const own = (err instanceof StepError ? err.retryAtMs : undefined) ?? Number.POSITIVE_INFINITY;
-    const retryAtMs = Math.min(own, now + backoffMs(failures, stepRetry));
-    if (isOurs) this.#attempts.delete(key);
-    else {
-      this.#attempts.set(key, { state: "failed", reason, message: messageOf(err), retryAtMs, failures });
-      this.#log.info({ step: key, err: messageOf(err), retryInMs: Math.round(retryAtMs - now) }, "step failed");
-    }
-    this.#isDirty = true;
-    this.#loop.wake();
-  }
-
-  #hasStep(...prefixes: string[]): boolean {
-    for (const [key, { state }] of this.#attempts) {
-      if (state === "running" && prefixes.some((prefix) => key.startsWith(prefix))) return true;
-    }
-    return false;
+  #hookEnded(containerID: string): void {
+    const hook = this.#hooks.get(containerID);
+    if (hook !== undefined) hook.isDone = true;
   }
 
   #announceBackoff(pod: Pod, name: string, untilMs: number): void {
@@ -452,8 +520,7 @@ export class PodWorker {
           });
         },
       );
-    this.#steps.add(step);
-    void step.finally(() => this.#steps.delete(step));
+    this.#steps.track(step);
   }
 }
 
@@ -478,10 +545,12 @@ function crashMessage(pod: Pod, container: string, delayMs: number): string {
   return `back-off ${formatDelay(delayMs)} restarting failed container=${container} pod=${describePod(pod)}`;
 }
 
-// First address of the node's primary family, then the first of the other.
-function publishedIPs(ips: readonly string[], hostIPs: readonly string[]): string[] {
-  const isV6 = (ip: string) => ip.includes(":");
-  const primary = isV6(hostIPs[0] ?? ips[0] ?? "");
-  const ofFamily = (family: boolean) => ips.filter((ip) => isV6(ip) === family).slice(0, 1);
-  return [...ofFamily(primary), ...ofFamily(!primary)];
+const restartingAll = {
+  reason: "RestartingAllContainers",
+  message: "The container is removed because RestartAllContainers in place",
+};
+
+// Steps that change nothing by themselves: they may be dropped at any time.
+function isOnlyWaiting({ kind }: PodAction): boolean {
+  return kind === "SetUpVolumes" || kind === "EnsureImage";
 }

@@ -32,8 +32,6 @@ export interface SeenContainer {
   isRunning: boolean;
   /** Unix ms; 0: not yet. */
   startedAtMs: number;
-  /** It has ended, and no further instance will be started. */
-  isOver: boolean;
   /** The status last reported of this very instance said so. */
   wasStarted: boolean;
   wasReady: boolean;

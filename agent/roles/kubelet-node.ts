@@ -6,6 +6,7 @@ import type { Node } from "../kube/types.ts";
 import { nodeAllocatable, nodeCapacity, reservationProblem, resourceList } from "../node/capacity.ts";
 import { messageOf } from "../lib/errors.ts";
 import type { Logger } from "../lib/log.ts";
+import type { CgroupDriver } from "../node/cgroup-names.ts";
 import { detectCgroupTree } from "../node/cgroup-detect.ts";
 import type { CgroupTree } from "../node/cgroup-tree.ts";
 import { createCgroups, type PodCgroups } from "../node/cgroups.ts";
@@ -41,6 +42,7 @@ export interface StartedNode {
   nodeView: NodeView;
   cgroupTree: CgroupTree;
   cgroups: PodCgroups;
+  cgroupDriver: CgroupDriver;
 }
 
 /** Finds out what the machine is, registers it, keeps its status and lease, and makes the cgroups for pods. */
@@ -94,8 +96,14 @@ export async function startNode(options: StartNodeOptions, surroundings: Surroun
   const allocatable = resourceList(nodeAllocatable(capacity, ofNode.reservations));
   const view = createNodeView({ nodeName, agent, health, nodeStore: ownNode, now: () => clock.now() });
   // Both are known here before the Node and the runtime's health say them.
-  const nodeView = { ...view, runtimeName, allocatable: () => agent.node().status?.allocatable ?? allocatable };
-  return { facts, runtime, nodeView, cgroupTree, cgroups };
+  const nodeView: NodeView = {
+    ...view,
+    runtimeName,
+    allocatable: () => agent.node().status?.allocatable ?? allocatable,
+    node: () => ownNode.get(nodeName) ?? agent.node(),
+  };
+  const cgroupDriver = connected.cgroupDriver ?? config.cgroupDriver;
+  return { facts, runtime, nodeView, cgroupTree, cgroups, cgroupDriver };
 }
 
 /** A client with connections of its own: a request that hangs elsewhere must not make the node look dead. */

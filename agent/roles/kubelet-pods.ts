@@ -1,10 +1,12 @@
 import { join } from "node:path";
 import type { KubeletSettings } from "../config/load-kubelet.ts";
+import type { MetricsRegistry } from "../lib/metrics.ts";
+import { createProber } from "../probes/run.ts";
 import type { EventRecorder, Store } from "../kube/port.ts";
 import { pods } from "../kube/resources.ts";
 import type { Node, Pod, RuntimeClass, Service } from "../kube/types.ts";
 import { isSwapControllerAvailable } from "../node/cgroup-detect.ts";
-import { createPodManager } from "../pods/manager.ts";
+import { createPodManager, type HeldPods } from "../pods/manager.ts";
 import { podReference, specContainers } from "../pods/names.ts";
 import { createImageManager, type ImageManager, type ImageManagerOptions } from "../runtime/images.ts";
 import { openPullRecords, type PullRecords } from "../runtime/images-records.ts";
@@ -25,10 +27,12 @@ export interface StartPodsOptions extends StartedNode {
   services: Store<Service>;
   runtimeClassStore: Store<RuntimeClass>;
   selinuxEnabled: boolean;
+  /** For the families of `/metrics/probes`. */
+  probeMetrics: MetricsRegistry;
 }
 
-/** Runs the pods that are bound to the node. Resolves when the workers are running. */
-export async function startPods(options: StartPodsOptions, surroundings: Surroundings): Promise<void> {
+/** Runs the pods that are bound to the node. Resolves with them when the workers are running. */
+export async function startPods(options: StartPodsOptions, surroundings: Surroundings): Promise<HeldPods> {
   const { settings, recorder, cluster, ownNode, facts, runtime, nodeView, cgroupTree, cgroups } = options;
   const { clock, log, parts, stop, health } = surroundings;
   const { version: cgroupVersion } = cgroupTree;
@@ -55,10 +59,21 @@ export async function startPods(options: StartPodsOptions, surroundings: Surroun
     objects,
     cgroups,
     node: nodeView,
+    prober: createProber(runtime),
+    probeMetrics: options.probeMetrics,
+    admission: () => ({
+      node: nodeView.node(),
+      pressures: [],
+      allowedUnsafeSysctls: settings.config.allowedUnsafeSysctls,
+      kernelVersion: facts.kernelVersion,
+      isAppArmorEnabled: facts.isAppArmorEnabled,
+      isShuttingDown: false,
+    }),
     settings: podSettings(settings, { selinuxEnabled: options.selinuxEnabled, resources }),
   });
   parts.start("QoS weights", (signal) => keepQOSWeights({ cgroups, pods: podStore, clock, log }, signal));
   parts.start("pods", (signal) => manager.run(signal));
+  return manager.held;
   const isReady = () => nodeView.isRuntimeReady();
   parts.start("sync loop health", (signal) => tickWhileReady({ syncLoop: health.syncLoop, isReady, clock }, signal));
 }

@@ -48,7 +48,7 @@ export function nodeSettings({ flags, config }: KubeletSettings, nodeName: strin
     statusReportMs: config.nodeStatusReportFrequency,
     imagesMax: config.nodeStatusMaxImages,
     // None of the features that schedulers ask about is there yet.
-    declaredFeatures: [],
+    declaredFeatures: declaredFeatures(config),
     resetExtendedResources: true,
   };
 }
@@ -73,6 +73,14 @@ export function cgroupOptions(
     podPidsLimit: config.podPidsLimit,
     hugePageSizes: facts.hugePages.map(({ pageBytes }) => pageBytes),
   };
+}
+
+// Features whose presence the control plane asks nodes about, and that are all there is of them here.
+const declarable = ["ExtendWebSocketsToKubelet", "RestartAllContainersOnContainerExits"];
+
+function declaredFeatures({ featureGates }: KubeletSettings["config"]): string[] {
+  if (!isGateOn(featureGates, "NodeDeclaredFeatures")) return [];
+  return declarable.filter((gate) => isGateOn(featureGates, gate));
 }
 
 /** What pod workers go by. `selinuxEnabled` and `resources` are the machine's. */

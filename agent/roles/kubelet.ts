@@ -4,13 +4,17 @@ import { createApiClient } from "../kube/client.ts";
 import { createEventRecorder } from "../kube/events.ts";
 import type { EventRecorder } from "../kube/port.ts";
 import { runtimeClasses, services } from "../kube/resources.ts";
-import type { Service } from "../kube/types.ts";
+import type { Pod, Service } from "../kube/types.ts";
+import { MetricsRegistry } from "../lib/metrics.ts";
+import type { HeldPods } from "../pods/manager.ts";
 import { namespaceIndex } from "../pods/port.ts";
+import { tickWhileReady } from "../server/health.ts";
 import { isSELinuxEnabled, prepareRoot } from "../volumes/root-dir.ts";
 import { type Cluster, followOwnNode, openCluster, type SharedStores, type Surroundings } from "./cluster.ts";
 import { openIdentity } from "./kubelet-identity.ts";
 import { startNode } from "./kubelet-node.ts";
 import { startPods } from "./kubelet-pods.ts";
+import { startServer } from "./kubelet-server.ts";
 import { containerLogsDir, nodeNameOf } from "./kubelet-settings.ts";
 import { setOOMScore, setOpenFilesMax } from "./process-limits.ts";
 import { trimService } from "./trim.ts";
@@ -47,7 +51,7 @@ export async function startKubelet(
   surroundings: Surroundings,
 ): Promise<void> {
   const { flags, config } = settings;
-  const { log } = surroundings;
+  const { clock, log, health, parts } = surroundings;
   await Promise.all([setOOMScore(config.oomScoreAdj, { log }), setOpenFilesMax(config.maxOpenFiles, { log })]);
   const nodeName = nodeNameOf(flags.hostnameOverride, hostname());
   const recorder = startEvents(settings, stores.cluster, nodeName, surroundings);
@@ -56,7 +60,20 @@ export async function startKubelet(
   await prepareRoot(flags.rootDir, { podLogsDir: config.podLogsDir, containerLogsDir, selinuxEnabled, log });
 
   const node = await startNode({ settings, nodeName, recorder, ...stores }, surroundings);
-  await startPods({ settings, recorder, runtimeClassStore, selinuxEnabled, ...stores, ...node }, surroundings);
+  const [metrics, probeMetrics] = [new MetricsRegistry(), new MetricsRegistry()];
+  const shared = { settings, nodeName, metrics, ...stores, ...node };
+  // Served before any pod runs: whoever sets up the node asks for its health while the API server may be a pod of its own.
+  let held: HeldPods | undefined;
+  const pods = {
+    list: () => held?.list() ?? [],
+    find: (namespace: string, name: string) => held?.find(namespace, name),
+    status: (pod: Pod) => held?.status(pod),
+  };
+  await startServer({ ...shared, pods, probes: () => probeMetrics.families() }, surroundings);
+  held = await startPods({ ...shared, recorder, runtimeClassStore, selinuxEnabled, probeMetrics }, surroundings);
+  const isReady = () => node.nodeView.isRuntimeReady();
+  const { syncLoop } = health;
+  parts.start("sync loop health", (signal) => tickWhileReady({ syncLoop, isReady, clock }, signal));
 }
 
 function startEvents(

@@ -20,6 +20,7 @@ export const facts: NodeFacts = {
   rootFilesystemBytes: 100 * GiB,
   pidsMax: 32_768,
   cpuCFSQuotaSupported: true,
+  isAppArmorEnabled: false,
 };
 
 /** A runtime that said at `nowMs` that all is well. */

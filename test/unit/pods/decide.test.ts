@@ -151,7 +151,7 @@ const cases: Case[] = [
     name: "a container with another image is stopped",
     pod: podOf({ containers: [{ name: "app", image: "image:2" }] }),
     observed: snapshot({ containers: [containerOf()] }),
-    want: [kill("app", 30, "Container app definition changed, will be restarted")],
+    want: [{ ...kill("app", 30, "Container app definition changed, will be restarted"), replaces: true }],
   },
   {
     name: "of each container one dead instance is kept",
@@ -317,7 +317,7 @@ test.each([
   ["a pod that restarts goes on", withInits, [exited(), containerOf({ name: "proxy" })], false],
   ["a container that never ran is not over", never, [], false],
 ] as const)("isOver: %s", (_name, pod, containers, want) => {
-  expect(isOver(pod, snapshot({ containers: [...containers] }))).toBe(want);
+  expect(isOver(pod, snapshot({ containers: [...containers] }), localOf())).toBe(want);
 });
 
 test("a shorter grace is another kill than the one under way", () => {

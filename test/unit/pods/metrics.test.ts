@@ -106,7 +106,7 @@ describe("steps are counted as the reference counts syncs", () => {
       };
       const observed = snapshot({ containers: hasContainers ? [containerOf()] : [] });
       const { signal } = new AbortController();
-      const context = { pod, observed, podIPs: [], images: new Map(), maskedPaths: [], signal };
+      const context = { pod, observed, podIPs: [], images: new Map(), maskedPaths: [], signal, hookSignal: signal };
       const run = instrumentExecutor(inner, metrics, clock).execute(action, context);
       if (err === undefined) await run;
       else await expect(run).rejects.toBe(err);
@@ -118,7 +118,15 @@ describe("steps are counted as the reference counts syncs", () => {
     const { clock, metrics, shown } = setUp();
     const inner = { execute: async () => await Promise.reject(new StepError("ContainerCreating", "changed")) };
     const { signal } = new AbortController();
-    const context = { pod: podOf(), observed: snapshot(), podIPs: [], images: new Map(), maskedPaths: [], signal };
+    const context = {
+      pod: podOf(),
+      observed: snapshot(),
+      podIPs: [],
+      images: new Map(),
+      maskedPaths: [],
+      signal,
+      hookSignal: signal,
+    };
     await expect(instrumentExecutor(inner, metrics, clock).execute(start, context)).rejects.toThrow("changed");
     expect(await shown()).not.toContain("kubelet_started_containers");
   });

@@ -19,6 +19,8 @@ function statusOf(changes: Partial<StatusInputs> = {}): PodStatus {
       hostIPs: ["192.168.0.1"],
       runtimeName: "containerd",
       isTerminated: false,
+      replaced: new Set(),
+      ending: undefined,
       isStarted: () => true,
       isReady: () => true,
       ...changes,

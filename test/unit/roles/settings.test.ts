@@ -27,6 +27,7 @@ const facts: NodeFacts = {
   rootFilesystemBytes: 10 ** 11,
   pidsMax: 4_194_304,
   cpuCFSQuotaSupported: true,
+  isAppArmorEnabled: false,
 };
 
 function host(file: string) {

@@ -1,0 +1,203 @@
+import { isGateOn } from "../config/feature-gates.ts";
+import { kubeletConfigz, type KubeletSettings } from "../config/load-kubelet.ts";
+import { ConfigError } from "../config/problems.ts";
+import { readTlsSettings } from "../config/tls.ts";
+import { logLevelOf } from "../config/verbosity.ts";
+import { selfSignedServingCertificate } from "../kube/certificates/self-signed.ts";
+import { createServingCertificate } from "../kube/certificates/serving.ts";
+import type { Store } from "../kube/port.ts";
+import type { Node } from "../kube/types.ts";
+import { hasCode } from "../lib/errors.ts";
+import type { Collector, MetricsRegistry } from "../lib/metrics.ts";
+import { createAuthenticator } from "../server/auth/authenticator.ts";
+import { createAuthorizer } from "../server/auth/authorizer.ts";
+import { certificateFromFiles } from "../server/auth/certificate-files.ts";
+import { type ClientCA, loadClientCA } from "../server/auth/client-ca.ts";
+import { kubeletFlagValues } from "../server/flag-values.ts";
+import { createCheckpointHandler } from "../server/handlers/checkpoint.ts";
+import { createConfigzHandler } from "../server/handlers/configz.ts";
+import { createHealthHandlers } from "../server/handlers/healthz.ts";
+import { createPodsHandler, createRunningPodsHandler } from "../server/handlers/pods.ts";
+import { createPprofHandler } from "../server/handlers/pprof.ts";
+import { createVerbosityHandler } from "../server/handlers/verbosity.ts";
+import { createFlagzHandler, createStatuszHandler } from "../server/handlers/z-pages.ts";
+import { createContainerLogsHandler } from "../server/logs/container-logs.ts";
+import { createNodeLogsHandler } from "../server/logs/node-logs.ts";
+import { createMetricsHandlers } from "../server/metrics/handlers.ts";
+import { HealthSLIs } from "../server/metrics/slis.ts";
+import type { ServedPods, ServingCertificate } from "../server/port.ts";
+import type { KubeletHandlers } from "../server/routes.ts";
+import { createKubeletServer } from "../server/server.ts";
+import { createStreaming } from "../server/streaming/streaming.ts";
+import type { Stats } from "../stats/port.ts";
+import { createStats } from "../stats/stats.ts";
+import { kubeletVersion } from "../version.ts";
+import type { Cluster, Surroundings } from "./cluster.ts";
+import type { StartedNode } from "./kubelet-node.ts";
+
+export interface StartServerOptions extends StartedNode {
+  settings: KubeletSettings;
+  nodeName: string;
+  cluster: Cluster;
+  ownNode: Store<Node>;
+  pods: ServedPods;
+  /** The agent's own metrics, for /metrics. */
+  metrics: MetricsRegistry;
+  /** Those of /metrics/probes. */
+  probes: Collector;
+}
+
+/** Serves the kubelet's API as a part of the agent. Rejects with ConfigError if it cannot be as configured. */
+export async function startServer(options: StartServerOptions, surroundings: Surroundings): Promise<Stats> {
+  try {
+    return await start(options, surroundings);
+  } catch (err) {
+    if (hasCode(err, "Invalid")) throw new ConfigError([err.message]);
+    throw err;
+  }
+}
+
+async function start(options: StartServerOptions, surroundings: Surroundings): Promise<Stats> {
+  const { settings, cluster, nodeName, metrics } = options;
+  const { config } = settings;
+  const { clock, log, parts, stop } = surroundings;
+  const { options: tlsOptions, warnings } = readTlsSettings(config);
+  for (const warning of warnings) log.warn({ warning }, "configuration");
+  const stats = await openStats(options, surroundings);
+  const clientCA = await openClientCA(settings, surroundings);
+  const certificate = await openCertificate(options, surroundings);
+  const { anonymous, webhook } = config.authentication;
+  const shared = { clock, log, metrics, stop };
+  const authenticator = createAuthenticator({
+    ...shared,
+    clientCA,
+    readsCertificateUID: isGateOn(config.featureGates, "AllowParsingUserUIDFromCertAuth"),
+    tokens: webhook.enabled ? { api: cluster.client, cacheTTLMs: webhook.cacheTTL } : undefined,
+    allowsAnonymous: anonymous.enabled,
+  });
+  const { mode, webhook: caches } = config.authorization;
+  const authorizer = createAuthorizer({
+    ...shared,
+    mode,
+    nodeName,
+    api: cluster.client,
+    authorizedTTLMs: caches.cacheAuthorizedTTL,
+    unauthorizedTTLMs: caches.cacheUnauthorizedTTL,
+  });
+  const server = createKubeletServer({
+    config,
+    tls: { options: tlsOptions, certificate, ...(clientCA === undefined ? {} : { clientCA }) },
+    authenticator,
+    authorizer,
+    handlers: handlersOf(options, stats, surroundings),
+    metrics,
+    clock,
+    log,
+  });
+  parts.start("kubelet API", (signal) => server.run(signal));
+  return stats;
+}
+
+async function openStats(options: StartServerOptions, { clock, log, parts }: Surroundings): Promise<Stats> {
+  const { settings, nodeName, pods, runtime, facts, cgroupDriver } = options;
+  const { flags, config } = settings;
+  const { cgroupRoot, cgroupsPerQOS, kubeletCgroups, systemCgroups, podLogsDir, volumeStatsAggPeriod } = config;
+  const stats = await createStats({
+    nodeName,
+    startedAtMs: startedAtMs(),
+    pods,
+    runtime,
+    facts,
+    cgroups: { driver: cgroupDriver, cgroupRoot, cgroupsPerQOS },
+    systemCgroups: { kubeletCgroups, runtimeCgroups: flags.runtimeCgroups, systemCgroups },
+    rootDir: flags.rootDir,
+    podLogsDir,
+    volumeStatsAggPeriodMs: volumeStatsAggPeriod,
+    clock,
+    log,
+  });
+  parts.start("stats", (signal) => stats.run(signal));
+  return stats;
+}
+
+async function openClientCA({ config }: KubeletSettings, deps: Surroundings): Promise<ClientCA | undefined> {
+  const { clientCAFile: file } = config.authentication.x509;
+  if (file === "") return undefined;
+  const { clock, log, parts } = deps;
+  const reload = isGateOn(config.featureGates, "ReloadKubeletClientCAFile");
+  const clientCA = await loadClientCA({ file, reload, clock, log });
+  parts.start("client CA file", (signal) => clientCA.run(signal));
+  return clientCA;
+}
+
+async function openCertificate(
+  { settings: { flags, config }, nodeName, ownNode, cluster, metrics }: StartServerOptions,
+  { clock, log, parts }: Surroundings,
+): Promise<ServingCertificate> {
+  const { tlsCertFile, tlsPrivateKeyFile, featureGates, serverTLSBootstrap } = config;
+  const { certDir } = flags;
+  const hasFiles = tlsCertFile !== "" && tlsPrivateKeyFile !== "";
+  if (serverTLSBootstrap) {
+    const { client, startInformer } = cluster;
+    const allowsDNSOnly = isGateOn(featureGates, "AllowDNSOnlyNodeCSR");
+    const configured = hasFiles ? { configured: { cert: tlsCertFile, key: tlsPrivateKeyFile } } : {};
+    const manager = createServingCertificate(
+      { certDir, nodeName, nodeStore: ownNode, client, startInformer, allowsDNSOnly, metrics, ...configured },
+      { clock, log },
+    );
+    await manager.load();
+    parts.start("serving certificate", (signal) => manager.run(signal));
+    return manager;
+  }
+  if (!hasFiles) return await selfSignedServingCertificate({ certDir, hostname: nodeName }, { clock, log });
+  const reload = isGateOn(featureGates, "ReloadKubeletServerCertificateFile");
+  const files = await certificateFromFiles(tlsCertFile, tlsPrivateKeyFile, { reload, clock, log });
+  parts.start("serving certificate files", (signal) => files.run(signal));
+  return files;
+}
+
+function handlersOf(
+  { settings, pods, runtime, metrics, probes }: StartServerOptions,
+  stats: Stats,
+  { clock, log, health }: Surroundings,
+): KubeletHandlers {
+  const { flags, config } = settings;
+  const { featureGates, enableSystemLogQuery: enableQuery } = config;
+  const slis = new HealthSLIs();
+  const { metrics: agent, ...others } = createMetricsHandlers({
+    registry: metrics,
+    probes,
+    resource: () => stats.resourceMetrics(),
+    cadvisor: () => stats.cadvisorMetrics(),
+    slis,
+    processStartMs: startedAtMs(),
+  });
+  const splitStreams = isGateOn(featureGates, "PodLogsQuerySplitStreams");
+  const extendWebSockets = isGateOn(featureGates, "ExtendWebSocketsToKubelet");
+  return {
+    ...createHealthHandlers(health.checks, (name, isHealthy) => slis.record(name, isHealthy)),
+    ...createStreaming({ pods, runtime, clock, metrics, extendWebSockets }),
+    metrics: { agent, ...others },
+    pods: createPodsHandler(pods),
+    runningPods: createRunningPodsHandler(runtime),
+    statsSummary: stats.handler,
+    containerLogs: createContainerLogsHandler({ pods, runtime, clock, log, splitStreams }),
+    nodeLogs: createNodeLogsHandler({ clock, log, enableQuery }),
+    configz: createConfigzHandler(() => kubeletConfigz(config)),
+    checkpoint: createCheckpointHandler({ pods, runtime, rootDir: flags.rootDir, clock }),
+    pprof: createPprofHandler({ clock, args: process.argv }),
+    verbosity: createVerbosityHandler((verbosity) => {
+      log.level = logLevelOf(verbosity);
+    }),
+    statusz: createStatuszHandler({ clock, startedAtMs: startedAtMs(), version: kubeletVersion, paths: statuszPaths }),
+    flagz: createFlagzHandler(kubeletFlagValues(settings)),
+  };
+}
+
+// First segments of what is served at exact paths, as the reference lists them.
+const statuszPaths = ["/configz", "/debug", "/flagz", "/healthz", "/metrics", "/statusz"];
+
+/** Unix ms at which this process started. */
+function startedAtMs(): number {
+  return Math.round(performance.timeOrigin);
+}
