@@ -86,7 +86,7 @@ export async function startLocalCluster(options: LocalClusterOptions = {}): Prom
     const agent = restartable(node, "nodelet", nodelet, [
       ...["--config", join(configDir, "kubelet.yaml"), "--proxy-config", join(configDir, "kube-proxy.yaml")],
       ...["--kubeconfig", join(apiDir, "node.kubeconfig"), "--hostname-override", node.name],
-      ...["--root-dir", rootDir, "--node-ip", node.nodeIP],
+      ...["--root-dir", rootDir, "--cert-dir", join(rootDir, "pki"), "--node-ip", node.nodeIP],
     ]);
     await agent.start();
     const kubeconfig = join(apiDir, "admin.kubeconfig");
