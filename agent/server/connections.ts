@@ -10,6 +10,7 @@ export interface Connection {
   headerBytes: number;
   /** Requests that came and have not been answered to the end. A stream that left HTTP counts until it is closed. */
   requests: number;
+  leftHttp: boolean;
   /** Settles when the handlers of all requests so far have ended. */
   served: Promise<void>;
 }
@@ -20,8 +21,8 @@ export interface ConnectionLimits {
 }
 
 /**
- * The connections of one listener. They come untrusted; one becomes trusted when somebody authenticates on it with a
- * credential. Untrusted ones are bounded in number and in the bytes of their unfinished headers. At a bound one is closed:
+ * The connections of one listener. They come untrusted; one becomes trusted when somebody with a credential is allowed
+ * something on it. Untrusted ones are bounded in number and in the bytes of their unfinished headers. At a bound one is closed:
  * the oldest of the address that has most, so that neither a flood from one machine nor one from many keeps others out.
  */
 export class Connections {
@@ -47,6 +48,7 @@ export class Connections {
       isTrusted: false,
       headerBytes: 0,
       requests: 0,
+      leftHttp: false,
       served: Promise.resolve(),
     };
     const peer = peerOf(socket);

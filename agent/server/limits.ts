@@ -1,31 +1,41 @@
-/** Limits of the kubelet API's listeners. Durations are milliseconds, sizes bytes. */
+// Limits of the kubelet API's listeners. Durations are milliseconds, sizes bytes.
 
-/** Idle connections are closed after this time: the reference's value. */
-export const keepAliveMs = 90_000;
+/** Times that a connection may take. Node measures them, not our clock. */
+export interface ConnectionTimes {
+  /** Idle connections are closed after this time: the reference's value. */
+  readonly keepAliveMs: number;
+  /** A request, with its body, must be read within this time: the reference's value. */
+  readonly requestReadMs: number;
+  /** The header must be complete within this time. The reference waits 4 h, which is what slow-loris clients live on. */
+  readonly headersReadMs: number;
+  /** A TLS handshake must be done within this time. The reference waits 4 h here, too. */
+  readonly handshakeMs: number;
+  /** How often Node looks for connections that broke the two limits on reading. */
+  readonly checkMs: number;
+}
 
-/** A request, with its body, must be read within this time: the reference's value. */
-export const requestReadMs = 4 * 3_600_000;
+export const connectionTimes: ConnectionTimes = {
+  keepAliveMs: 90_000,
+  requestReadMs: 4 * 3_600_000,
+  headersReadMs: 32_000,
+  handshakeMs: 10_000,
+  checkMs: 2_000,
+};
 
 /** An answer must be written within this time, however slowly: the reference's value. It also ends a `logs -f`. */
 export const responseWriteMs = 4 * 3_600_000;
-
-/** The header must be complete within this time. The reference waits 4 h, which is what slow-loris clients live on. */
-export const headersReadMs = 32_000;
-
-/** A TLS handshake must be done within this time. The reference waits 4 h here, too. */
-export const handshakeMs = 10_000;
-
-/** How often Node looks for connections that broke the two limits on reading. */
-export const readLimitsCheckMs = 2_000;
 
 /** Request line and headers together: the reference's 1 MiB and the slop that Go's server adds. */
 export const headerBytesMax = 1_048_576 + 4_096;
 
 /** Incomplete headers of all untrusted connections of one listener together: many headers of 1 MiB would fill memory. */
-export const untrustedHeaderBytesMax = 16 * 1_048_576;
+export const untrustedHeaderBytesMax = 4 * 1_048_576;
+
+/** From here on, an unfinished header is read no faster than a chunk a turn of the event loop, so that others have theirs. */
+export const headerBytesEasy = 65_536;
 
 /**
- * Connections of one listener that nobody has authenticated on. Each costs some 60 KB with TLS. At the bound the oldest one
+ * Connections of one listener on which nobody was allowed anything. Each costs some 60 KB with TLS. At the bound the oldest one
  * makes room, so a flood cannot lock out the API server: it authenticates within milliseconds.
  */
 export const untrustedConnectionsMax = 512;

@@ -18,6 +18,7 @@ export interface ListenerOptions {
   readonly tls?: KubeletTls;
   readonly path: RequestPath;
   readonly connections: ListenerConnections;
+  readonly times: limits.ConnectionTimes;
   readonly clock: Clock;
   readonly log: Logger;
 }
@@ -80,13 +81,13 @@ export async function runListener(
   }
 }
 
-function httpOptions({ path, connections }: ListenerOptions): ServerOptions {
+function httpOptions({ path, connections, times }: ListenerOptions): ServerOptions {
   return {
     maxHeaderSize: limits.headerBytesMax,
-    keepAliveTimeout: limits.keepAliveMs,
-    headersTimeout: limits.headersReadMs,
-    requestTimeout: limits.requestReadMs,
-    connectionsCheckingInterval: limits.readLimitsCheckMs,
+    keepAliveTimeout: times.keepAliveMs,
+    headersTimeout: times.headersReadMs,
+    requestTimeout: times.requestReadMs,
+    connectionsCheckingInterval: times.checkMs,
     noDelay: true,
     keepAlive: true,
     keepAliveInitialDelay: limits.tcpKeepAliveMs,
@@ -103,7 +104,7 @@ function createSecureServer({ clientCA }: KubeletTls, options: ListenerOptions):
     requestCert: clientCA !== undefined,
     rejectUnauthorized: false, // the authenticator decides, for each request
     ALPNProtocols: ["http/1.1"],
-    handshakeTimeout: limits.handshakeMs,
+    handshakeTimeout: options.times.handshakeMs,
   });
 }
 
@@ -130,7 +131,14 @@ function follow(server: Server | TlsServer, { tls, path, connections, clock, log
     connections.set(socket, connection);
     socket.on("error", (err) => log.debug({ remote: connection.source, err: messageOf(err) }, "connection failed"));
     // Before Node's own parser, which may find the end of a header in the same bytes.
-    socket.prependListener("data", (chunk: Buffer) => bounded.received(connection, chunk.length));
+    socket.prependListener("data", (chunk: Buffer) => {
+      bounded.received(connection, chunk.length);
+      if (connection.headerBytes < limits.headerBytesEasy) return;
+      socket.pause();
+      setImmediate(() => {
+        if (!connection.leftHttp) socket.resume();
+      });
+    });
   };
   server.on("connection", (socket: Socket) => {
     const connection = bounded.add(socket);
@@ -171,6 +179,7 @@ function follow(server: Server | TlsServer, { tls, path, connections, clock, log
     socket.removeAllListeners("data"); // ours: it would take the handler's bytes
     bounded.headerDone(connection);
     connection.requests += 1;
+    connection.leftHttp = true;
     connection.served = path.upgrade(request, socket, head);
   });
   server.on("connect", (_request, socket) => refuse(socket, 404, clock));

@@ -4,31 +4,13 @@ import type { Clock } from "../lib/clock.ts";
 import { isAbort, messageOf } from "../lib/errors.ts";
 import type { Logger } from "../lib/log.ts";
 import { requestAttributes } from "./attributes.ts";
+import type { Authenticator } from "./auth/authenticator.ts";
+import { AuthorizationError, type Authorizer } from "./auth/authorizer.ts";
 import { flushMs, responseWriteMs } from "./limits.ts";
 import { HttpError, type UserInfo } from "./port.ts";
 import { requestLabels, type RequestMetrics, type ServerType } from "./request-metrics.ts";
 import { sendError } from "./respond.ts";
 import { type Match, matchRoute, type Route } from "./router.ts";
-
-/** Finds out who sent a request. */
-export interface Authenticator {
-  /**
-   * May take credentials out of the headers, so that they do not travel on.
-   *
-   * @returns undefined, or rejects: nobody that we know
-   */
-  authenticate(request: IncomingMessage, socket: Socket): Promise<{ user: UserInfo } | undefined>;
-}
-
-export interface Authorizer {
-  /** Tries `subresources` in order; the first that is allowed wins. Rejects when it could not find out. */
-  authorize(
-    user: UserInfo,
-    verb: string,
-    subresources: readonly string[],
-    signal?: AbortSignal,
-  ): Promise<"allowed" | "denied">;
-}
 
 export interface RequestPathOptions {
   readonly routes: readonly Route[];
@@ -39,7 +21,7 @@ export interface RequestPathOptions {
   readonly metrics: RequestMetrics | undefined;
   readonly clock: Clock;
   readonly log: Logger;
-  /** Somebody authenticated on the connection with a credential of theirs. */
+  /** Somebody with a credential was allowed something on the connection. */
   onTrusted?(socket: Socket): void;
 }
 
@@ -148,7 +130,6 @@ export class RequestPath {
     if (auth === undefined) return;
     const user = await this.#authenticate(auth.authenticator, request);
     if (user === undefined) throw new HttpError(401, "Unauthorized");
-    if (user.username !== anonymous) onTrusted?.(request.socket);
     const { verb, subresources } = requestAttributes(request.method ?? "GET", path);
     const about = `user=${user.username}, verb=${verb}, resource=nodes`;
     let decision: "allowed" | "denied";
@@ -156,11 +137,13 @@ export class RequestPath {
       decision = await auth.authorizer.authorize(user, verb, subresources, signal);
     } catch (err) {
       this.#options.log.warn({ user: user.username, verb, subresources, err: messageOf(err) }, "authorization failed");
-      throw new HttpError(500, `Authorization error (${about}, subresource=${subresources[0]})`);
+      const subresource = err instanceof AuthorizationError ? err.subresource : subresources[0];
+      throw new HttpError(500, `Authorization error (${about}, subresource=${subresource})`);
     }
     if (decision !== "allowed") {
       throw new HttpError(403, `Forbidden (${about}, subresource(s)=[${subresources.join(" ")}])\n`);
     }
+    if (user.username !== anonymous) onTrusted?.(request.socket);
   }
 
   async #authenticate(authenticator: Authenticator, request: IncomingMessage): Promise<UserInfo | undefined> {

@@ -5,10 +5,12 @@ import { ignoreAbort } from "../lib/loop.ts";
 import { messageOf } from "../lib/errors.ts";
 import type { Logger } from "../lib/log.ts";
 import type { MetricsRegistry } from "../lib/metrics.ts";
+import type { Authenticator } from "./auth/authenticator.ts";
+import type { Authorizer } from "./auth/authorizer.ts";
 import { createHealthHandlers, pingCheck } from "./handlers/healthz.ts";
-import { healthzRetryMs } from "./limits.ts";
+import { type ConnectionTimes, connectionTimes, healthzRetryMs } from "./limits.ts";
 import { ListenerConnections, type ListenerOptions, runListener } from "./listener.ts";
-import { type Authenticator, type Authorizer, RequestPath, type RequestPathOptions } from "./request-path.ts";
+import { RequestPath, type RequestPathOptions } from "./request-path.ts";
 import { createRequestMetrics } from "./request-metrics.ts";
 import { type KubeletHandlers, healthzRoutes, kubeletRoutes, readOnlyRoutes, type RouteSwitches } from "./routes.ts";
 import type { KubeletTls } from "./tls-context.ts";
@@ -32,6 +34,8 @@ export interface KubeletServerOptions {
   readonly metrics: MetricsRegistry;
   readonly clock: Clock;
   readonly log: Logger;
+  /** Other than {@link connectionTimes}; for tests. */
+  readonly times?: Partial<ConnectionTimes>;
   /** Called for each listener when it accepts connections. */
   onListening?(name: ListenerName, address: AddressInfo): void;
 }
@@ -59,7 +63,8 @@ export function createKubeletServer(options: KubeletServerOptions): KubeletServe
       const connections = new ListenerConnections();
       const onTrusted: RequestPathOptions["onTrusted"] = (socket) => connections.trust(socket);
       const requestPath = new RequestPath({ ...path, clock, log, onTrusted });
-      await runListener({ ...place, path: requestPath, connections, clock, log }, signal, (address) => {
+      const times = { ...connectionTimes, ...options.times };
+      await runListener({ ...place, path: requestPath, connections, times, clock, log }, signal, (address) => {
         log.info({ listener: name, address: address.address, port: address.port }, "kubelet API is listening");
         options.onListening?.(name, address);
       });

@@ -1,5 +1,6 @@
 import { constants } from "node:crypto";
 import type { SecureContextOptions } from "node:tls";
+import { withoutHandshakeVerdict } from "./auth/handshake.ts";
 import type { ServingCertificate } from "./port.ts";
 
 /** PEM certificates of the authorities that client certificates may come from. */
@@ -30,7 +31,7 @@ export function secureContextOptions({ options, clientCA, certificate }: Kubelet
   return {
     ...options,
     ...certificate.current(),
-    ...(ca === undefined ? {} : { ca }),
+    ...(ca === undefined ? {} : { ca, ...withoutHandshakeVerdict }),
     secureOptions: constants.SSL_OP_NO_TICKET | constants.SSL_OP_NO_RENEGOTIATION,
   };
 }

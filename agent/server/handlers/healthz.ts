@@ -1,15 +1,10 @@
 import { messageOf } from "../../lib/errors.ts";
+import type { HealthCheck } from "../health.ts";
 import type { Exchange, Handler } from "../port.ts";
 import { plainError, sendText } from "../respond.ts";
 
-/** One thing that has to be well. `check` throws or rejects with the reason when it is not. */
-export interface HealthCheck {
-  readonly name: string;
-  check(): Promise<void> | void;
-}
-
 /** Says that the process answers, and no more. */
-export const pingCheck: HealthCheck = { name: "ping", check: () => {} };
+export const pingCheck: HealthCheck = { name: "ping", check: async () => {} };
 
 export interface HealthHandlers {
   /** All checks; `?verbose` lists them, `?exclude=<name>` leaves some out. */

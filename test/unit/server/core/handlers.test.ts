@@ -120,7 +120,7 @@ test("/runningpods/ shows what the runtime runs", async () => {
 
 describe("/healthz", () => {
   const checks = [
-    { name: "ping", check: () => {} },
+    { name: "ping", check: async () => {} },
     { name: "syncloop", check: () => Promise.reject(new Error("stuck since noon")) },
   ];
 

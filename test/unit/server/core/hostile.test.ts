@@ -7,6 +7,8 @@ import { connect as tlsConnect } from "node:tls";
 import { describe, expect, test } from "vitest";
 import { Connections } from "../../../../agent/server/connections.ts";
 import * as limits from "../../../../agent/server/limits.ts";
+import { readBody } from "../../../../agent/server/respond.ts";
+import { FakeClock } from "../../kube/fake-clock.ts";
 import { ask, authority, namingHandlers, RawClient, startServer, until } from "./support.ts";
 
 const get = (path: string, more = "") => `GET ${path} HTTP/1.1\r\nHost: a\r\nAuthorization: Bearer x\r\n${more}\r\n`;
@@ -81,6 +83,103 @@ describe("bytes that are no request", () => {
     });
     await expect(once(old, "secureConnect")).rejects.toThrow(/version/);
     old.destroy();
+  });
+});
+
+describe("clients that take their time", () => {
+  const times = { keepAliveMs: 100, headersReadMs: 200, requestReadMs: 400, handshakeMs: 100, checkMs: 20 };
+
+  test("the limits are the reference's, but for headers and handshakes, which have to be quick", () => {
+    expect(limits.connectionTimes).toEqual({
+      keepAliveMs: 90_000,
+      headersReadMs: 32_000,
+      requestReadMs: 4 * 3_600_000,
+      handshakeMs: 10_000,
+      checkMs: 2_000,
+    });
+    expect(limits.responseWriteMs).toBe(4 * 3_600_000);
+    expect(limits.headerBytesMax).toBeGreaterThan(1_048_576);
+  });
+
+  for (const [what, bytes, want] of [
+    ["nothing", "", /^HTTP\/1.1 408 Request Timeout\r\n/],
+    ["half a request line", "GET /po", /^HTTP\/1.1 408 /],
+    ["half a header", "GET /pods HTTP/1.1\r\nHost: a\r\nX: y", /^HTTP\/1.1 408 /],
+    ["half a second header", `${get("/pods")}GET /po`, /^HTTP\/1.1 200 OK\r\n.*HTTP\/1.1 408 /s],
+    ["half a body", "PUT /debug/flags/v HTTP/1.1\r\nHost: a\r\nContent-Length: 9\r\n\r\n4", /401/],
+    ["no second request", get("/pods"), /GET pods {}$/],
+  ] as const) {
+    test(`one that sends ${what} is let go`, async () => {
+      await using server = await startServer({ times });
+      await using raw = await RawClient.tls(server.ports.kubelet);
+      raw.socket.write(bytes);
+      await raw.closed;
+      expect(raw.text).toMatch(want);
+    });
+  }
+
+  test("one that does not finish its handshake is let go", async () => {
+    await using server = await startServer({ times });
+    for (const bytes of ["", "\x16\x03\x01\x02\0\x01"]) {
+      const raw = await RawClient.plain(server.ports.kubelet);
+      raw.socket.write(bytes, "latin1");
+      raw.socket.once("end", () => raw.socket.end());
+      await raw.closed;
+    }
+    expect(await ask(server.ports.kubelet, "/pods")).toMatchObject({ status: 200 });
+  });
+
+  test("a body that trickles ends with the time for reading", async () => {
+    const handlers = {
+      ...namingHandlers(),
+      verbosity: async ({ request }: Parameters<ReturnType<typeof namingHandlers>["verbosity"]>[0]) => {
+        await readBody(request);
+      },
+    };
+    await using server = await startServer({ times, handlers });
+    await using raw = await RawClient.tls(server.ports.kubelet);
+    raw.socket.write(get("/debug/flags/v", "Content-Length: 9\r\n"));
+    const trickle = setInterval(() => raw.socket.write("1"), 100);
+    await raw.closed;
+    clearInterval(trickle);
+    expect(raw.text).not.toMatch(/200/);
+  });
+
+  test("an answer that is not read ends with the time for writing", async () => {
+    const clock = new FakeClock();
+    const handlers = {
+      ...namingHandlers(),
+      configz: async ({ response, signal }: Parameters<ReturnType<typeof namingHandlers>["configz"]>[0]) => {
+        response.write("begun");
+        await once(signal, "abort");
+      },
+    };
+    await using server = await startServer({ clock, handlers });
+    await using raw = await RawClient.tls(server.ports.kubelet);
+    raw.socket.write(get("/configz"));
+    await raw.until(/begun/);
+    await clock.advance(limits.responseWriteMs - 1);
+    expect(raw.socket.destroyed).toBe(false);
+    await clock.advance(1);
+    await raw.closed;
+    expect(clock.waiting).toBe(0);
+  });
+
+  test("a stream whose last bytes are not taken is cut", async () => {
+    const clock = new FakeClock();
+    const { exec, ...others } = namingHandlers();
+    const upgrade: typeof exec.upgrade = async ({ socket }) => {
+      await Promise.resolve(void socket.write(Buffer.alloc(64 * 1_048_576)));
+    };
+    await using server = await startServer({ clock, handlers: { ...others, exec: { ...exec, upgrade } } });
+    await using raw = await RawClient.tls(server.ports.kubelet);
+    raw.socket.pause();
+    raw.socket.write(get("/exec/a/b/c", "Connection: Upgrade\r\nUpgrade: X\r\n"));
+    await until(() => clock.waiting === 1);
+    await clock.advance(limits.flushMs);
+    raw.socket.resume();
+    await raw.closed;
+    expect(raw.text.length).toBeLessThan(64 * 1_048_576);
   });
 });
 

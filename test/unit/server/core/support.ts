@@ -90,7 +90,7 @@ const namingStream = (name: string): StreamHandler => ({
 });
 
 export const namingHandlers = (): KubeletHandlers => ({
-  ...createHealthHandlers([{ name: "ping", check: () => {} }]),
+  ...createHealthHandlers([{ name: "ping", check: async () => {} }]),
   pods: naming("pods"),
   runningPods: naming("runningPods"),
   statsSummary: naming("statsSummary"),
