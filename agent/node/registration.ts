@@ -13,6 +13,7 @@ import { type CapacityOptions, nodeCapacity, type Reservations } from "./capacit
 import { nodeEvent, nodeEvents } from "./conditions.ts";
 import type { NodeFacts } from "./facts.ts";
 import { buildInitialNode, type InitialNodeOptions, reconcileExistingNode } from "./initial-node.ts";
+import type { NodeStartup } from "./metrics.ts";
 import { buildNodePatch } from "./patch.ts";
 import type { RuntimeHealth } from "./runtime-health.ts";
 import { type BuiltNode, buildNodeStatus, type LocalNodeState } from "./status.ts";
@@ -62,6 +63,7 @@ export interface NodeAgentDeps {
   images: () => readonly ImageInfo[];
   /** What eviction, volumes, shutdown and pod workers have to report. Call `wake()` when it changes. */
   local: () => LocalNodeState;
+  startup?: NodeStartup;
   clock: Clock;
   log: Logger;
   recorder: EventRecorder;
@@ -184,13 +186,16 @@ class NodeReporter implements NodeAgent {
   }
 
   async #register(signal: AbortSignal): Promise<void> {
-    const { client, settings, log } = this.#deps;
+    const { client, settings, log, startup } = this.#deps;
     const built = await this.#build(this.#initial);
+    startup?.attempted();
     this.#initial = built.node;
     const options = { signal, timeoutMs: settings.statusUpdateMs };
     try {
       this.#stored = await client.create(nodes, built.node, options);
       log.info({ node: settings.nodeName }, "registered the node");
+      startup?.registered();
+      this.#noteReady(this.#stored);
       this.#tellEvents(undefined, this.#stored);
       this.#noteReport(true);
     } catch (err) {
@@ -254,6 +259,7 @@ class NodeReporter implements NodeAgent {
     const patch = buildNodePatch(existing, node);
     if (patch === undefined) return;
     this.#stored = await client.patch(nodes, key, patch, { ...options, type: "strategic", subresource: "status" });
+    this.#noteReady(this.#stored);
     this.#noteReport(hasChanged || this.#lastReportMs === undefined);
     this.#tellEvents(existing, node);
   }
@@ -324,6 +330,11 @@ class NodeReporter implements NodeAgent {
   #noteRegistered(): void {
     this.#isRegistered = true;
     this.#registered.resolve();
+  }
+
+  #noteReady({ status }: Node): void {
+    const isReady = status?.conditions?.some((condition) => condition.type === "Ready" && condition.status === "True");
+    if (isReady === true) this.#deps.startup?.ready();
   }
 
   #noteReport(hasChanged: boolean): void {

@@ -12,6 +12,7 @@ import type { Mount } from "../runtime/port.ts";
 import { hasPublishedContent } from "./atomic-writer.ts";
 import type { SetUpResult, VolumeDeps, VolumeKind } from "./kind.ts";
 import { kindOf } from "./kinds.ts";
+import type { VolumeMetrics } from "./metrics.ts";
 import { buildMount } from "./mounts.ts";
 import { refKey, volumeRefs } from "./object-refs.ts";
 import { podDirOf, removePodDir, subPathTargetOf, tearDownPodVolumes, volumeDirOf } from "./pod-dirs.ts";
@@ -35,6 +36,7 @@ export interface PodVolumesOptions {
   /** Records an event about the pod: a mounted volume whose content could not be brought up to date. */
   onEvent?(pod: Pod, type: "Warning", reason: "FailedMount", message: string): void;
   random?: () => number;
+  metrics?: VolumeMetrics;
 }
 
 /** The volumes of all pods. */
@@ -63,6 +65,8 @@ interface MountedVolume {
 
 /** What we know of a pod between calls; all of it can be found again by calling `setUp`. */
 interface PodState {
+  /** Plugins of the volumes that containers use, one entry a volume. */
+  wanted: readonly string[];
   mounted: Map<string, MountedVolume>;
   /** Keys of the objects whose content is in the volumes. */
   refs: Set<string>;
@@ -85,6 +89,12 @@ export function createPodVolumes(options: PodVolumesOptions): VolumeManager {
   const states = new Map<string, PodState>();
   const podsOfRef = new Map<string, Set<string>>();
   const listeners = new Set<(podUID: string) => void>();
+  options.metrics?.follow(() => ({
+    desired: [...states.values()].flatMap(({ wanted }) => wanted),
+    actual: [...states.values()].flatMap(({ mounted }) => [...mounted.values()].map(({ kind }) => kind.pluginName)),
+  }));
+  const timed: VolumeMetrics["time"] = async (pluginName, operation, work) =>
+    await (options.metrics?.time(pluginName, operation, work) ?? work());
 
   const stopListening = objects.onChange((kind, namespace, name) => {
     for (const podUID of podsOfRef.get(refKey({ kind, namespace, name })) ?? []) {
@@ -94,7 +104,7 @@ export function createPodVolumes(options: PodVolumesOptions): VolumeManager {
 
   /** Known before anything is read: a change in between must not be missed. */
   function track(podUID: string, refs: Set<string>): PodState {
-    const state = states.get(podUID) ?? { mounted: new Map(), refs: new Set(), failures: 0, nextAtMs: undefined };
+    const state = states.get(podUID) ?? newState();
     states.set(podUID, state);
     untrackRefs(podUID, state);
     for (const key of refs) {
@@ -119,7 +129,8 @@ export function createPodVolumes(options: PodVolumesOptions): VolumeManager {
     if (isMounted && !kind.isRefreshed) return undefined;
     const dir = volumeDirOf(podDir, kind.pluginName, volume.name);
     try {
-      const result = await kind.setUp({ pod, volume, podDir, dir, deps, signal });
+      const work = async () => await kind.setUp({ pod, volume, podDir, dir, deps, signal });
+      const result = await (isMounted ? work() : timed(kind.pluginName, "volume_mount", work));
       state.mounted.set(volume.name, { kind, hostPath: result.hostPath });
       return result;
     } catch (err) {
@@ -139,6 +150,7 @@ export function createPodVolumes(options: PodVolumesOptions): VolumeManager {
     const podDir = podDirOf(await realpath(rootDir), podUID);
     const volumes = usedVolumes(pod);
     const state = track(podUID, new Set(volumeRefs(pod, volumes).map(refKey)));
+    state.wanted = volumes.flatMap(pluginNameOf);
     await Promise.all(
       ["volumes", "plugins"].map((name) => mkdir(join(podDir, name), { recursive: true, mode: 0o750 })),
     );
@@ -227,7 +239,11 @@ export function createPodVolumes(options: PodVolumesOptions): VolumeManager {
       if (state !== undefined) untrackRefs(podUID, state);
       states.delete(podUID);
       tokens.forget(podUID);
-      await tearDownPodVolumes(podDirOf(await realpath(rootDir), podUID));
+      const work = tearDownPodVolumes(podDirOf(await realpath(rootDir), podUID));
+      // All go at once: what that took counts for each.
+      const mounted = [...(state?.mounted.values() ?? [])];
+      await Promise.all(mounted.map(({ kind }) => timed(kind.pluginName, "volume_unmount", async () => await work)));
+      await work;
     },
     // No kind so far asks for any: PersistentVolumes with a gid annotation will.
     supplementalGroups: () => [],
@@ -258,6 +274,19 @@ export function usedVolumes(pod: Pod): Volume[] {
     ),
   );
   return (pod.spec.volumes ?? []).filter(({ name }) => names.has(name));
+}
+
+function newState(): PodState {
+  return { wanted: [], mounted: new Map(), refs: new Set(), failures: 0, nextAtMs: undefined };
+}
+
+/** Empty for kinds that cannot be set up. */
+function pluginNameOf(volume: Volume): string[] {
+  try {
+    return [kindOf(volume).pluginName];
+  } catch {
+    return [];
+  }
 }
 
 async function readFileInside(base: string, path: string): Promise<string> {

@@ -43,6 +43,7 @@ describe("the node agent", () => {
   let updateRuntimeConfig: (config: { podCIDR: string }) => Promise<void>;
   let agent: NodeAgent;
   let stop: AbortController;
+  let startup: string[];
   let running: Promise<void>;
 
   const start = async (more: Partial<NodeSettings> = {}) => {
@@ -59,6 +60,11 @@ describe("the node agent", () => {
       log: silentLogger,
       recorder: { event: (_about, type, reason, message) => void events.push(`${type} ${reason}: ${message}`) },
       random: () => 0.5,
+      startup: {
+        attempted: () => void startup.push("attempted"),
+        registered: () => void startup.push("registered"),
+        ready: () => void startup.push("ready"),
+      },
       readAddresses: async () => ({ localIPs: ["10.0.0.1"], resolvedIPs: [], defaultRouteIPs: [] }),
     });
     running = agent.run(stop.signal);
@@ -78,6 +84,7 @@ describe("the node agent", () => {
     health = new FakeHealth(healthy(clock.now() + 10 ** 9));
     local = {};
     events = [];
+    startup = [];
     podCIDRs = [];
     updateRuntimeConfig = async ({ podCIDR }) => void podCIDRs.push(podCIDR);
     stop = new AbortController();
@@ -100,6 +107,7 @@ describe("the node agent", () => {
     ]);
     expect(node()?.metadata.labels).toMatchObject({ team: "a", "kubernetes.io/hostname": "n1" });
     await expect(agent.registered()).resolves.toBeUndefined();
+    expect(startup).toEqual(["attempted", "registered", "ready"]);
     expect(events[0]).toBe("Normal Starting: Starting kubelet.");
     expect(events).toContain("Normal NodeHasSufficientMemory: Node n1 status is now: NodeHasSufficientMemory");
   });

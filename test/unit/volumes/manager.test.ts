@@ -5,6 +5,7 @@ import { afterEach, beforeEach, describe, expect, test } from "vitest";
 import type { Pod, PodSpec, Volume } from "../../../agent/kube/types.ts";
 import { AgentError } from "../../../agent/lib/errors.ts";
 import { silentLogger } from "../../../agent/lib/log.ts";
+import { MetricsRegistry } from "../../../agent/lib/metrics.ts";
 import {
   createPodVolumes,
   resyncMs,
@@ -13,6 +14,8 @@ import {
   type VolumeManager,
   volumeFileBytesMax,
 } from "../../../agent/volumes/manager.ts";
+import { createVolumeMetrics, type VolumeMetrics } from "../../../agent/volumes/metrics.ts";
+import { metricsText } from "../lib/metrics-support.ts";
 import { FakeClock, FakeObjects, makePod, makeTempDir } from "./support.ts";
 
 // What needs no mount: volumes on the disk. Those in memory are in the integration tests.
@@ -26,8 +29,9 @@ let clock: FakeClock;
 let manager: VolumeManager;
 let events: string[];
 
-function start(): VolumeManager {
+function start(metrics?: VolumeMetrics): VolumeManager {
   return createPodVolumes({
+    ...(metrics === undefined ? {} : { metrics }),
     rootDir: root,
     client: undefined,
     objects,
@@ -348,4 +352,32 @@ test("usedVolumes: mounts and devices of every kind of container count", () => {
     ephemeralContainers: [{ name: "debug", volumeMounts: [{ name: "c", mountPath: "/c" }] }],
   });
   expect(usedVolumes(pod).map(({ name }) => name)).toEqual(["a", "b", "c"]);
+});
+
+test("volumes are counted, and timed when they come and go", async () => {
+  const registry = new MetricsRegistry();
+  manager = start(createVolumeMetrics(registry, clock));
+  objects.setConfigMap("settings", { color: "blue" });
+  const mounts = ["v", "w", "x"].map((name) => ({ name, mountPath: `/${name}` }));
+  const pod = makePod({
+    containers: [{ name: "app", volumeMounts: mounts }],
+    volumes: [settings, { name: "w", secret: { secretName: "gone" } }, { name: "x", nfs: {} }],
+  });
+  await expect(manager.setUp(pod, never)).rejects.toThrow("gone");
+  await expect(manager.setUp(pod, never)).rejects.toThrow("gone");
+  const before = await metricsText(registry);
+  const total = (plugin: string, state: string) =>
+    `volume_manager_total_volumes{plugin_name="kubernetes.io/${plugin}",state="${state}_state_of_world"} 1\n`;
+  const took = (operation: string, status: string, plugin: string) =>
+    `count{migrated="false",operation_name="${operation}",status="${status}",volume_plugin="kubernetes.io/${plugin}"}`;
+  expect(before).toContain(total("configmap", "desired"));
+  expect(before).toContain(total("configmap", "actual"));
+  expect(before).toContain(total("secret", "desired"));
+  expect(before).not.toContain(total("secret", "actual"));
+  expect(before).toContain(`${took("volume_mount", "success", "configmap")} 1\n`); // the second time it only looked
+  expect(before).toContain(`${took("volume_mount", "fail-unknown", "secret")} 2\n`);
+  await manager.tearDown(podUID);
+  const after = await metricsText(registry);
+  expect(after).not.toContain("volume_manager_total_volumes");
+  expect(after).toContain(`${took("volume_unmount", "success", "configmap")} 1\n`);
 });

@@ -1,0 +1,63 @@
+import { expect, test } from "vitest";
+import { MetricsRegistry } from "../../../../agent/lib/metrics.ts";
+import { registerVolumeStats } from "../../../../agent/server/metrics/volume-stats.ts";
+import type { PodStats, Summary } from "../../../../agent/stats/port.ts";
+import { metricsText } from "../../lib/metrics-support.ts";
+
+const time = "2026-01-01T00:00:00Z";
+
+function podStats(name: string, more: Partial<PodStats> = {}): PodStats {
+  return { podRef: { name, namespace: "ns", uid: `uid-${name}` }, startTime: time, containers: [], ...more };
+}
+
+async function shown(summary: () => Promise<Summary>): Promise<string> {
+  const registry = new MetricsRegistry();
+  registerVolumeStats(registry, summary);
+  return await metricsText(registry);
+}
+
+test("volumes of claims are shown once for each claim, and nothing else's", async () => {
+  const claim = {
+    name: "data",
+    pvcRef: { name: "claim", namespace: "ns" },
+    time,
+    capacityBytes: 2_000_000,
+    availableBytes: 5,
+    usedBytes: 7,
+    inodes: 10,
+    inodesFree: 6,
+  };
+  const volume = [claim, { name: "scratch", time, capacityBytes: 1 }];
+  const text = await shown(async () => ({
+    node: { nodeName: "n", startTime: time },
+    pods: [podStats("a", { volume }), podStats("b", { volume }), podStats("c", { containers: null })],
+  }));
+  const labels = '{namespace="ns",persistentvolumeclaim="claim"}';
+  expect(text).toContain(`\nkubelet_volume_stats_capacity_bytes${labels} 2e+06\n`);
+  expect(text).toContain(`\nkubelet_volume_stats_available_bytes${labels} 5\n`);
+  expect(text).toContain(`\nkubelet_volume_stats_used_bytes${labels} 7\n`);
+  expect(text).toContain(`\nkubelet_volume_stats_inodes${labels} 10\n`);
+  expect(text).toContain(`\nkubelet_volume_stats_inodes_free${labels} 6\n`);
+  expect(text).not.toContain("inodes_used");
+  expect(text.match(/^kubelet_volume_stats_capacity_bytes/gm)).toHaveLength(1);
+});
+
+test("containers' logs are shown where their size is known", async () => {
+  const containers = [
+    { name: "app", startTime: time, logs: { time, usedBytes: 4096 } },
+    { name: "new", startTime: time, logs: { time } },
+    { name: "none", startTime: time },
+  ];
+  const text = await shown(async () => ({
+    node: { nodeName: "n", startTime: time },
+    pods: [podStats("a", { containers })],
+  }));
+  const lines = text.split("\n").filter((line) => line.startsWith("kubelet_container_log"));
+  expect(lines).toEqual([
+    'kubelet_container_log_filesystem_used_bytes{container="app",namespace="ns",pod="a",uid="uid-a"} 4096',
+  ]);
+});
+
+test("a summary that cannot be had leaves the other metrics alone", async () => {
+  expect(await shown(async () => await Promise.reject(new Error("runtime is away")))).toBe("\n");
+});
