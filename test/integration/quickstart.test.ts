@@ -65,7 +65,8 @@ test("unattended, it shows that both replicas answer, and ends well", async () =
   const code = await quickstart.ended;
   expect(quickstart.output()).toMatch(/ClusterIP, from the node: \S+ answered by web-1 \d+×, web-2 \d+×/);
   expect(quickstart.output()).toMatch(/NodePort, from outside the node: \S+ answered by web-1 \d+×, web-2 \d+×/);
-  expect(quickstart.output()).toContain("ClusterIP, from the client pod: both replicas answered");
+  expect(quickstart.output()).toContain("as kubectl logs client shows: both replicas answered");
+  expect(quickstart.output()).toContain("kubectl exec web-1 -- hostname: web-1");
   expect(code).toBe(0);
 }, 120_000);
 

@@ -1,5 +1,5 @@
 /**
- * `npm run quickstart`: a one-node cluster on this machine, a small application in it, and the proof that it works.
+ * `npm run quickstart`: a one-node cluster on this machine, a small application in it, and the proof that it works, with `kubectl logs` and `exec`.
  * `--check` does it unattended and ends; otherwise it stays until Ctrl-C. Nothing is left behind either way.
  */
 import { parseArgs } from "node:util";
@@ -73,21 +73,16 @@ async function tour(cluster: LocalCluster): Promise<void> {
     const signal = AbortSignal.timeout(requestTimeoutMs);
     return await (await fetch(url, { signal, headers: { connection: "close" } })).text();
   });
-  const log = await demand(
-    cluster,
-    "get",
-    "pod",
-    "client",
-    "-o",
-    "jsonpath={.metadata.namespace}_{.metadata.name}_{.metadata.uid}",
-  );
   await until("answers in the client pod's log", async () => {
-    const answers = new Set(
-      (await logTail(`${cluster.podLogsDir}/${log}/client/0.log`, 100)).split("\n").map(lastWord),
-    );
+    const answers = new Set((await demand(cluster, "logs", "client")).split("\n"));
     return replicas.every((name) => answers.has(name));
   });
-  done("ClusterIP, from the client pod: both replicas answered");
+  done("ClusterIP, from the client pod, as kubectl logs client shows: both replicas answered");
+
+  const [first = ""] = replicas;
+  const said = (await demand(cluster, "exec", first, "--", "hostname")).trim();
+  if (said !== first) throw new Error(`kubectl exec ${first} -- hostname said ${said}`);
+  done(`kubectl exec ${first} -- hostname: ${said}`);
 }
 
 /** Asks until each replica has answered, and says who did how often. */
@@ -118,6 +113,9 @@ Its kubeconfig is ${kubeconfig}. In another terminal, try:
   export KUBECONFIG=${kubeconfig}
   kubectl get pods -o wide
   kubectl describe pod web-1
+  kubectl logs -f client
+  kubectl exec -it web-1 -- sh
+  kubectl top pod
   kubectl delete pod web-2
 
 Ctrl-C here ends the cluster and removes everything.`);
@@ -153,10 +151,6 @@ async function until(what: string, check: () => Promise<boolean>): Promise<void>
     if (performance.now() > deadline) throw new Error(`no ${what} within ${readyTimeoutMs / 1000} s`);
     await sleep(100, undefined, { signal: stop.signal });
   }
-}
-
-function lastWord(line: string): string {
-  return line.split(" ").at(-1) ?? "";
 }
 
 function step(what: string): void {
