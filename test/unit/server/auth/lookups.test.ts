@@ -38,7 +38,9 @@ describe("SharedLookups", () => {
     return { clock, stop, lookups: new SharedLookups<string>({ what: "reviews", clock, stop: stop.signal }) };
   };
   const untilAborted = async (signal: AbortSignal) =>
-    new Promise<string>((_, reject) => void signal.addEventListener("abort", () => reject(new Error("aborted"))));
+    new Promise<string>((_, reject) => {
+      signal.addEventListener("abort", () => reject(new Error("aborted")));
+    });
 
   test("make one call for many who ask the same, and another for those who ask later", async () => {
     const { lookups } = setUp();
