@@ -64,6 +64,7 @@ export class AdmissionGate {
     if (!this.#isOpen || this.#running !== undefined) return;
     this.#running = this.#drain().finally(() => {
       this.#running = undefined;
+      if (this.#waiting.size > 0) this.#work(); // came between the last look and now
     });
   }
 

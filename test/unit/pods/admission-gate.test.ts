@@ -1,0 +1,105 @@
+import { expect, test } from "vitest";
+import type { Node, Pod } from "../../../agent/kube/types.ts";
+import { silentLogger } from "../../../agent/lib/log.ts";
+import { AdmissionGate, type GateDeps } from "../../../agent/pods/admission/gate.ts";
+import { settle } from "../kube/fake-clock.ts";
+import { podOf } from "./support.ts";
+
+const node: Node = {
+  metadata: { name: "node1", labels: { disk: "ssd" } },
+  status: { allocatable: { cpu: "2", memory: "1Gi", pods: "10" } },
+};
+
+function setUp(changes: Partial<GateDeps> = {}) {
+  const admitted: Pod[] = [];
+  const told: string[] = [];
+  const gate = new AdmissionGate({
+    context: () => ({
+      node,
+      pressures: [],
+      allowedUnsafeSysctls: [],
+      kernelVersion: "6.1.0",
+      isAppArmorEnabled: false,
+      isShuttingDown: false,
+    }),
+    active: () => admitted,
+    fetchNode: async () => await Promise.resolve(node),
+    preempt: async (victim) => {
+      told.push(`${victim.metadata.name} preempted`);
+      admitted.splice(admitted.indexOf(victim), 1);
+      await Promise.resolve();
+    },
+    onAdmitted: (pod) => {
+      admitted.push(pod);
+      told.push(`${pod.metadata.name} admitted`);
+    },
+    onRejected: (pod, { reason }) => told.push(`${pod.metadata.name} ${reason}`),
+    log: silentLogger,
+    ...changes,
+  });
+  return { gate, told };
+}
+
+const asking = (name: string, cpu: string, more: Partial<Pod["spec"]> = {}, createdAt = 0) =>
+  podOf(
+    { containers: [{ name: "app", resources: { requests: { cpu } } }], ...more },
+    { name, uid: name, creationTimestamp: new Date(createdAt).toISOString() },
+  );
+
+test("pods that arrive in one breath are all decided about", async () => {
+  const { gate, told } = setUp();
+  gate.open();
+  for (const name of ["a", "b", "c"]) gate.arrive(asking(name, "100m"));
+  await settle();
+  expect(told).toEqual(["a admitted", "b admitted", "c admitted"]);
+});
+
+test("nobody is let in before all are known, and then the oldest comes first", async () => {
+  const { gate, told } = setUp();
+  gate.arrive(asking("young", "1500m", {}, 2_000));
+  gate.arrive(asking("old", "1500m", {}, 1_000));
+  await settle();
+  expect(told).toEqual([]);
+  gate.open();
+  await settle();
+  expect(told).toEqual(["old admitted", "young OutOfcpu"]);
+});
+
+test("a critical pod gets room from one that is not", async () => {
+  const { gate, told } = setUp();
+  gate.open();
+  gate.arrive(asking("batch", "1500m", { priority: 0 }));
+  await settle();
+  gate.arrive(asking("dns", "1", { priority: 2_000_000_000 }));
+  await settle();
+  expect(told).toEqual(["batch admitted", "batch preempted", "dns admitted"]);
+});
+
+test("a label that the scheduler saw already counts, although we hear of it later", async () => {
+  const newer: Node = { ...node, metadata: { name: "node1", labels: { disk: "nvme" } } };
+  const { gate, told } = setUp({ fetchNode: async () => await Promise.resolve(newer) });
+  gate.open();
+  gate.arrive(asking("fast", "100m", { nodeSelector: { disk: "nvme" } }));
+  gate.arrive(asking("wrong", "100m", { nodeSelector: { disk: "tape" } }));
+  await settle();
+  expect(told).toEqual(["fast admitted", "wrong NodeAffinity"]);
+});
+
+test("a pod that leaves while it is thought about is not started", async () => {
+  const answer = Promise.withResolvers<Node>();
+  const { gate, told } = setUp({ fetchNode: async () => await answer.promise });
+  gate.open();
+  gate.arrive(asking("gone", "100m", { nodeSelector: { disk: "nvme" } }));
+  gate.leave("gone");
+  answer.resolve(node);
+  await settle();
+  expect(told).toEqual([]);
+});
+
+test("while the API server is away, what is known of the node decides", async () => {
+  const { gate, told } = setUp({ fetchNode: async () => await Promise.reject(new Error("away")) });
+  gate.open();
+  gate.arrive(asking("picky", "100m", { nodeSelector: { disk: "nvme" } }));
+  await settle();
+  expect(told).toEqual(["picky NodeAffinity"]);
+});
