@@ -3,6 +3,7 @@ import { readdir } from "node:fs/promises";
 import { join, posix } from "node:path";
 import { errnoOf } from "../../lib/errno.ts";
 import { type Exchange, HttpError } from "../port.ts";
+import { plainError } from "../respond.ts";
 import { createBodyWriter } from "./body.ts";
 import { type OpenFile, openFile, readFile, statPath } from "./files.ts";
 import { checkConditions, isRangeCurrent, parseRange } from "./range.ts";
@@ -19,7 +20,7 @@ const sniffBytes = 512;
  */
 export async function serveFile(rootDir: string, path: string, exchange: Exchange): Promise<void> {
   const { response } = exchange;
-  if (path.includes("\0")) throw new HttpError(400, "invalid path");
+  if (path.includes("\0")) throw plainError(400, "invalid path");
   if (path === "index.html" || path.endsWith("/index.html")) return redirect(exchange, "./");
   const clean = posix.resolve("/", `./${path}`);
   const full = join(rootDir, clean);
@@ -72,7 +73,7 @@ async function serveDirectory(dir: string, modifiedAtMs: number, { request, resp
   response.setHeader("Last-Modified", new Date(modifiedAtMs).toUTCString());
   if (isAnswered(request.headers, modifiedAtMs, response)) return;
   const entries = await readdir(dir, { withFileTypes: true }).catch((err: unknown) => {
-    throw new HttpError(errnoOf(err) === "EACCES" ? 403 : 500, "Error reading directory");
+    throw plainError(errnoOf(err) === "EACCES" ? 403 : 500, "Error reading directory");
   });
   const names = entries.map((entry) => `${entry.name}${entry.isDirectory() ? "/" : ""}`).sort();
   response.writeHead(200, { "Content-Type": "text/html; charset=utf-8", "X-Content-Type-Options": "nosniff" });

@@ -1,7 +1,8 @@
 import { constants } from "node:fs";
 import { type FileHandle, open, stat } from "node:fs/promises";
 import { errnoOf } from "../../lib/errno.ts";
-import { HttpError } from "../port.ts";
+import type { HttpError } from "../port.ts";
+import { plainError } from "../respond.ts";
 
 /** A regular file, open. Dispose it. */
 export interface OpenFile {
@@ -67,7 +68,7 @@ export async function readFile(
 }
 
 function notRegular(): HttpError {
-  return new HttpError(403, "403 Forbidden: not a regular file");
+  return plainError(403, "403 Forbidden: not a regular file");
 }
 
 function refuse(err: unknown): never {
@@ -76,11 +77,11 @@ function refuse(err: unknown): never {
     case "ENOTDIR":
     case "ELOOP":
     case "ENAMETOOLONG":
-      throw new HttpError(404, "404 page not found");
+      throw plainError(404, "404 page not found");
     case "EACCES":
     case "EPERM":
-      throw new HttpError(403, "403 Forbidden");
+      throw plainError(403, "403 Forbidden");
     default:
-      throw new HttpError(500, "500 Internal Server Error");
+      throw plainError(500, "500 Internal Server Error");
   }
 }

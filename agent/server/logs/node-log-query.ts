@@ -1,4 +1,4 @@
-import { HttpError } from "../port.ts";
+import { plainError } from "../respond.ts";
 import { type Instant, parseTime } from "./log-time.ts";
 
 /** A query of the node's own logs, valid. */
@@ -150,5 +150,5 @@ function invalid(field: string, value: string | number, why: string): string {
 
 function refuse(status: number, problems: readonly string[]): void {
   if (problems.length === 0) return;
-  throw new HttpError(status, problems.length === 1 ? String(problems[0]) : `[${problems.join(", ")}]`);
+  throw plainError(status, problems.length === 1 ? String(problems[0]) : `[${problems.join(", ")}]`);
 }

@@ -4,7 +4,8 @@ import type { Clock } from "../../lib/clock.ts";
 import { messageOf } from "../../lib/errors.ts";
 import type { Logger } from "../../lib/log.ts";
 import { isAtOrBeneath } from "../../lib/mount.ts";
-import { type Exchange, type Handler, HttpError } from "../port.ts";
+import type { Exchange, Handler } from "../port.ts";
+import { plainError } from "../respond.ts";
 import { createBodyWriter } from "./body.ts";
 import { serveFile } from "./file-server.ts";
 import { GzipBody, type JournalSource, writeServiceLogs } from "./node-journal.ts";
@@ -25,16 +26,16 @@ export interface NodeLogsDeps {
 const queryTimeoutMs = 30_000;
 
 /**
- * `GET /logs/` and `/logs/{path}`: the node's own logs, as files below /var/log, and with `enableQuery` from the journal of
+ * `GET /logs/{path*}`: the node's own logs, as files below /var/log, and with `enableQuery` from the journal of
  * services.
  */
 export function createNodeLogsHandler(deps: NodeLogsDeps): Handler {
   const { enableQuery, rootDir = "/var/log", journalctl = "journalctl" } = deps;
   return async (exchange) => {
-    const path = pathOf(exchange);
+    const { path = "" } = exchange.params;
     const query = enableQuery ? parseNodeLogQuery(exchange.query) : undefined;
     if (query === undefined) return await serveFile(rootDir, path, exchange);
-    if (path !== "") throw new HttpError(406, "path not allowed in query mode");
+    if (path !== "") throw plainError(406, "path not allowed in query mode");
     if (query.kind === "services") {
       return await serveServices(query.services, query.options, { rootDir, journalctl }, exchange, deps);
     }
@@ -75,23 +76,10 @@ async function serveServices(
   }
 }
 
-/**
- * The path below /logs/ as the client wrote it, decoded. It is not taken from the route's parameters, as a slash at its end
- * tells a directory from a file.
- */
-function pathOf({ request }: Exchange): string {
-  const raw = (request.url ?? "").replace(/[?#].*$/s, "").replace(/^\/+logs\/?/, "");
-  try {
-    return decodeURIComponent(raw);
-  } catch {
-    throw new HttpError(400, "invalid path");
-  }
-}
-
 /** A queried file must lie below the root, links resolved. @returns its path there */
 async function pathInside(rootDir: string, path: string): Promise<string> {
   const inside = path.replaceAll("\\", "/"); // from clients on Windows
-  const refused = (why: string) => new HttpError(406, `query: Invalid value: ${JSON.stringify(path)}: ${why}`);
+  const refused = (why: string) => plainError(406, `query: Invalid value: ${JSON.stringify(path)}: ${why}`);
   if (inside.includes("\0")) throw refused("is no path");
   const root = await realpath(rootDir);
   const real = await realpath(join(root, join("/", inside))).catch(() => {

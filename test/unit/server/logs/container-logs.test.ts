@@ -43,10 +43,7 @@ async function setup() {
     log: silentLogger,
     splitStreams: false,
   });
-  const http = await serve(handler, (path) => {
-    const [, , namespace = "", name = "", container = ""] = path.split("/");
-    return { namespace, pod: name, container };
-  });
+  const http = await serve(handler, "/containerLogs", "/containerLogs/{namespace}/{pod}/{container}");
   return {
     ...logs,
     http,

@@ -1,6 +1,7 @@
 import { createServer, type IncomingMessage, request, type RequestOptions, type ServerResponse } from "node:http";
 import type { AddressInfo } from "node:net";
 import { type Handler, HttpError } from "../../../../agent/server/port.ts";
+import { matchRoute, type Route } from "../../../../agent/server/router.ts";
 
 interface Answer {
   status: number;
@@ -9,22 +10,19 @@ interface Answer {
   text: string;
 }
 
-/** Serves one handler on loopback as the agent's server does. @param prefix of the path whose rest is `params` */
-export async function serve(handler: Handler, params: (path: string) => Record<string, string> = () => ({})) {
+/** Serves one handler on loopback as the agent's server does. @param path and @param template as its route has them */
+export async function serve(handler: Handler, path: string, template: string) {
+  const routes: Route[] = [{ kind: "service", path, endpoints: [{ methods: ["GET", "HEAD"], template, handler }] }];
   const under = new Set<Promise<void>>();
   const failures: unknown[] = [];
   const handle = async (req: IncomingMessage, response: ServerResponse) => {
-    const url = new URL(req.url ?? "/", "http://x");
     const gone = new AbortController();
     response.on("close", () => gone.abort());
     try {
-      await handler({
-        request: req,
-        response,
-        params: params(url.pathname),
-        query: url.searchParams,
-        signal: gone.signal,
-      });
+      const match = matchRoute(routes, { method: req.method ?? "", url: req.url ?? "", accept: undefined });
+      if (match.kind !== "serve") throw match.error;
+      const { params, query } = match;
+      await match.handler({ request: req, response, params, query, signal: gone.signal });
     } catch (err) {
       if (!(err instanceof HttpError)) failures.push(err);
       if (response.headersSent) return;

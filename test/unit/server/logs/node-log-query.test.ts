@@ -48,7 +48,7 @@ const refused: { query: string; status: number; message: RegExp }[] = [
   { query: "query=a&untilTime=1", status: 400, message: /^untilTime: .*RFC 3339/ },
   { query: "query=a&tailLines=x", status: 400, message: /^tailLines: .*integer/ },
   { query: "query=a&boot=1.5", status: 400, message: /^boot: .*integer/ },
-  { query: "tailLines=x&boot=x", status: 400, message: /^\[tailLines: .*, boot: .*\]$/ },
+  { query: "tailLines=x&boot=x", status: 400, message: /^\[tailLines: .*, boot: .*\]\n$/ },
   { query: "tailLines=5", status: 406, message: /cannot be empty with options/ },
   { query: "query=a&tailLines=-1", status: 406, message: /between 0 and 100000/ },
   { query: "query=a&tailLines=100001", status: 406, message: /between 0 and 100000/ },

@@ -19,13 +19,17 @@ async function setup({ enableQuery = false, script = 'printf "%s\\n" "$@"', hurr
   await mkdir(join(rootDir, "sub"), { recursive: true });
   await writeFile(join(rootDir, "a.log"), "0123456789");
   await utimes(join(rootDir, "a.log"), new Date("2026-01-02T03:04:05.678Z"), new Date("2026-01-02T03:04:05.678Z"));
-  await writeFile(join(dir, "secret"), "secret");
+  await writeFile(join(dir, "secret"), "top secret");
   const journalctl = join(dir, "journalctl");
   const known = `if [ "$1" = --field=_SYSTEMD_UNIT ]; then echo known.service; echo other.service; exit; fi`;
   await writeFile(journalctl, `#!/bin/sh\n${known}\n${script}\n`);
   await chmod(journalctl, 0o755);
   const clock = hurry === 1 ? systemClock : hurried(hurry);
-  const http = await serve(createNodeLogsHandler({ clock, log: silentLogger, enableQuery, rootDir, journalctl }));
+  const http = await serve(
+    createNodeLogsHandler({ clock, log: silentLogger, enableQuery, rootDir, journalctl }),
+    "/logs/",
+    "/logs/{path*}",
+  );
   return {
     dir,
     rootDir,
@@ -114,10 +118,10 @@ for (const path of [
 ]) {
   test(`${path} does not lead out`, async () => {
     await using t = await setup();
-    // As a client that does not tidy its paths.
+    // As a client that does not tidy its paths; the router redirects some to where they really lead.
     const answer = await t.get(path);
-    expect(answer.status).toBe(404);
-    expect(answer.text).not.toContain("secret");
+    expect([301, 404]).toContain(answer.status);
+    expect(answer.text).not.toContain("top secret");
   });
 }
 
@@ -125,7 +129,7 @@ test("malformed paths and missing files are answered", async () => {
   await using t = await setup();
   expect(await t.get("/logs/%zz")).toMatchObject({ status: 400 });
   expect(await t.get("/logs/a%00b")).toMatchObject({ status: 400 });
-  expect(await t.get("/logs/missing")).toMatchObject({ status: 404, text: "404 page not found" });
+  expect(await t.get("/logs/missing")).toMatchObject({ status: 404, text: "404 page not found\n" });
   expect(await t.get(`/logs/${"x".repeat(5000)}`)).toMatchObject({ status: 404 });
   expect(await t.get("/logs/a.log/b")).toMatchObject({ status: 404 });
 });
@@ -138,7 +142,7 @@ test("links are followed, special files are not opened", async () => {
   await exec("mkfifo", [join(t.rootDir, "fifo")], { timeoutMs: 5_000 });
   const socket = createServer().listen(join(t.rootDir, "socket"));
   try {
-    expect(await t.get("/logs/link")).toMatchObject({ status: 200, text: "secret" });
+    expect(await t.get("/logs/link")).toMatchObject({ status: 200, text: "top secret" });
     expect(await t.get("/logs/loop")).toMatchObject({ status: 404 });
     for (const name of ["zero", "fifo", "socket"]) {
       expect(await t.get(`/logs/${name}`)).toMatchObject({ status: 403 });
@@ -218,7 +222,7 @@ test("a queried file must lie in the root", async () => {
   for (const query of ["/link", "/missing", "/x%00"]) {
     const answer = await t.get(`/logs/?query=${query}`);
     expect(answer.status).toBe(406);
-    expect(answer.text).not.toBe("secret");
+    expect(answer.text).not.toContain("top secret");
   }
   expect(await t.get("/logs/?query=../../secret")).toMatchObject({ status: 406 });
   expect(await t.get("/logs/sub/?query=known")).toMatchObject({ status: 406 });
@@ -241,8 +245,8 @@ test("a client that goes ends journalctl, even one that writes without an end", 
       .not.toBe("");
     const pid = (await exec("cat", [`${t.dir}/journalctl.pid`], { timeoutMs: 5_000 })).stdout.trim();
     const before = process.memoryUsage().arrayBuffers;
-    await sleep(50);
-    expect(process.memoryUsage().arrayBuffers - before).toBeLessThan(8 * 1024 * 1024);
+    await sleep(200); // time to print hundreds of megabytes
+    expect(process.memoryUsage().arrayBuffers - before).toBeLessThan(64 * 1024 * 1024);
     answer.destroy();
     await expect.poll(() => t.http.under.size).toBe(0);
     expect((await exec("kill", ["-0", pid], { timeoutMs: 5_000 })).failure).toBe("exit");
