@@ -6,7 +6,7 @@ export type ChainVerdict = { readonly chain: readonly Certificate[] } | { readon
 
 // Real chains have one to three certificates between leaf and root. What a client sends beyond this is not looked at.
 export const intermediatesMax = 10;
-// Each costs up to a tenth of a millisecond. Go's verifier stops after as many.
+// Each costs some tenths of a millisecond. Go's verifier stops after as many.
 export const signatureChecksMax = 100;
 
 const clientAuth = "1.3.6.1.5.5.7.3.2";
