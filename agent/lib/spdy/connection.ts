@@ -289,7 +289,11 @@ export class SpdyConnection {
     this.#activeAtMs = this.#options.clock.monotonic();
     const piece = payload.subarray(0, payloadBytesMax);
     const rest = payload.subarray(piece.length);
-    const next = () => (rest.length === 0 ? sent() : this.#sendData(streamID, rest, fin, sent));
+    const next = (err?: Error | null) => {
+      if (err) this.#end(err); // at once: the socket's own word comes later, and writers would go on till then
+      if (rest.length === 0) sent();
+      else this.#sendData(streamID, rest, fin, sent);
+    };
     const header = dataFrameHeader(streamID, fin && rest.length === 0, piece.length);
     if (piece.length === 0) {
       this.#socket.write(header, next);

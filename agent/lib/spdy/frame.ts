@@ -35,8 +35,6 @@ export class SpdyError extends Error {
   override readonly name = "SpdyError";
 }
 
-const nothing = Buffer.alloc(0);
-
 /** Cuts a byte stream into frames. Holds at most one control frame, and nothing of data frames. */
 export class FrameParser {
   readonly #header = Buffer.alloc(frameHeaderBytes);
@@ -106,11 +104,10 @@ export class FrameParser {
       if (isLast) return piece;
       this.#payload = Buffer.allocUnsafe(piece.length + this.#missing);
     }
-    piece.copy(this.#payload, this.#payloadBytes);
-    this.#payloadBytes += piece.length;
+    this.#payloadBytes += piece.copy(this.#payload, this.#payloadBytes);
     if (!isLast) return undefined;
     const whole = this.#payload;
-    this.#payload = nothing;
+    this.#payload = undefined;
     return whole;
   }
 

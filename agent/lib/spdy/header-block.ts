@@ -121,7 +121,7 @@ function collect(codec: Deflate | Inflate): Output {
 
 async function feed(codec: Deflate | Inflate, block: Buffer): Promise<void> {
   const { promise, resolve, reject } = Promise.withResolvers<void>();
-  const onError = (err: Error) => reject(err instanceof SpdyError ? err : new SpdyError(err.message, { cause: err }));
+  const onError = (err: Error) => reject(failureOf(err));
   const onClose = () => reject(new SpdyError("the connection is closed"));
   codec.once("error", onError);
   codec.once("close", onClose);
@@ -129,8 +129,15 @@ async function feed(codec: Deflate | Inflate, block: Buffer): Promise<void> {
     codec.write(block);
     codec.flush(constants.Z_SYNC_FLUSH, resolve);
     await promise;
+    // A codec that fails calls back before it tells its error.
+    if (codec.errored !== null) throw failureOf(codec.errored);
+    if (codec.destroyed) throw new SpdyError("the connection is closed");
   } finally {
     codec.off("error", onError);
     codec.off("close", onClose);
   }
+}
+
+function failureOf(err: Error): SpdyError {
+  return err instanceof SpdyError ? err : new SpdyError(`a block of headers: ${err.message}`, { cause: err });
 }

@@ -1,8 +1,7 @@
 import { connect as connectTCP, isIP, type Socket } from "node:net";
 import type { Duplex } from "node:stream";
 import type { Clock } from "../../lib/clock.ts";
-import { messageOf } from "../../lib/errors.ts";
-import { HttpError } from "../port.ts";
+import { AgentError, messageOf } from "../../lib/errors.ts";
 import { parseResponseHead, type ResponseHead } from "./http-head.ts";
 
 // The runtime's server is on this machine, or one hop away.
@@ -29,7 +28,8 @@ export interface RuntimeAnswer {
 /**
  * Connects to the runtime's streaming server, sends a request and waits for the head of its answer.
  *
- * Rejects with HttpError 500 if it cannot be reached, is too slow, or answers something that is not HTTP.
+ * Rejects with Unavailable if it cannot be reached or answers something that is not HTTP, DeadlineExceeded if it is too
+ * slow, Canceled if `signal` aborts.
  *
  * @param url as the runtime gave it: http or https
  * @param request makes the request's head out of path and query
@@ -46,7 +46,7 @@ export async function askRuntime(
     const what = `the container runtime's streaming server at ${target.host}`;
     const rawHead = await within(answerTimeoutMs, `${what} did not answer`, clock, signal, readHead(socket, what));
     const head = parseResponseHead(rawHead.toString("latin1", 0, rawHead.length - 4));
-    if (head === undefined) throw new HttpError(500, `${what} answered something that is not HTTP`);
+    if (head === undefined) throw new AgentError("Unavailable", `${what} answered something that is not HTTP`);
     return { socket, head, rawHead };
   } catch (err) {
     socket.destroy();
@@ -57,7 +57,7 @@ export async function askRuntime(
 function parseURL(url: string): URL {
   const target = URL.canParse(url) ? new URL(url) : undefined;
   if (target === undefined || !["http:", "https:"].includes(target.protocol)) {
-    throw new HttpError(500, "the container runtime gave a streaming URL that is not http or https");
+    throw new AgentError("Unavailable", "the container runtime gave a streaming URL that is not http or https");
   }
   return target;
 }
@@ -77,7 +77,7 @@ async function dial(target: URL, clock: Clock, signal: AbortSignal): Promise<Soc
     return socket;
   } catch (err) {
     socket.destroy();
-    throw err instanceof HttpError ? err : new HttpError(500, `${what}: ${messageOf(err)}`);
+    throw err instanceof AgentError ? err : new AgentError("Unavailable", `${what}: ${messageOf(err)}`);
   }
 }
 
@@ -99,8 +99,10 @@ async function within<T>(
   work: Promise<T>,
 ): Promise<T> {
   const late = Promise.withResolvers<never>();
-  const timer = clock.after(timeoutMs, () => late.reject(new HttpError(500, `${what} within ${timeoutMs / 1000} s`)));
-  const onAbort = () => late.reject(new HttpError(500, "the client has gone, or the server stops"));
+  const timer = clock.after(timeoutMs, () =>
+    late.reject(new AgentError("DeadlineExceeded", `${what} within ${timeoutMs / 1000} s`)),
+  );
+  const onAbort = () => late.reject(new AgentError("Canceled", "the client has gone, or the server stops"));
   signal.addEventListener("abort", onAbort);
   if (signal.aborted) onAbort();
   try {
@@ -135,10 +137,11 @@ async function readHead(socket: Duplex, what: string): Promise<Buffer> {
       tail = seen.subarray(-3);
       if (bytes > headBytesMax) break;
     }
-    if (bytes > headBytesMax) reject(new HttpError(500, `${what} answered headers of more than ${headBytesMax} bytes`));
+    if (bytes > headBytesMax)
+      reject(new AgentError("Unavailable", `${what} answered headers of more than ${headBytesMax} bytes`));
   };
-  const onEnd = () => reject(new HttpError(500, `${what} closed the connection without an answer`));
-  const onError = (err: Error) => reject(new HttpError(500, `${what}: ${err.message}`));
+  const onEnd = () => reject(new AgentError("Unavailable", `${what} closed the connection without an answer`));
+  const onError = (err: Error) => reject(new AgentError("Unavailable", `${what}: ${err.message}`));
   socket.on("readable", onReadable).on("end", onEnd).on("close", onEnd).on("error", onError);
   try {
     onReadable();

@@ -40,12 +40,24 @@ export function requestHead(
   drop: readonly string[] = [],
   add: readonly string[] = [],
 ): string {
-  const kept = pairs(rawHeaders).filter(([name]) => ![...droppedHeaders, ...drop].includes(name.toLowerCase()));
+  const dropped = [...droppedHeaders, ...drop];
+  const kept = pairs(rawHeaders)
+    .filter(([name]) => !dropped.includes(name.toLowerCase()))
+    .map(([name, value]): [string, string] => [
+      name,
+      name.toLowerCase() === "sec-websocket-protocol" ? withoutToken(value) : value,
+    ]);
   const forwardedFor = [...headersOf(rawHeaders, "x-forwarded-for"), ...(clientAddress ? [clientAddress] : [])];
   const lines = [...kept, ...pairs(add)];
   if (forwardedFor.length > 0) lines.push(["X-Forwarded-For", forwardedFor.join(", ")]);
   if (method !== "GET") lines.push(["Content-Length", "0"]);
   return `${method} ${path} HTTP/1.1\r\n${lines.map(([name, value]) => `${name}: ${value}\r\n`).join("")}\r\n`;
+}
+
+/** Browsers' clients can only send their token as if it were a subprotocol. */
+function withoutToken(protocols: string): string {
+  const names = protocols.split(",").map((name) => name.trim());
+  return names.filter((name) => !name.startsWith("base64url.bearer.authorization.k8s.io.")).join(", ");
 }
 
 const statusLine = /^HTTP\/1\.[01] ([1-5]\d\d)(?: ([^\r\n]*))?$/;

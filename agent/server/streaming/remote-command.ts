@@ -1,8 +1,8 @@
 import type { Clock, Timer } from "../../lib/clock.ts";
-import { messageOf } from "../../lib/errors.ts";
+import { AgentError, messageOf } from "../../lib/errors.ts";
 import { SpdyConnection } from "../../lib/spdy/connection.ts";
 import type { SpdyStream } from "../../lib/spdy/stream.ts";
-import { HttpError, type Upgrade } from "../port.ts";
+import type { Upgrade } from "../port.ts";
 import { askRuntime } from "./dial.ts";
 import { headerOf } from "./http-head.ts";
 import { readBody } from "./refusal.ts";
@@ -104,10 +104,10 @@ class Session {
       const protocol = headerOf(head.rawHeaders, "x-stream-protocol-version") ?? "";
       if (head.status !== 101) {
         const body = await readBody(answer, clock);
-        throw new HttpError(500, `unable to upgrade connection: ${body.toString().trim() || head.status}`);
+        throw new AgentError("Unavailable", `unable to upgrade connection: ${body.toString().trim() || head.status}`);
       }
       if (!streamProtocols.includes(protocol)) {
-        throw new HttpError(500, `the container runtime chose the unknown stream protocol "${protocol}"`);
+        throw new AgentError("Unavailable", `the container runtime chose the unknown stream protocol "${protocol}"`);
       }
       const connection = new SpdyConnection(socket, { role: "client", clock });
       const pings = keepAlive(connection, clock);

@@ -2,10 +2,8 @@ import type { IncomingMessage } from "node:http";
 import { messageOf } from "../../lib/errors.ts";
 import type { Runtime } from "../../runtime/port.ts";
 import { type Exchange, HttpError, type ServedPods } from "../port.ts";
+import { readBody } from "../respond.ts";
 import { containerOf, podOf } from "./target.ts";
-
-// The kernel takes no longer command line, either.
-export const formBytesMax = 2 << 20;
 
 /** `/run`: one command to its end, its stdout and then its stderr as the answer. */
 export async function run(
@@ -30,12 +28,5 @@ export async function run(
 async function formValue(request: IncomingMessage, name: string): Promise<string | undefined> {
   const [type] = (request.headers["content-type"] ?? "").split(";");
   if (type?.trim().toLowerCase() !== "application/x-www-form-urlencoded") return undefined;
-  const chunks: Buffer[] = [];
-  let bytes = 0;
-  for await (const chunk of request as AsyncIterable<Buffer>) {
-    bytes += chunk.length;
-    if (bytes > formBytesMax) throw new HttpError(413, `the form has more than ${formBytesMax} bytes`);
-    chunks.push(chunk);
-  }
-  return new URLSearchParams(Buffer.concat(chunks).toString()).get(name) ?? undefined;
+  return new URLSearchParams(await readBody(request)).get(name) ?? undefined;
 }

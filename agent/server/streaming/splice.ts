@@ -1,5 +1,7 @@
 import type { Clock } from "../../lib/clock.ts";
-import { HttpError, type Upgrade } from "../port.ts";
+import { messageOf } from "../../lib/errors.ts";
+import type { Upgrade } from "../port.ts";
+import { plainError } from "../respond.ts";
 import { askRuntime, type RuntimeAnswer } from "./dial.ts";
 import { requestHead } from "./http-head.ts";
 import { pump } from "./pump.ts";
@@ -26,7 +28,10 @@ export async function splice(upgrade: Upgrade, url: string, clock: Clock): Promi
   await pump(client, answer.socket, clock, upgrade.signal);
 }
 
-/** `askRuntime` that gives up when the client breaks off. */
+/**
+ * `askRuntime` for a client that waits, and that may break off meanwhile. Rejects with HttpError 500, also for answers that
+ * neither upgrade nor refuse.
+ */
 export async function askForClient(
   { socket: client, signal }: Pick<Upgrade, "socket" | "signal">,
   url: string,
@@ -39,10 +44,13 @@ export async function askForClient(
   client.read(0); // a socket that is not read does not notice its reset
   if (client.destroyed) onGone();
   try {
-    const answer = await askRuntime(url, request, { clock, signal: AbortSignal.any([signal, gone.signal]) });
+    const options = { clock, signal: AbortSignal.any([signal, gone.signal]) };
+    const answer = await askRuntime(url, request, options).catch((err: unknown) => {
+      throw plainError(500, messageOf(err));
+    });
     if (answer.head.status !== 101 && answer.head.status < 400) {
       answer.socket.destroy();
-      throw new HttpError(500, `invalid upgrade response: status code ${answer.head.status}`);
+      throw plainError(500, `invalid upgrade response: status code ${answer.head.status}`);
     }
     return answer;
   } finally {

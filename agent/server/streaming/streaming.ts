@@ -2,6 +2,7 @@ import type { Clock } from "../../lib/clock.ts";
 import type { MetricsRegistry } from "../../lib/metrics.ts";
 import type { Runtime, StreamingRequest } from "../../runtime/port.ts";
 import { type Exchange, type Handler, HttpError, type ServedPods, type Upgrade, type UpgradeHandler } from "../port.ts";
+import { plainError } from "../respond.ts";
 import { serveRemoteCommand } from "./remote-command.ts";
 import {
   isWebSocket,
@@ -88,7 +89,7 @@ export function createStreaming(deps: StreamingDeps): Streaming {
   ): StreamRoute => ({
     handle: async (exchange) => {
       await prepare(exchange);
-      throw upgradeRequired();
+      throw plainError(500, "Upgrade request required");
     },
     upgrade: async (upgrade) => {
       const { request, wanted } = await prepare(upgrade);
@@ -108,7 +109,7 @@ export function createStreaming(deps: StreamingDeps): Streaming {
     portForward: {
       handle: async (exchange) => {
         await portForward(exchange);
-        throw upgradeRequired();
+        throw plainError(500, "Upgrade request required");
       },
       upgrade: async (upgrade) => {
         const url = await sessionURL(runtime, await portForward(upgrade));
@@ -126,8 +127,4 @@ export function createStreaming(deps: StreamingDeps): Streaming {
 
 function offersV5({ request }: Upgrade): boolean {
   return offeredProtocols(request).includes(remoteCommandProtocol);
-}
-
-function upgradeRequired(): HttpError {
-  return new HttpError(500, "Upgrade request required");
 }
