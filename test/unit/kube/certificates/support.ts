@@ -1,10 +1,11 @@
-import { createPublicKey } from "node:crypto";
+import { createPrivateKey, createPublicKey } from "node:crypto";
 import { mkdtemp, rm } from "node:fs/promises";
+import { isIP } from "node:net";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { type CertificatePair, parsePair } from "../../../../agent/kube/certificates/pair.ts";
 import type { SigningApi } from "../../../../agent/kube/certificates/signing.ts";
-import { createKey, keyPem } from "../../../../agent/kube/certificates/x509.ts";
+import { buildCertificate, type CertificateTemplate, createKey, keyPem } from "../../../../agent/kube/certificates/x509.ts";
 import type { StartInformer } from "../../../../agent/kube/port.ts";
 import type { CertificateSigningRequest } from "../../../../agent/kube/types.ts";
 import type { Clock } from "../../../../agent/lib/clock.ts";
@@ -39,13 +40,17 @@ export type Answer = (asked: ParsedSigningRequest, nth: number) => CertificateSi
 const approved = { type: "Approved", status: "True" };
 
 /** An answer with a certificate that is valid from `clock`'s now for `lifetimeMs`. */
-export function signFor(clock: Clock, lifetimeMs: number, change: Partial<CertificateRequest> = {}): Answer {
-  return (asked) => {
-    const { commonName, organizations, names, publicKey } = asked;
-    // The test authority goes by the machine's clock.
-    const skewMs = clock.now() - Date.now();
-    const request = { commonName, organizations, names, usage: "client", lifetimeMs: lifetimeMs + skewMs } as const;
-    const certificate = authority.certify({ ...request, ...change }, publicKey);
+export function signFor(clock: Clock, lifetimeMs: number, change: Partial<CertificateTemplate> = {}): Answer {
+  return ({ commonName, organizations, names, publicKey }) => {
+    const [ips, dnsNames] = [names.filter((name) => isIP(name) !== 0), names.filter((name) => isIP(name) === 0)];
+    const certificate = buildCertificate({
+      template: { commonName, organizations, dnsNames, ips, ...change },
+      publicKey,
+      issuer: { name: { commonName: "kubernetes", organizations: [] }, key: createPrivateKey(authority.key) },
+      isAuthority: false,
+      notBeforeMs: clock.now(),
+      notAfterMs: clock.now() + lifetimeMs,
+    });
     return { conditions: [approved], certificate: Buffer.from(certificate).toString("base64") };
   };
 }
