@@ -220,8 +220,10 @@ export class Executor {
     const beganMs = clock.monotonic();
     const why = "FailedPostStartHook";
     if (container.lifecycle?.preStop === undefined) this.#event(pod, "Normal", "Killing", why, fieldPath);
-    else
-      await this.#preStop({ kind: "PreStop", containerID: id, container: container.name, graceSeconds, why }, context);
+    else {
+      const hook = { kind: "PreStop", containerID: id, container: container.name, graceSeconds, why } as const;
+      await this.#preStop(hook, context);
+    }
     const spentSeconds = Math.floor((clock.monotonic() - beganMs) / 1_000);
     await runtime.stopContainer(id, Math.max(graceSeconds - spentSeconds, stopGraceSecondsMin));
   }

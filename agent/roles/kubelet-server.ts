@@ -3,11 +3,13 @@ import { kubeletConfigz, type KubeletSettings } from "../config/load-kubelet.ts"
 import { ConfigError } from "../config/problems.ts";
 import { readTlsSettings } from "../config/tls.ts";
 import { logLevelOf } from "../config/verbosity.ts";
+import { createApiClient, type KubeClient } from "../kube/client.ts";
 import { selfSignedServingCertificate } from "../kube/certificates/self-signed.ts";
 import { createServingCertificate } from "../kube/certificates/serving.ts";
 import type { Store } from "../kube/port.ts";
 import type { Node } from "../kube/types.ts";
 import { hasCode } from "../lib/errors.ts";
+import { setLogLevel } from "../lib/log.ts";
 import type { Collector, MetricsRegistry } from "../lib/metrics.ts";
 import { createAuthenticator } from "../server/auth/authenticator.ts";
 import { createAuthorizer } from "../server/auth/authorizer.ts";
@@ -58,7 +60,7 @@ export async function startServer(options: StartServerOptions, surroundings: Sur
 }
 
 async function start(options: StartServerOptions, surroundings: Surroundings): Promise<Stats> {
-  const { settings, cluster, nodeName, metrics } = options;
+  const { settings, nodeName, metrics } = options;
   const { config } = settings;
   const { clock, log, parts, stop } = surroundings;
   const { options: tlsOptions, warnings } = readTlsSettings(config);
@@ -68,11 +70,12 @@ async function start(options: StartServerOptions, surroundings: Surroundings): P
   const certificate = await openCertificate(options, surroundings);
   const { anonymous, webhook } = config.authentication;
   const shared = { clock, log, metrics, stop };
+  const api = openReviewClient(options, surroundings);
   const authenticator = createAuthenticator({
     ...shared,
     clientCA,
     readsCertificateUID: isGateOn(config.featureGates, "AllowParsingUserUIDFromCertAuth"),
-    tokens: webhook.enabled ? { api: cluster.client, cacheTTLMs: webhook.cacheTTL } : undefined,
+    tokens: webhook.enabled ? { api, cacheTTLMs: webhook.cacheTTL } : undefined,
     allowsAnonymous: anonymous.enabled,
   });
   const { mode, webhook: caches } = config.authorization;
@@ -80,7 +83,7 @@ async function start(options: StartServerOptions, surroundings: Surroundings): P
     ...shared,
     mode,
     nodeName,
-    api: cluster.client,
+    api,
     authorizedTTLMs: caches.cacheAuthorizedTTL,
     unauthorizedTTLMs: caches.cacheUnauthorizedTTL,
   });
@@ -96,6 +99,15 @@ async function start(options: StartServerOptions, surroundings: Surroundings): P
   });
   parts.start("kubelet API", (signal) => server.run(signal));
   return stats;
+}
+
+// A rate limit of its own: strangers with wrong tokens must not use up what pods need.
+function openReviewClient(
+  { settings: { config }, cluster: { client, userAgent } }: StartServerOptions,
+  { clock, log }: Surroundings,
+): KubeClient {
+  const { transport } = client;
+  return createApiClient({ transport, userAgent, qps: config.kubeAPIQPS, burst: config.kubeAPIBurst, log, clock });
 }
 
 async function openStats(options: StartServerOptions, { clock, log, parts }: Surroundings): Promise<Stats> {
@@ -186,9 +198,7 @@ function handlersOf(
     configz: createConfigzHandler(() => kubeletConfigz(config)),
     checkpoint: createCheckpointHandler({ pods, runtime, rootDir: flags.rootDir, clock }),
     pprof: createPprofHandler({ clock, args: process.argv }),
-    verbosity: createVerbosityHandler((verbosity) => {
-      log.level = logLevelOf(verbosity);
-    }),
+    verbosity: createVerbosityHandler((verbosity) => setLogLevel(log, logLevelOf(verbosity))),
     statusz: createStatuszHandler({ clock, startedAtMs: startedAtMs(), version: kubeletVersion, paths: statuszPaths }),
     flagz: createFlagzHandler(kubeletFlagValues(settings)),
   };
