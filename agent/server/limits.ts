@@ -28,10 +28,16 @@ export const responseWriteMs = 4 * 3_600_000;
 /** Request line and headers together: the reference's 1 MiB and the slop that Go's server adds. */
 export const headerBytesMax = 1_048_576 + 4_096;
 
+/** A path, as it is sent. Three names of 253 characters need less, and so does the longest path of a file. */
+export const pathBytesMax = 16_384;
+
 /** Incomplete headers of all untrusted connections of one listener together: many headers of 1 MiB would fill memory. */
 export const untrustedHeaderBytesMax = 4 * 1_048_576;
 
-/** From here on, an unfinished header is read no faster than a chunk a turn of the event loop, so that others have theirs. */
+/**
+ * From here on, unfinished headers wait for each other: one chunk of one of them is read in a turn of the event loop.
+ * Node's parser copies what it has with every piece that comes, which takes a millisecond for a large header.
+ */
 export const headerBytesEasy = 65_536;
 
 /**

@@ -10,6 +10,7 @@ import { type Connection, Connections } from "./connections.ts";
 import * as limits from "./limits.ts";
 import type { RequestPath } from "./request-path.ts";
 import { type KubeletTls, secureContextOptions } from "./tls-context.ts";
+import { Turns } from "./turns.ts";
 
 export interface ListenerOptions {
   readonly host: string;
@@ -127,6 +128,7 @@ function followTls(server: TlsServer, tls: KubeletTls, log: Logger): () => void 
 /** Wires connections, requests, upgrades and errors. */
 function follow(server: Server | TlsServer, { tls, path, connections, clock, log }: ListenerOptions): void {
   const { bounded } = connections;
+  const turns = new Turns();
   const speaksHttp = (socket: Socket, connection: Connection) => {
     connections.set(socket, connection);
     socket.on("error", (err) => log.debug({ remote: connection.source, err: messageOf(err) }, "connection failed"));
@@ -135,7 +137,7 @@ function follow(server: Server | TlsServer, { tls, path, connections, clock, log
       bounded.received(connection, chunk.length);
       if (connection.headerBytes < limits.headerBytesEasy) return;
       socket.pause();
-      setImmediate(() => {
+      turns.next(() => {
         if (!connection.leftHttp) socket.resume();
       });
     });

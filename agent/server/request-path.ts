@@ -60,7 +60,7 @@ export class RequestPath {
     try {
       const match = await this.#admit(request, running.signal);
       const { handler, params, query } = match;
-      await handler({ request, response, params, query, signal: running.signal });
+      await handler({ request, response, params, query: new URLSearchParams(query), signal: running.signal });
       // A body that nobody read would be read to its end before the next request, however long it is.
       if (!response.headersSent && !request.complete) response.setHeader("Connection", "close");
       if (!response.writableEnded) response.end();
@@ -83,7 +83,8 @@ export class RequestPath {
     try {
       const { upgrade, params, query } = await this.#admit(request, running.signal);
       if (upgrade === undefined) throw new HttpError(500, "Upgrade request required");
-      if (!socket.destroyed) await upgrade({ request, socket, head, params, query, signal: running.signal });
+      const exchange = { request, socket, head, params, query: new URLSearchParams(query), signal: running.signal };
+      if (!socket.destroyed) await upgrade(exchange);
     } catch (err) {
       const error = this.#errorOf(request, err);
       if (socket.bytesWritten === writtenBefore && socket.writable) writePlain(request, socket, error);

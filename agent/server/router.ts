@@ -1,3 +1,4 @@
+import { pathBytesMax } from "./limits.ts";
 import { cleanPath, decodePercent, parseTarget } from "./path.ts";
 import { type Handler, HttpError, type UpgradeHandler } from "./port.ts";
 import { plainError } from "./respond.ts";
@@ -38,7 +39,11 @@ export interface RoutedRequest {
 export type Match =
   | { readonly kind: "answer"; readonly error: HttpError }
   | { readonly kind: "refuse"; readonly path: string; readonly error: HttpError }
-  | ({ readonly kind: "serve"; readonly path: string; readonly query: URLSearchParams } & Destination);
+  | ({
+      readonly kind: "serve";
+      readonly path: string /** Not parsed yet: it may be long. */;
+      readonly query: string;
+    } & Destination);
 
 interface Destination {
   readonly handler: Handler;
@@ -55,11 +60,16 @@ export function matchRoute(routes: readonly Route[], { method, url, accept }: Ro
   const target = parseTarget(url);
   if (target === undefined) return { kind: "answer", error: badRequest };
   const { escapedPath, query } = target;
+  if (escapedPath.length > pathBytesMax) return { kind: "answer", error: plainError(414, "414 URI Too Long") };
   const suffix = query === "" ? "" : `?${query}`;
   const cleaned = cleanPath(escapedPath);
-  const segments = cleaned.split("/").slice(1).map(decodePercent);
+  const segments = cleaned
+    .split("/", rootSegmentsMax + 2)
+    .slice(1)
+    .map(decodePercent);
   const route = routes.find((candidate) => isAtRoute(candidate, segments));
-  if (route === undefined && routes.some((candidate) => isAtRoute(candidate, [...segments, ""]))) {
+  const below = [...segments, ""];
+  if (route === undefined && routes.some((candidate) => isAtRoute(candidate, below))) {
     return { kind: "answer", error: redirect(307, `${cleaned}/${suffix}`, method) };
   }
   if (cleaned !== escapedPath) return { kind: "answer", error: redirect(301, `${cleaned}${suffix}`, method) };
@@ -70,7 +80,7 @@ export function matchRoute(routes: readonly Route[], { method, url, accept }: Ro
     route.kind === "service" ? matchEndpoint(route.endpoints, { method, path, accept }) : { ...route, params: {} };
   if (found instanceof HttpError) return { kind: "refuse", path, error: found };
   const { handler, params, upgrade } = found;
-  const base = { kind: "serve", path, query: new URLSearchParams(query), handler, params } as const;
+  const base = { kind: "serve", path, query, handler, params } as const;
   return upgrade === undefined ? base : { ...base, upgrade };
 }
 
@@ -89,7 +99,10 @@ function redirect(status: 301 | 307, to: string, method: string): HttpError {
   return new HttpError(status, body, { Location: location, "Content-Type": "text/html; charset=utf-8" });
 }
 
-/** @param segments of the path, each decoded: one that holds an escaped slash matches nothing */
+// The longest root is /debug/flags/v. More segments than that are not looked at.
+const rootSegmentsMax = 3;
+
+/** @param segments the path's first ones, each decoded: one that holds an escaped slash matches nothing */
 function isAtRoute({ kind, path }: Route, segments: readonly string[]): boolean {
   const own = path.split("/").slice(1);
   if (own.at(-1) === "") return segments.length >= own.length && own.slice(0, -1).every((s, i) => s === segments[i]);
@@ -137,11 +150,17 @@ function matchTemplate(template: string, path: string): Record<string, string> |
   return params;
 }
 
+// Browsers send some 150.
+const acceptCharsMax = 4_096;
+
 // Quality values are not looked at, as in the reference.
 function acceptsJson(accept: string | undefined): boolean {
   if (accept === undefined || accept === "") return true;
-  return accept.split(",").some((part) => {
-    const type = part.split(";", 1)[0]?.trim();
-    return type === "*/*" || type === "application/json";
-  });
+  return accept
+    .slice(0, acceptCharsMax)
+    .split(",")
+    .some((part) => {
+      const type = part.split(";", 1)[0]?.trim();
+      return type === "*/*" || type === "application/json";
+    });
 }

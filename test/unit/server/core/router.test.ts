@@ -127,8 +127,10 @@ const cases: [request: string, want: string][] = [
   ["GET /po\0ds", "public 400"],
   ["GET /a\r\nX-Evil:1//", "public 400"],
   ["GET ", "public 400"],
-  [`GET /${"a/".repeat(50_000)}`, "public 404"],
-  [`GET /exec${"/a".repeat(50_000)}`, "private 404"],
+  [`GET /${"a/".repeat(5_000)}`, "public 404"],
+  [`GET /exec${"/a".repeat(5_000)}`, "private 404"],
+  [`GET /${"a/".repeat(50_000)}`, "public 414"],
+  [`GET /configz?${"a/".repeat(500_000)}`, "configz"],
 ];
 
 describe("matchRoute", () => {
@@ -246,6 +248,27 @@ test("paths are cleaned as Go's path.Clean does, keeping a slash at the end", ()
     ["/...", "/..."],
   ] as const) {
     expect([path, cleanPath(path)]).toEqual([path, want]);
+  }
+});
+
+test("no path keeps the event loop busy", () => {
+  const bytes = 1_000_000;
+  const paths = [
+    `/${"a".repeat(bytes / 2)}${"/b/..".repeat(bytes / 10)}`,
+    `${"/a".repeat(bytes / 4)}${"/..".repeat(bytes / 6)}`,
+    "/".repeat(bytes),
+    "/%2e".repeat(bytes / 4),
+    "/%".repeat(bytes / 2),
+    `/pods?${"a=%41&".repeat(bytes / 6)}`,
+    `/healthz#${"?".repeat(bytes)}`,
+  ];
+  for (const url of paths) {
+    const start = performance.now();
+    route("GET", url);
+    requestLabels("GET", url, "readwrite");
+    cleanPath(url);
+    decodePercent(url);
+    expect([url.slice(0, 20), performance.now() - start < 500]).toEqual([url.slice(0, 20), true]);
   }
 });
 

@@ -1,4 +1,5 @@
 import { once } from "node:events";
+import { readdir } from "node:fs/promises";
 import { type IncomingHttpHeaders, type IncomingMessage, request as httpRequest } from "node:http";
 import { request as httpsRequest } from "node:https";
 import { type AddressInfo, connect, type Socket } from "node:net";
@@ -289,4 +290,9 @@ export async function samplesOf(registry: MetricsRegistry, name: string): Promis
 /** Waits until `condition` holds; the test's own timeout is the limit. */
 export async function until(condition: () => boolean | Promise<boolean>): Promise<void> {
   while (!(await condition())) await new Promise((resolve) => void setTimeout(resolve, 5));
+}
+
+/** How many files and sockets this process has open. */
+export async function openFiles(): Promise<number> {
+  return (await readdir("/proc/self/fd")).length;
 }
