@@ -66,7 +66,7 @@ export function kubeletConfigz(config: KubeletConfiguration): { kubeletconfig: V
     const value = valueAt(config, path);
     if (field.options.secret && !field.kind.isZero(value)) setValueAt(shown, path, "<masked>");
   }
-  return { kubeletconfig: shown };
+  return { kubeletconfig: { ...documentType, ...shown } };
 }
 
 // Without a file, the reference keeps the defaults that its flags had before there were files.

@@ -386,6 +386,7 @@ describe("warnings", () => {
 test("/configz shows the configuration as a file would, but no secrets", () => {
   const { config } = kubeletWith("staticPodURLHeader: {Authorization: [Bearer hunter2]}\nmaxPods: 7").kubelet;
   const { kubeletconfig } = kubeletConfigz(config);
+  expect(kubeletconfig).toMatchObject({ kind: "KubeletConfiguration", apiVersion: "kubelet.config.k8s.io/v1beta1" });
   expect(kubeletconfig).toMatchObject({ maxPods: 7, syncFrequency: "1m0s", logging: { flushFrequency: "5s" } });
   expect(JSON.stringify(kubeletconfig)).not.toContain("hunter2");
 });
