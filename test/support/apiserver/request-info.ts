@@ -57,7 +57,8 @@ export function requestInfo(method: string, url: URL): RequestInfo {
     subresource,
     namespace,
     name,
-    rest: rest.join("/"),
+    // The slash at the end makes another path of it for who is behind a proxy.
+    rest: rest.join("/") + (rest.length > 0 && url.pathname.endsWith("/") ? "/" : ""),
     resource,
   };
 }
