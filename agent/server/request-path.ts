@@ -10,7 +10,7 @@ import { flushMs, responseWriteMs } from "./limits.ts";
 import { HttpError, type UserInfo } from "./port.ts";
 import { requestLabels, type RequestMetrics, type ServerType } from "./request-metrics.ts";
 import { sendError } from "./respond.ts";
-import { type Match, matchRoute, type Route } from "./router.ts";
+import { type Match, matchRoute, type Route, type ServeMatch } from "./router.ts";
 
 export interface RequestPathOptions {
   readonly routes: readonly Route[];
@@ -118,7 +118,7 @@ export class RequestPath {
   }
 
   /** @returns where the request goes. Rejects with HttpError when it goes nowhere. */
-  async #admit(request: IncomingMessage, signal: AbortSignal): Promise<Extract<Match, { kind: "serve" }>> {
+  async #admit(request: IncomingMessage, signal: AbortSignal): Promise<ServeMatch> {
     const match = this.#match(request);
     if (match.kind === "answer") throw match.error;
     await this.#authorize(request, match.path, signal);

@@ -39,11 +39,16 @@ export interface RoutedRequest {
 export type Match =
   | { readonly kind: "answer"; readonly error: HttpError }
   | { readonly kind: "refuse"; readonly path: string; readonly error: HttpError }
-  | ({
-      readonly kind: "serve";
-      readonly path: string /** Not parsed yet: it may be long. */;
-      readonly query: string;
-    } & Destination);
+  | ServeMatch;
+
+/** See {@link Match}. */
+export interface ServeMatch extends Destination {
+  readonly kind: "serve";
+  /** Decoded. */
+  readonly path: string;
+  /** Not parsed yet: it may be long, and nobody has been authenticated. */
+  readonly query: string;
+}
 
 interface Destination {
   readonly handler: Handler;
