@@ -14,8 +14,6 @@ export interface LogFile {
    * @returns bytes read
    */
   read(buffer: Buffer, offset: number, position: number): Promise<number>;
-  /** Bytes that it has now; a compressed one does not know. */
-  size(): Promise<number | undefined>;
   isAt(identity: FileIdentity): boolean;
   close(): Promise<void>;
 }
@@ -55,8 +53,8 @@ export async function openRotated(dir: string, name: string): Promise<LogFile> {
   }
 }
 
-/** Who is at `path` now; undefined if nobody is. */
-export async function identify(path: string): Promise<FileIdentity | undefined> {
+/** Who is at `path` now, and its bytes; undefined if nobody is. */
+export async function identify(path: string): Promise<(FileIdentity & { readonly size: number }) | undefined> {
   return await stat(path).catch(ignoreErrno("ENOENT", "ENOTDIR"));
 }
 
@@ -95,7 +93,6 @@ function plainFile(handle: FileHandle, { dev, ino }: FileIdentity): LogFile {
   return {
     read: async (buffer, offset, position) =>
       (await handle.read(buffer, offset, buffer.length - offset, position)).bytesRead,
-    size: async () => (await handle.stat()).size,
     isAt: (identity) => identity.dev === dev && identity.ino === ino,
     close: async () => await handle.close(),
   };
@@ -122,7 +119,6 @@ function compressedFile(handle: FileHandle): LogFile {
       }
       return o - offset;
     },
-    size: () => Promise.resolve(undefined),
     isAt: () => false,
     close: async () => {
       plain.destroy();

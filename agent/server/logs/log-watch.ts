@@ -1,3 +1,4 @@
+import { addAbortListener } from "node:events";
 import { type FSWatcher, watch } from "node:fs";
 import { basename, dirname } from "node:path";
 import type { Clock } from "../../lib/clock.ts";
@@ -58,7 +59,9 @@ export class LogWatch {
     if (!this.#isWoken) {
       const rest = new AbortController();
       this.#rest = rest;
-      await this.#clock.sleep(ms, AbortSignal.any([rest.signal, signal])).catch(ignoreAbort);
+      const link = addAbortListener(signal, () => rest.abort());
+      await this.#clock.sleep(ms, rest.signal).catch(ignoreAbort);
+      link[Symbol.dispose]();
       this.#rest = undefined;
       signal.throwIfAborted();
     }

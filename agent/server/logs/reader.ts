@@ -35,8 +35,8 @@ const followPollMs = 1_000;
 // The first line after quiet goes out at once. Behind it, a container that writes all the time is read this often at most.
 const followIntervalMs = 50;
 
-// The runtime opens the new file first and may then still write what it has to the old one.
-const rotationSettleMs = 50;
+// The runtime opens the new file first and then writes what it still has to the old one: no more than a line or two.
+const rotationSettleMs = 200;
 
 // Between the rename and the runtime's new file there is none for a moment: so often and long we look for it.
 const openAttemptsMax = 6;
@@ -88,6 +88,8 @@ class LogReader {
   #isSkipping = false;
   #bytesLeft: number;
   #bufferBytes: number;
+  /** For the next read; nothing in it is needed. */
+  #spare: Buffer | undefined;
   #locating: Promise<void> | undefined;
   /** Of the open file, once it was renamed. */
   #ownName: string | undefined;
@@ -157,7 +159,7 @@ class LogReader {
 
   /** Hands out whole lines up to the file's end. @returns true once everything asked for was handed out */
   async #drain(): Promise<boolean> {
-    let buffer: Buffer = Buffer.allocUnsafeSlow(this.#bufferBytes);
+    let buffer = this.#spare ?? Buffer.allocUnsafeSlow(this.#bufferBytes);
     let kept = 0; // bytes of an unfinished line at the buffer's start
     for (;;) {
       if (this.#records.isDone) return true;
@@ -179,9 +181,10 @@ class LogReader {
       buffer = nextBuffer(buffer, end - kept, kept);
     }
     if (this.#options.follow) {
-      // Followers wait most of the time, and there may be many.
+      // Followers wait most of the time, and there may be many: each keeps no more than a small buffer.
       this.#bufferBytes = bufferBytesMin;
-      this.#records.release();
+      this.#spare = buffer.length === bufferBytesMin ? buffer : undefined;
+      this.#records.release(2 * bufferBytesMin);
     }
     return false;
   }
@@ -221,7 +224,11 @@ class LogReader {
    */
   async #findSuccessor(): Promise<"none" | "again" | "done"> {
     const present = await identify(this.#path);
-    if (present !== undefined && this.#file.isAt(present)) return await this.#restartIfTruncated();
+    if (present !== undefined && this.#file.isAt(present)) {
+      if (present.size >= this.#position) return "none";
+      this.#startOver(); // truncated in place
+      return "again";
+    }
     await this.#findOwnName();
     if (present === undefined && (await this.#successors()).length === 0) return "none";
     if (this.#file.rotatedAs === undefined) {
@@ -249,13 +256,6 @@ class LogReader {
       if (next === undefined || rotated !== undefined || (await this.#successors()).length === 0) return next;
       await next.close(); // another rotation came between list and open
     }
-  }
-
-  async #restartIfTruncated(): Promise<"none" | "again"> {
-    const size = await this.#file.size();
-    if (size === undefined || size >= this.#position) return "none";
-    this.#startOver();
-    return "again";
   }
 
   #startOver(): void {

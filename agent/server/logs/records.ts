@@ -82,9 +82,9 @@ export class RecordReader {
     return taken;
   }
 
-  /** Gives its memory back until it is needed again; what was taken stays valid. */
-  release(): void {
-    if (this.#length === 0) this.#out = Buffer.allocUnsafeSlow(0);
+  /** Gives memory beyond `bytesKept` back until it is needed again; what was taken stays valid. */
+  release(bytesKept: number): void {
+    if (this.#length === 0 && this.#out.length > bytesKept) this.#out = Buffer.allocUnsafeSlow(0);
   }
 
   #line(buf: Buffer, at: number, end: number): void {

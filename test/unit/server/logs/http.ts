@@ -21,7 +21,8 @@ export async function serve(handler: Handler, path: string, template: string) {
     try {
       const match = matchRoute(routes, { method: req.method ?? "", url: req.url ?? "", accept: undefined });
       if (match.kind !== "serve") throw match.error;
-      const { params, query } = match;
+      const { params } = match;
+      const query = new URLSearchParams(match.query);
       await match.handler({ request: req, response, params, query, signal: gone.signal });
     } catch (err) {
       if (!(err instanceof HttpError)) failures.push(err);

@@ -1,4 +1,4 @@
-import { appendFile, mkdtemp, readdir, readlink, rename, rm } from "node:fs/promises";
+import { appendFile, mkdtemp, readdir, readFile, readlink, rename, rm, stat } from "node:fs/promises";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { expect } from "vitest";
@@ -80,6 +80,17 @@ export async function openIn(dir: string): Promise<string[]> {
     (await readdir("/proc/self/fd")).map(async (fd) => await readlink(`/proc/self/fd/${fd}`).catch(() => "")),
   );
   return targets.filter((target) => target.startsWith(dir));
+}
+
+/** Whether this process watches `dir`, as its inotify descriptors tell. */
+export async function isWatched(dir: string): Promise<boolean> {
+  const inode = (await stat(dir)).ino.toString(16);
+  const infos = await Promise.all(
+    (await readdir("/proc/self/fdinfo")).map(
+      async (fd) => await readFile(`/proc/self/fdinfo/${fd}`, "utf8").catch(() => ""),
+    ),
+  );
+  return infos.some((info) => new RegExp(`^inotify .*\\bino:${inode} `, "m").test(info));
 }
 
 /** The machine's clock with shorter waits. */
