@@ -3,7 +3,7 @@ import type { DeviceFilesystem, Row } from "./cadvisor-rows.ts";
 import type { CPUSample, MemorySample } from "./cgroup-sample.ts";
 import type { DeviceIO, DiskCounters, InterfaceCounters, Pressure } from "./parse.ts";
 
-/** A value of one row, with the labels it has beside the six of all. */
+/** A value of one row, with the labels it has beside the six of all, by name. */
 interface Value {
   value: number;
   labels?: Readonly<Record<string, string>>;
@@ -38,7 +38,7 @@ export function cadvisorFamilies(rows: readonly Row[], context: RenderContext): 
         for (const row of rows) {
           for (const { value, labels, atMs = row.reading.atMs } of values(row, context)) {
             yield {
-              labels: labels === undefined ? row.labels : { ...row.labels, ...labels },
+              labels: labels === undefined ? row.labels : inOrder(row.labels, labels),
               value,
               ...(isTimeless === true ? {} : { timestampMs: atMs }),
             };
@@ -47,6 +47,22 @@ export function cadvisorFamilies(rows: readonly Row[], context: RenderContext): 
       },
     },
   }));
+}
+
+/** Both together by name, as they are shown: sorting tens of thousands of sets again would cost more than all the rest. */
+function inOrder(own: Row["labels"], further: Readonly<Record<string, string>>): Record<string, string> {
+  const merged: Record<string, string> = {};
+  const names = Object.keys(further);
+  let next = 0;
+  for (const name in own) {
+    for (let other = names[next]; other !== undefined && other < name; other = names[next]) {
+      merged[other] = further[other] ?? "";
+      next += 1;
+    }
+    merged[name] = own[name] ?? "";
+  }
+  for (const other of names.slice(next)) merged[other] = further[other] ?? "";
+  return merged;
 }
 
 function one(value: number | undefined): Value[] {

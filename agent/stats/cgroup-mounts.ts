@@ -1,5 +1,4 @@
 import { readFile } from "node:fs/promises";
-import { join } from "node:path";
 import { AgentError } from "../lib/errors.ts";
 
 /** Controllers that figures are read from. On v2 all of them lie in one directory. */
@@ -39,7 +38,7 @@ export function parseCgroupMounts(mountinfo: string, mountPoint: string): Cgroup
 /** Directory of a cgroup; undefined if v1 has not mounted the controller. */
 export function cgroupDir(mounts: CgroupMounts, controller: StatsController, path: string): string | undefined {
   const root = mounts.version === 2 ? mounts.root : mounts.roots.get(controller);
-  return root === undefined ? undefined : join(root, path);
+  return root === undefined ? undefined : path === "/" ? root : `${root}${path}`;
 }
 
 /**

@@ -143,9 +143,13 @@ class CgroupFiles {
     this.#path = path;
   }
 
+  has(controller: StatsController): boolean {
+    return cgroupDir(this.#mounts, controller, this.#path) !== undefined;
+  }
+
   async text(controller: StatsController, file: string): Promise<string | undefined> {
     const directory = cgroupDir(this.#mounts, controller, this.#path);
-    return directory === undefined ? undefined : await this.#reader.text(join(directory, file));
+    return directory === undefined ? undefined : await this.#reader.text(`${directory}/${file}`);
   }
 
   async number(controller: StatsController, file: string): Promise<number | undefined> {
@@ -154,7 +158,7 @@ class CgroupFiles {
 
   async pids(controller: StatsController): Promise<number[] | undefined> {
     const directory = cgroupDir(this.#mounts, controller, this.#path);
-    return directory === undefined ? undefined : parsePIDs(await this.#reader.list(join(directory, "cgroup.procs")));
+    return directory === undefined ? undefined : parsePIDs(await this.#reader.list(`${directory}/cgroup.procs`));
   }
 }
 
@@ -186,14 +190,14 @@ async function sampleV2(files: CgroupFiles, level: SampleLevel, atMs: number): P
   ];
   if (sample.cpu !== undefined && cpuPressure !== undefined) sample.cpu.pressure = cpuPressure;
   if (sample.memory !== undefined && memoryPressure !== undefined) sample.memory.pressure = memoryPressure;
-  const ioStat = await files.text("blkio", "io.stat");
-  if (ioStat !== undefined) {
-    sample.io = { devices: parseIOStat(ioStat), ...(ioPressure === undefined ? {} : { pressure: ioPressure }) };
-  }
+  if (ioPressure !== undefined) sample.io = { pressure: ioPressure };
+  else if ((await files.text("blkio", "io.stat")) !== undefined) sample.io = {};
   const pids = await files.pids("cpu");
   if (pids !== undefined) sample.pids = pids;
   if (level === "summary") return sample;
 
+  const ioStat = await files.text("blkio", "io.stat");
+  if (ioStat !== undefined) sample.io = { ...sample.io, devices: parseIOStat(ioStat) };
   if (sample.cpu !== undefined) {
     const spec = cpuSpecV2(await files.text("cpu", "cpu.max"), await files.number("cpu", "cpu.weight"));
     if (spec !== undefined) sample.cpu.spec = spec;
@@ -271,11 +275,13 @@ async function sampleV1(files: CgroupFiles, level: SampleLevel, atMs: number): P
 
   const limit = finiteLimit(await files.number("memory", "memory.limit_in_bytes"));
   if (sample.memory !== undefined && limit !== undefined) sample.memory.limitBytes = limit;
-  const [bytes, operations] = await blkioTexts(files);
-  if (bytes !== undefined) sample.io = { devices: parseBlkio(bytes, operations) };
+  if (files.has("blkio")) sample.io = {};
   const pids = await files.pids("cpu");
   if (pids !== undefined) sample.pids = pids;
   if (level === "summary") return sample;
+
+  const [bytes, operations] = await blkioTexts(files);
+  if (bytes !== undefined) sample.io = { devices: parseBlkio(bytes, operations) };
 
   if (sample.cpu !== undefined) {
     const times = await files.text("cpuacct", "cpuacct.stat");

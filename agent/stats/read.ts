@@ -10,6 +10,8 @@ export interface FileReader {
 
 // memory.stat, the longest file given in one piece, has 2 KiB.
 const chunkBytes = 8_192;
+// The kernel fills a page with whole lines and gives what it has: less than this was the end, if no line has 3 KiB.
+const shortReadBytes = 1_024;
 // Lists of processes: 7 bytes each, so 140 000 processes. What is longer is not read on.
 const listBytesMax = 1 << 20;
 // Buffers kept for the next read; more reads at a time than this only allocate.
@@ -45,7 +47,7 @@ export function createFileReader(): FileReader {
               return;
             }
             text += buffer.toString("latin1", 0, count);
-            const mayHaveMore = toEnd ? count > 0 : count === chunkBytes;
+            const mayHaveMore = toEnd ? count >= shortReadBytes : count === chunkBytes;
             if (mayHaveMore && text.length < listBytesMax) next();
             else finish(text);
           });

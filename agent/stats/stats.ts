@@ -41,7 +41,18 @@ export interface StatsDeps {
   startedAtMs: number;
   pods: Pick<ServedPods, "list">;
   runtime: Pick<Runtime, "list" | "containerStats" | "sandboxProcess"> & { images: Pick<ImageService, "fsInfo"> };
-  facts: Omit<NodeFacts, "hugePages" | "rootFilesystemBytes" | "architecture" | "cpuCFSQuotaSupported">;
+  facts: Pick<
+    NodeFacts,
+    | "machineID"
+    | "systemUUID"
+    | "bootID"
+    | "kernelVersion"
+    | "osImage"
+    | "cpuCount"
+    | "memoryBytes"
+    | "swapBytes"
+    | "pidsMax"
+  >;
   /** Where pods' cgroups are, as `createCgroups` was told. */
   cgroups: { driver: CgroupDriver; cgroupRoot: string; cgroupsPerQOS: boolean };
   /** Cgroups as configured, "" for none; without `kubeletCgroups` the agent finds its own. */

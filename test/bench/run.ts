@@ -2,3 +2,4 @@
 await import("./pods.ts");
 await import("./streams.ts");
 await import("./proxy.ts");
+await import("./scrape.ts");

@@ -32,7 +32,7 @@ let running: Promise<void>;
 const pod: Pod = {
   metadata: { name: "load", namespace: "default", uid },
   spec: { containers: [{ name: "busy" }, { name: "holds" }], volumes: [{ name: "scratch", emptyDir: {} }] },
-} as Pod;
+};
 
 beforeAll(async () => {
   node = await createTestNode();
