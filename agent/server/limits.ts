@@ -63,3 +63,6 @@ export const tcpKeepAliveMs = 15_000;
 
 /** Bodies that are read as a whole: a number, a short form. */
 export const bodyBytesMax = 65_536;
+
+/** A body up to this long is read and thrown away if its handler did not want it, so that the connection can go on: Go's. */
+export const drainedBytesMax = 262_144;

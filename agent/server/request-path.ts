@@ -6,7 +6,7 @@ import type { Logger } from "../lib/log.ts";
 import { requestAttributes } from "./attributes.ts";
 import type { Authenticator } from "./auth/authenticator.ts";
 import { AuthorizationError, type Authorizer } from "./auth/authorizer.ts";
-import { flushMs, responseWriteMs } from "./limits.ts";
+import { drainedBytesMax, flushMs, responseWriteMs } from "./limits.ts";
 import { HttpError, type UserInfo } from "./port.ts";
 import { requestLabels, type RequestMetrics, type ServerType } from "./request-metrics.ts";
 import { sendError } from "./respond.ts";
@@ -60,12 +60,11 @@ export class RequestPath {
     try {
       const match = await this.#admit(request, running.signal);
       const { handler, params, query } = match;
+      endWithAnswer(request, response);
       await handler({ request, response, params, query: new URLSearchParams(query), signal: running.signal });
-      // A body that nobody read would be read to its end before the next request, however long it is.
-      if (!response.headersSent && !request.complete) response.setHeader("Connection", "close");
       if (!response.writableEnded) response.end();
     } catch (err) {
-      if (!request.complete && !response.headersSent) response.setHeader("Connection", "close");
+      endWithAnswer(request, response);
       if (response.headersSent) response.destroy();
       else sendError(response, this.#errorOf(request, err));
     } finally {
@@ -176,6 +175,12 @@ export class RequestPath {
 }
 
 const anonymous = "system:anonymous";
+
+/** A body that is still on its way would be read to its end before the next request: only short ones are worth that. */
+function endWithAnswer(request: IncomingMessage, response: ServerResponse): void {
+  const isShort = Number(request.headers["content-length"]) <= drainedBytesMax;
+  if (!request.complete && !isShort) response.shouldKeepAlive = false;
+}
 
 function writePlain(request: IncomingMessage, socket: Socket, error: HttpError): void {
   const response = new ServerResponse(request);

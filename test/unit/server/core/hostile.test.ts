@@ -218,6 +218,10 @@ describe("clients that behave oddly", () => {
     raw.socket.write("POST /run/a/b/c HTTP/1.1\r\nHost: a\r\nContent-Length: 99999999\r\n\r\nx");
     expect(await raw.until(/Unauthorized/)).toMatch(/401.*Connection: close/s);
     await raw.closed;
+    await using endless = await RawClient.tls(server.ports.kubelet);
+    endless.socket.write(`POST /stats/summary${get("", "Transfer-Encoding: chunked\r\n").slice(4)}5\r\nhello\r\n`);
+    await endless.closed;
+    expect(endless.text).toMatch(/200 OK.*Connection: close.*POST statsSummary/s);
   });
 
   test("aborted requests and resets at every stage leave nothing behind", async () => {
