@@ -35,7 +35,7 @@ export function createContainerLogsHandler(deps: ContainerLogsDeps): Handler {
     const options = parseLogOptions(query, splitStreams, clock.now());
     const pod = findPod(pods, namespace, podName, container);
     const instance = selectInstance(podName, pods.status(pod), container, options.previous);
-    const containerID = instance.slice(instance.indexOf("://") + 3);
+    const containerID = instance.replace(/^[^/]*:\/\//, ""); // `<runtime>://<id>`
     const log = deps.log.child({ pod: `${namespace}/${podName}`, container, containerID });
 
     response.writeHead(200, { "Content-Type": "text/plain" });
