@@ -83,6 +83,7 @@ export function createAccess(spec: AccessSpec, deps: { clock: Clock; log: Logger
   let plugin: ExecCredential | undefined;
   let pluginFailure: { err: unknown; untilMs: number } | undefined;
   let running: Promise<Credentials> | undefined;
+  let invalidations = 0;
   let reported = "";
 
   async function execCredential(): Promise<ExecCredential | undefined> {
@@ -129,6 +130,7 @@ export function createAccess(spec: AccessSpec, deps: { clock: Clock; log: Logger
   }
 
   async function refresh(): Promise<Credentials> {
+    const before = invalidations;
     try {
       current = await build();
       if (reported !== "") log.info("credentials are readable again");
@@ -141,7 +143,8 @@ export function createAccess(spec: AccessSpec, deps: { clock: Clock; log: Logger
       if (message !== reported) log.warn({ err: message }, "cannot reload credentials, keeping the ones in use");
       reported = message;
     }
-    checkAfterMs = clock.monotonic() + fileCheckMs;
+    // What was read while things changed may be the old; it does until the next call.
+    checkAfterMs = before === invalidations ? clock.monotonic() + fileCheckMs : 0;
     if (current === undefined) throw new AgentError("Internal", `${spec.origin}: no credentials`);
     return current;
   }
@@ -159,6 +162,7 @@ export function createAccess(spec: AccessSpec, deps: { clock: Clock; log: Logger
     },
     invalidate: () => {
       plugin = undefined;
+      invalidations += 1;
       checkAfterMs = 0;
     },
   };

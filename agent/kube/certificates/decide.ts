@@ -37,9 +37,9 @@ export function rotationTimeMs(
   obtainedAtMs?: number,
 ): number {
   const part = rotateShareMin + (rotateShareMax - rotateShareMin) * share;
-  const at = notBeforeMs + (notAfterMs - notBeforeMs) * part;
+  const at = Math.round(notBeforeMs + (notAfterMs - notBeforeMs) * part);
   if (obtainedAtMs === undefined || at > obtainedAtMs) return at;
-  return obtainedAtMs + (notAfterMs - obtainedAtMs) * part;
+  return Math.round(obtainedAtMs + (notAfterMs - obtainedAtMs) * part);
 }
 
 /** Pure. */

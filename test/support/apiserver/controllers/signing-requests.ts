@@ -11,10 +11,14 @@ export interface SignerOptions {
   authority: CertificateAuthority;
   /** Approves what nobody has decided; without it, only approved requests are signed. */
   autoApprove: boolean;
+  lifetimeMs: number | undefined;
 }
 
 /** Approves and signs certificate requests of kubelets. Returns the function that stops it. */
-export function startSigningController(registry: Registry, { authority, autoApprove }: SignerOptions): () => void {
+export function startSigningController(
+  registry: Registry,
+  { authority, autoApprove, lifetimeMs }: SignerOptions,
+): () => void {
   const type = registry.typeOf("certificates.k8s.io", "certificatesigningrequests");
   const setStatus = (request: ApiObject, status: Record<string, unknown>) => {
     registry.modify(type, "", request.metadata.name, (object) => {
@@ -51,7 +55,11 @@ export function startSigningController(registry: Registry, { authority, autoAppr
           organizations,
           names: signer === servingSigner ? names : [],
           usage: signer === servingSigner ? "server" : "client",
-          ...(seconds === undefined ? {} : { lifetimeMs: seconds * 1000 }),
+          ...(seconds === undefined
+            ? lifetimeMs === undefined
+              ? {}
+              : { lifetimeMs }
+            : { lifetimeMs: seconds * 1000 }),
         },
         publicKey,
       );

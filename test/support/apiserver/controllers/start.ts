@@ -21,6 +21,8 @@ export interface ControllerOptions {
   serviceAccounts?: boolean;
   /** Default "approve": kubelets' certificate requests are approved and signed; "sign" waits for approval. */
   signing?: "approve" | "sign" | "off";
+  /** How long signed certificates live; default a year. What a request asks for counts more. */
+  signedLifetimeMs?: number;
   /** Default false: nodes get taints by their condition and turn Unknown when their lease is stale. */
   nodeLifecycle?: boolean;
   /** Default 50 s, as --node-monitor-grace-period. */
@@ -45,7 +47,8 @@ export function startControllers(
     stops.push(startEndpointsController(registry));
   }
   if (signing !== "off") {
-    stops.push(startSigningController(registry, { authority, autoApprove: signing === "approve" }));
+    const { signedLifetimeMs: lifetimeMs } = options;
+    stops.push(startSigningController(registry, { authority, autoApprove: signing === "approve", lifetimeMs }));
   }
   if (options.nodeLifecycle ?? false) {
     stops.push(startNodeLifecycleController(registry, clock, options.nodeMonitorGraceMs ?? nodeMonitorGraceMsDefault));

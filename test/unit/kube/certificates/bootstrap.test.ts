@@ -4,15 +4,19 @@ import { afterEach, beforeEach, describe, expect, test } from "vitest";
 import { parse } from "yaml";
 import { bootstrapOnce } from "../../../../agent/kube/certificates/bootstrap-once.ts";
 import { type ClientIdentity, openClientIdentity } from "../../../../agent/kube/certificates/client.ts";
-import { PemStore } from "../../../../agent/kube/certificates/store.ts";
 import { createApiClient } from "../../../../agent/kube/client.ts";
 import { createInformerFactory } from "../../../../agent/kube/informer.ts";
 import { loadKubeconfig } from "../../../../agent/kube/kubeconfig.ts";
 import { certificateSigningRequests, nodes } from "../../../../agent/kube/resources.ts";
+import { createTransport } from "../../../../agent/kube/transport.ts";
 import { systemClock } from "../../../../agent/lib/clock.ts";
 import { createLogger } from "../../../../agent/lib/log.ts";
 import { kubeconfigText } from "../../../support/apiserver/kubeconfig.ts";
-import { startTestApiServer, type TestApiServer, type TestApiServerOptions } from "../../../support/apiserver/server.ts";
+import {
+  startTestApiServer,
+  type TestApiServer,
+  type TestApiServerOptions,
+} from "../../../support/apiserver/server.ts";
 import { until } from "../support.ts";
 import { temporaryDir } from "./support.ts";
 
@@ -280,7 +284,10 @@ describe("a node that does not rotate its certificate", () => {
 
   test("that is denied ends with the reason, and the next start asks anew", async () => {
     await startCluster({ controllers: { signing: "off" } });
-    const denied = expect(once()).rejects.toMatchObject({ code: "Forbidden", message: /was denied: NoReason: not you/ });
+    const denied = expect(once()).rejects.toMatchObject({
+      code: "Forbidden",
+      message: /was denied: NoReason: not you/,
+    });
     await until(() => requests().length === 1);
     deny(requests()[0]?.metadata.name ?? "");
     await denied;
@@ -306,17 +313,28 @@ describe("a node that does not rotate its certificate", () => {
   });
 });
 
-test("a rotated certificate is used on new connections, and watches on old ones end", async () => {
+test("a rotated certificate is used for new connections at once, and watches on old ones end", async () => {
   await startCluster({ controllers: { signing: "sign" } });
-  const store = new PemStore({ dir: certDir(), prefix: "kubelet-client", log: deps().log });
+  await mkdir(dirname(kubeconfig()));
+  await writeFile(kubeconfig(), server.kubeconfig("node:n1"));
   const identity = await open();
+  const { access } = identity;
+  await using transport = createTransport({ ...deps(), access, userAgent, limits: { retiredMs: 50 } });
+  await using client = createApiClient({ ...deps(), transport, userAgent, qps: -1, burst: 0 });
+  const ended: string[] = [];
+  identity.subscribe(() => void transport.renew().catch(() => {}));
+  const watch = await client.watch(nodes, { resourceVersion: "0", timeoutSeconds: 300 }, stop.signal);
+  const reading = (async () => {
+    for await (const _ of watch.body) continue;
+  })().catch((err: unknown) => ended.push(String(err)));
+  const before = (await access.credentials()).connectionKey;
   await until(() => requests().length === 1);
   approve(requests()[0]?.metadata.name ?? "");
-  await waitForFile(store.currentPath);
-  await using client = createApiClient({ ...deps(), access: identity.access, userAgent, qps: -1, burst: 0 });
-  const before = (await identity.access.credentials()).connectionKey;
-  await client.transport.renew();
-  expect((await identity.access.credentials()).connectionKey).toBe(before);
+  await until(() => lines.some((line) => line.includes("a certificate was issued")));
+  await reading;
+  expect(ended).toEqual([expect.stringContaining("credentials that were replaced")]);
+  expect((await access.credentials()).connectionKey).not.toBe(before);
+  await client.create(nodes, { metadata: { name: "n1" } });
 });
 
 function withCertificate(lifetimeMs: number): string {

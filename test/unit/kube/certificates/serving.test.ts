@@ -24,7 +24,11 @@ describe("the names of a node's serving certificate", () => {
       ips: ["10.0.0.7", "192.0.2.7", "fd00::7"],
       dns: ["n1", "n1.example.com", "n1.internal"],
     },
-    { name: "a host name that is an address", addresses: [{ type: "Hostname", address: "10.0.0.7" }], ips: ["10.0.0.7"] },
+    {
+      name: "a host name that is an address",
+      addresses: [{ type: "Hostname", address: "10.0.0.7" }],
+      ips: ["10.0.0.7"],
+    },
     { name: "one that comes twice", addresses: [ip("10.0.0.7"), ip("10.0.0.7")], ips: ["10.0.0.7"] },
     { name: "an internal IP that is none", addresses: [ip("n1"), ip("10.0.0.7")], ips: ["10.0.0.7"] },
     {

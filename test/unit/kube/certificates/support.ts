@@ -5,7 +5,12 @@ import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { type CertificatePair, parsePair } from "../../../../agent/kube/certificates/pair.ts";
 import type { SigningApi } from "../../../../agent/kube/certificates/signing.ts";
-import { buildCertificate, type CertificateTemplate, createKey, keyPem } from "../../../../agent/kube/certificates/x509.ts";
+import {
+  buildCertificate,
+  type CertificateTemplate,
+  createKey,
+  keyPem,
+} from "../../../../agent/kube/certificates/x509.ts";
 import type { StartInformer } from "../../../../agent/kube/port.ts";
 import type { CertificateSigningRequest } from "../../../../agent/kube/types.ts";
 import type { Clock } from "../../../../agent/lib/clock.ts";
