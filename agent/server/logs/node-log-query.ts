@@ -18,9 +18,9 @@ export interface NodeLogOptions {
 }
 
 // The reference's limits.
-export const servicesMax = 4;
-export const serviceNameLengthMax = 256;
-export const nodeLogLinesMax = 100_000;
+const servicesMax = 4;
+const serviceNameLengthMax = 256;
+const nodeLogLinesMax = 100_000;
 
 /**
  * Decodes a query of node logs.
