@@ -5,8 +5,9 @@ import type { Logger } from "../lib/log.ts";
 import { Loop } from "../lib/loop.ts";
 import { podDirOf, volumeDirOf } from "../volumes/pod-dirs.ts";
 import { directoryUsage } from "./directory-usage.ts";
-import { filesystemOf } from "./filesystem.ts";
+import { type FilesystemFigures, filesystemOf } from "./filesystem.ts";
 import type { VolumeStats } from "./port.ts";
+import { createRemoteFilesystems, type RemoteFilesystems } from "./remote-filesystem.ts";
 import { rfc3339 } from "./time.ts";
 
 /** One measured volume of a pod. */
@@ -50,6 +51,7 @@ interface PodResult {
 /** Each pod is measured once a period, lengthened by up to the period itself, so that pods spread over time. One at a time. */
 export function createVolumeMeter(deps: VolumeMeterDeps): VolumeMeter {
   const { pods, periodMs, clock, log, random = Math.random } = deps;
+  const measuring = { ...deps, remote: createRemoteFilesystems(clock) };
   const results = new Map<string, PodResult>();
   let askedAtMs = Number.NEGATIVE_INFINITY;
   const waiting = new Set<() => void>();
@@ -69,7 +71,7 @@ export function createVolumeMeter(deps: VolumeMeterDeps): VolumeMeter {
     for (const pod of due) {
       const uid = pod.metadata.uid ?? "";
       const known = results.get(uid)?.unchanging ?? new Map<string, VolumeStats>();
-      const volumes = await measurePod(deps, pod, known, signal);
+      const volumes = await measurePod(measuring, pod, known, signal);
       results.set(uid, { nextAtMs: clock.now() + periodMs * (1 + random()), volumes, unchanging: known });
     }
     for (const done of waiting) done();
@@ -112,8 +114,10 @@ export function createVolumeMeter(deps: VolumeMeterDeps): VolumeMeter {
   };
 }
 
+type MeasuringDeps = VolumeMeterDeps & { remote: RemoteFilesystems };
+
 async function measurePod(
-  deps: VolumeMeterDeps,
+  deps: MeasuringDeps,
   pod: Pod,
   unchanging: PodResult["unchanging"],
   signal: AbortSignal,
@@ -135,14 +139,14 @@ async function measurePod(
 
 /** Undefined for kinds without figures: hostPath and image volumes belong to others. */
 async function measureVolume(
-  deps: VolumeMeterDeps,
+  deps: MeasuringDeps,
   pod: Pod,
   volume: Volume,
   unchanging: PodResult["unchanging"],
   signal: AbortSignal,
 ): Promise<VolumeStats | undefined> {
   const kind = measuredKinds.find(({ field }) => volume[field] !== undefined && volume[field] !== null);
-  const { clock, rootDir } = deps;
+  const { clock, rootDir, remote } = deps;
   if (kind !== undefined) {
     const directory = volumeDirOf(podDirOf(rootDir, pod.metadata.uid ?? ""), kind.plugin, volume.name);
     const before = unchanging.get(volume.name);
@@ -153,7 +157,7 @@ async function measureVolume(
   }
   const directory = deps.mountedAt?.(pod, volume);
   if (directory === undefined) return undefined;
-  const stats = await statfsStats(volume.name, directory, clock);
+  const stats = statfsStats(volume.name, await remote.ask(directory, signal), clock.now());
   const claim = claimOf(pod, volume);
   return claim === undefined ? stats : { ...stats, pvcRef: { name: claim, namespace: pod.metadata.namespace ?? "" } };
 }
@@ -185,9 +189,9 @@ async function duStats(name: string, directory: string, clock: Clock, signal: Ab
   };
 }
 
-async function statfsStats(name: string, directory: string, clock: Clock): Promise<VolumeStats> {
-  const { capacityBytes, availableBytes, usedBytes, inodes, inodesFree } = await filesystemOf(directory);
-  const time = rfc3339(clock.now());
+function statfsStats(name: string, figures: FilesystemFigures, nowMs: number): VolumeStats {
+  const { capacityBytes, availableBytes, usedBytes, inodes, inodesFree } = figures;
+  const time = rfc3339(nowMs);
   return { name, time, availableBytes, capacityBytes, usedBytes, inodesFree, inodes, inodesUsed: inodes - inodesFree };
 }
 

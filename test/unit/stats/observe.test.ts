@@ -281,3 +281,24 @@ describe("measuring", () => {
     expect(pod?.cpu).not.toHaveProperty("psi");
   });
 });
+
+test("systemd's slices and scopes are found as well, and pods without cgroups of their own do without", async () => {
+  const dir = await mkdtemp(join(tmpdir(), "nodelet-observe-"));
+  onTestFinished(async () => await rm(dir, { recursive: true, force: true }));
+  const node = await createFakeNode({ dir, clock: new FakeClock() });
+  await node.addPod("a-b", ["app"]);
+  const slice = "/kubelet.slice/kubelet-kubepods.slice/kubelet-kubepods-besteffort.slice";
+  const pod = `${slice}/kubelet-kubepods-besteffort-poduid_a_b.slice`;
+  await writeCgroup2(node.cgroupRoot, pod, { usageUs: 3_000_000 });
+  await writeCgroup2(node.cgroupRoot, `${pod}/cri-containerd-c-a-b-app.scope`, { usageUs: 2_000_000 });
+  const cpuOf = async () => {
+    const families = await (await node.start()).resourceMetrics();
+    const value = (name: string) => [...(families.find((family) => family.name === name)?.samples ?? [])][0]?.value;
+    return [value("pod_cpu_usage_seconds_total"), value("container_cpu_usage_seconds_total")];
+  };
+  node.deps.cgroups = { driver: "systemd", cgroupRoot: "/kubelet", cgroupsPerQOS: true };
+  expect(await cpuOf()).toEqual([3, 2]);
+  node.deps.cgroups = { driver: "cgroupfs", cgroupRoot: "", cgroupsPerQOS: false };
+  node.containerStats.push({ containerID: "c-a-b-app", cpu: { timestampMs: 1, usageCoreNanoSeconds: 5e9 } });
+  expect(await cpuOf()).toEqual([5, 5]);
+});
