@@ -22,20 +22,25 @@ export interface ConnectionLimits {
 
 /**
  * The connections of one listener. They come untrusted; one becomes trusted when somebody with a credential is allowed
- * something on it. Untrusted ones are bounded in number and in the bytes of their unfinished headers. At a bound one is closed:
- * the oldest of the address that has most, so that neither a flood from one machine nor one from many keeps others out.
+ * something on it. Untrusted ones are bounded in number and in the bytes of their unfinished headers. At a bound one is
+ * closed: the oldest of the address that has most, so that neither a flood from one machine nor one from many keeps
+ * others out.
  */
 export class Connections {
   readonly #limits: ConnectionLimits;
+  readonly #onEvict: () => void;
   readonly #all = new Set<Connection>();
   readonly #byPeer = new Map<string, Connection>();
   readonly #untrusted = new Map<string, Set<Connection>>();
   #untrustedCount = 0;
   #headerBytes = 0;
 
+  /** @param onEvict called for each connection that made room */
   constructor(
+    onEvict: () => void = () => {},
     limits: ConnectionLimits = { connectionsMax: untrustedConnectionsMax, headerBytesMax: untrustedHeaderBytesMax },
   ) {
+    this.#onEvict = onEvict;
     this.#limits = limits;
   }
 
@@ -109,6 +114,7 @@ export class Connections {
     if (connection === undefined) return;
     this.trust(connection); // at once: the close event comes later
     connection.socket.destroy();
+    this.#onEvict();
   }
 
   #oldestOfCrowd(): Connection | undefined {

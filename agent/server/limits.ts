@@ -6,7 +6,9 @@ export interface ConnectionTimes {
   readonly keepAliveMs: number;
   /** A request, with its body, must be read within this time: the reference's value. */
   readonly requestReadMs: number;
-  /** The header must be complete within this time. The reference waits 4 h, which is what slow-loris clients live on. */
+  /**
+   * The header must be complete within this time. The reference waits 4 h, which is what slow-loris clients live on.
+   */
   readonly headersReadMs: number;
   /** A TLS handshake must be done within this time. The reference waits 4 h here, too. */
   readonly handshakeMs: number;
@@ -31,7 +33,9 @@ export const headerBytesMax = 1_048_576 + 4_096;
 /** A path, as it is sent. Three names of 253 characters need less, and so does the longest path of a file. */
 export const pathBytesMax = 16_384;
 
-/** Incomplete headers of all untrusted connections of one listener together: many headers of 1 MiB would fill memory. */
+/**
+ * Incomplete headers of all untrusted connections of one listener together: many headers of 1 MiB would fill memory.
+ */
 export const untrustedHeaderBytesMax = 4 * 1_048_576;
 
 /**
@@ -41,10 +45,13 @@ export const untrustedHeaderBytesMax = 4 * 1_048_576;
 export const headerBytesEasy = 65_536;
 
 /**
- * Connections of one listener on which nobody was allowed anything. Each costs some 60 KB with TLS. At the bound the oldest one
- * makes room, so a flood cannot lock out the API server: it authenticates within milliseconds.
+ * Connections of one listener on which nobody was allowed anything. Each costs some 60 KB with TLS. At the bound the
+ * oldest one makes room, so a flood cannot lock out the API server: it authenticates within milliseconds.
  */
 export const untrustedConnectionsMax = 512;
+
+/** A flood is worth a line in the log this often. */
+export const floodWarningMs = 60_000;
 
 /** Requests that a client may send ahead of their answers. Nobody is known to do it; each costs memory. */
 export const pipelinedRequestsMax = 64;
@@ -64,5 +71,8 @@ export const tcpKeepAliveMs = 15_000;
 /** Bodies that are read as a whole: a number, a short form. */
 export const bodyBytesMax = 65_536;
 
-/** A body up to this long is read and thrown away if its handler did not want it, so that the connection can go on: Go's. */
+/**
+ * A body up to this long is read and thrown away if its handler did not want it, so that the connection can go on:
+ * Go's.
+ */
 export const drainedBytesMax = 262_144;

@@ -29,8 +29,9 @@ export class ListenerConnections {
   readonly bounded: Connections;
   readonly #bySocket = new WeakMap<Duplex, Connection>();
 
-  constructor(bounded = new Connections()) {
-    this.bounded = bounded;
+  /** @param onEvict called for each connection that was closed to keep within bounds */
+  constructor(onEvict: () => void) {
+    this.bounded = new Connections(onEvict);
   }
 
   set(socket: Duplex, connection: Connection): void {
@@ -92,8 +93,8 @@ function httpOptions({ path, connections, times }: ListenerOptions): ServerOptio
     noDelay: true,
     keepAlive: true,
     keepAliveInitialDelay: limits.tcpKeepAliveMs,
-    // An Upgrade header where nothing can be upgraded is an ordinary request. So is one behind requests that have not been
-    // answered yet: their answers would end up in the upgraded stream.
+    // An Upgrade header where nothing can be upgraded is an ordinary request. So is one behind requests that have not
+    // been answered yet: their answers would end up in the upgraded stream.
     shouldUpgradeCallback: (request: IncomingMessage) =>
       connections.get(request.socket)?.requests === 0 && path.wantsUpgrade(request),
   };

@@ -23,8 +23,9 @@ export function parseTarget(url: string): Target | undefined {
 const unclean = /\/\/|\/\.\.?(?:\/|$)/;
 
 /**
- * Resolves `.`, `..` and repeated slashes, as Go's path.Clean does, but keeps a slash at the end. Escaped ones stay: they are
- * data, not structure. In linear time, unlike Node's own `normalize`, which a crafted path of 1 MB keeps busy for a minute.
+ * Resolves `.`, `..` and repeated slashes, as Go's path.Clean does, but keeps a slash at the end. Escaped ones stay:
+ * they are data, not structure. In linear time, unlike Node's own `normalize`, which a crafted path of 1 MB keeps busy
+ * for a minute.
  */
 export function cleanPath(escapedPath: string): string {
   if (!unclean.test(escapedPath)) return escapedPath;

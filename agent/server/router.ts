@@ -16,8 +16,9 @@ export interface Endpoint {
 }
 
 /**
- * What is registered at a path. `exact`: this path alone, with any method. `below`: a root that ends in "/" and everything
- * below, with any method. `service`: endpoints below a root; a root that ends in "/" is not reachable without it.
+ * What is registered at a path. `exact`: this path alone, with any method. `below`: a root that ends in "/" and
+ * everything below, with any method. `service`: endpoints below a root; a root that ends in "/" is not reachable
+ * without it.
  */
 export type Route =
   | { readonly kind: "exact"; readonly path: string; readonly handler: Handler }
@@ -33,8 +34,8 @@ export interface RoutedRequest {
 }
 
 /**
- * Where a request goes. `answer`: nowhere, and anybody may know. `refuse`: nowhere, but only who is authorized for `path`
- * learns why. `serve`: to a handler.
+ * Where a request goes. `answer`: nowhere, and anybody may know. `refuse`: nowhere, but only who is authorized for
+ * `path` learns why. `serve`: to a handler.
  */
 export type Match =
   | { readonly kind: "answer"; readonly error: HttpError }
@@ -57,9 +58,9 @@ interface Destination {
 }
 
 /**
- * Finds the route of a request, in two steps as the reference does, since both show from outside. The first looks at the
- * path as it was sent, and redirects or answers 404 before anybody has been authenticated. The second looks at the decoded
- * path, the method and the Accept header.
+ * Finds the route of a request, in two steps as the reference does, since both show from outside. The first looks at
+ * the path as it was sent, and redirects or answers 404 before anybody has been authenticated. The second looks at the
+ * decoded path, the method and the Accept header.
  */
 export function matchRoute(routes: readonly Route[], { method, url, accept }: RoutedRequest): Match {
   const target = parseTarget(url);

@@ -8,7 +8,7 @@ import type { MetricsRegistry } from "../lib/metrics.ts";
 import type { Authenticator } from "./auth/authenticator.ts";
 import type { Authorizer } from "./auth/authorizer.ts";
 import { createHealthHandlers, pingCheck } from "./handlers/healthz.ts";
-import { type ConnectionTimes, connectionTimes, healthzRetryMs } from "./limits.ts";
+import { type ConnectionTimes, connectionTimes, floodWarningMs, healthzRetryMs } from "./limits.ts";
 import { ListenerConnections, type ListenerOptions, runListener } from "./listener.ts";
 import { RequestPath, type RequestPathOptions } from "./request-path.ts";
 import { createRequestMetrics } from "./request-metrics.ts";
@@ -60,7 +60,7 @@ export function createKubeletServer(options: KubeletServerOptions): KubeletServe
     path: Omit<RequestPathOptions, "clock" | "log" | "onTrusted">,
   ) => {
     return async (signal: AbortSignal) => {
-      const connections = new ListenerConnections();
+      const connections = new ListenerConnections(warnOfFlood(name, clock, log));
       const onTrusted: RequestPathOptions["onTrusted"] = (socket) => connections.trust(socket);
       const requestPath = new RequestPath({ ...path, clock, log, onTrusted });
       const times = { ...connectionTimes, ...options.times };
@@ -89,6 +89,16 @@ export function createKubeletServer(options: KubeletServerOptions): KubeletServe
     listeners.push(retrying(run, place, options));
   }
   return { run: (signal) => runAll(listeners, signal) };
+}
+
+/** @returns says in the log that connections are closed to make room, but not for each of them */
+function warnOfFlood(name: ListenerName, clock: Clock, log: Logger): () => void {
+  let warnedAtMs = Number.NEGATIVE_INFINITY;
+  return () => {
+    if (clock.monotonic() - warnedAtMs < floodWarningMs) return;
+    warnedAtMs = clock.monotonic();
+    log.warn({ listener: name }, "many connections of strangers: closing the oldest of the address that has most");
+  };
 }
 
 /** Listens again after a failure: a port that is taken now may be free in a moment. */

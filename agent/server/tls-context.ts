@@ -21,9 +21,9 @@ export interface KubeletTls {
 /**
  * The TLS context for new connections. Without a certificate, handshakes fail.
  *
- * Sessions are never resumed: a resumed one would carry the client certificate of an earlier handshake without its chain,
- * which the authenticator could not verify against the present authorities. Tickets are switched off for that; session
- * IDs need a store that we do not offer. It costs a returning client a full handshake, about a millisecond.
+ * Sessions are never resumed: a resumed one would carry the client certificate of an earlier handshake without its
+ * chain, which the authenticator could not verify against the present authorities. Tickets are switched off for that;
+ * session IDs need a store that we do not offer. It costs a returning client a full handshake, about a millisecond.
  * Renegotiation is off, as in the reference: it only helps to keep a server busy.
  */
 export function secureContextOptions({ options, clientCA, certificate }: KubeletTls): SecureContextOptions {

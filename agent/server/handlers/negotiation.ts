@@ -11,8 +11,8 @@ const versions = [
 ];
 
 /**
- * Chooses the form of a z-page from the Accept header. Structured forms have to be asked for with kind, group and version:
- * `application/json;as=Statusz;v=v1beta1;g=config.k8s.io`. The first type that we have wins.
+ * Chooses the form of a z-page from the Accept header. Structured forms have to be asked for with kind, group and
+ * version: `application/json;as=Statusz;v=v1beta1;g=config.k8s.io`. The first type that we have wins.
  *
  * @param kind of the structured form
  * @returns undefined when nothing that we have is accepted

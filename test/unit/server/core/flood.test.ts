@@ -73,17 +73,19 @@ describe("Connections", () => {
   };
 
   test("at the bound, the oldest of the address with most makes room; who authenticated stays", () => {
-    const connections = new Connections({ connectionsMax: 4, headerBytesMax: 100 });
+    let evicted = 0;
+    const connections = new Connections(() => void (evicted += 1), { connectionsMax: 4, headerBytesMax: 100 });
     const apiServer = connections.add(socketFrom("10.0.0.1"));
     connections.trust(apiServer);
     const honest = connections.add(socketFrom("10.0.0.2"));
     const flood = Array.from({ length: 20 }, () => connections.add(socketFrom("10.6.6.6")));
     expect(flood.map(({ socket }) => socket.destroyed)).toEqual([...new Array(17).fill(true), false, false, false]);
+    expect(evicted).toBe(17);
     expect([apiServer.socket.destroyed, honest.socket.destroyed]).toEqual([false, false]);
   });
 
   test("unfinished headers share a budget; the largest goes", () => {
-    const connections = new Connections({ connectionsMax: 10, headerBytesMax: 100 });
+    const connections = new Connections(() => {}, { connectionsMax: 10, headerBytesMax: 100 });
     const [small, large, trusted] = ["a", "b", "c"].map((address) => connections.add(socketFrom(address)));
     connections.trust(trusted!);
     connections.received(trusted!, 1000);
@@ -99,7 +101,7 @@ describe("Connections", () => {
   });
 
   test("closed connections are forgotten", async () => {
-    const connections = new Connections({ connectionsMax: 2, headerBytesMax: 100 });
+    const connections = new Connections(() => {}, { connectionsMax: 2, headerBytesMax: 100 });
     const gone = Array.from({ length: 2 }, () => connections.add(socketFrom("a")));
     for (const { socket } of gone) socket.destroy();
     await Promise.all(gone.map(({ socket }) => once(socket, "close")));
