@@ -3,34 +3,11 @@ import { monitorEventLoopDelay } from "node:perf_hooks";
 import { getHeapStatistics } from "node:v8";
 import type { MetricFamily, MetricsRegistry, MetricType } from "./metrics.ts";
 
-// The kernel's USER_HZ, in which /proc counts time: 100 on every architecture that Node.js runs on.
-const ticksPerSecond = 100;
 // How finely the event loop's lag is measured: fifty wake-ups a second cost less than 0.1 % of a core.
 const lagResolutionMs = 20;
 const quantiles = [0.5, 0.9, 0.99, 1];
 // What Go's client shows for "unlimited".
 const unlimited = 2 ** 64;
-
-/** Unix ms at which this process began. Falls back to what Node.js remembers where /proc does not tell. */
-export async function readProcessStartMs(proc = "/proc"): Promise<number> {
-  try {
-    const [own, machine] = await Promise.all([readFile(`${proc}/self/stat`, "utf8"), readFile(`${proc}/stat`, "utf8")]);
-    const startMs = parseProcessStartMs(own, machine);
-    if (startMs !== undefined) return startMs;
-  } catch {
-    // No /proc: below.
-  }
-  return performance.timeOrigin;
-}
-
-/** Unix ms, from `/proc/self/stat` and `/proc/stat`; undefined if they do not say. */
-export function parseProcessStartMs(own: string, machine: string): number | undefined {
-  // The command's name comes second, in parentheses, and may hold anything; field 22 is the start in ticks since boot.
-  const ticks = Number(own.slice(own.lastIndexOf(")") + 2).split(" ")[19]);
-  const bootSeconds = Number(/^btime (\d+)$/m.exec(machine)?.[1]);
-  const startMs = (bootSeconds + ticks / ticksPerSecond) * 1_000;
-  return Number.isFinite(startMs) ? startMs : undefined;
-}
 
 /** What /proc says of a process; absent what it does not say. */
 export interface ProcessFigures {

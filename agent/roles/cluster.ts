@@ -5,6 +5,7 @@ import type { ClientIdentity } from "../kube/certificates/client.ts";
 import { createApiClient, type KubeClient } from "../kube/client.ts";
 import { createInformerFactory } from "../kube/informer.ts";
 import { inClusterAccess, loadKubeconfig } from "../kube/kubeconfig.ts";
+import type { RestClientMetrics } from "../kube/metrics.ts";
 import type { InformerOptions, Resource, StartInformer, Store } from "../kube/port.ts";
 import { nodes, services } from "../kube/resources.ts";
 import type { KubeObject, Node, Service } from "../kube/types.ts";
@@ -39,6 +40,8 @@ export interface ClusterOptions {
   burst: number;
   /** Who we are, if that is not for the kubeconfig to say. */
   identity?: Pick<ClientIdentity, "access" | "subscribe"> | undefined;
+  /** Where calls are counted. */
+  metrics?: RestClientMetrics;
 }
 
 /** One role's way to the API server. */
@@ -68,10 +71,11 @@ export function userAgentOf(component: ClusterOptions["component"]): string {
 
 /** Reads how to reach the API server; nothing is sent yet. Rejects with ConfigError. */
 export async function openCluster(options: ClusterOptions, { clock, log, parts }: Surroundings): Promise<Cluster> {
-  const { component, qps, burst, identity } = options;
+  const { component, qps, burst, identity, metrics } = options;
   const access = identity?.access ?? (await readAccess(options, { clock, log }));
   const userAgent = userAgentOf(component);
-  const client = createApiClient({ access, userAgent, qps, burst, log, clock });
+  const counted = metrics === undefined ? {} : { metrics };
+  const client = createApiClient({ access, userAgent, qps, burst, log, clock, ...counted });
   const subscribeRetry: Cluster["subscribeRetry"] = (listener) => identity?.subscribe(listener) ?? (() => {});
   const unsubscribe = subscribeRetry(() => {
     // Rejected if the certificate has expired: those who call the API server say so.

@@ -14,14 +14,17 @@ import { type NodeFacts, readNodeFacts } from "../node/facts.ts";
 import { describeHardware } from "../node/hardware.ts";
 import { createImageCache } from "../node/images.ts";
 import { createLeaseRenewer } from "../node/lease.ts";
+import { instrumentCgroups } from "../node/metrics.ts";
 import { createNodeAgent, type NodeSettings } from "../node/registration.ts";
 import { createRuntimeHealth } from "../node/runtime-health.ts";
 import { createSliceManager } from "../node/systemd.ts";
 import { createNodeView } from "../node/view.ts";
 import type { NodeView } from "../pods/port.ts";
+import { instrumentRuntime } from "../runtime/instrumented.ts";
 import type { Runtime } from "../runtime/port.ts";
 import type { Cluster, Surroundings } from "./cluster.ts";
 import { type ConnectedRuntime, connectRuntime } from "./connect-runtime.ts";
+import type { KubeletMetrics } from "./kubelet-metrics.ts";
 import { cgroupOptions, nodeSettings } from "./kubelet-settings.ts";
 
 // Where runtimes look for CNI configuration unless told otherwise. A watch there only makes us ask sooner.
@@ -33,6 +36,7 @@ export interface StartNodeOptions {
   recorder: EventRecorder;
   cluster: Cluster;
   ownNode: Store<Node>;
+  measures: KubeletMetrics;
 }
 
 /** The node's side of the kubelet role, running. */
@@ -47,7 +51,7 @@ export interface StartedNode {
 
 /** Finds out what the machine is, registers it, keeps its status and lease, and makes the cgroups for pods. */
 export async function startNode(options: StartNodeOptions, surroundings: Surroundings): Promise<StartedNode> {
-  const { settings, nodeName, recorder, cluster, ownNode } = options;
+  const { settings, nodeName, recorder, cluster, ownNode, measures } = options;
   const { clock, log, parts, stop } = surroundings;
   const { flags, config } = settings;
   const [facts, cgroupTree, connected] = await Promise.all([
@@ -55,7 +59,8 @@ export async function startNode(options: StartNodeOptions, surroundings: Surroun
     detectCgroupTree(),
     connectRuntime(config, { clock, log }, stop),
   ]);
-  const { runtime, runtimeName } = connected;
+  const { runtimeName } = connected;
+  const runtime = instrumentRuntime(connected.runtime, measures.registry, clock);
   await logHardware(log);
   parts.defer("runtime connection", () => runtime.close());
   const ofNode = nodeSettings(settings, nodeName);
@@ -63,7 +68,7 @@ export async function startNode(options: StartNodeOptions, surroundings: Surroun
   const problem = reservationProblem(capacity, ofNode.reservations);
   if (problem !== undefined) throw new ConfigError([problem]);
 
-  const client = openHeartbeatClient(settings, cluster, surroundings);
+  const client = openHeartbeatClient(options, surroundings);
   const health = createRuntimeHealth({ runtime, clock, log, cniConfDirs });
   const images = createImageCache({ service: runtime.images, clock, log });
   const agent = createNodeAgent({
@@ -75,6 +80,7 @@ export async function startNode(options: StartNodeOptions, surroundings: Surroun
     runtime,
     images: () => images.images,
     local: () => ({}),
+    startup: measures.startup,
     clock,
     log,
     recorder,
@@ -92,7 +98,8 @@ export async function startNode(options: StartNodeOptions, surroundings: Surroun
     () => {}, // the agent stops
   );
 
-  const cgroups = await openCgroups({ settings, ofNode, facts, cgroupTree, connected }, surroundings);
+  const bare = await openCgroups({ settings, ofNode, facts, cgroupTree, connected }, surroundings);
+  const cgroups = instrumentCgroups(bare, measures.registry, clock);
   const allocatable = resourceList(nodeAllocatable(capacity, ofNode.reservations));
   const view = createNodeView({ nodeName, agent, health, nodeStore: ownNode, now: () => clock.now() });
   // Both are known here before the Node and the runtime's health say them.
@@ -108,12 +115,12 @@ export async function startNode(options: StartNodeOptions, surroundings: Surroun
 
 /** A client with connections of its own: a request that hangs elsewhere must not make the node look dead. */
 function openHeartbeatClient(
-  { config }: KubeletSettings,
-  { access, userAgent }: Cluster,
+  { settings: { config }, cluster: { access, userAgent }, measures }: StartNodeOptions,
   { clock, log, parts }: Surroundings,
 ): KubeClient {
+  const metrics = measures.restClient;
   const timeoutMs = Math.min(config.nodeStatusUpdateFrequency, config.nodeLeaseDurationSeconds * 1_000);
-  const client = createApiClient({ access, userAgent, qps: -1, burst: 0, log, clock, timeoutMs });
+  const client = createApiClient({ access, userAgent, qps: -1, burst: 0, log, clock, timeoutMs, metrics });
   parts.defer("heartbeat connection", () => client[Symbol.asyncDispose]());
   return client;
 }

@@ -1,6 +1,5 @@
 import { join } from "node:path";
 import type { KubeletSettings } from "../config/load-kubelet.ts";
-import type { MetricsRegistry } from "../lib/metrics.ts";
 import { createProber } from "../probes/run.ts";
 import type { EventRecorder, Store } from "../kube/port.ts";
 import { pods } from "../kube/resources.ts";
@@ -10,12 +9,11 @@ import { createPodManager, type HeldPods } from "../pods/manager.ts";
 import { podReference, specContainers } from "../pods/names.ts";
 import { createImageManager, type ImageManager, type ImageManagerOptions } from "../runtime/images.ts";
 import { openPullRecords, type PullRecords } from "../runtime/images-records.ts";
-import type { Runtime } from "../runtime/port.ts";
-import { tickWhileReady } from "../server/health.ts";
 import { createPodVolumes, type VolumeManager } from "../volumes/manager.ts";
 import { createObjectSource, type OwnedObjectSource } from "../volumes/object-source.ts";
 import type { Cluster, Surroundings } from "./cluster.ts";
 import type { StartedNode } from "./kubelet-node.ts";
+import type { KubeletMetrics } from "./kubelet-metrics.ts";
 import { podSettings, pullVerification, resourceContext } from "./kubelet-settings.ts";
 import { keepQOSWeights } from "./qos-weights.ts";
 
@@ -27,14 +25,13 @@ export interface StartPodsOptions extends StartedNode {
   services: Store<Service>;
   runtimeClassStore: Store<RuntimeClass>;
   selinuxEnabled: boolean;
-  /** For the families of `/metrics/probes`. */
-  probeMetrics: MetricsRegistry;
+  measures: KubeletMetrics;
 }
 
 /** Runs the pods that are bound to the node. Resolves with them when the workers are running. */
 export async function startPods(options: StartPodsOptions, surroundings: Surroundings): Promise<HeldPods> {
   const { settings, recorder, cluster, ownNode, facts, runtime, nodeView, cgroupTree, cgroups } = options;
-  const { clock, log, parts, stop, health } = surroundings;
+  const { clock, log, parts, stop } = surroundings;
   const { version: cgroupVersion } = cgroupTree;
   const swapControllerAvailable = await isSwapControllerAvailable(cgroupVersion);
   const resources = resourceContext(settings, facts, { cgroupVersion, swapControllerAvailable });
@@ -60,7 +57,8 @@ export async function startPods(options: StartPodsOptions, surroundings: Surroun
     cgroups,
     node: nodeView,
     prober: createProber(runtime),
-    probeMetrics: options.probeMetrics,
+    probeMetrics: options.measures.probes,
+    metrics: options.measures.pods,
     admission: () => ({
       node: nodeView.node(),
       pressures: [],
@@ -74,8 +72,6 @@ export async function startPods(options: StartPodsOptions, surroundings: Surroun
   parts.start("QoS weights", (signal) => keepQOSWeights({ cgroups, pods: podStore, clock, log }, signal));
   parts.start("pods", (signal) => manager.run(signal));
   return manager.held;
-  const isReady = () => nodeView.isRuntimeReady();
-  parts.start("sync loop health", (signal) => tickWhileReady({ syncLoop: health.syncLoop, isReady, clock }, signal));
 }
 
 function openObjects(
@@ -89,7 +85,7 @@ function openObjects(
 }
 
 function openVolumes(
-  { settings: { flags }, cluster, nodeView, selinuxEnabled, recorder }: StartPodsOptions,
+  { settings: { flags }, cluster, nodeView, selinuxEnabled, recorder, measures }: StartPodsOptions,
   objects: OwnedObjectSource,
   { clock, log, parts }: Surroundings,
 ): VolumeManager {
@@ -101,6 +97,7 @@ function openVolumes(
     log,
     nodeAllocatable: () => nodeView.allocatable(),
     selinuxEnabled,
+    metrics: measures.volumes,
     onEvent: (pod, type, reason, message) => recorder.event(podReference(pod), type, reason, message),
   });
   parts.defer("volumes", () => volumes.close());
@@ -108,11 +105,11 @@ function openVolumes(
 }
 
 async function openImages(
-  { settings, runtime, recorder }: StartPodsOptions,
+  { settings, runtime, recorder, measures }: StartPodsOptions,
   { clock, log }: Surroundings,
 ): Promise<ImageManager> {
   const { serializeImagePulls, maxParallelImagePulls, registryPullQPS, registryBurst } = settings.config;
-  const records = await openRecords(settings, runtime, { clock, log });
+  const records = await openRecords({ settings, runtime, measures }, { clock, log });
   return createImageManager({
     images: runtime.images,
     clock,
@@ -123,18 +120,19 @@ async function openImages(
     registryPullQPS,
     registryBurst,
     ...(records === undefined ? {} : { records }),
+    metrics: measures.images,
+    onPull: measures.pods.pull,
   });
 }
 
 async function openRecords(
-  settings: KubeletSettings,
-  runtime: Runtime,
+  { settings, runtime, measures: { registry } }: Pick<StartPodsOptions, "settings" | "runtime" | "measures">,
   { clock, log }: Pick<Surroundings, "clock" | "log">,
 ): Promise<PullRecords | undefined> {
   const policy = pullVerification(settings);
   if (policy === undefined) return undefined;
   const dir = join(settings.flags.rootDir, "image_manager");
-  const records = await openPullRecords({ dir, policy, now: () => clock.now(), log });
+  const records = await openPullRecords({ dir, policy, now: () => clock.now(), log, registry });
   await records.recover(runtime.images);
   return records;
 }

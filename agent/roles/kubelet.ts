@@ -5,13 +5,13 @@ import { createEventRecorder } from "../kube/events.ts";
 import type { EventRecorder } from "../kube/port.ts";
 import { runtimeClasses, services } from "../kube/resources.ts";
 import type { Pod, Service } from "../kube/types.ts";
-import { MetricsRegistry } from "../lib/metrics.ts";
 import type { HeldPods } from "../pods/manager.ts";
 import { namespaceIndex } from "../pods/port.ts";
 import { tickWhileReady } from "../server/health.ts";
 import { isSELinuxEnabled, prepareRoot } from "../volumes/root-dir.ts";
-import { type Cluster, followOwnNode, openCluster, type SharedStores, type Surroundings } from "./cluster.ts";
+import { followOwnNode, openCluster, type SharedStores, type Surroundings } from "./cluster.ts";
 import { openIdentity } from "./kubelet-identity.ts";
+import { createKubeletMetrics, type KubeletMetrics, registerNodeMetrics } from "./kubelet-metrics.ts";
 import { startNode } from "./kubelet-node.ts";
 import { startPods } from "./kubelet-pods.ts";
 import { startServer } from "./kubelet-server.ts";
@@ -19,23 +19,30 @@ import { containerLogsDir, nodeNameOf } from "./kubelet-settings.ts";
 import { setOOMScore, setOpenFilesMax } from "./process-limits.ts";
 import { trimService } from "./trim.ts";
 
+/** What the kubelet role has from the beginning. */
+export interface KubeletStores extends SharedStores {
+  measures: KubeletMetrics;
+}
+
 /** Opens the way to the API server and starts to follow what both roles need. Rejects with ConfigError. */
 export async function openKubeletStores(
   { flags, config }: KubeletSettings,
   surroundings: Surroundings,
-): Promise<SharedStores> {
+): Promise<KubeletStores> {
   const { kubeconfig } = flags;
+  const measures = createKubeletMetrics(surroundings);
   const nodeName = nodeNameOf(flags.hostnameOverride, hostname());
   const identity = await openIdentity({ flags, config }, nodeName, surroundings);
   const { kubeAPIQPS: qps, kubeAPIBurst: burst } = config;
   const cluster = await openCluster(
-    { component: "kubelet", kubeconfig, server: "", qps, burst, identity },
+    { component: "kubelet", kubeconfig, server: "", qps, burst, identity, metrics: measures.restClient },
     surroundings,
   );
   const byNamespace = ({ metadata }: Service) => [metadata.namespace ?? ""];
   return {
     cluster,
     kubeconfig,
+    measures,
     ownNode: followOwnNode(cluster, nodeName),
     services: cluster.follow(services, { trim: trimService, indexes: { [namespaceIndex]: byNamespace } }),
   };
@@ -47,20 +54,20 @@ export async function openKubeletStores(
  */
 export async function startKubelet(
   settings: KubeletSettings,
-  stores: SharedStores,
+  stores: KubeletStores,
   surroundings: Surroundings,
 ): Promise<void> {
   const { flags, config } = settings;
   const { clock, log, health, parts } = surroundings;
   await Promise.all([setOOMScore(config.oomScoreAdj, { log }), setOpenFilesMax(config.maxOpenFiles, { log })]);
   const nodeName = nodeNameOf(flags.hostnameOverride, hostname());
-  const recorder = startEvents(settings, stores.cluster, nodeName, surroundings);
+  const recorder = startEvents(settings, stores, nodeName, surroundings);
   const runtimeClassStore = stores.cluster.follow(runtimeClasses);
   const selinuxEnabled = await isSELinuxEnabled();
   await prepareRoot(flags.rootDir, { podLogsDir: config.podLogsDir, containerLogsDir, selinuxEnabled, log });
 
   const node = await startNode({ settings, nodeName, recorder, ...stores }, surroundings);
-  const [metrics, probeMetrics] = [new MetricsRegistry(), new MetricsRegistry()];
+  const { registry: metrics, probes } = stores.measures;
   const shared = { settings, nodeName, metrics, ...stores, ...node };
   // Served before any pod runs: whoever sets up the node asks for its health while the API server may be a pod of its own.
   let held: HeldPods | undefined;
@@ -69,8 +76,10 @@ export async function startKubelet(
     find: (namespace: string, name: string) => held?.find(namespace, name),
     status: (pod: Pod) => held?.status(pod),
   };
-  await startServer({ ...shared, pods, probes: () => probeMetrics.families() }, surroundings);
-  held = await startPods({ ...shared, recorder, runtimeClassStore, selinuxEnabled, probeMetrics }, surroundings);
+  const stats = await startServer({ ...shared, pods, probes: () => probes.families() }, surroundings);
+  const { version: cgroupVersion } = node.cgroupTree;
+  registerNodeMetrics(metrics, { nodeName, cgroupVersion, gates: config.featureGates, stats });
+  held = await startPods({ ...shared, recorder, runtimeClassStore, selinuxEnabled }, surroundings);
   const isReady = () => node.nodeView.isRuntimeReady();
   const { syncLoop } = health;
   parts.start("sync loop health", (signal) => tickWhileReady({ syncLoop, isReady, clock }, signal));
@@ -78,12 +87,13 @@ export async function startKubelet(
 
 function startEvents(
   { config }: KubeletSettings,
-  { client: { transport }, userAgent }: Cluster,
+  { cluster: { client: shared, userAgent }, measures }: KubeletStores,
   nodeName: string,
   { clock, log, parts }: Surroundings,
 ): EventRecorder {
   // The main client's connections, but not its rate limit: the recorder has its own.
-  const client = createApiClient({ transport, userAgent, qps: -1, burst: 0, log, clock });
+  const { transport } = shared;
+  const client = createApiClient({ transport, userAgent, qps: -1, burst: 0, log, clock, metrics: measures.restClient });
   const { eventRecordQPS: qps, eventBurst: burst } = config;
   const recorder = createEventRecorder({ client, clock, log, component: "kubelet", host: nodeName, qps, burst });
   parts.start("events", (signal) => recorder.run(signal));

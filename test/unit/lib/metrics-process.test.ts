@@ -3,12 +3,7 @@ import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { expect, test } from "vitest";
 import { type MetricFamily, MetricsRegistry } from "../../../agent/lib/metrics.ts";
-import {
-  parseProcessFigures,
-  parseProcessStartMs,
-  readProcessStartMs,
-  registerProcessMetrics,
-} from "../../../agent/lib/metrics-process.ts";
+import { parseProcessFigures, registerProcessMetrics } from "../../../agent/lib/metrics-process.ts";
 
 const status = "Name:\tnode\nVmSize:\t  1000 kB\nVmRSS:\t    90 kB\nThreads:\t11\n";
 const limits = `Limit                     Soft Limit           Hard Limit           Units
@@ -34,22 +29,6 @@ test("what /proc does not say is left out", () => {
   expect(
     parseProcessFigures({ status: "VmRSS:\tmany kB\n", limits: "Max open files x", netstat: "IpExt: InOctets\n" }),
   ).toEqual({});
-});
-
-test("the start is found behind a command name that holds anything", () => {
-  const fields = Array.from({ length: 30 }, (_, i) => String(i + 3));
-  fields[19] = "250"; // field 22: 2.5 s after boot
-  expect(parseProcessStartMs(`12 (a) b) S (x) ${fields.join(" ")}`, "cpu 1\nbtime 1000\n")).toBe(1_002_500);
-  expect(parseProcessStartMs(`12 (a b) c) ${fields.join(" ")}`, "cpu 1\nbtime 1000\n")).toBe(1_002_500);
-  expect(parseProcessStartMs("", "")).toBeUndefined();
-});
-
-test("this process began before now, wherever /proc is", async () => {
-  const nowMs = Date.now();
-  for (const startMs of [await readProcessStartMs(), await readProcessStartMs("/nonexistent")]) {
-    expect(startMs).toBeLessThanOrEqual(nowMs);
-    expect(startMs).toBeGreaterThan(nowMs - 3_600_000);
-  }
 });
 
 test("the process' own metrics have plausible values, and none where there is no /proc", async () => {
