@@ -1,5 +1,5 @@
 import type { MetricFamily, Sample } from "../lib/metrics.ts";
-import type { CgroupReading, Observation, ObservedContainer } from "./observe.ts";
+import type { CgroupReading, Observation, ObservedContainer, ObservedPod } from "./observe.ts";
 
 /** What `/metrics/resource` shows of one cgroup or container. Timestamps tell consumers what a rate is to be taken over. */
 interface Figures {
@@ -15,7 +15,7 @@ export function resourceFamilies(observation: Observation | undefined): MetricFa
   const node: Figures[] = observation === undefined ? [] : [ofCgroup(observation.root, {})];
   const pods: Figures[] = [];
   const containers: Figures[] = [];
-  for (const pod of observation?.pods ?? []) {
+  for (const pod of newestOfEachName(observation?.pods ?? [])) {
     const labels = { namespace: pod.sandbox.podNamespace, pod: pod.sandbox.podName };
     const own = pod.containers.map((each) => ofContainer(each, labels));
     containers.push(...own);
@@ -71,6 +71,15 @@ export function resourceFamilies(observation: Observation | undefined): MetricFa
     },
   );
   return families;
+}
+
+/** A pod that replaces one of its name may run while that one still ends; no series may appear twice. */
+function newestOfEachName(pods: readonly ObservedPod[]): ObservedPod[] {
+  const byName = new Map<string, ObservedPod>();
+  for (const pod of pods.toSorted((a, b) => a.sandbox.createdAtMs - b.sandbox.createdAtMs)) {
+    byName.set(`${pod.sandbox.podNamespace}/${pod.sandbox.podName}`, pod);
+  }
+  return [...byName.values()];
 }
 
 function ofCgroup({ atMs, cpu, memory, swap }: CgroupReading, labels: Figures["labels"]): Figures {

@@ -1,4 +1,4 @@
-import { mkdir, mkdtemp, rm, writeFile } from "node:fs/promises";
+import { mkdir, mkdtemp, readdir, readlink, rm, writeFile } from "node:fs/promises";
 import { createServer, request as httpRequest, type Server } from "node:http";
 import type { AddressInfo } from "node:net";
 import { tmpdir } from "node:os";
@@ -283,6 +283,17 @@ describe("/metrics/resource", () => {
     patterns.forEach((pattern, i) => expect(plain[i]).toMatch(new RegExp(`^${pattern}$`)));
   });
 
+  test("of two ready pods of one name the newest is shown, once", async () => {
+    await node.addPod("web", ["app"], { usageUs: 7_000_000 });
+    const [older, newer] = node.list.sandboxes;
+    const [, container] = node.list.containers;
+    if (older === undefined || newer === undefined || container === undefined) throw new Error("no second pod");
+    Object.assign(newer, { id: "s-new", podUID: "uid-new", createdAtMs: older.createdAtMs + 1 });
+    Object.assign(container, { sandboxID: "s-new", id: "c-new" });
+    const ofPods = samplesOf(await stats.resourceMetrics(), "container_start_time_seconds");
+    expect(ofPods).toHaveLength(1);
+  });
+
   test("a runtime that is away is an error to see, and nothing else", async () => {
     node.deps.runtime.list = async () => await Promise.reject(new Error("away"));
     const broken = await node.start();
@@ -401,6 +412,22 @@ describe("/metrics/cadvisor", () => {
     expect(samplesOf(families, "machine_cpu_cores")).toHaveLength(1);
     expect(samplesOf(families, "container_memory_usage_bytes")).toEqual([]);
   });
+});
+
+test("scrapes leave no file open, also where files are missing", async () => {
+  await rm(join(node.cgroupRoot, "kubepods/besteffort/poduid-web/c-web-app/memory.stat"));
+  const scrape = async () => {
+    passedMs += 15_000;
+    await stats.summary({ onlyCPUAndMemory: false });
+    passedMs += 15_000;
+    for (const { samples } of await stats.cadvisorMetrics()) expect([...samples].length).toBeGreaterThanOrEqual(0);
+  };
+  for (let i = 0; i < 10; i++) await scrape();
+  // Other tests share the process: only files of this one's node count.
+  const open = await Promise.all(
+    (await readdir("/proc/self/fd")).map(async (fd) => await readlink(`/proc/self/fd/${fd}`).catch(() => "")),
+  );
+  expect(open.filter((path) => path.startsWith(dir))).toEqual([]);
 });
 
 describe("open files", () => {
