@@ -59,6 +59,7 @@ export class SpdyConnection {
   /** Frames with headers leave one after another, as their compression is one stream. */
   #lastHeaders: Promise<void> = Promise.resolve();
   #isOver = false;
+  #overBecause = new SpdyError("the connection is over");
   #isGoingAway = false;
   #activeAtMs: number;
   #idleTimer: Timer | undefined;
@@ -106,7 +107,7 @@ export class SpdyConnection {
         return (block) => controlFrame(frameType.synStream, 0, words(streamID, 0), Buffer.alloc(2), block);
       });
       const refusal = await promise;
-      if (refusal !== undefined || stream === undefined) throw refusal ?? new SpdyError("the connection is over");
+      if (refusal !== undefined || stream === undefined) throw refusal ?? this.#overBecause;
       return stream;
     } catch (err) {
       stream?.destroy();
@@ -273,9 +274,11 @@ export class SpdyConnection {
     this.#lastHeaders = promise;
     try {
       await before;
-      if (this.#isOver) throw new SpdyError("the connection is over");
+      if (this.#isOver) throw this.#overBecause;
       const frame = begin();
       this.#write(frame(await this.#deflater.compress(headers)));
+    } catch (err) {
+      throw this.#isOver ? this.#overBecause : err;
     } finally {
       resolve();
     }
@@ -328,8 +331,8 @@ export class SpdyConnection {
     this.#idleTimer?.cancel();
     this.#deflater.close();
     this.#inflater.close();
-    const lost = reason ?? new SpdyError("the connection is over");
-    for (const refuse of this.#replies.values()) refuse(lost);
+    if (reason !== undefined) this.#overBecause = new SpdyError(reason.message, { cause: reason });
+    for (const refuse of this.#replies.values()) refuse(this.#overBecause);
     for (const answered of this.#pings.values()) answered();
     for (const stream of this.#streams.values()) stream.fail("connection lost");
     this.#replies.clear();

@@ -128,6 +128,7 @@ async function readHead(socket: Duplex, what: string): Promise<Buffer> {
         const used = found + 4 - tail.length;
         chunks.push(chunk.subarray(0, used));
         if (bytes + used > headBytesMax) break;
+        socket.off("readable", onReadable); // or it would take what is put back
         if (used < chunk.length) socket.unshift(chunk.subarray(used));
         resolve(Buffer.concat(chunks));
         return;
@@ -137,8 +138,9 @@ async function readHead(socket: Duplex, what: string): Promise<Buffer> {
       tail = seen.subarray(-3);
       if (bytes > headBytesMax) break;
     }
-    if (bytes > headBytesMax)
+    if (bytes > headBytesMax) {
       reject(new AgentError("Unavailable", `${what} answered headers of more than ${headBytesMax} bytes`));
+    }
   };
   const onEnd = () => reject(new AgentError("Unavailable", `${what} closed the connection without an answer`));
   const onError = (err: Error) => reject(new AgentError("Unavailable", `${what}: ${err.message}`));

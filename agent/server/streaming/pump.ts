@@ -27,8 +27,10 @@ export async function pump(client: Duplex, runtime: Duplex, clock: Clock, signal
   let movedAtMs = clock.monotonic();
   let timer: Timer | undefined;
   let isRuntimeGone = false;
+  let isOver = false;
 
   const stop = () => {
+    isOver = true;
     client.destroy();
     runtime.destroy();
     resolve();
@@ -42,6 +44,7 @@ export async function pump(client: Duplex, runtime: Duplex, clock: Clock, signal
     const onEnd = () => {
       from.hasEnded = true;
       movedAtMs = clock.monotonic();
+      if (isOver) return;
       if (isRuntimeGone) {
         if (client.writableFinished) stop();
         return;
@@ -64,7 +67,7 @@ export async function pump(client: Duplex, runtime: Duplex, clock: Clock, signal
     else from.stream.on("end", onEnd);
   };
   const onRuntimeGone = () => {
-    if (isRuntimeGone) return;
+    if (isRuntimeGone || isOver) return;
     isRuntimeGone = true;
     timer?.cancel();
     timer = clock.after(lingerMs, stop);

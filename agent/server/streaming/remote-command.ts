@@ -82,8 +82,7 @@ class Session {
         internalError(`error ${this.#command.what}: ${messageOf(err)}`),
       );
       const late = clock.after(statusTimeoutMs, () => peer.terminate());
-      await peer.send(onChannel(channel.error, Buffer.from(status)));
-      late.cancel();
+      await peer.send(onChannel(channel.error, Buffer.from(status))).finally(() => late.cancel());
       await peer.close();
     } catch {
       peer.terminate(); // the client has gone: nobody is left to be told

@@ -44,12 +44,16 @@ export async function acceptWebSocket(
     clientTracking: false,
     perMessageDeflate: false,
     maxPayload: messageBytesMax,
-    handleProtocols: () => protocol,
   });
+  // The library takes no subprotocol with a slash in it, as RFC 6455 does not; Kubernetes' tunnels have one. It gets to see
+  // none, and the answer names ours.
+  const { "sec-websocket-protocol": _offered, ...headers } = request.headers;
+  const bare = Object.create(request, { headers: { value: headers } }) as typeof request;
+  server.on("headers", (lines) => lines.push(`Sec-WebSocket-Protocol: ${protocol}`));
   const { promise, resolve, reject } = Promise.withResolvers<Peer>();
   server.on("wsClientError", (err) => reject(new HttpError(400, err.message)));
   socket.on("close", () => reject(new HttpError(400, "the client has gone")));
-  server.handleUpgrade(request, socket, head, (ws) => {
+  server.handleUpgrade(bare, socket, head, (ws) => {
     const peer = peerOf(ws, clock, signal);
     ws.on("message", (data, isBinary) => onMessage(bytesOf(data), peer, isBinary));
     resolve(peer);

@@ -1,9 +1,27 @@
 import { connect, type Socket } from "node:net";
+import { Duplex, type Readable, type Writable } from "node:stream";
 import { connect as connectTLS } from "node:tls";
-import { WebSocket } from "ws";
+import * as library from "ws";
 import { systemClock } from "../../../agent/lib/clock.ts";
 import { SpdyConnection } from "../../../agent/lib/spdy/connection.ts";
 import type { SpdyStream } from "../../../agent/lib/spdy/stream.ts";
+
+const { WebSocket } = library;
+
+// The two halves of the library's protocol; its types leave them out.
+const { Receiver, Sender } = library as unknown as {
+  Receiver: new (options: { isServer: boolean }) => Writable;
+  Sender: new (
+    socket: Socket,
+  ) => {
+    send(
+      data: Buffer,
+      options: { fin: boolean; mask: boolean; compress: boolean; binary: boolean },
+      done: () => void,
+    ): void;
+    close(code: number, reason: string, mask: boolean, done: () => void): void;
+  };
+};
 
 export interface RawAnswer {
   readonly status: number;
@@ -39,8 +57,9 @@ export async function rawRequest(url: string, lines: readonly string[]): Promise
 }
 
 /** Everything that comes until the other side ends or breaks off. */
-export async function readAll(stream: NodeJS.ReadableStream): Promise<Buffer> {
+export async function readAll(stream: Readable): Promise<Buffer> {
   const chunks: Buffer[] = [];
+  if (stream.readableEnded || stream.destroyed) return Buffer.alloc(0);
   stream.on("data", (chunk: Buffer) => chunks.push(chunk));
   await new Promise<void>((resolve) => {
     stream
@@ -81,6 +100,59 @@ export async function spdyClient(url: string, protocols?: readonly string[]) {
   const open = async (streamtype: string, more: Record<string, string[]> = {}): Promise<SpdyStream> =>
     await connection.open({ streamtype: [streamtype], ...more });
   return { connection, open, socket: answer.socket, head: answer.head };
+}
+
+/** Request lines of an upgrade to WebSocket. */
+export function webSocketUpgrade(path: string, protocol: string): string[] {
+  return [
+    `GET ${path} HTTP/1.1`,
+    ...["Host: node", "Connection: Upgrade", "Upgrade: websocket", "Sec-WebSocket-Version: 13"],
+    ...["Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==", `Sec-WebSocket-Protocol: ${protocol}`],
+  ];
+}
+
+/**
+ * A client of a tunnel: its bytes travel in binary messages. By hand, since no WebSocket library takes the subprotocol's
+ * name. Rejects with the answer's start line if it is no upgrade.
+ */
+export async function tunnelClient(url: string, protocol = "SPDY/3.1+portforward.k8s.io") {
+  const { pathname, search } = new URL(url);
+  const { socket, status, head, rest } = await rawRequest(url, webSocketUpgrade(pathname + search, protocol));
+  if (status !== 101) {
+    socket.destroy();
+    throw new Error(head.split("\r\n")[0]);
+  }
+  const receiver = new Receiver({ isServer: false });
+  const sender = new Sender(socket);
+  const closed = Promise.withResolvers<number>();
+  const options = { fin: true, mask: true, compress: false };
+  const tunnel = new Duplex({
+    read: () => {},
+    write: (chunk: Buffer, _encoding, done: () => void) => {
+      sender.send(chunk, { ...options, binary: true }, done);
+    },
+    final: (done) => {
+      sender.close(1000, "", true, done);
+    },
+  });
+  tunnel.on("error", () => {});
+  receiver.on("message", (data: Buffer) => tunnel.push(data));
+  receiver.on("conclude", (code: number) => {
+    closed.resolve(code);
+    tunnel.push(null);
+    socket.end();
+  });
+  receiver.on("error", () => socket.destroy());
+  socket.on("error", () => {});
+  socket.on("close", () => {
+    closed.resolve(1006);
+    tunnel.destroy();
+  });
+  socket.on("data", (chunk: Buffer) => receiver.write(chunk));
+  if (rest.length > 0) receiver.write(rest);
+  socket.resume();
+  const sendText = (text: string) => sender.send(Buffer.from(text), { ...options, binary: false }, () => {});
+  return { tunnel, socket, head, sendText, closed: closed.promise };
 }
 
 /** A client of the WebSocket remote command protocol. */

@@ -31,6 +31,8 @@ export interface FakeRuntimeOptions {
   serve?: (session: FakeSession) => Promise<void>;
   /** Instead: gets the bare socket right after the request, to do what no runtime should. */
   raw?: (request: IncomingMessage, socket: Socket) => void;
+  /** With `raw`: keeps its half open after the client's end. */
+  isHalfOpen?: boolean;
   protocol?: string;
 }
 
@@ -45,8 +47,13 @@ export async function startFakeRuntime(options: FakeRuntimeOptions): Promise<Fak
   });
   server.on("upgrade", (request, socket: Socket) => {
     requests.push(request);
-    if (options.raw !== undefined) options.raw(request, socket);
-    else void serveSession(request, socket, options);
+    if (options.raw === undefined) {
+      void serveSession(request, socket, options);
+      return;
+    }
+    if (options.isHalfOpen !== true) socket.on("end", () => socket.destroySoon());
+    options.raw(request, socket);
+    socket.resume();
   });
   await new Promise<void>((resolve) => void server.listen(0, "127.0.0.1", resolve));
   return {

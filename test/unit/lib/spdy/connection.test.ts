@@ -7,6 +7,7 @@ import { replyTimeoutMs, SpdyConnection, type SpdyOptions } from "../../../../ag
 import { spdyDictionary } from "../../../../agent/lib/spdy/dictionary.ts";
 import { controlFrame, frameType, words } from "../../../../agent/lib/spdy/frame.ts";
 import type { SpdyStream } from "../../../../agent/lib/spdy/stream.ts";
+import { until } from "../../server/streaming/until.ts";
 import { FakeClock } from "../../kube/fake-clock.ts";
 import { readAll } from "../../../support/streaming/clients.ts";
 
@@ -151,7 +152,7 @@ describe("two ends of a connection", () => {
     await client.closed;
     expect((await readAll(stream)).toString()).toBe("half");
     expect(stream.fault).toBe("connection lost");
-    await expect(client.open({})).rejects.toThrow("over");
+    await expect(client.open({})).rejects.toThrow("connection");
   });
 
   test("a refused stream rejects at the opener", async () => {
@@ -322,11 +323,3 @@ describe("a hostile peer", () => {
     server.destroy();
   });
 });
-
-async function until(isSo: () => boolean): Promise<void> {
-  const deadline = performance.now() + 3000;
-  while (!isSo()) {
-    if (performance.now() > deadline) throw new Error(`still not so: ${isSo.toString()}`);
-    await new Promise((resolve) => void setTimeout(resolve, 2));
-  }
-}
