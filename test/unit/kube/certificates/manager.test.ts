@@ -36,9 +36,8 @@ beforeEach(async () => {
 afterEach(async () => {
   stop.abort();
   await running?.catch(() => {});
-  expect(signer.open).toBe(0);
-  expect(clock.waiting).toBe(0);
   await dir[Symbol.asyncDispose]();
+  if (signer.open > 0 || clock.waiting > 0) throw new Error("the manager has left something behind");
 });
 
 const certDir = () => join(dir.path, "pki");
@@ -138,7 +137,7 @@ describe("the first certificate", () => {
     },
     {
       name: "answered with an expired certificate",
-      answer: signFor({ ...new FakeClock(), now: () => Date.UTC(2020, 0, 1) } as never, 1_000),
+      answer: signFor({ now: () => Date.UTC(2020, 0, 1) }, 1_000),
       want: "the certificate of signing request csr-0 expired already",
     },
   ])("that is $name is asked for again, with a rest in between and one clear line", async ({ answer, want }) => {
@@ -225,6 +224,7 @@ describe("renewal", () => {
     clock.now = () => now() + skewMs;
     clock.monotonic = () => monotonic;
     await advanceUntil(requests(2), 10_000);
+    expect(log.filter((line) => line.includes("requesting a certificate")).at(-1)).toContain("it will expire");
     clock.now = now;
   });
 
@@ -294,7 +294,7 @@ describe("what cannot be saved", () => {
     await mkdir(certDir());
     for (let i = 0; i < 3 && !(await readdir(certDir())).includes("kubelet-client-current.pem"); i += 1) {
       await clock.advance(32_000);
-      await until(() => clock.waiting === 2);
+      await settled(manager);
     }
     expect(await readdir(certDir())).toContain("kubelet-client-current.pem");
     expect(signer.requests).toHaveLength(1);
@@ -353,6 +353,7 @@ describe("an agent without a certificate", () => {
     for (let i = 0; i < 10; i += 1) await clock.advance(minuteMs);
     signer.failure = undefined;
     await advanceUntil(() => manager.current() !== undefined, 5_000);
+    expect(log.at(-1)).toContain("a certificate was issued");
   });
 });
 
@@ -383,11 +384,11 @@ describe("a changed template", () => {
   });
 
   test("is waited for while it is unknown", async () => {
-    let template: CertificateTemplate | undefined;
+    const wanted: CertificateTemplate[] = [];
     let changed = () => {};
     const manager = manage({
       isEssential: false,
-      template: () => template,
+      template: () => wanted[0],
       subscribeTemplate: (listener) => {
         changed = listener;
         return () => {};
@@ -396,7 +397,7 @@ describe("a changed template", () => {
     await start(manager);
     for (let i = 0; i < 10; i += 1) await clock.advance(minuteMs);
     expect(signer.requests).toHaveLength(0);
-    template = clientTemplate("n1");
+    wanted.push(clientTemplate("n1"));
     changed();
     await until(requests(1));
   });
@@ -414,8 +415,8 @@ describe("a changed template", () => {
 
 test("metrics: time left, failures, and the age of replaced serving certificates", async () => {
   const registry = new MetricsRegistry();
-  let manager: CertificateManager | undefined;
-  const source = () => manager ?? { current: () => undefined, subscribe: () => () => {} };
+  const managers: CertificateManager[] = [];
+  const source = () => managers[0] ?? { current: () => undefined, subscribe: () => () => {} };
   const client = clientCertificateMetrics(registry, source, clock);
   const serving = servingCertificateMetrics(
     registry,
@@ -426,9 +427,10 @@ test("metrics: time left, failures, and the age of replaced serving certificates
   expect(await text()).toContain("kubelet_certificate_manager_client_ttl_seconds +Inf\n");
   expect(await text()).toContain("kubelet_certificate_manager_server_ttl_seconds +Inf\n");
   signer.answer = (asked, nth) => (nth === 0 ? refuse("Denied", "no")(asked, nth) : signFor(clock, dayMs)(asked, nth));
-  manager = manage({ observer: client });
+  const manager = manage({ observer: client });
+  managers.push(manager);
   await start(manager);
-  await advanceUntil(() => manager?.current() !== undefined);
+  await advanceUntil(() => manager.current() !== undefined);
   expect(await text()).toMatch(/^kubelet_certificate_manager_client_ttl_seconds 86[34]\d\d/m);
   expect(await text()).toContain("kubelet_certificate_manager_client_expiration_renew_errors 1\n");
   serving.rotated(7_200);

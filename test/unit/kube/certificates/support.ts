@@ -45,7 +45,11 @@ export type Answer = (asked: ParsedSigningRequest, nth: number) => CertificateSi
 const approved = { type: "Approved", status: "True" };
 
 /** An answer with a certificate that is valid from `clock`'s now for `lifetimeMs`. */
-export function signFor(clock: Clock, lifetimeMs: number, change: Partial<CertificateTemplate> = {}): Answer {
+export function signFor(
+  clock: Pick<Clock, "now">,
+  lifetimeMs: number,
+  change: Partial<CertificateTemplate> = {},
+): Answer {
   return ({ commonName, organizations, names, publicKey }) => {
     const [ips, dnsNames] = [names.filter((name) => isIP(name) !== 0), names.filter((name) => isIP(name) === 0)];
     const certificate = buildCertificate({
