@@ -1,7 +1,9 @@
+import { once } from "node:events";
 import { mkdir, mkdtemp, readdir, readFile, readlink, rm, writeFile } from "node:fs/promises";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { setTimeout as sleep } from "node:timers/promises";
+import { connect } from "node:tls";
 import { stringify } from "yaml";
 import { afterAll, beforeAll, describe, expect, test } from "vitest";
 import { type ClientIdentity, openClientIdentity } from "../../agent/kube/certificates/client.ts";
@@ -95,6 +97,23 @@ describe("a machine that kubeadm has prepared", () => {
       ?.status?.conditions?.some(({ type, status }) => type === "Ready" && status === "True") ?? false;
   const requests = () => server.objects.list(certificateSigningRequests);
 
+  const approve = (name: string) => {
+    const status = { conditions: [{ type: "Approved", status: "True", reason: "Test", message: "" }] };
+    server.objects.patch(certificateSigningRequests, { name }, { status }, { type: "merge", subresource: "approval" });
+  };
+  /** The certificate that the kubelet API shows to the cluster's own CA; undefined while it refuses the handshake. */
+  const served = async () => {
+    const socket = connect({ host: node.nodeIP, port: 10_250, ca: server.caCertificate });
+    try {
+      await once(socket, "secureConnect");
+      return socket.getPeerX509Certificate();
+    } catch {
+      return undefined;
+    } finally {
+      socket.destroy();
+    }
+  };
+
   beforeAll(async () => {
     node = await createTestNode();
     server = await startTestApiServer({
@@ -113,6 +132,7 @@ describe("a machine that kubeadm has prepared", () => {
         apiVersion: "kubelet.config.k8s.io/v1beta1",
         kind: "KubeletConfiguration",
         rotateCertificates: true,
+        serverTLSBootstrap: true,
         containerRuntimeEndpoint: node.runtimeEndpoint,
         cgroupDriver: "cgroupfs",
         cgroupRoot: node.cgroupRoot,
@@ -136,9 +156,7 @@ describe("a machine that kubeadm has prepared", () => {
     expect(server.objects.find(nodes, { name: node.name })).toBeUndefined();
     await sleep(3_000); // long enough for retries to back off
     const approvedAt = performance.now();
-    const approval = { status: { conditions: [{ type: "Approved", status: "True", reason: "Test", message: "" }] } };
-    const name = requests()[0]?.metadata.name ?? "";
-    server.objects.patch(certificateSigningRequests, { name }, approval, { type: "merge", subresource: "approval" });
+    approve(requests()[0]?.metadata.name ?? "");
     await until("the Node", () => server.objects.find(nodes, { name: node.name }) !== undefined);
     expect(performance.now() - approvedAt).toBeLessThan(2_000);
     await until("a Ready node", isReady);
@@ -154,14 +172,30 @@ describe("a machine that kubeadm has prepared", () => {
     expect(await log()).not.toContain(token);
   });
 
+  test("serves nobody before its serving certificate is signed, then everybody who trusts the cluster", async () => {
+    const isServing = ({ spec }: { spec: { signerName: string } }) =>
+      spec.signerName === "kubernetes.io/kubelet-serving";
+    await until("a request for the serving certificate", () => requests().some(isServing));
+    const request = requests().find(isServing);
+    expect(request?.spec).toMatchObject({
+      username: `system:node:${node.name}`,
+      usages: ["digital signature", "server auth"],
+    });
+    expect(await served()).toBeUndefined();
+    approve(request?.metadata.name ?? "");
+    await until("a served certificate", async () => (await served()) !== undefined);
+    expect((await served())?.checkIP(node.nodeIP)).toBe(node.nodeIP);
+  });
+
   test("starts again without the bootstrap file, as itself", async () => {
     await agent?.stop("SIGTERM");
     await writeFile(join(etc, "bootstrap-kubelet.conf"), ""); // kubeadm removes it; what is in it must not matter
     server.requests.clear();
     agent = await start();
     await until("a heartbeat", () => server.requests.count({ user: `system:node:${node.name}`, verb: "patch" }) > 0);
-    expect(requests()).toHaveLength(1);
+    expect(requests()).toHaveLength(2);
     expect(server.requests.count({ user: bootstrapUser.name })).toBe(0);
+    await until("the serving certificate of before", async () => (await served()) !== undefined);
   });
 });
 
