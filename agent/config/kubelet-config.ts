@@ -158,10 +158,10 @@ const runtimeFields = {
   imageGCLowThresholdPercent: later(percent, 80, "disk usage down to which images are removed", {
     flag: "image-gc-low-threshold",
   }),
-  containerLogMaxSize: later(quantityString, "10Mi", "size at which a container's log is rotated"),
-  containerLogMaxFiles: later(int({ min: 2 }), 5, "log files kept per container"),
-  containerLogMaxWorkers: later(int({ min: 1 }), 1, "log rotations at once", { flag: false }),
-  containerLogMonitorInterval: later(duration({ min: 3 * second }), 10 * second, "how often log sizes are read", {
+  containerLogMaxSize: works(quantityString, "10Mi", "size at which a container's log is rotated"),
+  containerLogMaxFiles: works(int({ min: 2 }), 5, "log files kept per container"),
+  containerLogMaxWorkers: works(int({ min: 1 }), 1, "log rotations at once", { flag: false }),
+  containerLogMonitorInterval: works(duration({ min: 3 * second }), 10 * second, "how often log sizes are read", {
     flag: false,
   }),
 };

@@ -2,9 +2,11 @@ import { join } from "node:path";
 import type { KubeletSettings } from "../config/load-kubelet.ts";
 import { createProber } from "../probes/run.ts";
 import type { EventRecorder, Store } from "../kube/port.ts";
+import { quantityValue } from "../kube/quantity.ts";
 import { pods } from "../kube/resources.ts";
 import type { Node, Pod, RuntimeClass, Service } from "../kube/types.ts";
 import { isSwapControllerAvailable } from "../node/cgroup-detect.ts";
+import { createLogRotation } from "../pods/log-rotation.ts";
 import { createPodManager, type HeldPods } from "../pods/manager.ts";
 import { podReference, specContainers } from "../pods/names.ts";
 import { createImageManager, type ImageManager, type ImageManagerOptions } from "../runtime/images.ts";
@@ -71,7 +73,27 @@ export async function startPods(options: StartPodsOptions, surroundings: Surroun
   });
   parts.start("QoS weights", (signal) => keepQOSWeights({ cgroups, pods: podStore, clock, log }, signal));
   parts.start("pods", (signal) => manager.run(signal));
+  startLogRotation(options, manager.held, surroundings);
   return manager.held;
+}
+
+function startLogRotation(
+  { settings: { config }, runtime }: StartPodsOptions,
+  held: HeldPods,
+  { clock, log, parts }: Surroundings,
+): void {
+  const rotation = createLogRotation({
+    runtime,
+    isKnown: (podUID) => held.list().some((pod) => pod.metadata.uid === podUID),
+    podLogsDir: config.podLogsDir,
+    maxSizeBytes: quantityValue(config.containerLogMaxSize),
+    maxFiles: config.containerLogMaxFiles,
+    maxWorkers: config.containerLogMaxWorkers,
+    intervalMs: config.containerLogMonitorInterval,
+    clock,
+    log,
+  });
+  parts.start("log rotation", (signal) => rotation.run(signal));
 }
 
 function openObjects(
