@@ -3,6 +3,7 @@ import { ConfigError } from "../config/problems.ts";
 import { bootstrapOnce } from "../kube/certificates/bootstrap-once.ts";
 import { type ClientIdentity, openClientIdentity } from "../kube/certificates/client.ts";
 import { hasCode } from "../lib/errors.ts";
+import type { MetricsRegistry } from "../lib/metrics.ts";
 import { type Surroundings, userAgentOf } from "./cluster.ts";
 
 /**
@@ -12,7 +13,7 @@ import { type Surroundings, userAgentOf } from "./cluster.ts";
  */
 export async function openIdentity(
   { flags, config }: KubeletSettings,
-  nodeName: string,
+  { nodeName, metrics }: { nodeName: string; metrics: MetricsRegistry },
   { clock, log, parts, stop }: Surroundings,
 ): Promise<ClientIdentity | undefined> {
   const { kubeconfig, bootstrapKubeconfig, certDir } = flags;
@@ -22,7 +23,7 @@ export async function openIdentity(
   const options = { kubeconfig, bootstrapKubeconfig, certDir, nodeName, userAgent: userAgentOf("kubelet") };
   try {
     if (config.rotateCertificates) {
-      const identity = await openClientIdentity(options, { clock, log });
+      const identity = await openClientIdentity({ ...options, metrics }, { clock, log });
       parts.start("client certificate", (signal) => identity.run(signal));
       return identity;
     }

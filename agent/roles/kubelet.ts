@@ -32,7 +32,7 @@ export async function openKubeletStores(
   const { kubeconfig } = flags;
   const measures = createKubeletMetrics(surroundings);
   const nodeName = nodeNameOf(flags.hostnameOverride, hostname());
-  const identity = await openIdentity({ flags, config }, nodeName, surroundings);
+  const identity = await openIdentity({ flags, config }, { nodeName, metrics: measures.registry }, surroundings);
   const { kubeAPIQPS: qps, kubeAPIBurst: burst } = config;
   const cluster = await openCluster(
     { component: "kubelet", kubeconfig, server: "", qps, burst, identity, metrics: measures.restClient },
@@ -78,7 +78,7 @@ export async function startKubelet(
   };
   const stats = await startServer({ ...shared, pods, probes: () => probes.families() }, surroundings);
   const { version: cgroupVersion } = node.cgroupTree;
-  registerNodeMetrics(metrics, { nodeName, cgroupVersion, gates: config.featureGates, stats });
+  registerNodeMetrics(metrics, clock, { nodeName, cgroupVersion, gates: config.featureGates, stats });
   held = await startPods({ ...shared, recorder, runtimeClassStore, selinuxEnabled }, surroundings);
   const isReady = () => node.nodeView.isRuntimeReady();
   const { syncLoop } = health;
