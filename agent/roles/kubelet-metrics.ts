@@ -51,10 +51,11 @@ export function createKubeletMetrics({ clock, parts }: { clock: Clock; parts: Ru
 /** Registers what is known only once the node and its statistics are there. */
 export function registerNodeMetrics(
   registry: MetricsRegistry,
+  clock: Clock,
   node: { nodeName: string; cgroupVersion: 1 | 2; gates: Readonly<Record<string, boolean>>; stats: Stats },
 ): void {
   const { nodeName, cgroupVersion, gates, stats } = node;
   const featureGates = listFeatureGates(gates);
   registerIdentity(registry, { nodeName, cgroupVersion, platform: `${platform()}/${goArch(arch())}`, featureGates });
-  registerVolumeStats(registry, async () => await stats.summary({ onlyCPUAndMemory: false }));
+  registerVolumeStats(registry, { summary: async () => await stats.summary({ onlyCPUAndMemory: false }), clock });
 }

@@ -1,3 +1,4 @@
+import type { Clock } from "../../lib/clock.ts";
 import type { MetricFamily, MetricsRegistry, Sample } from "../../lib/metrics.ts";
 import type { FsStats, Summary } from "../../stats/port.ts";
 
@@ -13,15 +14,35 @@ const volumeGauges: readonly (readonly [name: string, field: Exclude<keyof FsSta
 
 const logName = "kubelet_container_log_filesystem_used_bytes";
 
+// Volumes are measured every minute; what is this much older says nothing any more.
+export const staleMs = 5 * 60_000;
+
 /**
- * Registers what /metrics tells of disks: volumes of claims, and containers' logs.
+ * Registers what /metrics tells of disks: volumes of claims, and containers' logs. A scrape shows what the one before it
+ * had measured, and begins to measure anew: it never waits for a disk or the runtime, and fails with neither.
  *
- * @param summary the summary API's figures. While they cannot be read, nothing is shown: other metrics must not go with them.
+ * @param summary the summary API's figures
  */
-export function registerVolumeStats(registry: MetricsRegistry, summary: () => Promise<Summary>): void {
-  registry.collect("kubelet_volume_stats_", async () => {
-    const found = await summary().catch(() => undefined);
-    return found === undefined ? [] : volumeFamilies(found);
+export function registerVolumeStats(
+  registry: MetricsRegistry,
+  { summary, clock }: { summary: () => Promise<Summary>; clock: Pick<Clock, "monotonic"> },
+): void {
+  let latest: { families: MetricFamily[]; atMs: number } | undefined;
+  let isMeasuring = false;
+  const measure = async () => {
+    isMeasuring = true;
+    try {
+      latest = { families: volumeFamilies(await summary()), atMs: clock.monotonic() };
+    } catch {
+      // The summary's own endpoint says why.
+    } finally {
+      isMeasuring = false;
+    }
+  };
+  registry.collect("kubelet_volume_stats_", () => {
+    const shown = latest !== undefined && clock.monotonic() - latest.atMs < staleMs ? latest.families : [];
+    if (!isMeasuring) void measure();
+    return shown;
   });
 }
 

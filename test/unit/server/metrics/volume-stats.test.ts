@@ -1,7 +1,8 @@
 import { expect, test } from "vitest";
 import { MetricsRegistry } from "../../../../agent/lib/metrics.ts";
-import { registerVolumeStats } from "../../../../agent/server/metrics/volume-stats.ts";
+import { registerVolumeStats, staleMs } from "../../../../agent/server/metrics/volume-stats.ts";
 import type { PodStats, Summary } from "../../../../agent/stats/port.ts";
+import { FakeClock, settle } from "../../kube/fake-clock.ts";
 import { metricsText } from "../../lib/metrics-support.ts";
 
 const time = "2026-01-01T00:00:00Z";
@@ -10,10 +11,19 @@ function podStats(name: string, more: Partial<PodStats> = {}): PodStats {
   return { podRef: { name, namespace: "ns", uid: `uid-${name}` }, startTime: time, containers: [], ...more };
 }
 
-async function shown(summary: () => Promise<Summary>): Promise<string> {
+function setUp(summary: () => Promise<Summary>) {
+  const clock = new FakeClock();
   const registry = new MetricsRegistry();
-  registerVolumeStats(registry, summary);
-  return await metricsText(registry);
+  registerVolumeStats(registry, { summary, clock });
+  return { clock, scrape: () => metricsText(registry) };
+}
+
+/** What the second scrape shows: the first one only begins to measure. */
+async function shown(summary: () => Promise<Summary>): Promise<string> {
+  const { scrape } = setUp(summary);
+  expect(await scrape()).toBe("\n");
+  await settle();
+  return await scrape();
 }
 
 test("volumes of claims are shown once for each claim, and nothing else's", async () => {
@@ -60,4 +70,21 @@ test("containers' logs are shown where their size is known", async () => {
 
 test("a summary that cannot be had leaves the other metrics alone", async () => {
   expect(await shown(async () => await Promise.reject(new Error("runtime is away")))).toBe("\n");
+});
+
+test("a scrape does not wait for a disk that hangs, and old figures are not shown for ever", async () => {
+  const logs = { time, usedBytes: 4096 };
+  const containers = [{ name: "app", startTime: time, logs }];
+  let asked = 0;
+  const { clock, scrape } = setUp(async () => {
+    asked += 1;
+    if (asked > 1) await new Promise(() => {});
+    return { node: { nodeName: "n", startTime: time }, pods: [podStats("a", { containers })] };
+  });
+  await scrape();
+  await settle();
+  for (let i = 0; i < 3; i += 1) expect(await scrape()).toContain(" 4096\n");
+  expect(asked).toBe(2); // one at a time
+  await clock.advance(staleMs);
+  expect(await scrape()).toBe("\n");
 });
