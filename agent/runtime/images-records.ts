@@ -204,10 +204,10 @@ export async function openPullRecords(options: PullRecordsOptions): Promise<Pull
         const mustPull = mustProveAccess(policy, repositoryOf(image), wasPulled, record, credentials);
         const byPolicy = isAllowedByPolicy(policy, repositoryOf(image), wasPulled);
         const why = byPolicy ? "credentialPolicyAllowed" : "credentialRecordFound";
-        metrics?.checked.inc({ result: mustPull ? "mustAuthenticate" : why });
+        metrics?.checked(mustPull ? "mustAuthenticate" : why);
         return mustPull;
       }).catch((err: unknown) => {
-        metrics?.checked.inc({ result: "error" });
+        metrics?.checked("error");
         throw err;
       }),
 

@@ -127,10 +127,10 @@ export function createImageMetrics(registry: MetricsRegistry): ImageMetrics {
 }
 
 /** How a check went whether a pod may use an image that is there. */
-export type MustPullResult = "credentialPolicyAllowed" | "credentialRecordFound" | "mustAuthenticate" | "error";
+type MustPullResult = "credentialPolicyAllowed" | "credentialRecordFound" | "mustAuthenticate" | "error";
 
 export interface PullRecordMetrics {
-  checked: Counter<"result">;
+  checked(result: MustPullResult): void;
 }
 
 /** Registers what is counted about records of pulls. @param dirs of the intents and of the records; counted at a scrape */
@@ -147,11 +147,10 @@ export function createPullRecordMetrics(
     });
   files("kubelet_imagemanager_ondisk_pullintents", "Pulls that are under way, on disk.", dirs.intents);
   files("kubelet_imagemanager_ondisk_pulledrecords", "Records of pulled images on disk.", dirs.pulled);
-  return {
-    checked: registry.counter(
-      "kubelet_imagemanager_image_mustpull_checks_total",
-      "Checks whether a pod has to show that it may use an image that is there.",
-      ["result"],
-    ),
-  };
+  const checks = registry.counter(
+    "kubelet_imagemanager_image_mustpull_checks_total",
+    "Checks whether a pod has to show that it may use an image that is there.",
+    ["result"],
+  );
+  return { checked: (result) => checks.inc({ result }) };
 }
