@@ -27,13 +27,16 @@ export interface AgentServerOptions {
   clock?: Clock;
   extendWebSockets?: boolean;
   tls?: { cert: string; key: string };
+  /** A port of loopback unless given. */
+  listen?: { host: string; port: number };
 }
 
 const routes = /^\/(exec|attach|portForward|run)\/([^/]+)\/([^/]+)(?:\/([^/]+))?(?:\/([^/]+))?$/;
 
-/** The streaming routes alone, behind a server on loopback without authentication. */
+/** The streaming routes alone, behind a server without authentication. */
 export async function startAgentServer(options: AgentServerOptions): Promise<AgentServer> {
   const { pods, runtime, clock = systemClock, extendWebSockets = true, tls } = options;
+  const { host, port: wantedPort } = options.listen ?? { host: "127.0.0.1", port: 0 };
   const metrics = new MetricsRegistry();
   const streaming = createStreaming({ pods, runtime, clock, metrics, extendWebSockets });
   const stop = new AbortController();
@@ -85,7 +88,7 @@ export async function startAgentServer(options: AgentServerOptions): Promise<Age
     const session = onUpgrade(request, socket, head).finally(() => running.delete(session));
     running.add(session);
   });
-  await new Promise<void>((resolve) => void server.listen(0, "127.0.0.1", resolve));
+  await new Promise<void>((resolve) => void server.listen(wantedPort, host, resolve));
   const { port } = server.address() as AddressInfo;
   return {
     url: `${tls === undefined ? "http" : "https"}://127.0.0.1:${port}`,

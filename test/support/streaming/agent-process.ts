@@ -1,0 +1,22 @@
+import { createServer } from "node:http";
+import type { Pod } from "../../../agent/kube/types.ts";
+import { silentLogger } from "../../../agent/lib/log.ts";
+import { connectCRI } from "../../../agent/runtime/cri/connect.ts";
+import { CertificateAuthority } from "../apiserver/pki.ts";
+import { servedPods, startAgentServer } from "./agent-server.ts";
+
+// The streaming routes as a process of their own, to run in a test node's network namespace, where the runtime's streaming
+// server listens: agent-process.ts RUNTIME-ENDPOINT PORT PODS. Plain HTTP is on PORT, TLS on PORT + 1, and on PORT + 2 the
+// number of sessions under way.
+const [runtimeEndpoint = "", portText = "", podsText = "[]"] = process.argv.slice(2);
+const port = Number(portText);
+const runtime = await connectCRI({ runtimeEndpoint, requestTimeoutMs: 120_000, log: silentLogger });
+const pods = servedPods(...(JSON.parse(podsText) as Pod[]));
+const { certificate: cert, key } = CertificateAuthority.create().issue({ commonName: "node", usage: "server" });
+const host = "0.0.0.0";
+const plain = await startAgentServer({ pods, runtime, listen: { host, port } });
+const secure = await startAgentServer({ pods, runtime, listen: { host, port: port + 1 }, tls: { cert, key } });
+createServer((_request, response) => response.end(String(plain.running.size + secure.running.size))).listen(
+  port + 2,
+  host,
+);
