@@ -18,7 +18,7 @@ import { detectCgroupTree } from "../../agent/node/cgroup-detect.ts";
 import { kubeconfigText } from "../support/apiserver/kubeconfig.ts";
 import { startTestApiServer, type TestApiServer } from "../support/apiserver/server.ts";
 import { projectRoot } from "../support/cluster/local-cluster.ts";
-import type { NodeProcess } from "../support/node/containerd.ts";
+import { logTail, type NodeProcess } from "../support/node/containerd.ts";
 import { createTestNode, type TestNode } from "../support/node/node.ts";
 
 const token = "abcdef.0123456789abcdef";
@@ -91,6 +91,11 @@ describe("a machine that kubeadm has prepared", () => {
       { name: "nodelet" },
     );
   const log = async () => readFile(join(node.paths.logDir, "nodelet.log"), "utf8");
+  /** Fails with the agent's last words. */
+  const untilSo = async (what: string, check: () => boolean | Promise<boolean>) =>
+    until(what, check).catch(async (err: unknown) => {
+      throw new Error(`${String(err)}\n${await logTail(join(node.paths.logDir, "nodelet.log"))}`, { cause: err });
+    });
   const isReady = () =>
     server.objects
       .find(nodes, { name: node.name })
@@ -151,15 +156,15 @@ describe("a machine that kubeadm has prepared", () => {
 
   test("writes its kubeconfig at once, and is a Ready node soon after somebody approves its request", async () => {
     agent = await start();
-    await until("the kubeconfig", async () => (await readdir(etc)).includes("kubelet.conf"));
-    await until("a request", () => requests().length === 1);
+    await untilSo("the kubeconfig", async () => (await readdir(etc)).includes("kubelet.conf"));
+    await untilSo("a request", () => requests().length === 1);
     expect(server.objects.find(nodes, { name: node.name })).toBeUndefined();
     await sleep(3_000); // long enough for retries to back off
     const approvedAt = performance.now();
     approve(requests()[0]?.metadata.name ?? "");
-    await until("the Node", () => server.objects.find(nodes, { name: node.name }) !== undefined);
+    await untilSo("the Node", () => server.objects.find(nodes, { name: node.name }) !== undefined);
     expect(performance.now() - approvedAt).toBeLessThan(2_000);
-    await until("a Ready node", isReady);
+    await untilSo("a Ready node", isReady);
     expect(server.requests.filter({ method: "POST", resource: "nodes" }).at(-1)?.user).toBe(`system:node:${node.name}`);
     const kubeconfig = await exec(
       "openssl",
@@ -175,7 +180,7 @@ describe("a machine that kubeadm has prepared", () => {
   test("serves nobody before its serving certificate is signed, then everybody who trusts the cluster", async () => {
     const isServing = ({ spec }: { spec: { signerName: string } }) =>
       spec.signerName === "kubernetes.io/kubelet-serving";
-    await until("a request for the serving certificate", () => requests().some(isServing));
+    await untilSo("a request for the serving certificate", () => requests().some(isServing));
     const request = requests().find(isServing);
     expect(request?.spec).toMatchObject({
       username: `system:node:${node.name}`,
@@ -183,7 +188,7 @@ describe("a machine that kubeadm has prepared", () => {
     });
     expect(await served()).toBeUndefined();
     approve(request?.metadata.name ?? "");
-    await until("a served certificate", async () => (await served()) !== undefined);
+    await untilSo("a served certificate", async () => (await served()) !== undefined);
     expect((await served())?.checkIP(node.nodeIP)).toBe(node.nodeIP);
   });
 
@@ -192,10 +197,10 @@ describe("a machine that kubeadm has prepared", () => {
     await writeFile(join(etc, "bootstrap-kubelet.conf"), ""); // kubeadm removes it; what is in it must not matter
     server.requests.clear();
     agent = await start();
-    await until("a heartbeat", () => server.requests.count({ user: `system:node:${node.name}`, verb: "patch" }) > 0);
+    await untilSo("a heartbeat", () => server.requests.count({ user: `system:node:${node.name}`, verb: "patch" }) > 0);
     expect(requests()).toHaveLength(2);
     expect(server.requests.count({ user: bootstrapUser.name })).toBe(0);
-    await until("the serving certificate of before", async () => (await served()) !== undefined);
+    await untilSo("the serving certificate of before", async () => (await served()) !== undefined);
   });
 });
 
