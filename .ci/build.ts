@@ -47,6 +47,7 @@ async function main(entry: string, out: string): Promise<void> {
   const script = `${out}.cjs`;
   await mkdir(dirname(out), { recursive: true });
   const inputs = await bundle(entry, script);
+  await toASCII(script);
   await writeFile(`${out}.LICENSES.txt`, await licensesOf(inputs));
   const blob = `${out}.${process.pid}.blob`;
   await makeBlob(script, blob);
@@ -109,6 +110,16 @@ async function bundle(entry: string, script: string): Promise<string[]> {
     logLevel: "warning",
   });
   return Object.keys(metafile.inputs);
+}
+
+/**
+ * Escapes what is not ASCII. esbuild does so in strings but not in regular expressions, and a single such character makes
+ * V8 keep the whole script with two bytes for each one: 2 MB.
+ */
+async function toASCII(script: string): Promise<void> {
+  const text = await readFile(script, "utf8");
+  const escape = (char: string) => `\\u${char.charCodeAt(0).toString(16).padStart(4, "0")}`;
+  await writeFile(script, text.replaceAll(/[\u0080-\uffff]/g, escape));
 }
 
 /** The licenses of Node.js and of every library in the bundle: they ask to be passed on with it. */
