@@ -35,6 +35,7 @@ import type { Stats } from "../stats/port.ts";
 import { createStats } from "../stats/stats.ts";
 import { kubeletVersion } from "../version.ts";
 import type { Cluster, Surroundings } from "./cluster.ts";
+import { processStartMs } from "./kubelet-metrics.ts";
 import type { StartedNode } from "./kubelet-node.ts";
 
 export interface StartServerOptions extends StartedNode {
@@ -116,7 +117,7 @@ async function openStats(options: StartServerOptions, { clock, log, parts }: Sur
   const { cgroupRoot, cgroupsPerQOS, kubeletCgroups, systemCgroups, podLogsDir, volumeStatsAggPeriod } = config;
   const stats = await createStats({
     nodeName,
-    startedAtMs: startedAtMs(),
+    startedAtMs: processStartMs(),
     pods,
     runtime,
     facts,
@@ -182,7 +183,7 @@ function handlersOf(
     resource: () => stats.resourceMetrics(),
     cadvisor: () => stats.cadvisorMetrics(),
     slis,
-    processStartMs: startedAtMs(),
+    processStartMs: processStartMs(),
   });
   const splitStreams = isGateOn(featureGates, "PodLogsQuerySplitStreams");
   const extendWebSockets = isGateOn(featureGates, "ExtendWebSocketsToKubelet");
@@ -199,15 +200,15 @@ function handlersOf(
     checkpoint: createCheckpointHandler({ pods, runtime, rootDir: flags.rootDir, clock }),
     pprof: createPprofHandler({ clock, args: process.argv }),
     verbosity: createVerbosityHandler((verbosity) => setLogLevel(log, logLevelOf(verbosity))),
-    statusz: createStatuszHandler({ clock, startedAtMs: startedAtMs(), version: kubeletVersion, paths: statuszPaths }),
+    statusz: createStatuszHandler({
+      clock,
+      startedAtMs: processStartMs(),
+      version: kubeletVersion,
+      paths: statuszPaths,
+    }),
     flagz: createFlagzHandler(kubeletFlagValues(settings)),
   };
 }
 
 // First segments of what is served at exact paths, as the reference lists them.
 const statuszPaths = ["/configz", "/debug", "/flagz", "/healthz", "/metrics", "/statusz"];
-
-/** Unix ms at which this process started. */
-function startedAtMs(): number {
-  return Math.round(performance.timeOrigin);
-}

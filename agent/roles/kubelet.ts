@@ -70,16 +70,16 @@ export async function startKubelet(
   const { registry: metrics, probes } = stores.measures;
   const shared = { settings, nodeName, metrics, ...stores, ...node };
   // Served before any pod runs: whoever sets up the node asks for its health while the API server may be a pod of its own.
-  let held: HeldPods | undefined;
+  const running: { pods?: HeldPods } = {};
   const pods = {
-    list: () => held?.list() ?? [],
-    find: (namespace: string, name: string) => held?.find(namespace, name),
-    status: (pod: Pod) => held?.status(pod),
+    list: () => running.pods?.list() ?? [],
+    find: (namespace: string, name: string) => running.pods?.find(namespace, name),
+    status: (pod: Pod) => running.pods?.status(pod),
   };
   const stats = await startServer({ ...shared, pods, probes: () => probes.families() }, surroundings);
   const { version: cgroupVersion } = node.cgroupTree;
   registerNodeMetrics(metrics, clock, { nodeName, cgroupVersion, gates: config.featureGates, stats });
-  held = await startPods({ ...shared, recorder, runtimeClassStore, selinuxEnabled }, surroundings);
+  running.pods = await startPods({ ...shared, recorder, runtimeClassStore, selinuxEnabled }, surroundings);
   const isReady = () => node.nodeView.isRuntimeReady();
   const { syncLoop } = health;
   parts.start("sync loop health", (signal) => tickWhileReady({ syncLoop, isReady, clock }, signal));
