@@ -58,16 +58,18 @@ function byPredicates(pod: Pod, context: AdmissionContext): Admission {
   return rejected(first.reason, first.message);
 }
 
+const noVictims =
+  "Unexpected error while attempting to recover from admission failure: preemption: error finding a set of pods to preempt: no set of running pods found to reclaim resources";
+
 // A critical pod that lacks nothing but resources gets them from others.
 function makeRoom(pod: Pod, misfits: readonly Misfit[], { others }: AdmissionContext): Admission {
   const other = misfits.find(({ short }) => short === undefined);
   if (other !== undefined) return rejected(other.reason, other.message);
   const needs = misfits.flatMap(({ short }) => (short === undefined ? [] : [short]));
-  const victims = choosePreempted(pod, needs, others);
-  if (victims !== undefined) return { kind: "preempt", victims };
-  const names = needs.map(({ resource, amount }) => `(res: ${resource}, q: ${amount})`).join(", ");
-  const message = `Unexpected error while attempting to recover from admission failure: preemption: no set of running pods found to reclaim resources: [${names}]`;
-  return rejected("UnexpectedAdmissionError", message);
+  const preemption = choosePreempted(pod, needs, others);
+  if (preemption.kind === "enough") return { kind: "preempt", victims: preemption.victims };
+  const short = preemption.short.map(({ resource, amount }) => `(res: ${resource}, q: ${amount}), `).join("");
+  return rejected("UnexpectedAdmissionError", `${noVictims}: [${short}]`);
 }
 
 function byAppArmor(pod: Pod, { isAppArmorEnabled }: AdmissionContext): Rejection | undefined {

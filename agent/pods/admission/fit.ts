@@ -39,10 +39,10 @@ export function fitsNode(pod: Pod, node: Node, others: readonly Pod[]): Misfit[]
   return misfits;
 }
 
-// Resources that the node does not know are not asked for: who made them is not here yet.
-function resourceMisfits(pod: Pod, { status }: Node, others: readonly Pod[]): Misfit[] {
+// Extended resources that the node does not know are not asked for: they are the cluster's, or their plugin is not here yet.
+function resourceMisfits(pod: Pod, { status }: Node, present: readonly Pod[]): Misfit[] {
   const allocatable = amountsOf(status?.allocatable);
-  const used = usedBy(others);
+  const used = usedBy(present);
   const misfits: Misfit[] = [];
   const check = (resource: string, requested: number) => {
     const capacity = allocatable[resource] ?? 0;
@@ -57,17 +57,19 @@ function resourceMisfits(pod: Pod, { status }: Node, others: readonly Pod[]): Mi
   };
   check("pods", 1);
   const requests = podRequests(pod);
-  const isKnown = (name: string) => allocatable[name] !== undefined;
-  for (const name of ["cpu", "memory", "ephemeral-storage"]) {
+  const others = Object.keys(requests).filter((name) => !firstAsked.includes(name) && name !== "pods");
+  for (const name of [...firstAsked, ...others.sort()]) {
     const requested = requests[name] ?? 0;
-    if (requested > 0 && isKnown(name)) check(name, requested);
-  }
-  for (const [name, requested] of Object.entries(requests)) {
-    if (requested > 0 && isKnown(name) && !["cpu", "memory", "ephemeral-storage", "pods"].includes(name)) {
-      check(name, requested);
-    }
+    if (requested > 0 && (allocatable[name] !== undefined || !isExtended(name))) check(name, requested);
   }
   return misfits;
+}
+
+const firstAsked = ["cpu", "memory", "ephemeral-storage"];
+
+/** True for a resource that has a domain which is not Kubernetes' own: `example.com/gpu`. */
+function isExtended(name: string): boolean {
+  return name.includes("/") && !name.includes("kubernetes.io/") && !name.startsWith("requests.");
 }
 
 function usedBy(pods: readonly Pod[]): Amounts {

@@ -2,23 +2,25 @@ import { isCriticalPod, podRequests, qosClass } from "../../kube/pod-resources.t
 import type { Pod, QOSClass } from "../../kube/types.ts";
 import type { Shortage } from "./fit.ts";
 
+export type Preemption =
+  | { kind: "enough"; victims: Pod[] }
+  /** What would still be short if all went who may. */
+  | { kind: "tooLittle"; short: Shortage[] };
+
 /**
  * The pods that have to go so that `preemptor` finds what is short: as few and as unimportant as possible. Guaranteed ones
  * go only for what all others together cannot give, Burstable ones for what BestEffort ones cannot.
- *
- * @returns undefined if it would not be enough if all went
  */
-export function choosePreempted(preemptor: Pod, short: readonly Shortage[], others: readonly Pod[]): Pod[] | undefined {
+export function choosePreempted(preemptor: Pod, short: readonly Shortage[], others: readonly Pod[]): Preemption {
   const candidates = others.filter((pod) => isPreemptable(preemptor, pod));
+  const rest = without(short, candidates);
+  if (rest.length > 0) return { kind: "tooLittle", short: rest };
   const of = (qos: QOSClass) => candidates.filter((pod) => qosClass(pod) === qos);
   const [bestEffort, burstable, guaranteed] = [of("BestEffort"), of("Burstable"), of("Guaranteed")];
   const fromGuaranteed = minimalSet(without(short, [...burstable, ...bestEffort]), guaranteed);
-  if (fromGuaranteed === undefined) return undefined;
   const fromBurstable = minimalSet(without(short, [...bestEffort, ...fromGuaranteed]), burstable);
-  if (fromBurstable === undefined) return undefined;
   const fromBestEffort = minimalSet(without(short, [...fromBurstable, ...fromGuaranteed]), bestEffort);
-  if (fromBestEffort === undefined) return undefined;
-  return [...fromBestEffort, ...fromBurstable, ...fromGuaranteed];
+  return { kind: "enough", victims: [...fromBestEffort, ...fromBurstable, ...fromGuaranteed] };
 }
 
 function isPreemptable(preemptor: Pod, pod: Pod): boolean {
@@ -27,14 +29,14 @@ function isPreemptable(preemptor: Pod, pod: Pod): boolean {
   return own !== undefined && its !== undefined && own > its;
 }
 
-// Again and again the pod that comes closest to what is still short.
-function minimalSet(short: readonly Shortage[], candidates: readonly Pod[]): Pod[] | undefined {
+// Again and again the pod that comes closest to what is still short. All of them together are enough.
+function minimalSet(short: readonly Shortage[], candidates: readonly Pod[]): Pod[] {
   const chosen: Pod[] = [];
   const left = [...candidates];
   let rest = [...short];
   while (rest.length > 0) {
     const best = closest(left, rest);
-    if (best === undefined) return undefined;
+    if (best === undefined) break;
     left.splice(left.indexOf(best), 1);
     chosen.push(best);
     rest = without(rest, [best]);

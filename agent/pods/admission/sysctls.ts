@@ -26,7 +26,7 @@ export function forbiddenSysctl(
     const name = normalize(given);
     const forbid = (why: string) => ({
       reason: "SysctlForbidden",
-      message: `forbidden sysctl: ${JSON.stringify(given)} ${why}`,
+      message: `forbidden sysctl: ${JSON.stringify(name)} ${why}`,
     });
     if (!isSafe(name, kernelVersion) && !isAllowed(name, allowedUnsafeSysctls)) return forbid("not allowlisted");
     if (spec.hostNetwork === true && name.startsWith("net.")) return forbid("not allowed with host net enabled");

@@ -1,0 +1,578 @@
+import { describe, expect, test } from "vitest";
+import type { ContainerPort, Node, Pod, PodSpec } from "../../../agent/kube/types.ts";
+import { admit } from "../../../agent/pods/admission/admit.ts";
+import type { Admission, AdmissionContext } from "../../../agent/pods/admission/port.ts";
+import { podOf } from "./support.ts";
+
+const node: Node = {
+  metadata: { name: "node1", labels: { disk: "ssd", cores: "8", "kubernetes.io/os": "linux" } },
+  status: {
+    allocatable: {
+      cpu: "2",
+      memory: "1Gi",
+      pods: "3",
+      "ephemeral-storage": "1Gi",
+      "hugepages-2Mi": "4Mi",
+      "example.com/gpu": "1",
+    },
+  },
+};
+
+function admitted(pod: Pod, changes: Partial<AdmissionContext> = {}): Admission {
+  return admit(pod, {
+    node,
+    others: [],
+    pressures: [],
+    allowedUnsafeSysctls: [],
+    kernelVersion: "6.1.0-18-amd64",
+    isAppArmorEnabled: false,
+    isShuttingDown: false,
+    ...changes,
+  });
+}
+
+const rejection = (reason: string, message: unknown = expect.any(String)) => ({
+  kind: "rejected",
+  rejection: { reason, message },
+});
+const welcome: Admission = { kind: "admitted" };
+const asks = (requests: Record<string, string>) => [{ name: "app", resources: { requests } }];
+const asking = (requests: Record<string, string>, spec: Partial<PodSpec> = {}) =>
+  podOf({ containers: asks(requests), ...spec });
+const guaranteed = (cpu: string, memory: string): Partial<PodSpec> => ({
+  containers: [{ name: "app", resources: { requests: { cpu, memory }, limits: { cpu, memory } } }],
+});
+const named = (name: string, spec: Partial<PodSpec>) => podOf(spec, { name, uid: name });
+const critical = 2_000_000_000;
+const staticPod = (spec: Partial<PodSpec> = {}) =>
+  podOf(spec, { annotations: { "kubernetes.io/config.source": "file" } });
+
+interface Case {
+  name: string;
+  pod?: Pod;
+  context?: Partial<AdmissionContext>;
+  want: unknown;
+}
+
+function check(cases: Case[]): void {
+  test.each(cases)("$name", ({ pod = podOf(), context = {}, want }) => {
+    expect(admitted(pod, context)).toEqual(want);
+  });
+}
+
+describe("a node under pressure", () => {
+  const bestEffort = podOf();
+  const burstable = asking({ cpu: "100m" });
+  const tolerant = podOf({
+    tolerations: [{ key: "node.kubernetes.io/memory-pressure", operator: "Exists", effect: "NoSchedule" }],
+  });
+  check([
+    {
+      name: "of memory takes nobody that states no needs",
+      pod: bestEffort,
+      context: { pressures: ["MemoryPressure"] },
+      want: rejection("Evicted", "The node had condition: [MemoryPressure]. "),
+    },
+    {
+      name: "of memory takes who states needs",
+      pod: burstable,
+      context: { pressures: ["MemoryPressure"] },
+      want: welcome,
+    },
+    {
+      name: "of memory takes who tolerates that",
+      pod: tolerant,
+      context: { pressures: ["MemoryPressure"] },
+      want: welcome,
+    },
+    {
+      name: "of disk takes nobody",
+      pod: burstable,
+      context: { pressures: ["DiskPressure"] },
+      want: rejection("Evicted", "The node had condition: [DiskPressure]. "),
+    },
+    {
+      name: "of PIDs takes nobody",
+      pod: tolerant,
+      context: { pressures: ["PIDPressure"] },
+      want: rejection("Evicted"),
+    },
+    {
+      name: "of two kinds names both",
+      pod: tolerant,
+      context: { pressures: ["MemoryPressure", "DiskPressure"] },
+      want: rejection("Evicted", "The node had condition: [MemoryPressure DiskPressure]. "),
+    },
+    {
+      name: "takes critical pods",
+      pod: podOf({ priority: critical }),
+      context: { pressures: ["DiskPressure"] },
+      want: welcome,
+    },
+    { name: "takes static pods", pod: staticPod(), context: { pressures: ["DiskPressure"] }, want: welcome },
+  ]);
+});
+
+describe("sysctls", () => {
+  const wanting = (name: string, spec: Partial<PodSpec> = {}) =>
+    podOf({ securityContext: { sysctls: [{ name, value: "1" }] }, ...spec });
+  const forbidden = (text: string) => rejection("SysctlForbidden", `forbidden sysctl: ${text}`);
+  const safe = [
+    "kernel.shm_rmid_forced",
+    "net.ipv4.ip_local_port_range",
+    "net.ipv4.tcp_syncookies",
+    "net.ipv4.ping_group_range",
+    "net.ipv4.ip_unprivileged_port_start",
+    "net.ipv4.ip_local_reserved_ports",
+    "net.ipv4.tcp_keepalive_time",
+    "net.ipv4.tcp_keepalive_intvl",
+    "net.ipv4.tcp_keepalive_probes",
+    "net.ipv4.tcp_fin_timeout",
+    "net.ipv4.tcp_rmem",
+    "net.ipv4.tcp_wmem",
+  ];
+  test.each(safe)("%s is safe", (name) => expect(admitted(wanting(name))).toEqual(welcome));
+  const onOld = { kernelVersion: "4.4.0" };
+  check([
+    {
+      name: "others are not allowed by themselves",
+      pod: wanting("kernel.msgmax"),
+      want: forbidden('"kernel.msgmax" not allowlisted'),
+    },
+    {
+      name: "but by name",
+      pod: wanting("kernel.msgmax"),
+      context: { allowedUnsafeSysctls: ["kernel.msgmax"] },
+      want: welcome,
+    },
+    {
+      name: "or by prefix",
+      pod: wanting("net.core.somaxconn"),
+      context: { allowedUnsafeSysctls: ["kernel.msg*", "net.core.*"] },
+      want: welcome,
+    },
+    { name: "with slashes they are the same", pod: wanting("net/ipv4/tcp_syncookies"), want: welcome },
+    {
+      name: "a dot of an interface stays one when slashes separate",
+      pod: wanting("net/ipv4/conf/eth0.1/forwarding"),
+      want: forbidden('"net.ipv4.conf.eth0/1.forwarding" not allowlisted'),
+    },
+    {
+      name: "of the network are the host's with hostNetwork",
+      pod: wanting("net.ipv4.tcp_syncookies", { hostNetwork: true }),
+      want: forbidden('"net.ipv4.tcp_syncookies" not allowed with host net enabled'),
+    },
+    {
+      name: "of IPC are the host's with hostIPC",
+      pod: wanting("kernel.shm_rmid_forced", { hostIPC: true }),
+      want: forbidden('"kernel.shm_rmid_forced" not allowed with host ipc enabled'),
+    },
+    {
+      name: "of IPC do not care about hostNetwork",
+      pod: wanting("kernel.shm_rmid_forced", { hostNetwork: true }),
+      want: welcome,
+    },
+    {
+      name: "safe since 4.5 is not before",
+      pod: wanting("net.ipv4.tcp_keepalive_time"),
+      context: onOld,
+      want: rejection("SysctlForbidden"),
+    },
+    {
+      name: "safe since 3.16 is with 4.4",
+      pod: wanting("net.ipv4.ip_local_reserved_ports"),
+      context: onOld,
+      want: welcome,
+    },
+    {
+      name: "safe since 4.15 is not with 4.4",
+      pod: wanting("net.ipv4.tcp_rmem"),
+      context: onOld,
+      want: rejection("SysctlForbidden"),
+    },
+    {
+      name: "a name that objects have by nature is no sysctl",
+      pod: wanting("constructor"),
+      want: rejection("SysctlForbidden"),
+    },
+  ]);
+});
+
+describe("what the pod is made for", () => {
+  const strict = podOf({ securityContext: { supplementalGroupsPolicy: "Strict" } });
+  const able: Node = { ...node, status: { ...node.status, features: { supplementalGroupsPolicy: true } } };
+  check([
+    {
+      name: "an unknown node takes nobody",
+      context: { node: undefined },
+      want: rejection("InvalidNodeInfo", "Kubelet cannot get node info."),
+    },
+    {
+      name: "another OS by label",
+      pod: podOf({}, { labels: { "kubernetes.io/os": "windows" } }),
+      want: rejection(
+        "PodOSSelectorNodeLabelDoesNotMatch",
+        "Failed to admit pod as the `kubernetes.io/os` label doesn't match node label",
+      ),
+    },
+    { name: "this OS by label", pod: podOf({}, { labels: { "kubernetes.io/os": "linux" } }), want: welcome },
+    {
+      name: "another OS by field",
+      pod: podOf({ os: { name: "windows" } }),
+      want: rejection("PodOSNotSupported", "Failed to admit pod as the OS field doesn't match node OS"),
+    },
+    {
+      name: "strict groups on a node that cannot",
+      pod: strict,
+      want: rejection(
+        "SupplementalGroupsPolicyNotSupported",
+        "SupplementalGroupsPolicy=Strict is not supported in this node",
+      ),
+    },
+    { name: "strict groups on a node that can", pod: strict, context: { node: able }, want: welcome },
+  ]);
+});
+
+describe("resources", () => {
+  const full = [named("a", {}), named("b", {}), named("c", {})];
+  const short = (resource: string, requested: number, used: number, capacity: number) =>
+    rejection(
+      `OutOf${resource}`,
+      `Node didn't have enough resource: ${resource}, requested: ${requested}, used: ${used}, capacity: ${capacity}`,
+    );
+  check([
+    { name: "too many pods", context: { others: full }, want: short("pods", 1, 3, 3) },
+    {
+      name: "CPU counts in thousandths",
+      pod: asking({ cpu: "1" }),
+      context: { others: [named("a", { containers: asks({ cpu: "1500m" }) })] },
+      want: short("cpu", 1000, 1500, 2000),
+    },
+    { name: "memory counts in bytes", pod: asking({ memory: "2Gi" }), want: short("memory", 2 ** 31, 0, 2 ** 30) },
+    { name: "what is left is enough to the last bit", pod: asking({ cpu: "2", memory: "1Gi" }), want: welcome },
+    {
+      name: "local storage",
+      pod: asking({ "ephemeral-storage": "2Gi" }),
+      want: short("ephemeral-storage", 2 ** 31, 0, 2 ** 30),
+    },
+    {
+      name: "huge pages",
+      pod: asking({ "hugepages-2Mi": "6Mi" }),
+      want: short("hugepages-2Mi", 6 * 2 ** 20, 0, 4 * 2 ** 20),
+    },
+    {
+      name: "huge pages of a size the node lacks",
+      pod: asking({ "hugepages-1Gi": "1Gi" }),
+      want: short("hugepages-1Gi", 2 ** 30, 0, 0),
+    },
+    {
+      name: "an extended resource of the node",
+      pod: asking({ "example.com/gpu": "2" }),
+      want: short("example.com/gpu", 2, 0, 1),
+    },
+    {
+      name: "an extended resource that the node does not know",
+      pod: asking({ "example.com/fpga": "7" }),
+      want: welcome,
+    },
+    {
+      name: "the first that is short says why",
+      pod: asking({ memory: "2Gi", cpu: "3" }),
+      want: short("cpu", 3000, 0, 2000),
+    },
+    {
+      name: "the largest init container counts, not their sum",
+      pod: asking(
+        { cpu: "100m" },
+        {
+          initContainers: [
+            { name: "i", resources: { requests: { cpu: "1500m" } } },
+            { name: "j", resources: { requests: { cpu: "2" } } },
+          ],
+        },
+      ),
+      want: welcome,
+    },
+    {
+      name: "sidecars count beside the regular containers",
+      pod: asking(
+        { cpu: "1500m" },
+        { initContainers: [{ name: "s", restartPolicy: "Always", resources: { requests: { cpu: "1" } } }] },
+      ),
+      want: short("cpu", 2500, 0, 2000),
+    },
+    {
+      name: "sidecars count beside later init containers",
+      pod: podOf({
+        initContainers: [
+          { name: "s", restartPolicy: "Always", resources: { requests: { cpu: "1" } } },
+          { name: "i", resources: { requests: { cpu: "1500m" } } },
+        ],
+      }),
+      want: short("cpu", 2500, 0, 2000),
+    },
+    {
+      name: "overhead comes on top",
+      pod: asking({ cpu: "1900m" }, { overhead: { cpu: "200m" } }),
+      want: short("cpu", 2100, 0, 2000),
+    },
+    {
+      name: "what the pod states as a whole replaces the sum",
+      pod: asking({ cpu: "1" }, { resources: { requests: { cpu: "3" } } }),
+      want: short("cpu", 3000, 0, 2000),
+    },
+  ]);
+});
+
+describe("the node and its place", () => {
+  const misfit = (reason: string, why: string) => rejection(reason, `Predicate ${reason} failed: ${why}`);
+  const affinity = misfit("NodeAffinity", "node(s) didn't match Pod's node affinity/selector");
+  const taintedBy = (effect: "NoExecute" | "NoSchedule"): Partial<AdmissionContext> => ({
+    node: { ...node, spec: { taints: [{ key: "down", value: "yes", effect }] } },
+  });
+  const untolerated = misfit("TaintToleration", "node(s) had taints that the pod didn't tolerate");
+  const required = (terms: object[]): Partial<PodSpec> => ({
+    affinity: { nodeAffinity: { requiredDuringSchedulingIgnoredDuringExecution: { nodeSelectorTerms: terms } } },
+  });
+  const expressions = (key: string, operator: string, ...values: string[]) => [
+    { matchExpressions: [{ key, operator, values }] },
+  ];
+  check([
+    { name: "a selector that matches", pod: podOf({ nodeSelector: { disk: "ssd" } }), want: welcome },
+    { name: "a selector that does not", pod: podOf({ nodeSelector: { disk: "tape" } }), want: affinity },
+    { name: "affinity In", pod: podOf(required(expressions("disk", "In", "hdd", "ssd"))), want: welcome },
+    { name: "affinity NotIn", pod: podOf(required(expressions("disk", "NotIn", "ssd"))), want: affinity },
+    {
+      name: "affinity NotIn of a label that is not there",
+      pod: podOf(required(expressions("rack", "NotIn", "1"))),
+      want: welcome,
+    },
+    { name: "affinity Exists", pod: podOf(required(expressions("rack", "Exists"))), want: affinity },
+    { name: "affinity DoesNotExist", pod: podOf(required(expressions("rack", "DoesNotExist"))), want: welcome },
+    { name: "affinity Gt", pod: podOf(required(expressions("cores", "Gt", "7"))), want: welcome },
+    { name: "affinity Lt", pod: podOf(required(expressions("cores", "Lt", "8"))), want: affinity },
+    {
+      name: "affinity Gt of something that is no number",
+      pod: podOf(required(expressions("disk", "Gt", "7"))),
+      want: affinity,
+    },
+    {
+      name: "one term of several is enough",
+      pod: podOf(required([...expressions("rack", "Exists"), ...expressions("disk", "Exists")])),
+      want: welcome,
+    },
+    { name: "a term without requirements matches nothing", pod: podOf(required([{}])), want: affinity },
+    { name: "no term matches nothing", pod: podOf(required([])), want: affinity },
+    {
+      name: "a field: the node's name",
+      pod: podOf(required([{ matchFields: [{ key: "metadata.name", operator: "In", values: ["node1"] }] }])),
+      want: welcome,
+    },
+    {
+      name: "another node's name",
+      pod: podOf({ nodeName: "node2" }),
+      want: misfit("NodeName", "node(s) didn't match the requested node name"),
+    },
+    { name: "a taint that throws pods out", context: taintedBy("NoExecute"), want: untolerated },
+    { name: "a taint for the scheduler only", context: taintedBy("NoSchedule"), want: welcome },
+    { name: "a taint is nothing to a static pod", pod: staticPod(), context: taintedBy("NoExecute"), want: welcome },
+    {
+      name: "tolerated by value",
+      pod: podOf({ tolerations: [{ key: "down", value: "yes", effect: "NoExecute" }] }),
+      context: taintedBy("NoExecute"),
+      want: welcome,
+    },
+    {
+      name: "not tolerated by another value",
+      pod: podOf({ tolerations: [{ key: "down", value: "no" }] }),
+      context: taintedBy("NoExecute"),
+      want: untolerated,
+    },
+    {
+      name: "whoever tolerates all",
+      pod: podOf({ tolerations: [{ operator: "Exists" }] }),
+      context: taintedBy("NoExecute"),
+      want: welcome,
+    },
+    {
+      name: "resources come before affinity, affinity before taints",
+      pod: asking({ cpu: "3" }, { nodeSelector: { disk: "tape" } }),
+      context: taintedBy("NoExecute"),
+      want: rejection("OutOfcpu"),
+    },
+  ]);
+});
+
+describe("host ports", () => {
+  const listening = (port: Partial<ContainerPort>, more: Partial<PodSpec> = {}) =>
+    podOf({ containers: [{ name: "app", ports: [{ containerPort: 80, hostPort: 80, ...port }] }], ...more });
+  const taken = rejection(
+    "NodePorts",
+    "Predicate NodePorts failed: node(s) didn't have free ports for the requested pod ports",
+  );
+  const rows: [name: string, a: Partial<ContainerPort>, b: Partial<ContainerPort>, want: unknown][] = [
+    ["the same port", {}, {}, taken],
+    ["another port", {}, { hostPort: 81 }, welcome],
+    ["another protocol", { protocol: "TCP" }, { protocol: "UDP" }, welcome],
+    ["no protocol is TCP", {}, { protocol: "TCP" }, taken],
+    ["different addresses", { hostIP: "10.0.0.1" }, { hostIP: "10.0.0.2" }, welcome],
+    ["the same address", { hostIP: "10.0.0.1" }, { hostIP: "10.0.0.1" }, taken],
+    ["all addresses against one", { hostIP: "0.0.0.0" }, { hostIP: "10.0.0.2" }, taken],
+    ["one address against all", { hostIP: "10.0.0.2" }, {}, taken],
+    ["no host port", { hostPort: 0 }, { hostPort: 0 }, welcome],
+  ];
+  test.each(rows)("%s", (_name, a, b, want) => {
+    expect(admitted(listening(a), { others: [listening(b)] })).toEqual(want);
+  });
+  test("of sidecars count, of other init containers not", () => {
+    const initOf = (restartPolicy?: "Always") =>
+      podOf({
+        initContainers: [
+          {
+            name: "i",
+            ports: [{ containerPort: 80, hostPort: 80 }],
+            ...(restartPolicy === undefined ? {} : { restartPolicy }),
+          },
+        ],
+      });
+    expect(admitted(listening({}), { others: [initOf("Always")] })).toEqual(taken);
+    expect(admitted(listening({}), { others: [initOf()] })).toEqual(welcome);
+  });
+});
+
+describe("AppArmor", () => {
+  const confined = (type: "RuntimeDefault" | "Localhost" | "Unconfined", localhostProfile?: string) =>
+    podOf({
+      containers: [
+        {
+          name: "app",
+          securityContext: {
+            appArmorProfile: { type, ...(localhostProfile === undefined ? {} : { localhostProfile }) },
+          },
+        },
+      ],
+    });
+  const missing = rejection("AppArmor", "Cannot enforce AppArmor: AppArmor is not enabled on the host");
+  const on = { isAppArmorEnabled: true };
+  const annotation = (profile: string) =>
+    podOf({}, { annotations: { "container.apparmor.security.beta.kubernetes.io/app": profile } });
+  check([
+    { name: "wanted where there is none", pod: confined("RuntimeDefault"), want: missing },
+    {
+      name: "wanted for the whole pod",
+      pod: podOf({ securityContext: { appArmorProfile: { type: "RuntimeDefault" } } }),
+      want: missing,
+    },
+    { name: "wanted by annotation", pod: annotation("runtime/default"), want: missing },
+    { name: "declined", pod: confined("Unconfined"), want: welcome },
+    { name: "declined by annotation", pod: annotation("unconfined"), want: welcome },
+    { name: "wanted where it is", pod: confined("RuntimeDefault"), context: on, want: welcome },
+    {
+      name: "a profile of the host without a name",
+      pod: confined("Localhost", ""),
+      context: on,
+      want: rejection("AppArmor"),
+    },
+    { name: "a profile of the host", pod: confined("Localhost", "mine"), context: on, want: welcome },
+    {
+      name: "is not asked for again once the pod has run",
+      pod: { ...confined("RuntimeDefault"), status: { phase: "Running" } },
+      want: welcome,
+    },
+  ]);
+});
+
+test("a machine that shuts down takes nobody", () => {
+  expect(admitted(podOf({ priority: critical }), { isShuttingDown: true })).toEqual(
+    rejection("NodeShutdown", "Pod was rejected as the node is shutting down."),
+  );
+});
+
+describe("preemption for a critical pod", () => {
+  const preemptor = (requests: Record<string, string>, spec: Partial<PodSpec> = {}) =>
+    asking(requests, { priority: critical, ...spec });
+  const burstable = (name: string, cpu: string, memory = "0") =>
+    named(name, { containers: asks({ cpu, memory }), priority: 0 });
+  const victims = (admission: Admission) =>
+    admission.kind === "preempt" ? admission.victims.map(({ metadata }) => metadata.name).sort() : admission;
+  const rows: { name: string; pod: Pod; others: Pod[]; want: unknown }[] = [
+    { name: "nobody has to go if it fits", pod: preemptor({ cpu: "1" }), others: [burstable("a", "1")], want: welcome },
+    {
+      name: "one that is large enough goes rather than two",
+      pod: preemptor({ cpu: "1" }),
+      others: [burstable("small", "500m"), burstable("large", "1500m")],
+      want: ["large"],
+    },
+    {
+      name: "of two that are enough the one with less memory goes",
+      pod: preemptor({ cpu: "1" }),
+      others: [burstable("more", "1", "200Mi"), burstable("less", "1", "100Mi")],
+      want: ["less"],
+    },
+    {
+      name: "and if that is equal the one with less CPU",
+      pod: preemptor({ cpu: "500m" }),
+      others: [burstable("more", "1200m"), burstable("less", "800m")],
+      want: ["less"],
+    },
+    {
+      name: "several go if it takes several",
+      pod: preemptor({ cpu: "2" }),
+      others: [burstable("a", "1"), burstable("b", "1")],
+      want: ["a", "b"],
+    },
+    {
+      name: "a Guaranteed pod stays if Burstable ones are enough",
+      pod: preemptor({ cpu: "1" }),
+      others: [named("guaranteed", guaranteed("1", "1Mi")), burstable("burstable", "1")],
+      want: ["burstable"],
+    },
+    {
+      name: "a Guaranteed pod goes for what the others cannot give",
+      pod: preemptor({ cpu: "1800m" }),
+      others: [named("guaranteed", guaranteed("1500m", "1Mi")), burstable("burstable", "500m")],
+      want: ["burstable", "guaranteed"],
+    },
+    {
+      name: "for a place, a BestEffort pod goes",
+      pod: preemptor({}),
+      others: [named("guaranteed", guaranteed("1", "1Mi")), burstable("burstable", "100m"), named("best", {})],
+      want: ["best"],
+    },
+    {
+      name: "critical pods of the same rank stay",
+      pod: preemptor({ cpu: "1" }),
+      others: [named("peer", { containers: asks({ cpu: "1500m" }), priority: critical })],
+      want: rejection(
+        "UnexpectedAdmissionError",
+        "Unexpected error while attempting to recover from admission failure: preemption: error finding a set of pods to preempt: " +
+          "no set of running pods found to reclaim resources: [(res: cpu, q: 500), ]",
+      ),
+    },
+    {
+      name: "a critical pod of lower priority goes",
+      pod: preemptor({ cpu: "1" }, { priority: critical + 1000 }),
+      others: [named("lower", { containers: asks({ cpu: "1500m" }), priority: critical })],
+      want: ["lower"],
+    },
+    {
+      name: "what would still be short is what the message counts",
+      pod: preemptor({ cpu: "3" }),
+      others: [burstable("a", "1500m")],
+      want: rejection("UnexpectedAdmissionError", expect.stringContaining("[(res: cpu, q: 1000), ]")),
+    },
+    {
+      name: "nobody goes for a pod that lacks something else, too",
+      pod: preemptor({ cpu: "1" }, { nodeSelector: { disk: "tape" } }),
+      others: [burstable("a", "1500m")],
+      want: rejection("NodeAffinity"),
+    },
+    {
+      name: "nobody goes for a pod that is not critical",
+      pod: asking({ cpu: "1" }, { priority: 1_000 }),
+      others: [burstable("a", "1500m")],
+      want: rejection("OutOfcpu"),
+    },
+  ];
+  test.each(rows)("$name", ({ pod, others, want }) => expect(victims(admitted(pod, { others }))).toEqual(want));
+});
