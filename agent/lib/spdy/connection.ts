@@ -12,6 +12,7 @@ import {
   words,
 } from "./frame.ts";
 import { HeaderDeflater, HeaderInflater, type Headers } from "./header-block.ts";
+import { release } from "./release.ts";
 import { SpdyStream } from "./stream.ts";
 
 export interface SpdyOptions {
@@ -32,8 +33,6 @@ const streamsMaxDefault = 2000;
 export const replyTimeoutMs = 30_000;
 // A writer's chunk is cut, so that streams take turns.
 const payloadBytesMax = 64 * 1024;
-// Small pieces are copied: a view would keep the whole chunk of the socket alive while it waits.
-const copiedBytesMax = 1024;
 
 /**
  * One end of a SPDY/3.1 connection, as Kubernetes uses it: no flow control, no push, no settings.
@@ -161,6 +160,7 @@ export class SpdyConnection {
           if (wait !== undefined) await wait;
           if (this.#isOver) return;
         }
+        release(chunk as Buffer);
       }
       this.#end(parser.isBetweenFrames ? undefined : new SpdyError("the peer ended in the middle of a frame"));
       this.#socket.end();
@@ -173,8 +173,8 @@ export class SpdyConnection {
     const stream = this.#streams.get(streamID);
     // A stream that was reset may still have data on its way; before the reply the opener has no say in it.
     if (stream === undefined || this.#replies.has(streamID)) return undefined;
-    const bytes = payload.length <= copiedBytesMax ? Buffer.from(payload) : payload;
-    return stream.receive(bytes, fin) ? undefined : this.#roomIn(stream);
+    // A copy, so that the chunk it came in can go at once, whenever the stream is read.
+    return stream.receive(Buffer.from(payload), fin) ? undefined : this.#roomIn(stream);
   }
 
   async #roomIn(stream: SpdyStream): Promise<void> {

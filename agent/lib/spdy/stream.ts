@@ -24,7 +24,7 @@ const bufferBytesMax = 128 * 1024;
  *
  * Whatever arrived stays readable. If the peer resets the stream or the connection is lost, reading ends as if it were
  * complete, `fault` says why, and what is written after that is dropped: a session's last words often come right before
- * its end. A stream that nobody reads stops the whole connection, as SPDY knows no flow control here.
+ * its end. What is read belongs to the reader alone. A stream that nobody reads stops the whole connection, as SPDY knows no flow control here.
  */
 export class SpdyStream extends Duplex {
   readonly streamID: number;

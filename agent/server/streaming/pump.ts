@@ -1,5 +1,6 @@
 import type { Duplex } from "node:stream";
 import type { Clock, Timer } from "../../lib/clock.ts";
+import { release } from "../../lib/spdy/release.ts";
 
 // After one side's FIN, the other may go on sending. Clients that are still there use that at once; one that has closed
 // its whole connection looks the same to us until something is sent to it.
@@ -56,7 +57,7 @@ export async function pump(client: Duplex, runtime: Duplex, clock: Clock, signal
     };
     from.stream.on("data", (chunk: Buffer) => {
       movedAtMs = clock.monotonic();
-      if (!isRuntimeGone && !to.stream.write(chunk)) from.stream.pause();
+      if (!isRuntimeGone && !to.stream.write(chunk, () => release(chunk))) from.stream.pause();
     });
     to.stream.on("drain", () => {
       movedAtMs = clock.monotonic();

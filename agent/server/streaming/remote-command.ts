@@ -1,6 +1,7 @@
 import type { Clock, Timer } from "../../lib/clock.ts";
 import { AgentError, messageOf } from "../../lib/errors.ts";
 import { SpdyConnection } from "../../lib/spdy/connection.ts";
+import { release } from "../../lib/spdy/release.ts";
 import type { SpdyStream } from "../../lib/spdy/stream.ts";
 import type { Upgrade } from "../port.ts";
 import { askRuntime } from "./dial.ts";
@@ -158,24 +159,23 @@ class Session {
       this.#peer?.pause();
       return;
     }
-    const data = message.subarray(1);
     switch (message[0]) {
       case channel.stdin:
-        this.#input(this.#stdin, data);
+        this.#input(this.#stdin, message);
         break;
       case channel.resize:
-        this.#input(this.#resize, data);
+        this.#input(this.#resize, message);
         break;
       case channel.close:
-        this.#closeChannel(data);
+        this.#closeChannel(message.subarray(1));
         break;
       default: // what nobody knows, or what only we may send
     }
   }
 
-  #input(stream: SpdyStream | undefined, data: Buffer): void {
-    if (stream === undefined || data.length === 0 || stream.writableEnded) return;
-    if (!stream.write(data)) this.#peer?.pause();
+  #input(stream: SpdyStream | undefined, message: Buffer): void {
+    if (stream === undefined || message.length === 1 || stream.writableEnded) return;
+    if (!stream.write(message.subarray(1), () => release(message))) this.#peer?.pause();
   }
 
   #closeChannel(data: Buffer): void {
@@ -192,7 +192,10 @@ class Session {
     if (stream === undefined) return;
     for await (const chunk of stream) {
       this.#activeAtMs = this.#command.clock.monotonic();
-      await peer.send(onChannel(number, chunk as Buffer));
+      const message = onChannel(number, chunk as Buffer);
+      release(chunk as Buffer);
+      await peer.send(message);
+      release(message);
     }
   }
 

@@ -1,5 +1,6 @@
 import type { Duplex } from "node:stream";
 import type { Clock } from "../../lib/clock.ts";
+import { release } from "../../lib/spdy/release.ts";
 import { HttpError, type Upgrade } from "../port.ts";
 import { headerOf, requestHead } from "./http-head.ts";
 import { relayRefusal } from "./refusal.ts";
@@ -50,7 +51,7 @@ export async function serveTunnel(upgrade: Upgrade, url: string, clock: Clock): 
     }
     const peer = await acceptWebSocket(upgrade, tunnelOf(chosen), clock, (message, from, isBinary) => {
       if (!isBinary) void from.close(1003, "want binary messages");
-      else if (!runtime.destroyed && !runtime.write(message)) from.pause();
+      else if (!runtime.destroyed && !runtime.write(message, () => release(message))) from.pause();
     });
     await carry(peer, runtime);
   } finally {
@@ -63,7 +64,10 @@ async function carry(peer: Peer, runtime: Duplex): Promise<void> {
   runtime.on("drain", () => peer.resume());
   const closed = peer.closed.then(() => runtime.destroy());
   try {
-    for await (const chunk of runtime) await peer.send(chunk as Buffer);
+    for await (const chunk of runtime as AsyncIterable<Buffer>) {
+      await peer.send(chunk);
+      release(chunk);
+    }
     await peer.close();
   } catch {
     await peer.close(1011, "the connection to the container runtime was lost");
