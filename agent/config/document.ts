@@ -32,7 +32,13 @@ export function readDocument(path: string, type: DocumentType, host: Pick<Config
   return fields;
 }
 
-function parseDocument(text: string, path: string): Values {
+/**
+ * Parses one YAML or JSON document as Kubernetes does.
+ *
+ * @param path names the file in errors
+ * @throws ConfigError: empty, not YAML, a key twice, several documents, no object
+ */
+export function parseDocument(text: string, path: string): Values {
   // Kubernetes' YAML is 1.1 (yes, on, 0644) but for base-60 numbers and timestamps: it has no fields of such types.
   const parsed = parseAllDocuments(text, {
     version: "1.1",

@@ -53,6 +53,9 @@ export async function exec(file: string, args: readonly string[], options: ExecO
     const stop = (why: "timeout" | "canceled") => {
       reason ??= why;
       child.kill("SIGKILL");
+      // What it started itself may hold these open for long.
+      child.stdout?.destroy();
+      child.stderr?.destroy();
     };
     const timer = setTimeout(() => stop("timeout"), timeoutMs);
     const onAbort = () => stop("canceled");

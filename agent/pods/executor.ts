@@ -161,13 +161,18 @@ export class Executor {
     if (names.length === 0) return [];
     const found = await Promise.allSettled(names.map((name) => objects.secret(pod.metadata.namespace ?? "", name)));
     const missing = names.filter((_, i) => found[i]?.status === "rejected");
-    if (missing.length > 0) {
-      const message = `Unable to retrieve some image pull secrets (${missing.join(", ")}); attempting to pull the image may not succeed.`;
-      this.#event(pod, "Warning", "FailedToRetrieveImagePullSecret", message);
-    }
-    const { keyring } = keyringFromSecrets(
+    const warn = (why: string) =>
+      this.#event(
+        pod,
+        "Warning",
+        "FailedToRetrieveImagePullSecret",
+        `Unable to retrieve some image pull secrets (${why}); attempting to pull the image may not succeed.`,
+      );
+    if (missing.length > 0) warn(missing.join(", "));
+    const { keyring, problems } = keyringFromSecrets(
       found.flatMap((result) => (result.status === "fulfilled" ? [result.value] : [])),
     );
+    if (problems.length > 0) warn(problems.join(", "));
     return authsFor(container.image ?? "", [keyring]);
   }
 

@@ -3,9 +3,18 @@ import { messageOf } from "../lib/errors.ts";
 import { parseImageName } from "./images-name.ts";
 import type { ImageAuth } from "./port.ts";
 
-/** A credential and where it comes from; without a `secret` it is the node's own. */
+/** An object of the API server, by name and identity. */
+export interface Coordinates {
+  uid: string;
+  namespace: string;
+  name: string;
+}
+
+/** A credential and where it comes from; without a `secret` or `serviceAccount` it is the node's own. */
 export interface ImageCredential extends ImageAuth {
-  secret?: { uid: string; namespace: string; name: string };
+  secret?: Coordinates;
+  /** A credential provider made it of this account's token. */
+  serviceAccount?: Coordinates;
 }
 
 /** Credentials by registry, in the order in which they are tried. */
@@ -13,6 +22,9 @@ export interface Keyring {
   /** Most specific key first. */
   entries: readonly { key: string; auth: ImageCredential }[];
 }
+
+/** The two shapes of credential files: `{"auths": …}`, and the older one which is what `auths` holds. */
+export type DockerConfigShape = "config.json" | "dockercfg";
 
 // The name under which `docker login` files Docker Hub.
 const dockerHubKey = "index.docker.io";
@@ -28,8 +40,7 @@ export function keyringFromSecrets(secrets: readonly Secret[]): { keyring: Keyri
   for (const secret of secrets) {
     const { namespace = "", name, uid = "" } = secret.metadata;
     try {
-      const config = dockerConfigOf(secret);
-      const read = config === undefined ? [] : readDockerConfig(config);
+      const read = readSecret(secret);
       entries.push(...read.map(({ key, auth }) => ({ key, auth: { ...auth, secret: { uid, namespace, name } } })));
     } catch (err) {
       problems.push(`image pull secret ${namespace}/${name}: ${messageOf(err)}`);
@@ -38,9 +49,14 @@ export function keyringFromSecrets(secrets: readonly Secret[]): { keyring: Keyri
   return { keyring: sortKeyring(entries), problems };
 }
 
-/** Reads the text of a Docker `config.json` (`{"auths": …}`) or of the older `.dockercfg`. Throws if it is neither. */
-export function keyringFromDockerConfig(text: string): Keyring {
-  return sortKeyring(readDockerConfig(text));
+/** Reads a credential file of the node. Throws, without any of its content, if it does not have that shape. */
+export function keyringFromDockerConfig(text: string, shape: DockerConfigShape): Keyring {
+  return sortKeyring(readDockerConfig(text, shape));
+}
+
+/** Makes a keyring of credentials by registry or pattern as people write them. Of equal ones the earlier is tried first. */
+export function keyringOf(entries: readonly { registry: string; auth: ImageCredential }[]): Keyring {
+  return sortKeyring(entries.map(({ registry, auth }) => ({ key: keyOf(registry), auth })));
 }
 
 /** The credentials to try for an image, in order; empty: try without. Keyrings are asked in the order given. */
@@ -56,8 +72,7 @@ export function authsFor(image: string, keyrings: readonly Keyring[]): ImageCred
 
 /** The credential alone, as the registry needs it. */
 export function stripSource(credential: ImageCredential): ImageAuth {
-  const auth = { ...credential };
-  delete auth.secret;
+  const { secret: _secret, serviceAccount: _serviceAccount, ...auth } = credential;
   return auth;
 }
 
@@ -93,18 +108,20 @@ function globMatches(glob: string, text: string): boolean {
   }
 }
 
-function dockerConfigOf({ type, data }: Secret): string | undefined {
-  const key =
-    type === "kubernetes.io/dockerconfigjson"
-      ? ".dockerconfigjson"
-      : type === "kubernetes.io/dockercfg"
-        ? ".dockercfg"
-        : undefined;
-  const value = key === undefined ? undefined : data?.[key];
-  return value === undefined ? undefined : Buffer.from(value, "base64").toString();
+// Secrets of other types are none of ours.
+const secretShapes: Readonly<Record<string, { key: string; shape: DockerConfigShape }>> = {
+  "kubernetes.io/dockerconfigjson": { key: ".dockerconfigjson", shape: "config.json" },
+  "kubernetes.io/dockercfg": { key: ".dockercfg", shape: "dockercfg" },
+};
+
+function readSecret({ type = "", data }: Secret): { key: string; auth: ImageAuth }[] {
+  const wanted = secretShapes[type];
+  const value = wanted === undefined ? undefined : data?.[wanted.key];
+  if (wanted === undefined || value === undefined) return [];
+  return readDockerConfig(Buffer.from(value, "base64").toString(), wanted.shape);
 }
 
-function readDockerConfig(text: string): { key: string; auth: ImageAuth }[] {
+function readDockerConfig(text: string, shape: DockerConfigShape): { key: string; auth: ImageAuth }[] {
   let parsed: unknown;
   try {
     parsed = JSON.parse(text);
@@ -112,7 +129,7 @@ function readDockerConfig(text: string): { key: string; auth: ImageAuth }[] {
     throw new Error("not valid JSON"); // the parser's own message would quote the content
   }
   const root = asObject(parsed, "a Docker config");
-  const auths = asObject(root.auths ?? ("auths" in root ? {} : root), "auths");
+  const auths = shape === "dockercfg" ? root : asObject(root.auths ?? {}, "auths");
   return Object.entries(auths).map(([registry, entry]) => ({ key: keyOf(registry), auth: readEntry(registry, entry) }));
 }
 

@@ -79,27 +79,39 @@ interface Failure {
   delayMs: number;
   /** For the waiting message while backing off. */
   message: string;
+  /** Stands for the pod's credentials that failed. */
+  credentials: string;
 }
 
-/** Failed pulls by pod and image. In memory only: a restarted agent tries at once. */
+/**
+ * Failed pulls by pod and image. In memory only: a restarted agent tries at once. Whoever mends a pull secret need not
+ * wait: other credentials than those that failed may be tried at once, but their failure lengthens the rest all the same.
+ */
 export class PullBackoff {
   readonly #failures = new Map<string, Failure>();
 
   /** The failure that `key` still waits out at `nowMs`, and when that ends. */
-  waiting(key: string, nowMs: number): { untilMs: number; message: string } | undefined {
+  waiting(key: string, credentials: string, nowMs: number): { untilMs: number; message: string } | undefined {
     const failure = this.#failures.get(key);
-    if (failure === undefined || nowMs - failure.atMs >= failure.delayMs) return undefined;
+    if (failure === undefined || failure.credentials !== credentials) return undefined;
+    if (nowMs - failure.atMs >= failure.delayMs) return undefined;
     return { untilMs: failure.atMs + failure.delayMs, message: failure.message };
   }
 
-  /** Records a failure. @returns Unix ms at which the next attempt may be made */
-  fail(key: string, message: string, nowMs: number): number {
+  /**
+   * Records a failure. One that comes while the same credentials rest is the same pull, seen by another container.
+   *
+   * @returns Unix ms at which the next attempt may be made
+   */
+  fail(key: string, credentials: string, message: string, nowMs: number): number {
+    const resting = this.waiting(key, credentials, nowMs);
+    if (resting !== undefined) return resting.untilMs;
     for (const [other, { atMs }] of this.#failures) {
       if (nowMs - atMs > backoffExpiryMs) this.#failures.delete(other);
     }
     const last = this.#failures.get(key);
     const delayMs = last === undefined ? backoffBaseMs : Math.min(backoffMaxMs, last.delayMs * 2);
-    this.#failures.set(key, { atMs: nowMs, delayMs, message });
+    this.#failures.set(key, { atMs: nowMs, delayMs, message, credentials });
     return nowMs + delayMs;
   }
 

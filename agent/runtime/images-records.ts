@@ -2,9 +2,10 @@ import { createHash } from "node:crypto";
 import { mkdir, readdir, readFile, rm } from "node:fs/promises";
 import { join } from "node:path";
 import { writeFileAtomic } from "../lib/atomic-file.ts";
+import { messageOf } from "../lib/errors.ts";
 import type { Logger } from "../lib/log.ts";
 import type { MetricsRegistry } from "../lib/metrics.ts";
-import { type ImageCredential, stripSource } from "./images-auth.ts";
+import { type Coordinates, type ImageCredential, stripSource } from "./images-auth.ts";
 import { parseImageName } from "./images-name.ts";
 import { createPullRecordMetrics } from "./metrics.ts";
 import type { ImageService } from "./port.ts";
@@ -15,10 +16,7 @@ export type VerificationPolicy =
   /** Entries are repositories, or `prefix/*`. */
   | { kind: "NeverVerifyAllowlistedImages"; allowlist: readonly string[] };
 
-interface SecretRecord {
-  uid: string;
-  namespace: string;
-  name: string;
+interface SecretRecord extends Coordinates {
   /** sha256 of the credential, hex. */
   credentialHash: string;
 }
@@ -26,7 +24,7 @@ interface SecretRecord {
 interface RepositoryCredentials {
   nodePodsAccessible?: boolean;
   kubernetesSecrets?: SecretRecord[];
-  kubernetesServiceAccounts?: { uid: string; namespace: string; name: string }[];
+  kubernetesServiceAccounts?: Coordinates[];
 }
 
 /** Who may use an image that the agent pulled: the file format of kubelet's records. */
@@ -77,10 +75,13 @@ function isAllowedByRecord(
   if (known === undefined) return false;
   if (known.nodePodsAccessible === true) return true;
   return credentials.some((credential) => {
+    const { secret, serviceAccount } = credential;
+    if (serviceAccount !== undefined) {
+      return (known.kubernetesServiceAccounts ?? []).some((account) => isSame(account, serviceAccount));
+    }
     const hash = credentialHash(credential);
     return (known.kubernetesSecrets ?? []).some(
-      (secret) =>
-        (secret.credentialHash !== "" && secret.credentialHash === hash) || isSameSecret(secret, credential.secret),
+      (record) => (record.credentialHash !== "" && record.credentialHash === hash) || isSame(record, secret),
     );
   });
 }
@@ -91,19 +92,32 @@ function isAllowlisted(repository: string, allowlist: readonly string[]): boolea
   );
 }
 
-function isSameSecret(record: SecretRecord, secret: ImageCredential["secret"]): boolean {
+function isSame(record: Coordinates, other: Coordinates | undefined): boolean {
   return (
-    secret !== undefined &&
-    record.uid === secret.uid &&
-    record.namespace === secret.namespace &&
-    record.name === secret.name
+    other !== undefined &&
+    record.uid === other.uid &&
+    record.namespace === other.namespace &&
+    record.name === other.name
   );
 }
 
+// As the reference writes a credential: without empty fields, and with these characters escaped.
 function credentialHash(credential: ImageCredential): string {
-  return createHash("sha256")
-    .update(JSON.stringify(stripSource(credential)))
-    .digest("hex");
+  const { username, password, auth, serverAddress, identityToken, registryToken } = stripSource(credential);
+  const fields = {
+    username,
+    password,
+    auth,
+    serveraddress: serverAddress,
+    identitytoken: identityToken,
+    registrytoken: registryToken,
+  };
+  const filled = Object.fromEntries(Object.entries(fields).filter(([, value]) => value !== undefined && value !== ""));
+  const text = JSON.stringify(filled).replace(
+    /[<>&\u2028\u2029]/g,
+    (char) => `\\u${char.charCodeAt(0).toString(16).padStart(4, "0")}`,
+  );
+  return createHash("sha256").update(text).digest("hex");
 }
 
 /**
@@ -116,26 +130,44 @@ export function addPull(
   pull: { imageRef: string; repository: string; credential: ImageCredential | undefined; nowMs: number },
 ): ImagePulledRecord {
   const { imageRef, repository, credential, nowMs } = pull;
-  const known = record?.credentialMapping[repository] ?? {};
-  const secret = credential?.secret;
-  const others = (known.kubernetesSecrets ?? []).filter((other) => !isSameSecret(other, secret));
-  const mapping: RepositoryCredentials =
-    credential === undefined || secret === undefined
-      ? { nodePodsAccessible: true }
-      : known.nodePodsAccessible === true
-        ? known
-        : { ...known, kubernetesSecrets: [...others, { ...secret, credentialHash: credentialHash(credential) }] };
   return {
-    lastUpdatedTime: new Date(nowMs).toISOString().replace(/\.\d+Z$/, "Z"),
+    lastUpdatedTime: formatTime(nowMs),
     imageRef,
-    credentialMapping: { ...record?.credentialMapping, [repository]: mapping },
+    credentialMapping: {
+      ...record?.credentialMapping,
+      [repository]: withCredential(record?.credentialMapping[repository] ?? {}, credential),
+    },
   };
+}
+
+function withCredential(known: RepositoryCredentials, credential: ImageCredential | undefined): RepositoryCredentials {
+  const { secret, serviceAccount } = credential ?? {};
+  if (credential === undefined || (secret === undefined && serviceAccount === undefined)) {
+    return { nodePodsAccessible: true };
+  }
+  if (known.nodePodsAccessible === true) return known;
+  if (serviceAccount !== undefined) {
+    const others = (known.kubernetesServiceAccounts ?? []).filter((other) => !isSame(other, serviceAccount));
+    return { ...known, kubernetesServiceAccounts: [...others, serviceAccount] };
+  }
+  if (secret === undefined) return known;
+  const others = (known.kubernetesSecrets ?? []).filter((other) => !isSame(other, secret));
+  return { ...known, kubernetesSecrets: [...others, { ...secret, credentialHash: credentialHash(credential) }] };
+}
+
+/** RFC 3339 in whole seconds. */
+function formatTime(ms: number): string {
+  return `${new Date(ms).toISOString().slice(0, 19)}Z`;
 }
 
 /** Which images the agent pulled, and with what; survives restarts. */
 export interface PullRecords {
-  /** True if the pod has to pull the present image to show that it may use it. */
-  mustPull(image: string, imageRef: string, credentials: readonly ImageCredential[]): Promise<boolean>;
+  /**
+   * True if the pod has to pull the present image to show that it may use it.
+   *
+   * @param credentials asks for all that the pod has; called only if they decide
+   */
+  mustPull(image: string, imageRef: string, credentials: () => Promise<readonly ImageCredential[]>): Promise<boolean>;
   /** Runs a pull between its intent and its record: a crash in between leaves the intent. */
   recordPull(image: string, pull: () => Promise<PullOutcome>): Promise<PullOutcome>;
   /** Turns the intents of pulls that a crash cut off into records that nobody's credentials satisfy. Call at start. */
@@ -191,25 +223,32 @@ export async function openPullRecords(options: PullRecordsOptions): Promise<Pull
     const content = JSON.stringify({ kind: "ImagePulledRecord", apiVersion, ...record });
     await writeFileAtomic(pathOf(pulled, record.imageRef), content);
   };
+  const isIntended = async (image: string) => (await readIfThere(pathOf(intents, image))) !== undefined;
   const repositoryOf = (image: string): string => {
     const name = parseImageName(image);
     return typeof name === "string" ? image : name.repository;
   };
 
   return {
-    mustPull: async (image, imageRef, credentials) =>
-      await inTurn(async () => {
-        const record = await readRecord(imageRef);
-        const wasPulled = record !== undefined || (await readIfThere(pathOf(intents, image))) !== undefined;
-        const mustPull = mustProveAccess(policy, repositoryOf(image), wasPulled, record, credentials);
-        const byPolicy = isAllowedByPolicy(policy, repositoryOf(image), wasPulled);
+    mustPull: async (image, imageRef, credentials) => {
+      try {
+        const repository = repositoryOf(image);
+        const { record, wasPulled } = await inTurn(async () => {
+          const found = await readRecord(imageRef);
+          return { record: found, wasPulled: found !== undefined || (await isIntended(image)) };
+        });
+        const isUndecided = mustProveAccess(policy, repository, wasPulled, record, []);
+        const held = isUndecided && record?.credentialMapping[repository] !== undefined ? await credentials() : [];
+        const mustPull = isUndecided && mustProveAccess(policy, repository, wasPulled, record, held);
+        const byPolicy = isAllowedByPolicy(policy, repository, wasPulled);
         const why = byPolicy ? "credentialPolicyAllowed" : "credentialRecordFound";
         metrics?.checked(mustPull ? "mustAuthenticate" : why);
         return mustPull;
-      }).catch((err: unknown) => {
+      } catch (err) {
         metrics?.checked("error");
         throw err;
-      }),
+      }
+    },
 
     recordPull: async (image, pull) => {
       running.set(image, (running.get(image) ?? 0) + 1);
@@ -235,17 +274,21 @@ export async function openPullRecords(options: PullRecordsOptions): Promise<Pull
     recover: async (images) => {
       for (const name of await readdir(intents)) {
         const path = join(intents, name);
-        const image = parseIntent((await readIfThere(path)) ?? "");
-        const present = image === undefined ? undefined : await images.imageStatus(image);
-        if (image !== undefined && present !== undefined) {
-          await inTurn(async () => {
-            const record = await readRecord(present.id);
-            const mapping = { [repositoryOf(image)]: {}, ...record?.credentialMapping };
-            const lastUpdatedTime = new Date(now()).toISOString();
-            await writeRecord({ lastUpdatedTime, imageRef: present.id, credentialMapping: mapping });
-          });
+        try {
+          const image = parseIntent((await readIfThere(path)) ?? "");
+          const present = image === undefined ? undefined : await images.imageStatus(image);
+          if (image !== undefined && present !== undefined) {
+            await inTurn(async () => {
+              const record = await readRecord(present.id);
+              const credentialMapping = { [repositoryOf(image)]: {}, ...record?.credentialMapping };
+              await writeRecord({ lastUpdatedTime: formatTime(now()), imageRef: present.id, credentialMapping });
+            });
+          }
+          await rm(path, { force: true });
+        } catch (err) {
+          // The intent stays, and says as much as the record would.
+          log.warn({ path, err: messageOf(err) }, "a pull that was cut off is looked at again at the next start");
         }
-        await rm(path, { force: true });
       }
     },
 
@@ -287,12 +330,12 @@ function parseRecord(text: string): ImagePulledRecord | undefined {
 
 function isRepositoryCredentials(value: unknown): boolean {
   if (!isObject(value)) return false;
-  const { kubernetesSecrets: secrets = [] } = value;
-  const fields = ["uid", "namespace", "name", "credentialHash"];
-  return (
-    Array.isArray(secrets) &&
-    secrets.every((secret: unknown) => isObject(secret) && fields.every((field) => typeof secret[field] === "string"))
-  );
+  const { kubernetesSecrets: secrets = [], kubernetesServiceAccounts: accounts = [] } = value;
+  const coordinates = ["uid", "namespace", "name"];
+  const isList = (list: unknown, fields: readonly string[]) =>
+    Array.isArray(list) &&
+    list.every((item: unknown) => isObject(item) && fields.every((field) => typeof item[field] === "string"));
+  return isList(secrets, [...coordinates, "credentialHash"]) && isList(accounts, coordinates);
 }
 
 function parseObject(text: string): Record<string, unknown> | undefined {

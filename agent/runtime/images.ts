@@ -51,6 +51,8 @@ export interface ImageManagerOptions {
   registryBurst: number;
   /** Who may use which pulled image; absent: an image that is present is anyone's. */
   records?: PullRecords;
+  /** The node's own credentials for a repository, tried after the pod's. Asked only where they decide something. */
+  nodeCredentials?(pod: Pod, repository: string): Promise<readonly ImageCredential[]>;
   metrics?: ImageMetrics;
   /** A pull for this pod begins, or has ended in either way. */
   onPull?(podUID: string, stage: "began" | "ended"): void;
@@ -65,7 +67,8 @@ export interface EnsuredImage {
 
 export interface ImageManager {
   /**
-   * Makes the container's image present, pulling it if its policy says so. `auths` are tried in order; none: anonymous.
+   * Makes the container's image present, pulling it if its policy says so. `auths`, which come from the pod's secrets, are
+   * tried in order, then the node's own; without any, the pull is anonymous.
    * An image that another pod's credentials brought is pulled again, to see that this pod may use it.
    * Rejects with `ImagePullError`, or with Canceled once `signal` aborts (no event, no backoff then).
    */
@@ -89,9 +92,29 @@ interface SharedPull {
 
 interface Pulled {
   imageRef: string;
+  image: ImageInfo | undefined;
   /** Time of the pull itself, without waiting for a turn. */
   durationMs: number;
 }
+
+/** A container's wish, as the steps of ensuring its image need it. */
+interface Wish {
+  pod: Pod;
+  container: ImageUser;
+  /** As the pod has it: what people are told. */
+  written: string;
+  /** What the runtime is asked for. */
+  image: string;
+  repository: string;
+  sandboxConfig: PodSandboxConfig;
+  /** Of the pod's secrets. */
+  auths: readonly ImageCredential[];
+  signal: AbortSignal;
+}
+
+// A pull that takes longer than this is worth a line in the log, and another one this often.
+export const slowPullMs = 30_000;
+export const slowPullRepeatMs = 120_000;
 
 export function createImageManager(options: ImageManagerOptions): ImageManager {
   const { images, clock, log, onEvent, serializeImagePulls, maxParallelImagePulls } = options;
@@ -100,91 +123,77 @@ export function createImageManager(options: ImageManagerOptions): ImageManager {
   const backoff = new PullBackoff();
   const pulls = new Map<string, SharedPull>();
 
-  async function inspect(pod: Pod, container: ImageUser, image: string): Promise<ImageInfo | undefined> {
+  async function inspect({ pod, container, written, image }: Wish): Promise<ImageInfo | undefined> {
     try {
       return await images.imageStatus(image);
     } catch (err) {
-      const message = `Failed to inspect image ${quote(image)}: ${messageOf(err)}`;
+      const message = `Failed to inspect image ${quote(written)}: ${messageOf(err)}`;
       onEvent(pod, container, "Warning", "InspectFailed", message);
       throw new ImagePullError("ImageInspectError", message);
     }
   }
 
+  /** All credentials that the pod has for the image, its own first. */
+  async function allCredentials({ pod, repository, auths, signal }: Wish): Promise<readonly ImageCredential[]> {
+    if (options.nodeCredentials === undefined) return auths;
+    return [...auths, ...(await untilAborted(options.nodeCredentials(pod, repository), signal))];
+  }
+
   /** An unreadable record must not let anyone in: then the pod has to pull. */
-  async function mustProve(image: string, imageRef: string, auths: readonly ImageCredential[]): Promise<boolean> {
+  async function mustProve(wish: Wish, imageRef: string): Promise<boolean> {
+    const { image, signal } = wish;
     try {
-      return (await options.records?.mustPull(image, imageRef, auths)) ?? false;
+      return (await options.records?.mustPull(image, imageRef, async () => await allCredentials(wish))) ?? false;
     } catch (err) {
-      log.warn({ err, image }, "cannot read who may use this image, pulling it");
+      if (signal.aborted) throw new AgentError("Canceled", `ensure image ${image}: canceled`);
+      log.warn({ err: messageOf(err), image }, "cannot read who may use this image, pulling it");
       return true;
     }
   }
 
-  async function pull(
-    pod: Pod,
-    container: ImageUser,
-    image: string,
-    sandboxConfig: PodSandboxConfig,
-    auths: readonly ImageCredential[],
-    signal: AbortSignal,
-  ): Promise<EnsuredImage> {
-    const key = `${pod.metadata.uid ?? ""}_${image}`;
-    const waiting = backoff.waiting(key, clock.now());
+  async function pull(wish: Wish): Promise<EnsuredImage> {
+    const { pod, container, written, image, auths, signal } = wish;
+    const podUID = pod.metadata.uid ?? "";
+    const key = `${podUID}_${image}`;
+    const credentials = digestOf(auths);
+    const waiting = backoff.waiting(key, credentials, clock.now());
     if (waiting !== undefined) {
-      const message = `Back-off pulling image ${quote(image)}`;
+      const message = `Back-off pulling image ${quote(written)}`;
       onEvent(pod, container, "Normal", "BackOff", message);
       throw new ImagePullError("ImagePullBackOff", `${message}: ${waiting.message}`, waiting.untilMs);
     }
-    onEvent(pod, container, "Normal", "Pulling", `Pulling image ${quote(image)}`);
+    onEvent(pod, container, "Normal", "Pulling", `Pulling image ${quote(written)}`);
     const startedAt = clock.monotonic();
-    const podUID = pod.metadata.uid ?? "";
     options.onPull?.(podUID, "began");
     let pulled: Pulled;
     try {
-      pulled = await sharedPull(image, pod.metadata.annotations ?? {}, sandboxConfig, auths, signal);
+      pulled = await sharedPull(wish, await allCredentials(wish));
     } catch (err) {
       if (signal.aborted) throw new AgentError("Canceled", `pull image ${image}: canceled`);
-      const { reason, message } = pullFailure(image, messageOf(err));
-      onEvent(pod, container, "Warning", "Failed", `Failed to pull image ${quote(image)}: ${messageOf(err)}`);
-      throw new ImagePullError(reason, message, backoff.fail(key, `${reason}: ${message}`, clock.now()));
+      const { reason, message } = pullFailure(written, messageOf(err));
+      onEvent(pod, container, "Warning", "Failed", `Failed to pull image ${quote(written)}: ${messageOf(err)}`);
+      const retryAtMs = backoff.fail(key, credentials, `${reason}: ${message}`, clock.now());
+      throw new ImagePullError(reason, message, retryAtMs);
     } finally {
       options.onPull?.(podUID, "ended");
     }
     const waitedMs = clock.monotonic() - startedAt;
-    const info = await images.imageStatus(pulled.imageRef).catch((err: unknown) => {
-      log.debug({ err, image }, "looking at a pulled image failed");
-      return undefined;
-    });
     const took = `${goDuration(pulled.durationMs)} (${goDuration(waitedMs)} including waiting)`;
-    const size = info?.sizeBytes ?? 0;
+    const size = pulled.image?.sizeBytes ?? 0;
     options.metrics?.pulled(pulled.durationMs / 1_000, size);
-    const message = `Successfully pulled image ${quote(image)} in ${took}. Image size: ${size} bytes.`;
+    const message = `Successfully pulled image ${quote(written)} in ${took}. Image size: ${size} bytes.`;
     onEvent(pod, container, "Normal", "Pulled", message);
-    return { imageRef: pulled.imageRef, image: info };
+    return { imageRef: pulled.imageRef, image: pulled.image };
   }
 
   /** Joins a running pull of the same image with the same credentials, or begins one. */
-  async function sharedPull(
-    image: string,
-    annotations: Record<string, string>,
-    sandboxConfig: PodSandboxConfig,
-    auths: readonly ImageCredential[],
-    signal: AbortSignal,
-  ): Promise<Pulled> {
-    const credentials = JSON.stringify(auths.map(stripSource));
-    const key = `${image} ${createHash("sha256").update(credentials).digest("hex")}`;
+  async function sharedPull(wish: Wish, credentials: readonly ImageCredential[]): Promise<Pulled> {
+    const { image, signal } = wish;
+    const key = `${image} ${digestOf(credentials)}`;
     let shared = pulls.get(key);
     if (shared === undefined) {
       const stop = new AbortController();
-      const done = turns.run(async () => {
-        if (!rate.tryTake(clock.now())) throw new Error("pull QPS exceeded");
-        const startedAt = clock.monotonic();
-        const request = { annotations, sandboxConfig, signal: stop.signal };
-        const work = async () => await pullWithAny(images, image, auths, request);
-        const { imageRef } =
-          options.records === undefined ? await work() : await options.records.recordPull(image, work);
-        return { imageRef, durationMs: clock.monotonic() - startedAt };
-      }, stop.signal);
+      const done = turns.run(async () => await pullNow(wish, credentials, stop.signal), stop.signal);
       shared = { done, waiters: 0, stop };
       const mine = shared;
       pulls.set(key, mine);
@@ -207,6 +216,51 @@ export function createImageManager(options: ImageManagerOptions): ImageManager {
     }
   }
 
+  async function pullNow(
+    { pod, image, sandboxConfig }: Wish,
+    credentials: readonly ImageCredential[],
+    signal: AbortSignal,
+  ): Promise<Pulled> {
+    if (!rate.tryTake(clock.now())) throw new Error("pull QPS exceeded");
+    const startedAt = clock.monotonic();
+    const request = { annotations: pod.metadata.annotations ?? {}, sandboxConfig, signal };
+    let info: ImageInfo | undefined;
+    const work = async (): Promise<PullOutcome> => {
+      const pulled = await pullWithAny(images, image, credentials, request);
+      info = await images.imageStatus(pulled.imageRef).catch((err: unknown) => {
+        log.debug({ err: messageOf(err), image }, "looking at a pulled image failed");
+        return undefined;
+      });
+      // Runtimes may answer a pull with another name than that by which they know the image later.
+      return { ...pulled, imageRef: info?.id ?? pulled.imageRef };
+    };
+    const told = tellWhileSlow(image, startedAt);
+    try {
+      const { imageRef } = await (options.records?.recordPull(image, work) ?? work());
+      return { imageRef, image: info, durationMs: clock.monotonic() - startedAt };
+    } finally {
+      told.end();
+    }
+  }
+
+  /** A pull that seems to hang is told in the log while it does, and once more when it ends. */
+  function tellWhileSlow(image: string, startedAt: number): { end(): void } {
+    const seconds = () => Math.round((clock.monotonic() - startedAt) / 1_000);
+    let isTold = false;
+    const tell = () => {
+      isTold = true;
+      log.info({ image, seconds: seconds() }, "image pull is still under way");
+      timer = clock.after(slowPullRepeatMs, tell);
+    };
+    let timer = clock.after(slowPullMs, tell);
+    return {
+      end: () => {
+        timer.cancel();
+        if (isTold) log.info({ image, seconds: seconds() }, "slow image pull has ended");
+      },
+    };
+  }
+
   return {
     forgetPod: (podUID) => backoff.forgetPod(podUID),
     ensureImage: async (pod, container, sandboxConfig, auths, signal) => {
@@ -224,30 +278,43 @@ export function createImageManager(options: ImageManagerOptions): ImageManager {
         throw new ImagePullError("InvalidImageName", message);
       }
       const image = withDefaultTag(written, name);
+      const wish = { pod, container, written, image, repository: name.repository, sandboxConfig, auths, signal };
       if (policy === "Always") {
         note(undefined, true);
-        return await pull(pod, container, image, sandboxConfig, auths, signal);
+        return await pull(wish);
       }
 
-      const present = await inspect(pod, container, image).catch((err: unknown) => {
+      const present = await inspect(wish).catch((err: unknown) => {
         note();
         throw err;
       });
-      const mustPull = present === undefined ? policy !== "Never" : await mustProve(image, present.id, auths);
+      const mustPull = present === undefined ? policy !== "Never" : await mustProve(wish, present.id);
       note(present !== undefined, mustPull);
       if (present !== undefined && !mustPull) {
-        const message = `Container image ${quote(image)} already present on machine`;
+        const access = options.records === undefined ? "" : " and can be accessed by the pod";
+        const message = `Container image ${quote(written)} already present on machine${access}`;
         onEvent(pod, container, "Normal", "Pulled", message);
         return { imageRef: present.id, image: present };
       }
       if (policy === "Never") {
-        const message = `Container image ${quote(image)} is not present with pull policy of Never`;
+        const why =
+          present === undefined
+            ? "is not present with pull policy of Never"
+            : "is present with pull policy of Never but does not have the proper credentials to access the image";
+        const message = `Container image ${quote(written)} ${why}`;
         onEvent(pod, container, "Warning", "ErrImageNeverPull", message);
         throw new ImagePullError("ErrImageNeverPull", message);
       }
-      return await pull(pod, container, image, sandboxConfig, auths, signal);
+      return await pull(wish);
     },
   };
+}
+
+/** Equal for equal credentials in equal order, wherever they come from; tells nothing of them. */
+function digestOf(credentials: readonly ImageCredential[]): string {
+  return createHash("sha256")
+    .update(JSON.stringify(credentials.map(stripSource)))
+    .digest("hex");
 }
 
 /** Tries each credential until one works; without any, anonymously. The error names every distinct failure. */

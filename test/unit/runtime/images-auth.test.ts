@@ -91,21 +91,21 @@ test("a broken secret is named without its content, and the others still count",
   expect(authsFor("quay.io/app", [keyring])).toEqual([user("u")]);
 });
 
-test("a node's config.json may be of either shape", () => {
-  for (const text of [
-    '{"auths":{"quay.io":{"username":"u","password":"p"}},"credsStore":"x"}',
-    '{"quay.io":{"username":"u","password":"p"}}',
-  ]) {
-    expect(authsFor("quay.io/app", [keyringFromDockerConfig(text)])).toEqual([user("u")]);
-  }
-  expect(() => keyringFromDockerConfig("[]")).toThrow("not an object");
+test("credential files have the shape of their name", () => {
+  const entry = '{"username":"u","password":"p"}';
+  const read = (text: string, shape: "config.json" | "dockercfg") =>
+    authsFor("quay.io/app", [keyringFromDockerConfig(text, shape)]);
+  expect(read(`{"auths":{"quay.io":${entry}},"credsStore":"x"}`, "config.json")).toEqual([user("u")]);
+  expect(read(`{"quay.io":${entry}}`, "dockercfg")).toEqual([user("u")]);
+  expect(read(`{"quay.io":${entry}}`, "config.json")).toEqual([]); // some other program's file
+  expect(() => read("[]", "config.json")).toThrow("not an object");
 });
 
 test("a credential remembers the secret it came from, the node's own have none", () => {
   const { keyring } = keyringFromSecrets([
     { ...secret("s", { "quay.io": user("u") }), metadata: { namespace: "web", name: "s", uid: "1" } },
   ]);
-  const node = keyringFromDockerConfig('{"quay.io":{"username":"n","password":"p"}}');
+  const node = keyringFromDockerConfig('{"quay.io":{"username":"n","password":"p"}}', "dockercfg");
   expect(credentialsFor("quay.io/app", [keyring, node])).toEqual([
     { ...user("u"), secret: { uid: "1", namespace: "web", name: "s" } },
     user("n"),

@@ -23,6 +23,11 @@ const credential = (name: string, password = "p"): ImageCredential => ({
   password,
   secret: { uid: `uid-${name}`, namespace: "ns", name },
 });
+const byAccount = (name: string, password = "p"): ImageCredential => ({
+  username: "u",
+  password,
+  serviceAccount: { uid: `uid-${name}`, namespace: "ns", name },
+});
 const pulledWith = (with_: ImageCredential | undefined) =>
   addPull(undefined, { imageRef: "sha256:1", repository, credential: with_, nowMs });
 
@@ -61,6 +66,18 @@ const cases: {
     name: "pulled from another repository",
     record: pulledWith(undefined),
     repository: "quay.io/other/app",
+    want: true,
+  },
+  {
+    name: "the same service account",
+    record: pulledWith(byAccount("builder")),
+    has: [byAccount("builder", "renewed")],
+    want: false,
+  },
+  {
+    name: "another service account, even with an equal credential",
+    record: pulledWith(byAccount("builder")),
+    has: [byAccount("other")],
     want: true,
   },
   { name: "NeverVerify", policy: { kind: "NeverVerify" }, record: pulledWith(mine), want: false },
@@ -105,9 +122,9 @@ test("a pull is remembered across restarts, without its password, in files of ro
   expect(await records.recordPull(image, async () => outcome)).toBe(outcome);
 
   const again = await openPullRecords(options);
-  expect(await again.mustPull(image, "sha256:1", [outcome.credential])).toBe(false);
-  expect(await again.mustPull(image, "sha256:1", [])).toBe(true);
-  expect(await again.mustPull("quay.io/team/other:1", "sha256:2", [])).toBe(false);
+  expect(await again.mustPull(image, "sha256:1", async () => [outcome.credential])).toBe(false);
+  expect(await again.mustPull(image, "sha256:1", async () => [])).toBe(true);
+  expect(await again.mustPull("quay.io/team/other:1", "sha256:2", async () => [])).toBe(false);
 
   expect(await readdir(join(options.dir, "pulling"))).toEqual([]);
   const [file = ""] = await readdir(join(options.dir, "pulled"));
@@ -150,7 +167,36 @@ test("after a crash in the middle of a pull nobody has access without pulling", 
   const records = await openPullRecords(options);
   await records.recover(present as ImageService);
   expect(await readdir(join(options.dir, "pulling"))).toEqual([]);
-  expect(await records.mustPull(image, "sha256:1", [mine])).toBe(true);
+  expect(await records.mustPull(image, "sha256:1", async () => [mine])).toBe(true);
+});
+
+test("an intent that cannot be looked into stays for the next start, and holds nobody up", async () => {
+  const crashed = await openPullRecords(options);
+  void crashed.recordPull(image, async () => await new Promise(() => {}));
+  const intents = async () => (await readdir(join(options.dir, "pulling"))).filter((name) => !name.endsWith(".tmp"));
+  await expect.poll(intents).toHaveLength(1);
+
+  const records = await openPullRecords(options);
+  const away = { imageStatus: async () => await Promise.reject(new Error("runtime is away")) };
+  await records.recover(away as unknown as ImageService);
+  expect(await intents()).toHaveLength(1);
+  expect(await records.mustPull(image, "sha256:1", async () => [mine])).toBe(true);
+});
+
+test("credentials are asked for only when they decide", async () => {
+  const records = await openPullRecords(options);
+  let asked = 0;
+  const ask = async () => {
+    asked += 1;
+    return [mine];
+  };
+  await records.mustPull(image, "sha256:1", ask); // not pulled by the agent
+  await records.recordPull(image, async () => ({ imageRef: "sha256:1", credential: undefined }));
+  await records.mustPull(image, "sha256:1", ask); // everyone may
+  expect(asked).toBe(0);
+  await records.recordPull("quay.io/secret:1", async () => ({ imageRef: "sha256:2", credential: mine }));
+  expect(await records.mustPull("quay.io/secret:1", "sha256:2", ask)).toBe(false);
+  expect(asked).toBe(1);
 });
 
 test("a damaged record means: pull", async () => {
@@ -159,20 +205,20 @@ test("a damaged record means: pull", async () => {
   const [file = ""] = await readdir(join(options.dir, "pulled"));
   for (const damage of ["", "{", "[]", '{"imageRef":"sha256:1","credentialMapping":{"quay.io/team/app":7}}']) {
     await writeFile(join(options.dir, "pulled", file), damage);
-    expect(await records.mustPull(image, "sha256:1", [])).toBe(true);
+    expect(await records.mustPull(image, "sha256:1", async () => [])).toBe(true);
   }
 });
 
 test("checks are counted by what decided them", async () => {
   const registry = new MetricsRegistry();
   const records = await openPullRecords({ ...options, registry });
-  await records.mustPull(image, "sha256:1", []); // preloaded
+  await records.mustPull(image, "sha256:1", async () => []); // preloaded
   await records.recordPull(image, async () => ({ imageRef: "sha256:1", credential: mine }));
-  await records.mustPull(image, "sha256:1", [mine]);
-  await records.mustPull(image, "sha256:1", []);
+  await records.mustPull(image, "sha256:1", async () => [mine]);
+  await records.mustPull(image, "sha256:1", async () => []);
   await rm(options.dir, { recursive: true });
   await writeFile(options.dir, "no directory");
-  await expect(records.mustPull(image, "sha256:1", [])).rejects.toThrow();
+  await expect(records.mustPull(image, "sha256:1", async () => [])).rejects.toThrow();
   const name = "kubelet_imagemanager_image_mustpull_checks_total";
   const [family] = (await registry.families()).filter((one) => one.name === name);
   expect([...(family?.samples ?? [])].map(({ labels, value }) => [labels["result"], value])).toEqual([
