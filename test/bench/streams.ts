@@ -14,12 +14,13 @@ import type { StreamingRequest } from "../../agent/runtime/port.ts";
 import { CertificateAuthority, type KeyPair } from "../support/apiserver/pki.ts";
 import { startLocalCluster } from "../support/cluster/local-cluster.ts";
 import { busyboxImageName } from "../support/images/images.ts";
+import { logTail } from "../support/node/containerd.ts";
 import { connectRuntime } from "../support/runtime/connect.ts";
 import { runStreamLoad, type StreamLoad } from "../support/stream-load/load.ts";
 
 const MiB = 1 << 20;
-const rounds = 5;
-const transferBytes = 256 * MiB;
+const rounds = 3;
+const transferBytes = 128 * MiB;
 const sessions = 100;
 const sessionBytes = 2 * MiB;
 const logLines = 200_000;
@@ -132,6 +133,9 @@ try {
       .end();
     return await promise;
   }
+} catch (err) {
+  console.error(`The end of nodelet's log:\n${await logTail(cluster.agent.logPath)}`);
+  throw err;
 } finally {
   await cluster.destroy();
   await rm(dir, { recursive: true, force: true });
@@ -158,8 +162,9 @@ async function startPod(): Promise<void> {
 
 /** The agent's memory and its answers to /healthz until `signal` aborts. */
 async function watchAgent(signal: AbortSignal): Promise<object> {
+  const { pid } = cluster.agent;
   const residentMB = async () => {
-    const status = await readFile(`/proc/${cluster.agent.pid}/status`, "utf8");
+    const status = await readFile(`/proc/${pid}/status`, "utf8").catch(() => ""); // it ended: the transfers tell
     return Number(/VmRSS:\s+(\d+)/.exec(status)?.[1] ?? 0) / 1024;
   };
   const atFirst = await residentMB();
