@@ -1,7 +1,7 @@
 import type { Container, LifecycleHandler, Pod } from "../kube/types.ts";
 import type { Clock } from "../lib/clock.ts";
 import { messageOf } from "../lib/errors.ts";
-import { httpGet, httpTarget, type HTTPTarget } from "../probes/http-get.ts";
+import { httpGet, httpTarget, type HTTPTarget, plainAnswerCode } from "../probes/http-get.ts";
 import type { Runtime } from "../runtime/port.ts";
 
 /** What servers see who is calling; kubelet's own text. */
@@ -49,7 +49,7 @@ async function runExec(command: readonly string[], { containerID }: HookTarget, 
 // Of a failed command's output this much goes to the log.
 const hookOutputBytesMax = 1_024;
 
-// Whatever the server answers is fine: only a request that could not be made is a failure.
+// Whatever the server answers is fine, also if it breaks off: only a request that could not be made is a failure.
 async function runHTTP(
   action: NonNullable<LifecycleHandler["httpGet"]>,
   { pod, container, podIP }: HookTarget,
@@ -58,7 +58,7 @@ async function runHTTP(
 ): Promise<void> {
   const target = httpTarget(action, container, podIP, hookUserAgent);
   try {
-    await httpGet(target, { timeoutMs: undefined, signal });
+    await httpGet(target, { timeoutMs: undefined, signal, clock: deps.clock });
   } catch (err) {
     if (!isPlainHTTPServer(err) || target.url.protocol !== "https:") throw err;
     deps.onHTTPFallback(
@@ -66,14 +66,13 @@ async function runHTTP(
       container,
       `request to HTTPS lifecycle hook got HTTP response, retrying with HTTP: ${messageOf(err)}`,
     );
-    await httpGet(withoutTLS(target), { timeoutMs: undefined, signal });
+    await httpGet(withoutTLS(target), { timeoutMs: undefined, signal, clock: deps.clock });
   }
 }
 
+// Any other complaint comes from a server that does speak TLS: what was meant for that must not be sent in the clear.
 function isPlainHTTPServer(err: unknown): boolean {
-  const cause = err instanceof Error ? err.cause : undefined;
-  const { code } = (cause ?? {}) as NodeJS.ErrnoException;
-  return code === "EPROTO" || code === "ERR_SSL_WRONG_VERSION_NUMBER" || code === "ERR_SSL_PACKET_LENGTH_TOO_LONG";
+  return err instanceof Error && (err.cause as NodeJS.ErrnoException | undefined)?.code === plainAnswerCode;
 }
 
 // What was meant for an encrypted connection stays out of a plain one.

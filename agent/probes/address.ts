@@ -15,6 +15,17 @@ export function handlerPort(port: number | string, { ports = [] }: Container): n
   return number;
 }
 
+/**
+ * Host of a handler: its own, else the pod's address.
+ *
+ * @throws Error with a text for people if there is neither; an empty host would mean the node itself
+ */
+export function handlerHost(host: string | undefined, podIP: string): string {
+  if (host !== undefined && host !== "") return host;
+  if (podIP === "") throw new Error("the pod has no IP address yet");
+  return podIP;
+}
+
 /** `host:port`, an IPv6 address in brackets. */
 export function hostPort(host: string, port: number): string {
   return host.includes(":") ? `[${host}]:${port}` : `${host}:${port}`;

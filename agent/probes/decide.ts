@@ -1,14 +1,11 @@
 import type { ProbeOutcome, SeenContainer, Verdict } from "./port.ts";
 import type { ProbeSpec } from "./spec.ts";
 
-// kubelet: a container that ran longer than this when the agent came is no new one, and its past verdict holds.
-export const adoptionMs = 10_000;
-
 /** What one probe remembers of the container instance that it watches. */
 export interface ProbeState {
   readonly containerID: string;
   readonly verdict: Verdict;
-  /** Unix ms at which the next run is due; undefined: none until something changes. */
+  /** Monotonic ms at which the next run is due; undefined: none until something changes. */
   readonly dueMs: number | undefined;
   /** Equal outcomes in a row. */
   readonly streak: { readonly outcome: "success" | "failure"; readonly count: number } | undefined;
@@ -18,59 +15,56 @@ export interface ProbeState {
 
 /** What a probe's course depends on beside its own outcomes. */
 export interface Surroundings {
-  /** The container's startup probe has passed, or it has none. */
+  /** The container's startup probe has passed, or it has none. Startup probes themselves do not ask. */
   isStarted: boolean;
-  agentStartedAtMs: number;
+  /** Unix ms; only for the age of the container. */
+  nowMs: number;
+  /** What schedules go by: the wall clock may jump. */
+  monotonicMs: number;
+  /** Added to the first run's time, in ms. */
+  spreadMs: number;
 }
 
 /**
- * Follows a container instance. A new one begins without a past: not ready, but alive.
+ * Follows a container instance. A new one begins without a past: not ready, but alive. Only at the very first sight, which
+ * is after a start of the agent, the past that was reported of the same instance still holds: nobody saw it change.
  *
  * @param state undefined: nothing was seen before
- * @returns `state` itself where nothing changes
  */
 export function followContainer(
   spec: ProbeSpec,
   state: ProbeState | undefined,
   seen: SeenContainer,
-  { isStarted, agentStartedAtMs }: Surroundings,
+  surroundings: Surroundings,
 ): ProbeState {
-  if (state?.containerID === seen.containerID) {
-    if (!seen.isRunning) {
-      return state.verdict === "failure" && state.dueMs === undefined
-        ? state
-        : { ...state, verdict: "failure", dueMs: undefined, streak: undefined };
-    }
-    return gate(spec, state, seen, isStarted);
-  }
-  const isAdopted = seen.isRunning && seen.startedAtMs < agentStartedAtMs - adoptionMs;
-  const fresh: ProbeState = {
-    containerID: seen.containerID,
-    verdict: seen.isRunning ? firstVerdict(spec, seen, isAdopted) : "failure",
-    dueMs: undefined,
-    streak: undefined,
-    isHeld: false,
-  };
-  return seen.isRunning ? gate(spec, fresh, seen, isStarted) : fresh;
+  const { containerID, isRunning } = seen;
+  // One that does not run yet, or no more: whatever was known of it no longer counts.
+  if (!isRunning) return withoutPast(spec, containerID);
+  if (state?.containerID === containerID) return gate(spec, state, seen, surroundings);
+  const fresh = state === undefined ? adopt(spec, seen) : withoutPast(spec, containerID);
+  return gate(spec, fresh, seen, surroundings);
 }
 
-// Startup runs until the container is started, the others from then on.
-function gate(spec: ProbeSpec, state: ProbeState, seen: SeenContainer, isStarted: boolean): ProbeState {
-  const isOpen = !state.isHeld && (spec.type === "Startup" ? !isStarted : isStarted);
-  if (!isOpen) return state.dueMs === undefined ? state : { ...state, dueMs: undefined };
-  if (state.dueMs !== undefined) return state;
-  return { ...state, dueMs: seen.startedAtMs + spec.initialDelayMs };
+function withoutPast({ type }: ProbeSpec, containerID: string): ProbeState {
+  return { containerID, verdict: firstVerdicts[type], dueMs: undefined, streak: undefined, isHeld: false };
 }
 
-function firstVerdict({ type }: ProbeSpec, { wasStarted, wasReady }: SeenContainer, isAdopted: boolean): Verdict {
-  switch (type) {
-    case "Liveness":
-      return "success";
-    case "Readiness":
-      return isAdopted && wasReady ? "success" : "failure";
-    case "Startup":
-      return isAdopted && wasStarted ? "success" : "unknown";
-  }
+const firstVerdicts = { Liveness: "success", Readiness: "failure", Startup: "unknown" } as const;
+
+function adopt(spec: ProbeSpec, { containerID, wasReady, wasStarted }: SeenContainer): ProbeState {
+  const fresh = withoutPast(spec, containerID);
+  if (spec.type === "Readiness" && wasReady) return { ...fresh, verdict: "success" };
+  if (spec.type === "Startup" && wasStarted) return { ...fresh, verdict: "success", isHeld: true };
+  return fresh;
+}
+
+// The others run from when the startup probe has passed, which itself runs until then.
+function gate(spec: ProbeSpec, state: ProbeState, seen: SeenContainer, surroundings: Surroundings): ProbeState {
+  const { isStarted, nowMs, monotonicMs, spreadMs } = surroundings;
+  const isOpen = !state.isHeld && (spec.type === "Startup" || isStarted);
+  if (!isOpen || state.dueMs !== undefined) return state;
+  const ageMs = Math.max(0, nowMs - seen.startedAtMs);
+  return { ...state, dueMs: monotonicMs + Math.max(0, spec.initialDelayMs - ageMs) + spreadMs };
 }
 
 /**

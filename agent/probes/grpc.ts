@@ -1,6 +1,8 @@
 import { type ClientHttp2Session, connect, constants } from "node:http2";
 import { errnoText } from "../lib/errno-text.ts";
-import { hostPort } from "./address.ts";
+import { messageOf } from "../lib/errors.ts";
+import { handlerHost, hostPort } from "./address.ts";
+import { withDeadline } from "./deadline.ts";
 import { probeUserAgent } from "./http.ts";
 import type { ProbeOutcome, Prober } from "./port.ts";
 import { probeTimeoutMs } from "./spec.ts";
@@ -19,52 +21,58 @@ interface HealthAnswer {
 /** A server whose health service says SERVING is good. Plain text, one connection for each run. */
 export const probeGRPC: Prober = async ({ grpc, ...probe }, { podIP }, signal) => {
   if (grpc === undefined) return { kind: "error", output: "missing GRPC handler" };
-  const address = hostPort(podIP, grpc.port);
-  const timeoutMs = probeTimeoutMs(probe);
-  const deadline = AbortSignal.any([signal, AbortSignal.timeout(timeoutMs)]);
-  const session = connect(`http://${address}`);
+  let address: string;
   try {
-    return judge(await check(session, grpc.service ?? "", deadline), grpc.service ?? "");
+    address = hostPort(handlerHost(undefined, podIP), grpc.port);
   } catch (err) {
-    const why = `timeout: failed to connect service "${address}" within ${timeoutMs / 1_000}s`;
-    const output = deadline.aborted ? `${why}: context deadline exceeded` : `${why}: ${errnoText(err)}`;
-    return { kind: "failure", output };
-  } finally {
-    session.destroy();
+    return { kind: "error", output: messageOf(err) };
   }
+  const timeoutMs = probeTimeoutMs(probe);
+  const { service = "" } = grpc;
+  return await withDeadline({ timeoutMs, signal }, async (deadline) => {
+    const session = connect(`http://${address}`);
+    const onAbort = () => session.destroy();
+    deadline.addEventListener("abort", onAbort, { once: true });
+    if (deadline.aborted) onAbort();
+    try {
+      return judge(await check(session, service), service);
+    } catch (err) {
+      const output = deadline.aborted
+        ? `timeout: no answer from health service at "${address}" within ${timeoutMs / 1_000}s`
+        : `error: failed to connect service at "${address}": ${errnoText(err)}`;
+      return { kind: "failure", output };
+    } finally {
+      deadline.removeEventListener("abort", onAbort);
+      session.destroy();
+    }
+  });
 };
 
+// google.rpc.Code
+const unimplemented = 12;
+
 function judge({ grpcStatus, grpcMessage, body }: HealthAnswer, service: string): ProbeOutcome {
-  if (grpcStatus === grpcUnimplemented) {
-    return {
-      kind: "failure",
-      output: "this server does not implement the grpc health protocol (grpc.health.v1.Health)",
-    };
+  if (grpcStatus === unimplemented) {
+    const output = `error: this server does not implement the grpc health protocol (grpc.health.v1.Health): ${grpcMessage}`;
+    return { kind: "failure", output };
   }
   if (grpcStatus !== 0) {
-    return { kind: "failure", output: `service unhealthy (rpc error: code = ${grpcStatus} desc = ${grpcMessage})` };
+    const output = `error: health rpc probe failed: rpc error: code = ${grpcStatus} desc = ${grpcMessage}`;
+    return { kind: "failure", output };
   }
   const status = servingStatus(body);
   if (status === undefined) {
-    return { kind: "failure", output: `health answer for ${JSON.stringify(service)} is no message` };
+    return { kind: "failure", output: `error: health answer for service ${JSON.stringify(service)} is no message` };
   }
-  if (status === "SERVING") return { kind: "success", output: `service healthy` };
+  if (status === "SERVING") return { kind: "success", output: "service healthy" };
   return { kind: "failure", output: `service unhealthy (responded with ${JSON.stringify(status)})` };
 }
 
-const grpcUnimplemented = 12;
-
-async function check(session: ClientHttp2Session, service: string, deadline: AbortSignal): Promise<HealthAnswer> {
+async function check(session: ClientHttp2Session, service: string): Promise<HealthAnswer> {
   return await new Promise<HealthAnswer>((resolve, reject) => {
-    const onAbort = () => session.destroy(new Error("context deadline exceeded"));
-    if (deadline.aborted) onAbort();
-    deadline.addEventListener("abort", onAbort, { once: true });
-    const fail = (err: Error) => {
-      deadline.removeEventListener("abort", onAbort);
-      reject(err);
-    };
-    session.on("error", fail);
-    session.on("close", () => fail(new Error("connection closed")));
+    const closed = () => reject(new Error("connection closed"));
+    session.on("error", reject);
+    session.on("close", closed);
     const stream = session.request({
       [constants.HTTP2_HEADER_METHOD]: "POST",
       [constants.HTTP2_HEADER_PATH]: "/grpc.health.v1.Health/Check",
@@ -75,23 +83,22 @@ async function check(session: ClientHttp2Session, service: string, deadline: Abo
     const chunks: Buffer[] = [];
     let length = 0;
     let headers: Record<string, unknown> = {};
-    stream.on("response", (got) => {
-      headers = { ...got };
-    });
-    stream.on("trailers", (got: object) => {
+    const add = (got: object) => {
       headers = { ...headers, ...got };
-    });
+    };
+    stream.on("response", add);
+    stream.on("trailers", add);
     stream.on("data", (chunk: Buffer) => {
       length += chunk.length;
       if (length <= answerBytesMax) chunks.push(chunk);
       else stream.destroy(new Error("health answer is too long"));
     });
-    stream.on("error", fail);
+    stream.on("error", reject);
+    stream.on("close", closed);
     stream.on("end", () => {
-      deadline.removeEventListener("abort", onAbort);
       const { "grpc-status": status, "grpc-message": message, ":status": http } = headers;
       if (status === undefined) {
-        fail(new Error(`unexpected HTTP status code received from server: ${String(http)}`));
+        reject(new Error(`unexpected HTTP status code received from server: ${String(http)}`));
         return;
       }
       resolve({

@@ -1,13 +1,20 @@
-import { type IncomingMessage, request as requestHTTP } from "node:http";
-import { request as requestHTTPS } from "node:https";
+import { type ClientRequest, type IncomingMessage, request } from "node:http";
+import { connect, isIP, type Socket } from "node:net";
+import { connect as connectTLS, createSecureContext, DEFAULT_CIPHERS, type SecureContext } from "node:tls";
 import type { Container, HTTPGetAction } from "../kube/types.ts";
 import { errnoText } from "../lib/errno-text.ts";
-import { handlerPort, hostPort } from "./address.ts";
+import { handlerHost, handlerPort, hostPort } from "./address.ts";
+import { type Deadline, withDeadline } from "./deadline.ts";
 
-/** Redirects followed before we give up (Go's http.Client). */
-export const redirectsMax = 10;
+/** Requests made, the first and those to where redirects led, before we give up (Go's http.Client). */
+export const requestsMax = 10;
 /** Bytes of an answer's body that are read (kubelet: 10 KiB). */
 export const bodyBytesMax = 10 * 1024;
+/** Bytes of an answer's header that are read. Node.js' own limit of 16 KiB is less than servers with many cookies send. */
+export const headerBytesMax = 256 * 1024;
+
+/** Code of the cause when the first bytes of an HTTPS server are none of TLS: its records carry a version there. */
+export const plainAnswerCode = "ERR_SSL_WRONG_VERSION_NUMBER";
 
 /** What an HTTP handler of a pod asks for. */
 export interface HTTPTarget {
@@ -20,57 +27,62 @@ export interface HTTPAnswer {
   status: number;
   /** Up to {@link bodyBytesMax}. */
   body: string;
+  /** Why the body did not come to its end, for people. */
+  broken?: string;
 }
 
 /**
  * Where `action` leads.
  *
  * @param podIP used where the action names no host
- * @param userAgent sent unless the action sets its own; a header with an empty value is left out
+ * @param userAgent sent unless the action sets its own; this and `Accept` are left out where the action sets them to ""
  * @throws Error if the port cannot be made out or the URL is none
  */
 export function httpTarget(action: HTTPGetAction, container: Container, podIP: string, userAgent: string): HTTPTarget {
   const port = handlerPort(action.port, container);
   const scheme = (action.scheme ?? "HTTP").toLowerCase();
-  const host = action.host === undefined || action.host === "" ? podIP : action.host;
-  if (host === "") throw new Error("the pod has no IP address yet");
   const path = action.path ?? "/";
-  const url = new URL(`${scheme}://${hostPort(host, port)}${path.startsWith("/") ? "" : "/"}${path}`);
+  const authorityText = hostPort(handlerHost(action.host, podIP), port);
+  const url = new URL(`${scheme}://${authorityText}${path.startsWith("/") ? "" : "/"}${path}`);
   url.hash = "";
   const given = (action.httpHeaders ?? []).map(({ name, value }) => [name, value] as const);
-  const has = (name: string) => given.some(([other]) => other.toLowerCase() === name);
+  const withDefault = (name: string, value: string) =>
+    given.some(([other]) => other.toLowerCase() === name.toLowerCase()) ? [] : [[name, value] as const];
+  const isRemoved = (name: string, value: string) => value === "" && /^(user-agent|accept)$/i.test(name);
   const headers = [
-    ...given.filter(([, value]) => value !== ""),
-    ...(has("user-agent") ? [] : [["User-Agent", userAgent] as const]),
-    ...(has("accept") ? [] : [["Accept", "*/*"] as const]),
+    ...given.filter(([name, value]) => !isRemoved(name, value)),
+    ...withDefault("User-Agent", userAgent),
+    ...withDefault("Accept", "*/*"),
   ];
   return { url, headers };
 }
 
 /**
- * GETs a target, following redirects on the same host; the answer that leads to another is the last one. The certificate of an HTTPS server is not verified, as handlers are
- * aimed at pods, which rarely have one that could be. No connection is kept.
+ * GETs a target, following redirects on the same host; the answer that leads to another is the last one. The certificate of
+ * an HTTPS server is not verified, as handlers are aimed at pods, which rarely have one that could be. No connection is kept.
  *
- * Rejects with an Error whose message is for people: what failed, and where. Aborting `signal` is such a failure, too.
- *
- * @param timeoutMs for everything together; undefined: none
+ * Rejects with an Error whose message is for people: what failed, and where. The deadline is such a failure, too, until the
+ * answer's header has come.
  */
-export async function httpGet(
-  { url, headers }: HTTPTarget,
-  { timeoutMs, signal }: { timeoutMs: number | undefined; signal: AbortSignal },
-): Promise<HTTPAnswer> {
-  const deadline = timeoutMs === undefined ? signal : AbortSignal.any([signal, AbortSignal.timeout(timeoutMs)]);
+export async function httpGet(target: HTTPTarget, deadline: Deadline): Promise<HTTPAnswer> {
+  return await withDeadline(deadline, async (signal) => await follow(target, signal));
+}
+
+async function follow({ url, headers }: HTTPTarget, signal: AbortSignal): Promise<HTTPAnswer> {
   let at = url;
-  for (let followed = 0; ; followed += 1) {
-    const { status, location, body } = await once(at, headers, deadline);
-    const next = redirectTarget(status, location, at);
-    if (next === undefined || next.hostname !== url.hostname) return { status, body };
-    if (followed === redirectsMax) throw new Error(`Get "${textOf(next)}": stopped after ${redirectsMax} redirects`);
-    at = next;
+  let own = headers;
+  for (let requests = 1; ; requests += 1) {
+    const { next, ...answer } = await get(at, own, url.hostname, signal);
+    if (next === undefined) return answer;
+    if (requests === requestsMax) throw new Error(`Get "${textOf(next.url)}": stopped after ${requestsMax} redirects`);
+    // Somebody else's full URL says whom it asks for.
+    if (next.isAbsolute) own = own.filter(([name]) => name.toLowerCase() !== "host");
+    at = next.url;
   }
 }
 
-const timeoutText = "context deadline exceeded (Client.Timeout exceeded while awaiting headers)";
+const awaitingText = "context deadline exceeded (Client.Timeout exceeded while awaiting headers)";
+const readingText = "context deadline exceeded (Client.Timeout or context cancellation while reading body)";
 
 // The URL class leaves out a scheme's own port; servers and people are told it.
 function authority({ host, port, protocol }: URL): string {
@@ -81,75 +93,121 @@ function textOf(url: URL): string {
   return `${url.protocol}//${authority(url)}${url.pathname}${url.search}`;
 }
 
-interface RawAnswer {
-  status: number;
-  location: string | undefined;
-  body: string;
+interface Redirect {
+  url: URL;
+  isAbsolute: boolean;
 }
 
-function redirectTarget(status: number, location: string | undefined, from: URL): URL | undefined {
-  if (![301, 302, 303, 307, 308].includes(status) || location === undefined) return undefined;
-  return URL.parse(location, from.href) ?? undefined;
+/** @throws Error if it leads to what is no URL */
+function redirectOf({ statusCode = 0, headers }: IncomingMessage, from: URL, hostname: string): Redirect | undefined {
+  const { location = "" } = headers;
+  if (![301, 302, 303, 307, 308].includes(statusCode) || location === "") return undefined;
+  const url = URL.parse(location, from.href);
+  if (url === null) throw new Error(`failed to parse Location header ${JSON.stringify(location)}`);
+  return url.hostname === hostname ? { url, isAbsolute: URL.canParse(location) } : undefined;
 }
 
-async function once(url: URL, headers: HTTPTarget["headers"], signal: AbortSignal): Promise<RawAnswer> {
+async function get(
+  url: URL,
+  headers: HTTPTarget["headers"],
+  hostname: string,
+  signal: AbortSignal,
+): Promise<HTTPAnswer & { next?: Redirect }> {
+  let sent: ClientRequest | undefined;
+  const onAbort = () => sent?.destroy(new Error(awaitingText));
+  signal.addEventListener("abort", onAbort, { once: true });
   try {
-    return await request(url, headers, signal);
+    if (signal.aborted) throw new Error(awaitingText);
+    sent = begin(url, headers);
+    const response = await headerOf(sent);
+    const status = response.statusCode ?? 0;
+    if (status === 101) return { status, body: "" };
+    const next = redirectOf(response, url, hostname);
+    if (next !== undefined) return { status, body: "", next };
+    return { status, ...(await readBody(response, signal)) };
   } catch (err) {
-    throw new Error(`Get "${textOf(url)}": ${signal.aborted ? timeoutText : errnoText(err)}`, { cause: err });
+    throw new Error(`Get "${textOf(url)}": ${signal.aborted ? awaitingText : failureText(err)}`, { cause: err });
+  } finally {
+    signal.removeEventListener("abort", onAbort);
+    sent?.destroy();
   }
 }
 
-async function request(url: URL, headers: HTTPTarget["headers"], signal: AbortSignal): Promise<RawAnswer> {
-  return await new Promise<RawAnswer>((resolve, reject) => {
-    if (signal.aborted) {
-      reject(new Error(timeoutText));
-      return;
-    }
-    const isTLS = url.protocol === "https:";
-    const options = { method: "GET", agent: false, setHost: false, rejectUnauthorized: false };
-    // Throws for a header that HTTP cannot carry, which rejects.
-    const sent = (isTLS ? requestHTTPS : requestHTTP)(url, { ...options, headers: rawHeaders(url, headers) });
-    // Not handed to the request as its `signal`: that would not end a body that is being read.
-    const onAbort = () => sent.destroy(new Error(timeoutText));
-    signal.addEventListener("abort", onAbort, { once: true });
-    const settle = (act: () => void) => {
-      signal.removeEventListener("abort", onAbort);
-      act();
-      sent.destroy();
-    };
-    sent.on("error", (err) => settle(() => reject(err)));
-    sent.on("upgrade", (response, socket) => {
-      socket.destroy();
-      settle(() => resolve({ status: response.statusCode ?? 0, location: undefined, body: "" }));
-    });
-    sent.on("response", (response) => {
-      readBody(response).then(
-        (body) => {
-          const { statusCode: status = 0 } = response;
-          settle(() => resolve({ status, location: response.headers.location, body }));
-        },
-        (err: unknown) => settle(() => reject(err instanceof Error ? err : new Error(String(err)))),
-      );
-    });
-    sent.end();
-  });
+// OpenSSL's messages carry addresses and lines of its source; its reason is what people can use.
+function failureText(err: unknown): string {
+  const { code, reason } = err as NodeJS.ErrnoException & { reason?: string };
+  if (code === plainAnswerCode) return "http: server gave HTTP response to HTTPS client";
+  return reason === undefined ? errnoText(err) : `tls: ${reason}`;
 }
+
+/** @throws Error for a scheme that is not HTTP's and for a header that HTTP cannot carry */
+function begin(url: URL, headers: HTTPTarget["headers"]): ClientRequest {
+  if (url.protocol !== "http:" && url.protocol !== "https:") {
+    throw new Error(`unsupported protocol scheme "${url.protocol.slice(0, -1)}"`);
+  }
+  const sent = request({
+    createConnection: () => dial(url),
+    path: `${url.pathname}${url.search}`,
+    headers: rawHeaders(url, headers),
+    setHost: false,
+    maxHeaderSize: headerBytesMax,
+    // Accepts what other clients do, such as lines without CR from a server made of shell and netcat.
+    insecureHTTPParser: true,
+  });
+  sent.end();
+  return sent;
+}
+
+function dial(url: URL): Socket {
+  // The URL class keeps the brackets around an IPv6 address.
+  const host = url.hostname.replace(/^\[|\]$/g, "");
+  const port = url.port === "" ? (url.protocol === "https:" ? 443 : 80) : Number(url.port);
+  if (url.protocol === "http:") return connect({ host, port });
+  secureContext ??= createSecureContext({ ciphers: `${DEFAULT_CIPHERS}:@SECLEVEL=0` });
+  const servername = isIP(host) === 0 ? host : "";
+  return connectTLS({ host, port, servername, secureContext, rejectUnauthorized: false });
+}
+
+// Made when first used, and once: it costs more than a request. Short keys are fine where nothing is verified.
+let secureContext: SecureContext | undefined;
+
+// Those that say how the message itself is sent are not the action's business.
+const ownHeaders = ["host", "content-length", "transfer-encoding", "trailer"];
 
 // Names and values in turn: as a list, they go out as they are written, and repeated ones stay apart.
 function rawHeaders(url: URL, headers: HTTPTarget["headers"]): string[] {
-  const isHost = (name: string) => name.toLowerCase() === "host";
-  const host = headers.findLast(([name]) => isHost(name))?.[1] ?? authority(url);
-  return ["Host", host, "Connection", "close", ...headers.filter(([name]) => !isHost(name)).flat()];
+  const host = headers.find(([name]) => name.toLowerCase() === "host")?.[1] ?? "";
+  const others = headers.filter(([name]) => !ownHeaders.includes(name.toLowerCase()));
+  const list = [["Host", host === "" ? authority(url) : host] as const, ["Connection", "close"] as const, ...others];
+  // Node.js sends a character as a byte: what is not ASCII goes out as UTF-8.
+  return list.flatMap(([name, value]) => [name, Buffer.from(value, "utf8").toString("latin1")]);
 }
 
-async function readBody(response: IncomingMessage): Promise<string> {
+/** Resolves when the answer's header has come; also with that of a protocol switch that nobody asked for. */
+async function headerOf(sent: ClientRequest): Promise<IncomingMessage> {
+  return await new Promise<IncomingMessage>((resolve, reject) => {
+    sent.on("error", reject);
+    sent.on("response", resolve);
+    sent.on("upgrade", (response, socket) => {
+      socket.destroy();
+      resolve(response);
+    });
+  });
+}
+
+async function readBody(response: IncomingMessage, signal: AbortSignal): Promise<{ body: string; broken?: string }> {
   const chunks: Buffer[] = [];
   let length = 0;
-  for await (const chunk of response as AsyncIterable<Buffer>) {
-    chunks.push(chunk);
-    length += chunk.length;
-    if (length >= bodyBytesMax) break; // leaving the loop ends the response
-  }
-  return Buffer.concat(chunks).subarray(0, bodyBytesMax).toString("utf8");
+  const broken = await new Promise<string | undefined>((resolve) => {
+    response.on("data", (chunk: Buffer) => {
+      chunks.push(chunk);
+      length += chunk.length;
+      if (length >= bodyBytesMax) resolve(undefined);
+    });
+    response.on("end", () => resolve(undefined));
+    response.on("error", (err) => resolve(signal.aborted ? readingText : `unexpected EOF: ${errnoText(err)}`));
+    response.on("close", () => resolve(signal.aborted ? readingText : "unexpected EOF"));
+  });
+  const body = Buffer.concat(chunks).subarray(0, bodyBytesMax).toString("utf8");
+  return { body, ...(broken === undefined ? {} : { broken }) };
 }

@@ -1,5 +1,5 @@
 import { messageOf } from "../lib/errors.ts";
-import { httpGet, httpTarget, type HTTPTarget } from "./http-get.ts";
+import { type HTTPAnswer, httpGet, httpTarget, type HTTPTarget } from "./http-get.ts";
 import type { ProbeOutcome, Prober } from "./port.ts";
 import { probeTimeoutMs } from "./spec.ts";
 
@@ -23,7 +23,8 @@ export const probeHTTP: Prober = async (probe, { container, podIP }, signal) => 
   }
 };
 
-function judge({ status, body }: Awaited<ReturnType<typeof httpGet>>): ProbeOutcome {
+function judge({ status, body, broken }: HTTPAnswer): ProbeOutcome {
+  if (broken !== undefined) return { kind: "failure", output: broken };
   if (status >= 200 && status < 300) return { kind: "success", output: body };
   if (status >= 300 && status < 400) {
     return { kind: "warning", output: `Probe terminated redirects, Response body: ${body}` };

@@ -1,9 +1,9 @@
 import type { Pod } from "../kube/types.ts";
 import type { Clock, Timer } from "../lib/clock.ts";
 import type { MetricsRegistry } from "../lib/metrics.ts";
-import { afterRun, followContainer, nextDue, type ProbeState } from "./decide.ts";
+import { afterRun, followContainer, nextDue, type ProbeState, type Surroundings } from "./decide.ts";
 import { createProbeMetrics, type ProbeMetrics } from "./metrics.ts";
-import type { ProbeOutcome, Prober, ProbeTarget, ProbeType, SeenContainer, SeenPod, Verdict } from "./port.ts";
+import type { ProbeOutcome, Prober, ProbeType, SeenContainer, SeenPod, Verdict } from "./port.ts";
 import { type ProbeSpec, probesOf } from "./spec.ts";
 
 export interface ProbeManagerDeps {
@@ -18,18 +18,13 @@ export interface ProbeManagerDeps {
   random?: () => number;
 }
 
-/** What the probes of one pod say about a container's instance. */
-export interface ProbeVerdicts {
-  verdict(container: string, containerID: string, type: ProbeType): Verdict | undefined;
-}
-
 /** Probes the containers of pods on their schedules. One pod's probes wait for nobody else's. */
 export interface ProbeManager {
   /** What a look at the runtime showed. Begins the probes of a pod seen for the first time. */
   observe(podUID: string, seen: SeenPod): void;
   /** The present verdict; undefined if the container has no such probe, or another instance is probed. */
   verdict(podUID: string, container: string, containerID: string, type: ProbeType): Verdict | undefined;
-  /** The pod is stopping: only readiness still counts, and all that sidecars have. */
+  /** The pod is stopping: only readiness still counts, and all that sidecars have. Also for a pod not seen yet. */
   stopLiveness(podUID: string): void;
   /** Ends all probes of the pod. */
   remove(podUID: string): void;
@@ -44,6 +39,7 @@ export function createProbeManager(deps: ProbeManagerDeps): ProbeManager {
 
 class Manager implements ProbeManager {
   readonly #pods = new Map<string, PodProbes>();
+  readonly #stopping = new Set<string>();
   readonly #deps: WorkerDeps;
   readonly #running = new Set<Promise<void>>();
 
@@ -54,7 +50,7 @@ class Manager implements ProbeManager {
       clock,
       random,
       metrics: createProbeMetrics(metrics, clock.now()),
-      agentStartedAtMs: clock.now(),
+      startedAt: { nowMs: clock.now(), monotonicMs: clock.monotonic() },
       track: (run) => {
         this.#running.add(run);
         void run.finally(() => this.#running.delete(run));
@@ -68,6 +64,7 @@ class Manager implements ProbeManager {
       const specs = probesOf(seen.pod);
       if (specs.length === 0) return;
       probes = new PodProbes(podUID, specs, this.#deps);
+      if (this.#stopping.has(podUID)) probes.stopLiveness();
       this.#pods.set(podUID, probes);
     }
     probes.observe(seen);
@@ -78,12 +75,14 @@ class Manager implements ProbeManager {
   }
 
   stopLiveness(podUID: string): void {
+    this.#stopping.add(podUID);
     this.#pods.get(podUID)?.stopLiveness();
   }
 
   remove(podUID: string): void {
     this.#pods.get(podUID)?.close();
     this.#pods.delete(podUID);
+    this.#stopping.delete(podUID);
   }
 
   async close(): Promise<void> {
@@ -94,7 +93,8 @@ class Manager implements ProbeManager {
 
 interface WorkerDeps extends Omit<Required<ProbeManagerDeps>, "metrics"> {
   metrics: ProbeMetrics;
-  agentStartedAtMs: number;
+  /** When the agent started, by both clocks. */
+  startedAt: Pick<Surroundings, "nowMs" | "monotonicMs">;
   track(run: Promise<void>): void;
 }
 
@@ -136,11 +136,9 @@ class PodProbes {
   }
 
   // Startup comes first in the list, so that the others see what it has just learnt.
-  #isStarted({ name, containerID, wasStarted }: SeenContainer): boolean {
+  #isStarted({ name, containerID }: SeenContainer): boolean {
     const startup = this.#of(name).find(({ spec }) => spec.type === "Startup");
-    if (startup === undefined) return true;
-    const verdict = startup.verdictOf(containerID);
-    return verdict === "success" || (verdict === undefined && wasStarted);
+    return startup === undefined || startup.verdictOf(containerID) === "success";
   }
 
   #reconsider(container: string): void {
@@ -155,12 +153,13 @@ class Worker {
   readonly #podUID: string;
   readonly #deps: WorkerDeps;
   readonly #onChange: (type: ProbeType) => void;
-  readonly #stop = new AbortController();
+  // Ends the run under way, when the instance that it is about is history.
+  #instance = new AbortController();
   #state: ProbeState | undefined;
   #seen: { pod: SeenPod; container: SeenContainer } | undefined;
   #timer: { dueMs: number; timer: Timer } | undefined;
   #isRunning = false;
-  #isSpread = false;
+  #isClosed = false;
 
   constructor(podUID: string, spec: ProbeSpec, deps: WorkerDeps, onChange: (type: ProbeType) => void) {
     this.spec = spec;
@@ -169,15 +168,21 @@ class Worker {
     this.#onChange = onChange;
   }
 
+  /** Whoever observes reads the verdicts afterwards: nobody is told of a change. */
   observe(pod: SeenPod, container: SeenContainer, isStarted: boolean): void {
-    if (this.#stop.signal.aborted) return;
+    if (this.#isClosed) return;
+    const { clock } = this.#deps;
+    const before = this.#state;
     this.#seen = { pod, container };
-    const { agentStartedAtMs } = this.#deps;
-    const before = this.#state?.verdict;
-    this.#state = followContainer(this.spec, this.#state, container, { isStarted, agentStartedAtMs });
-    // Who observes reads the verdicts afterwards: no need to tell.
-    if (before !== this.#state.verdict && this.spec.type === "Startup" && this.#state.verdict === "success") {
-      this.#onChange("Startup");
+    this.#state = followContainer(this.spec, before, container, {
+      isStarted,
+      nowMs: clock.now(),
+      monotonicMs: clock.monotonic(),
+      spreadMs: before === undefined ? this.#spreadMs(container) : 0,
+    });
+    if (!container.isRunning || before?.containerID !== container.containerID) {
+      this.#instance.abort();
+      this.#instance = new AbortController();
     }
     this.#schedule();
   }
@@ -193,62 +198,57 @@ class Worker {
   }
 
   close(): void {
-    this.#stop.abort();
+    if (this.#isClosed) return;
+    this.#isClosed = true;
+    this.#instance.abort();
     this.#timer?.timer.cancel();
     this.#timer = undefined;
-    const { pod } = this.#seen ?? {};
-    if (pod !== undefined) this.#deps.metrics.forget(pod.pod, this.#podUID, this.spec);
+    if (this.#seen !== undefined) this.#deps.metrics.forget(this.#seen.pod.pod, this.#podUID, this.spec);
+  }
+
+  // Right after its own start the agent meets many containers at once: their probes need not all come together.
+  #spreadMs({ startedAtMs }: SeenContainer): number {
+    const { clock, startedAt, random } = this.#deps;
+    const { periodMs } = this.spec;
+    const isJustUp = clock.monotonic() - startedAt.monotonicMs < periodMs;
+    return isJustUp && startedAtMs < startedAt.nowMs ? random() * periodMs : 0;
   }
 
   #schedule(): void {
-    const dueMs = this.#isRunning ? undefined : this.#state?.dueMs;
+    const dueMs = this.#isRunning || this.#isClosed ? undefined : this.#state?.dueMs;
     if (this.#timer?.dueMs === dueMs) return;
     this.#timer?.timer.cancel();
     this.#timer = undefined;
     if (dueMs === undefined) return;
     const { clock } = this.#deps;
-    const inMs = Math.max(0, dueMs - clock.now()) + this.#spread();
+    const inMs = Math.max(0, dueMs - clock.monotonic());
     this.#timer = { dueMs, timer: clock.after(inMs, () => this.#deps.track(this.#run(dueMs))) };
-  }
-
-  // Right after its own start the agent meets many containers at once: their probes need not all come together.
-  #spread(): number {
-    if (this.#isSpread) return 0;
-    this.#isSpread = true;
-    const { clock, agentStartedAtMs, random } = this.#deps;
-    const startedAtMs = this.#seen?.container.startedAtMs ?? 0;
-    const isFromBefore = startedAtMs < agentStartedAtMs;
-    return isFromBefore && clock.now() - agentStartedAtMs < this.spec.periodMs ? random() * this.spec.periodMs : 0;
   }
 
   async #run(dueMs: number): Promise<void> {
     this.#timer = undefined;
-    const seen = this.#seen;
-    if (seen === undefined || this.#stop.signal.aborted) return;
-    const { clock, prober } = this.#deps;
-    const { pod, podIP } = seen.pod;
-    const { containerID } = seen.container;
-    const target: ProbeTarget = { pod, container: this.spec.container, containerID, podIP };
+    if (this.#seen === undefined) return;
+    const { clock, prober, metrics } = this.#deps;
+    const { container, probe } = this.spec;
+    const { pod, podIP } = this.#seen.pod;
+    const { containerID } = this.#seen.container;
+    const { signal } = this.#instance;
     const beganMs = clock.monotonic();
     this.#isRunning = true;
-    const outcome = await prober(this.spec.probe, target, this.#stop.signal);
+    const outcome = await prober(probe, { pod, container, containerID, podIP }, signal);
     this.#isRunning = false;
-    if (this.#stop.signal.aborted) return;
-    if (this.#state?.containerID !== containerID) {
-      this.#schedule(); // the instance that this was about is history
-      return;
+    if (!signal.aborted && this.#state !== undefined) {
+      metrics.ran(pod, this.#podUID, this.spec, outcome, (clock.monotonic() - beganMs) / 1_000);
+      this.#say(pod, outcome);
+      this.#conclude(this.#state, outcome, dueMs);
     }
-    this.#deps.metrics.ran(pod, this.#podUID, this.spec, outcome, (clock.monotonic() - beganMs) / 1_000);
-    this.#say(pod, outcome);
-    this.#conclude(this.#state, outcome, dueMs);
+    this.#schedule();
   }
 
   #conclude(state: ProbeState, outcome: ProbeOutcome, dueMs: number): void {
     const after = afterRun(this.spec, state, outcome);
-    const isDue = state.dueMs !== undefined && !after.isHeld; // it may have been closed while the probe ran
-    const next = isDue ? nextDue(dueMs, this.spec.periodMs, this.#deps.clock.now()) : undefined;
-    this.#state = { ...after, dueMs: next };
-    this.#schedule();
+    const next = nextDue(dueMs, this.spec.periodMs, this.#deps.clock.monotonic());
+    this.#state = after.isHeld ? after : { ...after, dueMs: next };
     if (after.verdict !== state.verdict) this.#onChange(this.spec.type);
   }
 

@@ -10,7 +10,6 @@ export interface ProbeSpec {
   readonly probe: Probe;
   readonly initialDelayMs: number;
   readonly periodMs: number;
-  readonly timeoutMs: number;
   readonly successThreshold: number;
   readonly failureThreshold: number;
 }
@@ -45,7 +44,6 @@ function withDefaults(type: ProbeType, container: Container, probe: Probe, sidec
     probe,
     initialDelayMs: Math.max(0, probe.initialDelaySeconds ?? 0) * 1_000,
     periodMs: positive(probe.periodSeconds, 10) * 1_000,
-    timeoutMs: probeTimeoutMs(probe),
     successThreshold: positive(probe.successThreshold, 1),
     failureThreshold: positive(probe.failureThreshold, 3),
   };
