@@ -115,14 +115,14 @@ const podFields = {
   userNamespaces: group({
     idsPerPod: later(int({ min: 65536, max: 2 ** 32 - 1 }), 65536, "user IDs of a pod with its own user namespace"),
   }),
-  staticPodPath: later(string(), "", "directory or file of static pods", {
+  staticPodPath: works(string(), "", "directory or file of static pods", {
     flag: "pod-manifest-path",
     fileRelative: true,
   }),
-  fileCheckFrequency: later(duration(), 20 * second, "how often static pod files are read"),
-  staticPodURL: later(string(), "", "URL of static pods", { flag: "manifest-url", secret: true }),
-  staticPodURLHeader: later(headers, {}, "HTTP headers for that URL", { flag: "manifest-url-header", secret: true }),
-  httpCheckFrequency: later(duration(), 20 * second, "how often that URL is read"),
+  fileCheckFrequency: works(duration(), 20 * second, "how often static pod files are read"),
+  staticPodURL: works(string(), "", "URL of static pods", { flag: "manifest-url", secret: true }),
+  staticPodURLHeader: works(headers, {}, "HTTP headers for that URL", { flag: "manifest-url-header", secret: true }),
+  httpCheckFrequency: works(duration(), 20 * second, "how often that URL is read"),
   runOnce: noEffect(bool, false, "must be false", { flag: "runonce" }),
 };
 

@@ -28,8 +28,14 @@ const oomScoreBurstableMax = oomScoreBestEffort - 1;
 // scheduling.k8s.io: priorities from here on belong to system-cluster-critical and system-node-critical.
 const systemCriticalPriority = 2_000_000_000;
 
-const configSourceAnnotation = "kubernetes.io/config.source";
-const configMirrorAnnotation = "kubernetes.io/config.mirror";
+/** Where a pod came from: `api`, `file` or `http`. */
+export const configSourceAnnotation = "kubernetes.io/config.source";
+/** On a static pod: what its mirror pod is told apart by. */
+export const configHashAnnotation = "kubernetes.io/config.hash";
+/** When the node first saw the pod. */
+export const configSeenAnnotation = "kubernetes.io/config.seen";
+/** On a mirror pod: the hash of its static pod. */
+export const configMirrorAnnotation = "kubernetes.io/config.mirror";
 
 /** True for an init container that keeps running beside the main ones (restartPolicy Always). */
 export function isSidecar(container: Container): boolean {

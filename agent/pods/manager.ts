@@ -1,6 +1,6 @@
-import type { StoreChange } from "../kube/port.ts";
+import { keyOf, type StoreChange } from "../kube/port.ts";
 import { nodes } from "../kube/resources.ts";
-import { isMirrorPod } from "../kube/pod-resources.ts";
+import { isStaticPod } from "../kube/pod-resources.ts";
 import type { Pod, PodStatus } from "../kube/types.ts";
 import { hasCode, messageOf } from "../lib/errors.ts";
 import { ignoreAbort } from "../lib/loop.ts";
@@ -14,13 +14,17 @@ import { instrumentExecutor } from "./instrumented-executor.ts";
 import { podReference, specContainers, uidOf } from "./names.ts";
 import { Orphans } from "./orphans.ts";
 import type { PodDeps } from "./port.ts";
+import { hashOf, Mirrors } from "./mirror.ts";
 import { readMaskedPaths } from "./security.ts";
+import { StaticTurns } from "./sources/turns.ts";
 import { isTerminalPhase } from "./status.ts";
 import { StatusWriter } from "./status-writer.ts";
 import { PodWorker, type WorkerDeps } from "./worker.ts";
 
 // The net below the event stream: how often everything in the runtime is listed.
 const relistMs = 10_000;
+// How long the admission of one pod may wait for a newer Node: others wait behind it.
+const fetchNodeTimeoutMs = 5_000;
 
 /** The pods that the node holds, for those who show them. Empty before `run`. */
 export interface HeldPods {
@@ -42,8 +46,8 @@ export function createPodManager(deps: PodDeps): PodManager {
   let manager: Manager | undefined;
   return {
     held: {
-      list: () => [...deps.pods.list()].filter((pod) => !isMirrorPod(pod)),
-      find: (namespace, name) => deps.pods.get(`${namespace}/${name}`),
+      list: () => [...deps.pods.list()],
+      find: (namespace, name) => deps.pods.find(namespace, name),
       status: (pod) => manager?.status(uidOf(pod)) ?? pod.status,
     },
     run: async (signal) => {
@@ -70,6 +74,10 @@ class Manager {
   readonly #orphans: Orphans;
   readonly #probes: ProbeManager;
   readonly #gate: AdmissionGate;
+  readonly #turns = new StaticTurns();
+  readonly #mirrors: Mirrors | undefined;
+  /** UIDs of pods that have ended and of which the last traces are being removed. */
+  readonly #removing = new Set<string>();
   readonly #signal: AbortSignal;
 
   constructor(deps: PodDeps, maskedPaths: readonly string[], signal: AbortSignal) {
@@ -102,7 +110,11 @@ class Manager {
       maskedPaths,
       onFinished: (uid) => this.#finish(uid),
     };
-    this.#orphans = new Orphans(deps, (uid) => this.#workers.has(uid));
+    this.#orphans = new Orphans(
+      deps,
+      (uid) => this.#workers.has(uid) || this.#removing.has(uid) || this.#gate.has(uid),
+    );
+    this.#mirrors = this.#createMirrors();
   }
 
   status(podUID: string): PodStatus | undefined {
@@ -110,19 +122,24 @@ class Manager {
   }
 
   async run(): Promise<void> {
-    const { pods, objects, volumes, node, runtime, metrics } = this.#deps;
+    const { pods, mirrors, objects, volumes, node, runtime, metrics } = this.#deps;
     const signal = this.#signal;
     this.#writer.start(signal);
     const wakeAll = () => this.#each((worker) => worker.wake());
     const unsubscribe = [
       pods.subscribe((change) => this.#onPod(change)),
+      mirrors?.pods.subscribe((change) => this.#onMirror(change)),
       volumes.onChange((uid) => this.#workers.get(uid)?.worker.contentChanged()),
       objects.onChange((_kind, namespace) => this.#onObject(namespace)),
       node.subscribe(wakeAll),
       metrics?.follow(() => [...this.#workers.values()].map(({ worker }) => worker.view)),
     ];
     try {
-      await Promise.all([runtime.events(({ podUID }) => this.#onRuntime(podUID), signal), this.#relist()]);
+      await Promise.all([
+        runtime.events(({ podUID }) => this.#onRuntime(podUID), signal),
+        this.#relist(),
+        this.#mirrors?.run(signal),
+      ]);
     } finally {
       for (const end of unsubscribe) end?.();
       await this.#gate.settled();
@@ -144,13 +161,20 @@ class Manager {
       this.#deps.metrics?.gone(uid);
       this.#writer.forget(uid);
       this.#gate.leave(uid);
-      this.#workers.get(uid)?.worker.remove();
+      const entry = this.#workers.get(uid);
+      if (entry !== undefined) entry.worker.remove();
+      else if (!this.#removing.has(uid)) this.#leave(pod);
       return;
     }
-    this.#deps.metrics?.seen(pod);
-    this.#writer.observe(pod);
     const present = this.#workers.get(uid);
+    // Taken away and there again with the same UID: it begins anew when it has ended.
+    if (this.#removing.has(uid) || present?.worker.isGone === true) return;
+    this.#deps.metrics?.seen(pod);
+    this.#observe(pod);
     if (present !== undefined) present.worker.update(pod);
+    else if (!this.#turns.enter(pod)) {
+      this.#deps.log.info({ pod: podReference(pod) }, "static pod waits for the one of its name to end");
+    }
     // What is over or about to be needs no admission, only an end.
     else if (pod.metadata.deletionTimestamp !== undefined || isTerminalPhase(pod.status?.phase)) {
       this.#gate.leave(uid);
@@ -158,12 +182,56 @@ class Manager {
     } else this.#gate.arrive(pod);
   }
 
+  #observe(pod: Pod): void {
+    if (!isStaticPod(pod)) {
+      this.#writer.observe(pod);
+      return;
+    }
+    const key = keyOf(pod.metadata);
+    const mirror = this.#deps.mirrors?.pods.get(key);
+    this.#writer.hold(pod);
+    if (mirror !== undefined && hashOf(mirror) === uidOf(pod)) this.#writer.observeMirror(uidOf(pod), mirror);
+    this.#mirrors?.wake(key);
+  }
+
+  // A static pod's mirror pod is where its status is written.
+  #onMirror({ old, object }: StoreChange<Pod>): void {
+    const mirror = object ?? old;
+    const uid = mirror === undefined ? undefined : hashOf(mirror);
+    if (mirror === undefined || uid === undefined) return;
+    const pod = this.#deps.pods.byUID(uid);
+    if (pod === undefined || !isStaticPod(pod)) return;
+    if (object === undefined) this.#writer.forgetMirror(pod, mirror);
+    else this.#writer.observeMirror(uid, object);
+  }
+
+  #createMirrors(): Mirrors | undefined {
+    const { mirrors, pods, client, clock, log, node } = this.#deps;
+    if (mirrors === undefined) return undefined;
+    return new Mirrors({
+      client,
+      mirrors: mirrors.pods,
+      ownNode: mirrors.ownNode,
+      nodeName: node.nodeName,
+      names: () => [...pods.list()].filter(isStaticPod).map(({ metadata }) => keyOf(metadata)),
+      wanted: (key) => {
+        const uid = this.#turns.started(key);
+        if (uid === undefined) return pods.hasSynced ? undefined : "keep";
+        return this.#workers.get(uid)?.worker.isGone === true ? "keep" : (pods.byUID(uid) ?? "keep");
+      },
+      onCreated: (mirror) => this.#writer.observeMirror(hashOf(mirror) ?? "", mirror),
+      clock,
+      log,
+    });
+  }
+
   #createGate(): AdmissionGate {
     const { admission, client, node, recorder, log } = this.#deps;
     return new AdmissionGate({
       context: admission,
       active: () => [...this.#workers.values()].flatMap(({ worker }) => (worker.isActive ? [worker.pod] : [])),
-      fetchNode: async () => await client.get(nodes, { name: node.nodeName }, { signal: this.#signal }),
+      fetchNode: async () =>
+        await client.get(nodes, { name: node.nodeName }, { signal: this.#signal, timeoutMs: fetchNodeTimeoutMs }),
       preempt: async (victim) => await this.#preempt(victim),
       onAdmitted: (pod) => this.#start(pod),
       onRejected: (pod, { reason, message }: Rejection) => {
@@ -204,7 +272,21 @@ class Manager {
     if (entry === undefined) return;
     entry.stop.abort();
     this.#workers.delete(uid);
-    void this.#orphans.removePod(uid);
+    this.#removing.add(uid);
+    // Never rejects.
+    void this.#orphans.removePod(uid).then(() => {
+      this.#removing.delete(uid);
+      this.#leave(entry.worker.pod);
+      const again = this.#deps.pods.byUID(uid);
+      if (again !== undefined) this.#onPod({ key: keyOf(again.metadata), old: undefined, object: again });
+    });
+  }
+
+  // Nothing of a pod is left: who waited for that may begin.
+  #leave(pod: Pod): void {
+    const next = this.#turns.leave(pod);
+    if (next !== undefined) this.#onPod({ key: keyOf(next.metadata), old: undefined, object: next });
+    if (isStaticPod(pod)) this.#mirrors?.wake(keyOf(pod.metadata));
   }
 
   #onRuntime(podUID: string | undefined): void {
@@ -222,20 +304,30 @@ class Manager {
   async #relist(): Promise<void> {
     const { clock, runtime, log, pods, node } = this.#deps;
     const signal = this.#signal;
-    await pods.synced(signal).catch(ignoreAbort);
-    this.#gate.open();
+    const synced = new AbortController();
+    const opened = pods
+      .synced(signal)
+      .then(() => {
+        this.#gate.open();
+        synced.abort();
+      })
+      .catch(ignoreAbort);
     while (!signal.aborted) {
+      // Before all sources have told what they have, nothing may be taken for superfluous.
+      const maySweep = pods.hasSynced;
       try {
         if (node.isRuntimeReady()) {
           const list = await runtime.list();
           this.#compare(list);
-          await this.#orphans.sweep(list);
+          if (maySweep) await this.#orphans.sweep(list);
         }
       } catch (err) {
         if (!hasCode(err, "Canceled")) log.warn({ err: messageOf(err) }, "runtime not listed, trying again");
       }
-      await clock.sleep(relistMs, signal).catch(ignoreAbort);
+      const rest = maySweep ? signal : AbortSignal.any([signal, synced.signal]);
+      await clock.sleep(relistMs, rest).catch(ignoreAbort);
     }
+    await opened;
   }
 
   // Wakes the pods whose containers are not as their worker last saw them: an event was lost.

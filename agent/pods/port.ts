@@ -12,6 +12,7 @@ import type { AdmissionContext } from "./admission/port.ts";
 import type { CrashBackoffLimits } from "./crash-backoff.ts";
 import type { DNSConfig } from "./dns.ts";
 import type { PodMetrics } from "./metrics.ts";
+import type { MirrorSet, PodSet } from "./sources/port.ts";
 
 /** The index by `metadata.namespace` that the services store must have. */
 export const namespaceIndex = "namespace";
@@ -22,8 +23,10 @@ export interface PodDeps {
   log: Logger;
   client: ApiClient;
   recorder: EventRecorder;
-  /** Pods bound to this node. */
-  pods: Store<Pod>;
+  /** Pods that this node is to run. */
+  pods: PodSet;
+  /** Where static pods are shown; undefined: there is no API server. */
+  mirrors?: { pods: MirrorSet; ownNode: Store<Node> };
   /** With {@link namespaceIndex}. */
   services: Store<Service>;
   runtimeClasses: Store<RuntimeClass>;

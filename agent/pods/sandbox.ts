@@ -1,5 +1,5 @@
 import { join } from "node:path";
-import { podSandboxResources } from "../kube/pod-resources.ts";
+import { configSourceAnnotation, podSandboxResources } from "../kube/pod-resources.ts";
 import type { Pod } from "../kube/types.ts";
 import type { PodSandboxConfig, PodSnapshot, SandboxStatus } from "../runtime/port.ts";
 import { sandboxHostname } from "./hosts.ts";
@@ -51,7 +51,7 @@ export function buildSandboxConfig(
       "io.kubernetes.pod.namespace": metadata.namespace ?? "",
       "io.kubernetes.pod.uid": uidOf(pod),
     },
-    annotations: { ...metadata.annotations, "kubernetes.io/config.source": "api" },
+    annotations: { [configSourceAnnotation]: "api", ...metadata.annotations },
     cgroupParent: inputs.cgroupParent,
     sysctls: Object.fromEntries(
       (spec.securityContext?.sysctls ?? []).map(({ name, value }) => [name.replaceAll("/", "."), value]),

@@ -2,7 +2,7 @@ import type { ApiClient } from "../kube/port.ts";
 import { pods } from "../kube/resources.ts";
 import type { Pod, PodStatus } from "../kube/types.ts";
 import { backoffMs } from "../lib/backoff.ts";
-import type { Clock } from "../lib/clock.ts";
+import type { Clock, Timer } from "../lib/clock.ts";
 import { hasCode, isAbort, messageOf } from "../lib/errors.ts";
 import type { Logger } from "../lib/log.ts";
 import type { PodMetrics } from "./metrics.ts";
@@ -23,12 +23,16 @@ export interface StatusWriterDeps {
 }
 
 interface Entry {
-  /** Newest object that the API server showed us, by watch or as the answer to a patch. */
+  /** Newest object that the API server showed us, by watch or as the answer to a patch; that of a static pod's mirror pod. */
   known: Pod;
+  /** The API server has no object to write to: a static pod without mirror pod. */
+  isLocal: boolean;
   wanted: PodStatus | undefined;
   isQueued: boolean;
   isBusy: boolean;
   failures: number;
+  /** Ends the rest after a failure. */
+  rest: Timer | undefined;
   /** The last patch that the server took. It is not sent again unless somebody changed the object after it. */
   sent: string | undefined;
   /** Monotonic ms since which there is something to send that the server has not. */
@@ -59,21 +63,40 @@ export class StatusWriter {
 
   /** The API server showed this object. */
   observe(pod: Pod): void {
-    const uid = uidOf(pod);
-    const entry = this.#entries.get(uid);
-    if (entry === undefined) {
-      this.#entries.set(uid, {
-        known: pod,
-        wanted: undefined,
-        isQueued: false,
-        isBusy: false,
-        failures: 0,
-        sent: undefined,
-        dueSinceMs: undefined,
-      });
-      return;
-    }
+    const entry = this.#entries.get(uidOf(pod));
+    if (entry === undefined) this.#entries.set(uidOf(pod), newEntry(pod, false));
+    else this.#show(uidOf(pod), entry, pod);
+  }
+
+  /** Keeps the status of a static pod; it is written nowhere as long as there is no mirror pod. */
+  hold(pod: Pod): void {
+    const entry = this.#entries.get(uidOf(pod));
+    if (entry === undefined) this.#entries.set(uidOf(pod), newEntry(pod, true));
+    else if (entry.isLocal) entry.known = pod;
+  }
+
+  /** The API server showed the mirror pod of a static pod. */
+  observeMirror(podUID: string, mirror: Pod): void {
+    const entry = this.#entries.get(podUID);
+    if (entry !== undefined) this.#show(podUID, entry, mirror);
+  }
+
+  /** A mirror pod is gone. */
+  forgetMirror(pod: Pod, mirror: Pod): void {
+    const entry = this.#entries.get(uidOf(pod));
+    if (entry === undefined || uidOf(entry.known) !== uidOf(mirror)) return; // another one has taken its place already
+    this.#entries.set(uidOf(pod), { ...newEntry(pod, true), wanted: entry.wanted });
+    entry.rest?.cancel();
+  }
+
+  #show(uid: string, entry: Entry, pod: Pod): void {
     if (isOlder(pod, entry.known)) return; // the watch is behind the answer to our own patch
+    if (uidOf(pod) !== uidOf(entry.known)) {
+      entry.isLocal = false;
+      if (entry.rest !== undefined) entry.isBusy = false; // what failed, failed for another object
+      entry.rest?.cancel();
+      entry.rest = undefined;
+    }
     if (pod.metadata.resourceVersion !== entry.known.metadata.resourceVersion) entry.sent = undefined;
     entry.known = pod;
     if (entry.wanted !== undefined) this.#enqueue(uid, entry);
@@ -104,13 +127,14 @@ export class StatusWriter {
     this.#entries.delete(podUID);
   }
 
-  #patchOf(uid: string, entry: Entry): object | undefined {
-    return entry.wanted === undefined ? undefined : statusPatch(uid, entry.known.status ?? {}, entry.wanted);
+  #patchOf(entry: Entry): object | undefined {
+    if (entry.wanted === undefined || entry.isLocal) return undefined;
+    return statusPatch(uidOf(entry.known), entry.known.status ?? {}, entry.wanted);
   }
 
   #enqueue(uid: string, entry: Entry): void {
     if (entry.isQueued || entry.isBusy) return;
-    const patch = this.#patchOf(uid, entry);
+    const patch = this.#patchOf(entry);
     if (patch === undefined || JSON.stringify(patch) === entry.sent) {
       entry.dueSinceMs = undefined;
       return;
@@ -126,7 +150,7 @@ export class StatusWriter {
       const uid = this.#queue.shift();
       if (uid === undefined) return;
       const entry = this.#entries.get(uid);
-      if (entry === undefined) continue;
+      if (entry?.isQueued !== true) continue;
       this.#inFlight += 1;
       void this.#write(uid, entry, this.#stop).finally(() => {
         this.#inFlight -= 1;
@@ -138,7 +162,7 @@ export class StatusWriter {
   async #write(uid: string, entry: Entry, signal: AbortSignal): Promise<void> {
     const { client, clock, log, metrics, onWritten } = this.#deps;
     entry.isQueued = false;
-    const patch = this.#patchOf(uid, entry);
+    const patch = this.#patchOf(entry);
     const sinceMs = entry.dueSinceMs ?? clock.monotonic();
     entry.dueSinceMs = undefined;
     if (patch === undefined) return;
@@ -146,11 +170,13 @@ export class StatusWriter {
     const { name, namespace = "" } = entry.known.metadata;
     const pod = `${namespace}/${name}`;
     try {
-      entry.known = await client.patch(pods, { namespace, name }, patch, {
+      const before = uidOf(entry.known);
+      const answer = await client.patch(pods, { namespace, name }, patch, {
         type: "strategic",
         subresource: "status",
         signal,
       });
+      if (uidOf(entry.known) === before) entry.known = answer;
       entry.failures = 0;
       entry.sent = JSON.stringify(patch);
       metrics?.statusSeconds.observe({}, (clock.monotonic() - sinceMs) / 1_000);
@@ -162,7 +188,8 @@ export class StatusWriter {
       entry.dueSinceMs = sinceMs;
       const retryMs = isGone ? patchRetry.maxMs : backoffMs(entry.failures, patchRetry);
       log[isGone ? "debug" : "warn"]({ pod, podUID: uid, err: messageOf(err), retryMs }, "pod status not written");
-      clock.after(retryMs, () => {
+      entry.rest = clock.after(retryMs, () => {
+        entry.rest = undefined;
         entry.isBusy = false;
         if (this.#entries.get(uid) === entry) this.#enqueue(uid, entry);
       });
@@ -172,6 +199,20 @@ export class StatusWriter {
     this.#enqueue(uid, entry); // what was set meanwhile
     onWritten(uid);
   }
+}
+
+function newEntry(known: Pod, isLocal: boolean): Entry {
+  return {
+    known,
+    isLocal,
+    wanted: undefined,
+    isQueued: false,
+    isBusy: false,
+    failures: 0,
+    rest: undefined,
+    sent: undefined,
+    dueSinceMs: undefined,
+  };
 }
 
 // Resource versions are opaque but comparable as integers of one resource (KEP-5504); equal length first.

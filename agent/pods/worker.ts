@@ -1,5 +1,5 @@
 import { isDeepStrictEqual } from "node:util";
-import { isSidecar } from "../kube/pod-resources.ts";
+import { isSidecar, isStaticPod } from "../kube/pod-resources.ts";
 import { pods } from "../kube/resources.ts";
 import type { Condition, Container, Pod, PodStatus } from "../kube/types.ts";
 import { backoffMs } from "../lib/backoff.ts";
@@ -161,6 +161,11 @@ export class PodWorker {
 
   get pod(): Pod {
     return this.#pod;
+  }
+
+  /** Its source has the pod no more: nothing will make it start again. */
+  get isGone(): boolean {
+    return this.#isGone;
   }
 
   /** Content of volumes is out of date. */
@@ -498,7 +503,8 @@ export class PodWorker {
 
   // The object goes once the API server knows how the pod ended and nothing of it is left on the node.
   #deleteIfDone(pod: Pod): void {
-    if (this.#isGone || !this.#isCleanedUp || this.#deletion !== "none") return;
+    // A mirror pod is not what we run: it comes and goes with its static pod.
+    if (this.#isGone || !this.#isCleanedUp || this.#deletion !== "none" || isStaticPod(pod)) return;
     const known = this.#deps.writer.known(this.uid);
     if (known?.metadata.deletionTimestamp === undefined || !isTerminalPhase(known.status?.phase)) return;
     this.#deletion = "underWay";

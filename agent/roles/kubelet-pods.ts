@@ -3,8 +3,7 @@ import type { KubeletSettings } from "../config/load-kubelet.ts";
 import { createProber } from "../probes/run.ts";
 import type { EventRecorder, Store } from "../kube/port.ts";
 import { quantityValue } from "../kube/quantity.ts";
-import { pods } from "../kube/resources.ts";
-import type { Node, Pod, RuntimeClass, Service } from "../kube/types.ts";
+import type { Node, RuntimeClass, Service } from "../kube/types.ts";
 import { isSwapControllerAvailable } from "../node/cgroup-detect.ts";
 import { createLogRotation } from "../pods/log-rotation.ts";
 import { createPodManager, type HeldPods } from "../pods/manager.ts";
@@ -16,6 +15,7 @@ import { createObjectSource, type OwnedObjectSource } from "../volumes/object-so
 import type { Cluster, Surroundings } from "./cluster.ts";
 import type { StartedNode } from "./kubelet-node.ts";
 import type { KubeletMetrics } from "./kubelet-metrics.ts";
+import { startSources } from "./kubelet-sources.ts";
 import { podSettings, pullVerification, resourceContext } from "./kubelet-settings.ts";
 import { keepQOSWeights } from "./qos-weights.ts";
 
@@ -33,7 +33,7 @@ export interface StartPodsOptions extends StartedNode {
 /** Runs the pods that are bound to the node. Resolves with them when the workers are running. */
 export async function startPods(options: StartPodsOptions, surroundings: Surroundings): Promise<HeldPods> {
   const { settings, recorder, cluster, ownNode, facts, runtime, nodeView, cgroupTree, cgroups } = options;
-  const { clock, log, parts, stop } = surroundings;
+  const { clock, log, parts } = surroundings;
   const { version: cgroupVersion } = cgroupTree;
   const swapControllerAvailable = await isSwapControllerAvailable(cgroupVersion);
   const resources = resourceContext(settings, facts, { cgroupVersion, swapControllerAvailable });
@@ -41,15 +41,15 @@ export async function startPods(options: StartPodsOptions, surroundings: Surroun
   const volumes = openVolumes(options, objects, surroundings);
   const images = await openImages(options, surroundings);
 
-  // Pods come last, and only once the Node is known: their admission looks at its labels.
-  await ownNode.synced(stop);
-  const podStore: Store<Pod> = cluster.follow(pods, { fieldSelector: `spec.nodeName=${nodeView.nodeName}` });
+  const { nodeName } = nodeView;
+  const sources = startSources({ settings, nodeName, recorder, cluster, ownNode }, surroundings);
   const manager = createPodManager({
     clock,
     log,
     client: cluster.client,
     recorder,
-    pods: podStore,
+    pods: sources,
+    mirrors: { pods: sources.mirrors, ownNode },
     services: options.services,
     runtimeClasses: options.runtimeClassStore,
     runtime,
@@ -71,7 +71,7 @@ export async function startPods(options: StartPodsOptions, surroundings: Surroun
     }),
     settings: podSettings(settings, { selinuxEnabled: options.selinuxEnabled, resources }),
   });
-  parts.start("QoS weights", (signal) => keepQOSWeights({ cgroups, pods: podStore, clock, log }, signal));
+  parts.start("QoS weights", (signal) => keepQOSWeights({ cgroups, pods: sources, clock, log }, signal));
   parts.start("pods", (signal) => manager.run(signal));
   startLogRotation(options, manager.held, surroundings);
   return manager.held;

@@ -1,17 +1,22 @@
-import type { Store } from "../kube/port.ts";
 import type { Pod } from "../kube/types.ts";
 import type { Clock } from "../lib/clock.ts";
 import { messageOf } from "../lib/errors.ts";
 import type { Logger } from "../lib/log.ts";
 import { Loop } from "../lib/loop.ts";
 import type { PodCgroups } from "../node/cgroups.ts";
+import type { PodSet } from "../pods/sources/port.ts";
 
 // kubelet's period. Pods that come weigh in at once; this is for those that end.
 const refreshMs = 60_000;
 
 /** Keeps the CPU weight of the Burstable class at what its active pods asked for, until `signal` aborts. */
 export async function keepQOSWeights(
-  deps: { cgroups: Pick<PodCgroups, "refreshQOS">; pods: Store<Pod>; clock: Clock; log: Logger },
+  deps: {
+    cgroups: Pick<PodCgroups, "refreshQOS">;
+    pods: Pick<PodSet, "hasSynced" | "list">;
+    clock: Clock;
+    log: Logger;
+  },
   signal: AbortSignal,
 ): Promise<void> {
   const { cgroups, pods, clock, log } = deps;

@@ -1,3 +1,4 @@
+import { isStaticPod } from "../../kube/pod-resources.ts";
 import type { Node, Pod } from "../../kube/types.ts";
 import { messageOf } from "../../lib/errors.ts";
 import type { Logger } from "../../lib/log.ts";
@@ -49,7 +50,7 @@ export class AdmissionGate {
     this.#waiting.delete(podUID);
   }
 
-  /** Lets pods in from now on: all that were there before are known. */
+  /** Lets pods in from now on: all that were there before are known. Static pods, which come first anyway, do not wait. */
   open(): void {
     this.#isOpen = true;
     this.#work();
@@ -61,10 +62,10 @@ export class AdmissionGate {
   }
 
   #work(): void {
-    if (!this.#isOpen || this.#running !== undefined) return;
+    if (this.#running !== undefined || this.#oldest() === undefined) return;
     this.#running = this.#drain().finally(() => {
       this.#running = undefined;
-      if (this.#waiting.size > 0) this.#work(); // came between the last look and now
+      this.#work(); // for those that came between the last look and now
     });
   }
 
@@ -82,6 +83,7 @@ export class AdmissionGate {
   #oldest(): Pod | undefined {
     let oldest: Pod | undefined;
     for (const pod of this.#waiting.values()) {
+      if (!this.#isOpen && !isStaticPod(pod)) continue;
       if (oldest === undefined || createdAt(pod) < createdAt(oldest)) oldest = pod;
     }
     return oldest;

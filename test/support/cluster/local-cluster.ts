@@ -45,7 +45,7 @@ export interface LocalClusterOptions {
   onStep?(what: string): void;
   /** Over the KubeletConfiguration. */
   kubelet?: Record<string, unknown>;
-  /** Path of the executable; dist/nodelet unless given. */
+  /** Path of the executable; that of the variable NODELET, or dist/nodelet, unless given. */
   nodelet?: string;
 }
 
@@ -57,7 +57,7 @@ const apiServerPort = 16_443;
 
 /** Starts it; nothing waits for the node to be Ready. Needs root and what `.ci/prepare` installs. */
 export async function startLocalCluster(options: LocalClusterOptions = {}): Promise<LocalCluster> {
-  const { onStep = () => {}, nodelet = join(projectRoot, "dist/nodelet") } = options;
+  const { onStep = () => {}, nodelet = process.env["NODELET"] ?? join(projectRoot, "dist/nodelet") } = options;
   onStep("starting containerd in a network namespace of its own");
   const node = await createTestNode();
   try {

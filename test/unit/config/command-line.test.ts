@@ -63,7 +63,7 @@ test("verbosity becomes a log level", () => {
 test("the list of what is not there yet names fields with their purpose", () => {
   const text = unsupportedFieldsMarkdown([kubeletStart, ...kubeletSections]);
   expect(text).toContain("- `--lock-file`: file to hold a lock on while running");
-  expect(text).toContain("- `staticPodPath`: directory or file of static pods");
+  expect(text).toContain("- `volumePluginDir`: directory of flexvolume plugins");
   expect(text).toContain("- `evictionHard`: ");
   expect(text).not.toContain("`maxPods`");
 });

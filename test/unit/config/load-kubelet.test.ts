@@ -25,9 +25,7 @@ describe("configurations of the field", () => {
       authentication: { anonymous: { enabled: false }, webhook: { enabled: true, cacheTTL: 120_000 } },
       logging: { flushFrequency: 5000, verbosity: 0, format: "text" },
     });
-    expect([...warnings].sort()).toEqual([
-      "/var/lib/kubelet/config.yaml: staticPodPath is not supported yet and has no effect",
-    ]);
+    expect(warnings).toEqual([]);
   });
 
   test("kind's is read with its flags, and switching off what is not there is no warning", () => {
@@ -363,7 +361,7 @@ describe("precedence", () => {
 
 describe("warnings", () => {
   const warned: [fields: string, args: string[], ...lines: string[]][] = [
-    ["staticPodPath: /m", [], "/etc/k.yaml: staticPodPath is not supported yet and has no effect"],
+    ["volumePluginDir: /m", [], "/etc/k.yaml: volumePluginDir is not supported yet and has no effect"],
     ["", ["--lock-file=/l"], "--lock-file is not supported yet and has no effect"],
     [
       "evictionHard: {memory.available: 1Gi}",

@@ -1,0 +1,97 @@
+import { isScalar, parseAllDocuments } from "yaml";
+import type { Pod } from "../../kube/types.ts";
+import { AgentError, messageOf } from "../../lib/errors.ts";
+import { podShape } from "./pod-shape.ts";
+import { isObject, shapeProblem, withoutNulls } from "./shape.ts";
+
+/** What a manifest says, and what is odd about it. */
+export interface Manifest {
+  /** As written: nothing is filled in yet. Its fields have the types that they should have. */
+  pods: Pod[];
+  /** For people; the pods run nevertheless. */
+  warnings: string[];
+}
+
+/**
+ * Reads one Pod as JSON or YAML. Throws Invalid with one line that says what is wrong and where, without naming the file.
+ */
+export function parsePod(text: string): Manifest {
+  const { value, warnings } = parseText(text);
+  return { pods: [podOf(value, "")], warnings };
+}
+
+/** Reads one Pod or a PodList. Throws Invalid. */
+export function parsePods(text: string): Manifest {
+  const { value, warnings } = parseText(text);
+  if (!isObject(value) || value["kind"] !== "PodList") return { pods: [podOf(value, "")], warnings };
+  const { apiVersion, items = [] } = value;
+  if (apiVersion !== "v1") throw new AgentError("Invalid", `apiVersion must be v1, not ${JSON.stringify(apiVersion)}`);
+  if (!Array.isArray(items)) throw new AgentError("Invalid", "items: must be a list");
+  // Items of a list need not say what they are.
+  const pods = items.map((item: unknown, i) =>
+    podOf(isObject(item) ? { ...item, apiVersion, kind: "Pod" } : item, `items[${i}]`),
+  );
+  return { pods, warnings };
+}
+
+function podOf(value: unknown, path: string): Pod {
+  if (!isObject(value)) throw new AgentError("Invalid", `${path === "" ? "the document" : path}: must be a Pod`);
+  const { apiVersion, kind } = value;
+  if (apiVersion !== "v1" || kind !== "Pod") {
+    const found = `apiVersion ${JSON.stringify(apiVersion) ?? "none"}, kind ${JSON.stringify(kind) ?? "none"}`;
+    throw new AgentError("Invalid", `must be apiVersion v1, kind Pod, not ${found}`);
+  }
+  const problem = shapeProblem(value, podShape, path);
+  if (problem !== undefined) throw new AgentError("Invalid", problem);
+  const { metadata, spec } = value;
+  if (!isObject(metadata) || typeof metadata["name"] !== "string" || metadata["name"] === "") {
+    throw new AgentError("Invalid", `${path === "" ? "" : `${path}.`}metadata.name: must be set`);
+  }
+  if (!isObject(spec) || !Array.isArray(spec["containers"])) {
+    throw new AgentError("Invalid", `${path === "" ? "" : `${path}.`}spec.containers: must be a list of containers`);
+  }
+  return value as unknown as Pod; // its shape has just been checked
+}
+
+function parseText(text: string): { value: unknown; warnings: string[] } {
+  if (text.trim() === "") throw new AgentError("Invalid", "is empty");
+  // JSON's parser is a hundred times faster than YAML's, which would read the same.
+  if (text.trimStart().startsWith("{")) {
+    try {
+      return { value: withoutNulls(JSON.parse(text)), warnings: [] };
+    } catch {
+      // YAML's flow style begins like that, too; if it is neither, the message below says where it ends to make sense.
+    }
+  }
+  return parseYAML(text);
+}
+
+function parseYAML(text: string): { value: unknown; warnings: string[] } {
+  // Kubernetes' YAML is 1.1 (yes, on, 0644) but for base-60 numbers and timestamps: it has no fields of such types.
+  const parsed = parseAllDocuments(text, {
+    version: "1.1",
+    stringKeys: true,
+    uniqueKeys: false, // the reference's parser takes the last one
+    customTags: (tags) =>
+      tags.filter((tag) => typeof tag === "string" || (tag.format !== "TIME" && !tag.tag.endsWith(":timestamp"))),
+  });
+  const documents =
+    "empty" in parsed
+      ? []
+      : parsed.filter(({ contents }) => contents !== null && !(isScalar(contents) && contents.value === null));
+  const [document] = documents;
+  if (document === undefined) throw new AgentError("Invalid", "is empty");
+  const [error] = document.errors;
+  if (error !== undefined) {
+    throw new AgentError("Invalid", `is not valid YAML: ${error.message.split("\n", 1)[0]?.replace(/:$/, "") ?? ""}`);
+  }
+  let value: unknown;
+  try {
+    value = withoutNulls(document.toJS());
+  } catch (err) {
+    throw new AgentError("Invalid", `is not valid YAML: ${messageOf(err)}`); // such as aliases that multiply
+  }
+  const { length } = documents;
+  const warnings = length > 1 ? [`only the first of its ${length} documents is used: a file holds one Pod`] : [];
+  return { value, warnings };
+}

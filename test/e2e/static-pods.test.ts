@@ -1,0 +1,182 @@
+import { mkdir, mkdtemp, rename, rm, symlink, writeFile } from "node:fs/promises";
+import { tmpdir } from "node:os";
+import { join } from "node:path";
+import { setTimeout as sleep } from "node:timers/promises";
+import { afterAll, beforeAll, describe, expect, inject, test } from "vitest";
+import { stringify } from "yaml";
+import { events } from "../../agent/kube/resources.ts";
+import type { Pod } from "../../agent/kube/types.ts";
+import { isReady, isRunning, until } from "./support/cluster.ts";
+import { openKubectl } from "./support/kubectl.ts";
+import { type BreakableCluster, identityOf, openBreakableCluster, restartAgent } from "./support/local.ts";
+import { podOf, shell, sleeperOf } from "./support/pods.ts";
+
+const mirrorAnnotation = "kubernetes.io/config.mirror";
+
+describe.skipIf(!inject("isLocal"))("static pods", () => {
+  let env: BreakableCluster;
+  let dir: string;
+
+  beforeAll(async () => {
+    dir = await mkdtemp(join(tmpdir(), "manifests-"));
+    env = await openBreakableCluster({ staticPodPath: dir });
+  });
+  afterAll(async () => {
+    await env?.[Symbol.asyncDispose]();
+    await rm(dir, { recursive: true, force: true });
+  });
+
+  const inNamespace = (pod: Pod): Pod => ({ ...pod, metadata: { ...pod.metadata, namespace: env.cluster.namespace } });
+  /** As careful people do it: readers see the old file or the new one. */
+  const put = async (file: string, pod: Pod) => {
+    await writeFile(join(dir, `.${file}`), stringify(inNamespace(pod)));
+    await rename(join(dir, `.${file}`), join(dir, file));
+  };
+  const mirrorOf = (name: string) => `${name}-${env.local.node.name}`;
+  /** Running containers of pods whose name begins like that, by what the runtime says. */
+  const containersOf = async (name: string) =>
+    (await env.list()).containers.filter(({ podName, state }) => podName === mirrorOf(name) && state === "running");
+
+  test("a manifest becomes a pod, its mirror shows status, owner and source", async () => {
+    await put("web.yaml", sleeperOf("web"));
+    const mirror = await env.cluster.waitForPod(mirrorOf("web"), "ready", isReady, 20_000);
+    const { metadata, spec, status } = mirror;
+    expect(metadata.annotations).toMatchObject({
+      [mirrorAnnotation]: expect.stringMatching(/^[0-9a-f]{32}$/) as string,
+      "kubernetes.io/config.source": "file",
+    });
+    expect(metadata.ownerReferences).toMatchObject([{ kind: "Node", name: env.local.node.name, controller: true }]);
+    expect(spec.tolerations).toContainEqual({ operator: "Exists", effect: "NoExecute" });
+    expect(status).toMatchObject({ phase: "Running", qosClass: "BestEffort" });
+    const [container] = await containersOf("web");
+    expect(status?.containerStatuses?.[0]?.containerID).toBe(`containerd://${container?.id ?? ""}`);
+    expect(container?.podUID).toBe(metadata.annotations?.[mirrorAnnotation]);
+  });
+
+  test("logs and exec reach it by its mirror's name", async () => {
+    await put("talks.yaml", podOf("talks", "echo hello; trap 'exit 0' TERM; while true; do sleep 1 & wait $!; done"));
+    await env.cluster.waitForPod(mirrorOf("talks"), "ready", isReady);
+    const kubectl = openKubectl(env.local.kubeconfig, env.cluster.namespace);
+    expect(await kubectl.demand(["logs", mirrorOf("talks")])).toBe("hello\n");
+    expect(await kubectl.demand(["exec", mirrorOf("talks"), "--", "hostname"])).toBe(`${mirrorOf("talks")}\n`);
+    await rm(join(dir, "talks.yaml"));
+  });
+
+  test("deleting the mirror stops nothing, and there is a new one", async () => {
+    const before = await env.cluster.getPod(mirrorOf("web"));
+    await env.cluster.deletePod(mirrorOf("web"));
+    const after = await env.cluster.waitForPod(
+      mirrorOf("web"),
+      "made anew and ready",
+      (pod) => pod.metadata.uid !== before.metadata.uid && isReady(pod),
+    );
+    expect(identityOf(after)).toEqual(identityOf(before));
+  });
+
+  test("an edited manifest: the old pod ends before the new one starts", async () => {
+    const stamp = (word: string) => {
+      const script = `echo ${word} began >> /out/log; trap 'sleep 1; echo ${word} ended >> /out/log; exit 0' TERM; while true; do sleep 1 & wait $!; done`;
+      const main = shell("main", script, { volumeMounts: [{ name: "out", mountPath: "/out" }] });
+      return podOf("edited", [main], {
+        terminationGracePeriodSeconds: 10,
+        volumes: [{ name: "out", hostPath: { path: out } }],
+      });
+    };
+    const out = join(dir, ".out");
+    await mkdir(out);
+    await put("edited.yaml", stamp("first"));
+    const before = await env.cluster.waitForPod(mirrorOf("edited"), "ready", isReady);
+    await put("edited.yaml", stamp("second"));
+    await env.cluster.waitForPod(
+      mirrorOf("edited"),
+      "the new one, ready",
+      (pod) =>
+        pod.metadata.annotations?.[mirrorAnnotation] !== before.metadata.annotations?.[mirrorAnnotation] &&
+        isReady(pod),
+    );
+    const { stdout } = await env.local.node.exec("cat", [join(out, "log")]);
+    expect(stdout.trim().split("\n")).toEqual(["first began", "first ended", "second began"]);
+    expect(await containersOf("edited")).toHaveLength(1);
+  });
+
+  test("a manifest that makes no sense is told about, and the others go on", async () => {
+    await writeFile(join(dir, "broken.yaml"), "apiVersion: v1\nkind: Pod\nmetadata: {name: broken\n");
+    await put("refers.yaml", podOf("refers", "true", { serviceAccountName: "default" }));
+    await put("beside.yaml", sleeperOf("beside"));
+    await env.cluster.waitForPod(mirrorOf("beside"), "ready", isReady);
+    const messages = await until("events about both", async () => {
+      const { items } = await env.cluster.client.list(events, { namespace: "default" });
+      const found = items.filter(({ reason }) => reason === "FailedValidation").map(({ message }) => message ?? "");
+      return found.length >= 2 ? found : undefined;
+    });
+    expect(messages).toContainEqual(expect.stringMatching(/broken\.yaml is not used: is not valid YAML/));
+    expect(messages).toContainEqual(
+      expect.stringMatching(/refers\.yaml is not used: spec\.serviceAccountName: must not/),
+    );
+    await rm(join(dir, "broken.yaml"));
+    await rm(join(dir, "refers.yaml"));
+  });
+
+  test("manifests behind links that are swapped, as in a mounted ConfigMap", async () => {
+    const write = async (version: string) => {
+      await mkdir(join(dir, `..${version}`));
+      await writeFile(
+        join(dir, `..${version}`, "linked.yaml"),
+        stringify(inNamespace(sleeperOf("linked", { hostname: version }))),
+      );
+      await symlink(`..${version}`, join(dir, "..data_tmp"));
+      await rename(join(dir, "..data_tmp"), join(dir, "..data"));
+    };
+    await write("one");
+    await symlink("..data/linked.yaml", join(dir, "linked.yaml"));
+    const isOf = (hostname: string) => (pod: Pod) => pod.spec.hostname === hostname && isReady(pod);
+    await env.cluster.waitForPod(mirrorOf("linked"), "ready", isOf("one"));
+    await write("two");
+    await env.cluster.waitForPod(mirrorOf("linked"), "the new one, ready", isOf("two"));
+  });
+
+  test("killed and started again, the agent finds them as they were", async () => {
+    const before = await env.cluster.getPod(mirrorOf("web"));
+    await restartAgent(env, "SIGKILL");
+    await sleep(3_000);
+    const after = await env.cluster.waitForPod(mirrorOf("web"), "ready", isReady);
+    expect(after.metadata.uid).toBe(before.metadata.uid);
+    expect(identityOf(after)).toEqual(identityOf(before));
+    expect(await containersOf("web")).toHaveLength(1);
+  });
+
+  test("they start while the API server is away, and health is served meanwhile", async () => {
+    await env.local.agent.stop();
+    await env.local.apiServer.stop();
+    await put("early.yaml", sleeperOf("early", { hostNetwork: true }));
+    await env.local.agent.start();
+    await until("it runs", async () => (await containersOf("early")).length === 1, 30_000);
+    const { stdout } = await env.local.node.exec("wget", ["-qO-", "http://127.0.0.1:10248/healthz"]);
+    expect(stdout).toBe("ok");
+    // Edited before anybody could show it: that takes effect at once, too.
+    const [before] = await containersOf("early");
+    await put("early.yaml", sleeperOf("early", { hostNetwork: true, hostname: "edited" }));
+    await until("the new one runs", async () => {
+      const [now, ...others] = await containersOf("early");
+      return now !== undefined && others.length === 0 && now.podUID !== before?.podUID;
+    });
+    await env.local.apiServer.start();
+    const mirror = await env.cluster.waitForPod(mirrorOf("early"), "shown as running", isRunning);
+    expect(mirror.status?.podIP).toBe(env.local.node.nodeIP);
+    // What ran all the time was not touched.
+    expect(await containersOf("web")).toHaveLength(1);
+  });
+
+  test("a manifest that is taken away takes pod and mirror with it, also while the agent does not run", async () => {
+    await rm(join(dir, "early.yaml"));
+    await env.cluster.waitForPodGone(mirrorOf("early"));
+    await env.local.agent.stop("SIGKILL");
+    await rm(join(dir, "beside.yaml"));
+    await env.local.agent.start();
+    await env.cluster.waitForPodGone(mirrorOf("beside"));
+    await until(
+      "nothing of them runs",
+      async () => [...(await containersOf("early")), ...(await containersOf("beside"))].length === 0,
+    );
+  });
+});
