@@ -21,8 +21,8 @@ export const kubeletFlagFields = {
   runtimeCgroups: works(text, "", "cgroup of the container runtime"),
   lockFile: later(text, "", "file to hold a lock on while running"),
   exitOnLockContention: later(bool, false, "leave when another wants that lock"),
-  imageCredentialProviderConfig: later(text, "", "file or directory that configures credential providers"),
-  imageCredentialProviderBinDir: later(text, "", "directory of credential providers"),
+  imageCredentialProviderConfig: works(text, "", "file or directory that configures credential providers"),
+  imageCredentialProviderBinDir: works(text, "", "directory of credential providers"),
   minimumContainerTTLDuration: later(duration(), 0, "dead containers younger than this stay", {
     flag: "minimum-container-ttl-duration",
   }),

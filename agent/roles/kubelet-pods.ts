@@ -1,4 +1,3 @@
-import { join } from "node:path";
 import type { KubeletSettings } from "../config/load-kubelet.ts";
 import { createProber } from "../probes/run.ts";
 import type { EventRecorder, Store } from "../kube/port.ts";
@@ -7,16 +6,16 @@ import type { Node, RuntimeClass, Service } from "../kube/types.ts";
 import { isSwapControllerAvailable } from "../node/cgroup-detect.ts";
 import { createLogRotation } from "../pods/log-rotation.ts";
 import { createPodManager, type HeldPods } from "../pods/manager.ts";
-import { podReference, specContainers } from "../pods/names.ts";
-import { createImageManager, type ImageManager, type ImageManagerOptions } from "../runtime/images.ts";
-import { openPullRecords, type PullRecords } from "../runtime/images-records.ts";
+import { podReference } from "../pods/names.ts";
+import type { CredentialProviderConfig } from "../runtime/credential-provider-config.ts";
 import { createPodVolumes, type VolumeManager } from "../volumes/manager.ts";
 import { createObjectSource, type OwnedObjectSource } from "../volumes/object-source.ts";
 import type { Cluster, Surroundings } from "./cluster.ts";
+import { openImages } from "./kubelet-images.ts";
 import type { StartedNode } from "./kubelet-node.ts";
 import type { KubeletMetrics } from "./kubelet-metrics.ts";
 import { startSources } from "./kubelet-sources.ts";
-import { podSettings, pullVerification, resourceContext } from "./kubelet-settings.ts";
+import { podSettings, resourceContext } from "./kubelet-settings.ts";
 import { keepQOSWeights } from "./qos-weights.ts";
 
 export interface StartPodsOptions extends StartedNode {
@@ -28,6 +27,7 @@ export interface StartPodsOptions extends StartedNode {
   runtimeClassStore: Store<RuntimeClass>;
   selinuxEnabled: boolean;
   measures: KubeletMetrics;
+  credentialProviders: CredentialProviderConfig | undefined;
 }
 
 /** Runs the pods that are bound to the node. Resolves with them when the workers are running. */
@@ -39,7 +39,7 @@ export async function startPods(options: StartPodsOptions, surroundings: Surroun
   const resources = resourceContext(settings, facts, { cgroupVersion, swapControllerAvailable });
   const objects = openObjects(options, surroundings);
   const volumes = openVolumes(options, objects, surroundings);
-  const images = await openImages(options, surroundings);
+  const images = await openImages({ ...options, client: cluster.client }, surroundings);
 
   const { nodeName } = nodeView;
   const sources = startSources({ settings, nodeName, recorder, cluster, ownNode }, surroundings);
@@ -124,44 +124,4 @@ function openVolumes(
   });
   parts.defer("volumes", () => volumes.close());
   return volumes;
-}
-
-async function openImages(
-  { settings, runtime, recorder, measures }: StartPodsOptions,
-  { clock, log }: Surroundings,
-): Promise<ImageManager> {
-  const { serializeImagePulls, maxParallelImagePulls, registryPullQPS, registryBurst } = settings.config;
-  const records = await openRecords({ settings, runtime, measures }, { clock, log });
-  return createImageManager({
-    images: runtime.images,
-    clock,
-    log,
-    onEvent: eventOfContainer(recorder),
-    serializeImagePulls,
-    ...(maxParallelImagePulls === undefined ? {} : { maxParallelImagePulls }),
-    registryPullQPS,
-    registryBurst,
-    ...(records === undefined ? {} : { records }),
-    metrics: measures.images,
-    onPull: measures.pods.pull,
-  });
-}
-
-async function openRecords(
-  { settings, runtime, measures: { registry } }: Pick<StartPodsOptions, "settings" | "runtime" | "measures">,
-  { clock, log }: Pick<Surroundings, "clock" | "log">,
-): Promise<PullRecords | undefined> {
-  const policy = pullVerification(settings);
-  if (policy === undefined) return undefined;
-  const dir = join(settings.flags.rootDir, "image_manager");
-  const records = await openPullRecords({ dir, policy, now: () => clock.now(), log, registry });
-  await records.recover(runtime.images);
-  return records;
-}
-
-function eventOfContainer(recorder: EventRecorder): ImageManagerOptions["onEvent"] {
-  return (pod, { name }, type, reason, message) => {
-    const fieldPath = specContainers(pod).find(({ container }) => container.name === name)?.fieldPath;
-    recorder.event(podReference(pod, fieldPath), type, reason, message);
-  };
 }

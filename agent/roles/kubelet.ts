@@ -11,6 +11,7 @@ import { tickWhileReady } from "../server/health.ts";
 import { isSELinuxEnabled, prepareRoot } from "../volumes/root-dir.ts";
 import { followOwnNode, openCluster, type SharedStores, type Surroundings } from "./cluster.ts";
 import { openIdentity } from "./kubelet-identity.ts";
+import { loadCredentialProviders } from "./kubelet-images.ts";
 import { createKubeletMetrics, type KubeletMetrics, registerNodeMetrics } from "./kubelet-metrics.ts";
 import { startNode } from "./kubelet-node.ts";
 import { startPods } from "./kubelet-pods.ts";
@@ -59,6 +60,7 @@ export async function startKubelet(
 ): Promise<void> {
   const { flags, config } = settings;
   const { clock, log, health, parts } = surroundings;
+  const credentialProviders = await loadCredentialProviders(settings);
   await Promise.all([setOOMScore(config.oomScoreAdj, { log }), setOpenFilesMax(config.maxOpenFiles, { log })]);
   const nodeName = nodeNameOf(flags.hostnameOverride, hostname());
   const recorder = startEvents(settings, stores, nodeName, surroundings);
@@ -79,7 +81,10 @@ export async function startKubelet(
   const stats = await startServer({ ...shared, pods, probes: () => probes.families() }, surroundings);
   const { version: cgroupVersion } = node.cgroupTree;
   registerNodeMetrics(metrics, clock, { nodeName, cgroupVersion, gates: config.featureGates, stats });
-  running.pods = await startPods({ ...shared, recorder, runtimeClassStore, selinuxEnabled }, surroundings);
+  running.pods = await startPods(
+    { ...shared, recorder, runtimeClassStore, selinuxEnabled, credentialProviders },
+    surroundings,
+  );
   const isReady = () => node.nodeView.isRuntimeReady();
   const { syncLoop } = health;
   parts.start("sync loop health", (signal) => tickWhileReady({ syncLoop, isReady, clock }, signal));
