@@ -130,7 +130,7 @@ class Manager {
       pods.subscribe((change) => this.#onPod(change)),
       mirrors?.pods.subscribe((change) => this.#onMirror(change)),
       volumes.onChange((uid) => this.#workers.get(uid)?.worker.contentChanged()),
-      objects.onChange((_kind, namespace) => this.#onObject(namespace)),
+      objects.onChange((kind, namespace, name) => this.#onObject(kind, namespace, name)),
       node.subscribe(wakeAll),
       metrics?.follow(() => [...this.#workers.values()].map(({ worker }) => worker.view)),
     ];
@@ -295,9 +295,11 @@ class Manager {
   }
 
   // A pod that failed for a missing ConfigMap or Secret need not wait for its retry.
-  #onObject(namespace: string): void {
+  #onObject(kind: "ConfigMap" | "Secret", namespace: string, name: string): void {
     for (const { worker } of this.#workers.values()) {
-      if (worker.namespace === namespace) worker.objectChanged();
+      if (worker.namespace !== namespace) continue;
+      if (kind === "Secret") worker.secretChanged(name);
+      worker.objectChanged();
     }
   }
 

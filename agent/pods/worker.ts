@@ -191,6 +191,12 @@ export class PodWorker {
     this.#forgetFailures();
     this.#loop.wake();
   }
+  /** A Secret of its namespace changed: if pulls use it, they need not wait any longer. The next pass makes them. */
+  secretChanged(name: string): void {
+    const isForPulls = (this.#pod.spec.imagePullSecrets ?? []).some((secret) => secret.name === name);
+    if (isForPulls) this.#steps.forgetFailures((key) => key.startsWith("image/"));
+  }
+
 
   wake(): void {
     this.#loop.wake();
