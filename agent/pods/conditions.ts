@@ -56,8 +56,15 @@ function canRestartAll({ spec }: Pod): boolean {
   );
 }
 
-function restartingVerdict({ isRestartingAll }: ConditionInputs): Verdict {
-  return isRestartingAll ? { status: "True", reason: "RestartAllContainersStarted" } : { status: "False" };
+function restartingVerdict({ isRestartingAll, phase }: ConditionInputs): Verdict {
+  if (phase === "Succeeded") return { status: "False", reason: "PodCompleted" };
+  if (phase === "Failed") return { status: "False", reason: "PodFailed" };
+  if (!isRestartingAll) return { status: "False" };
+  return {
+    status: "True",
+    reason: "RestartAllContainersStarted",
+    message: "container exited with restart policy rule",
+  };
 }
 
 /** Conditions of others, with the one that says that the node, and not the pod, is why the pod ends. */
@@ -127,10 +134,11 @@ function readyVerdict({ pod, previous }: ConditionInputs, containersReady: Verdi
   return { status: "False", reason: "ReadinessGatesNotReady", message: messages.join(", ") };
 }
 
-function initializedVerdict({ pod, phase, initStatuses, statuses }: ConditionInputs): Verdict {
+function initializedVerdict({ pod, phase, initStatuses, statuses, previous }: ConditionInputs): Verdict {
   const inits = pod.spec.initContainers ?? [];
-  if (inits.length === 0) return { status: "True" };
   if (phase === "Succeeded") return { status: "True", reason: "PodCompleted" };
+  // What was initialized once stays so: a restart of all containers is no new pod.
+  if (previous.some(({ type, status }) => type === "Initialized" && status === "True")) return { status: "True" };
   const hasRun = statuses.some(
     ({ state, lastState }) =>
       state?.running !== undefined || state?.terminated !== undefined || lastState?.terminated !== undefined,

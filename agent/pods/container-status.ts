@@ -2,16 +2,28 @@ import { isSidecar } from "../kube/pod-resources.ts";
 import type { Container, ContainerState, ContainerStatus, Pod, PodStatus } from "../kube/types.ts";
 import type { ContainerStatus as RuntimeContainer } from "../runtime/port.ts";
 import { restartCountOf } from "./container-annotations.ts";
-import type { ContainerKind } from "./names.ts";
-import { shouldRestart } from "./restart-policy.ts";
+import { containerResources } from "./container-resources.ts";
+import { type ContainerKind, specContainers } from "./names.ts";
+import { restartingAllReason } from "./restart-all.ts";
+import { initExitCode, shouldRestart } from "./restart-policy.ts";
 import type { StatusInputs } from "./status.ts";
 
 /** Exit code that stands for "we do not know": 128 + SIGKILL. */
 export const unknownExitCode = 137;
 const unknownReason = "ContainerStatusUnknown";
+// All termination messages of a pod together may be so long; kubelet's limit, which keeps pods small enough for etcd.
+const podMessageBytesMax = 12 * 1024;
 
-/** Statuses of the init, regular or ephemeral containers, built from the runtime's view over the last reported one. */
-export function containerStatuses(kind: ContainerKind, inputs: StatusInputs): ContainerStatus[] {
+/**
+ * Statuses of the init, regular or ephemeral containers, built from the runtime's view over the last reported one.
+ *
+ * @param isRestartingAll containers that are missing were removed so that all begin anew
+ */
+export function containerStatuses(
+  kind: ContainerKind,
+  inputs: StatusInputs,
+  isRestartingAll: boolean,
+): ContainerStatus[] {
   const { pod, previous } = inputs;
   const { list, old } = listsOf(kind, pod, previous);
   const statuses = list.map((container) =>
@@ -19,7 +31,7 @@ export function containerStatuses(kind: ContainerKind, inputs: StatusInputs): Co
       kind,
       container,
       old?.find(({ name }) => name === container.name),
-      inputs,
+      { ...inputs, isRestartingAll },
     ),
   );
   if (kind === "init") return statuses; // in spec order; the others by name
@@ -42,19 +54,30 @@ interface ListPair {
   old: readonly ContainerStatus[] | undefined;
 }
 
+interface ContainerInputs extends StatusInputs {
+  isRestartingAll: boolean;
+}
+
 function containerStatus(
   kind: ContainerKind,
   container: Container,
   old: ContainerStatus | undefined,
-  inputs: StatusInputs,
+  inputs: ContainerInputs,
 ): ContainerStatus {
   const { pod, observed, waiting, replaced } = inputs;
   const [newest, before] = observed.containers.filter(({ name }) => name === container.name);
   const status = newest === undefined ? unseen(kind, container, old, inputs) : seen(newest, old, inputs);
+  const mounts = old?.volumeMounts ?? volumeMounts(container, inputs);
+  if (mounts.length > 0) status.volumeMounts = mounts;
+  if (newest !== undefined) {
+    status.resources = containerResources(container, newest, isSameInstance(old, status) ? old : undefined);
+    const { requests } = container.resources ?? {};
+    if (requests !== undefined) status.allocatedResources = requests;
+  }
   if (before !== undefined && newest !== undefined) status.lastState = seen(before, undefined, inputs).state ?? {};
 
   const why = waiting.get(container.name);
-  const isDone = kind === "init" && !isSidecar(container) && newest?.state === "exited" && newest.exitCode === 0;
+  const isDone = kind === "init" && !isSidecar(container) && newest?.state === "exited" && initExitCode(newest) === 0;
   const willStart =
     newest === undefined
       ? status.state?.waiting !== undefined
@@ -75,13 +98,34 @@ function containerStatus(
   return status;
 }
 
+function isSameInstance(old: ContainerStatus | undefined, { containerID }: ContainerStatus): boolean {
+  return old?.containerID === containerID;
+}
+
+// The runtime does not know the names of volumes, only we do.
+function volumeMounts(
+  { volumeMounts: mounts = [] }: Container,
+  { observed, hasRecursiveReadOnly }: ContainerInputs,
+): NonNullable<ContainerStatus["volumeMounts"]> {
+  const isAble = hasRecursiveReadOnly(observed.sandboxes[0]?.runtimeHandler ?? "");
+  return mounts.map(({ name, mountPath, readOnly, recursiveReadOnly = "Disabled" }) => {
+    if (readOnly !== true) return { name, mountPath };
+    const isRecursive = recursiveReadOnly !== "Disabled" && isAble;
+    return { name, mountPath, readOnly, recursiveReadOnly: isRecursive ? "Enabled" : "Disabled" };
+  });
+}
+
 // The runtime does not know the container: not made yet, or gone.
 function unseen(
   kind: ContainerKind,
   container: Container,
   old: ContainerStatus | undefined,
-  { pod, observed }: StatusInputs,
+  { pod, observed, isRestartingAll }: ContainerInputs,
 ): ContainerStatus {
+  if (isRestartingAll && old !== undefined) {
+    if (old.state?.waiting === undefined) return removed(container, old);
+    if (old.state.waiting.reason === restartingAllReason) return { ...old };
+  }
   if (old?.state?.terminated !== undefined) return { ...old };
   const reason = (pod.spec.initContainers ?? []).length > 0 ? "PodInitializing" : "ContainerCreating";
   const status: ContainerStatus = {
@@ -115,10 +159,28 @@ function unseen(
   return status;
 }
 
-function seen(container: RuntimeContainer, old: ContainerStatus | undefined, inputs: StatusInputs): ContainerStatus {
+// Removed by us, so that all containers begin anew.
+function removed({ name, image = "" }: Container, { restartCount }: ContainerStatus): ContainerStatus {
+  const message = "The container is removed because RestartAllContainers in place";
+  return {
+    name,
+    state: { waiting: { reason: restartingAllReason, message } },
+    lastState: { terminated: { exitCode: unknownExitCode, reason: restartingAllReason, message } },
+    ready: false,
+    restartCount: restartCount + 1,
+    image,
+    imageID: "",
+  };
+}
+
+function seen(container: RuntimeContainer, old: ContainerStatus | undefined, inputs: ContainerInputs): ContainerStatus {
   const { runtimeName } = inputs;
   const containerID = `${runtimeName}://${container.id}`;
-  const restartCount = Math.max(restartCountOf(container), old?.restartCount ?? 0);
+  let restartCount = Math.max(restartCountOf(container), old?.restartCount ?? 0);
+  // Another instance follows one that ended, although nothing was left from which it could have known its number.
+  if (old?.state?.terminated !== undefined && old.containerID !== containerID && restartCount === old.restartCount) {
+    restartCount += 1;
+  }
   const status: ContainerStatus = {
     name: container.name,
     state: stateOf(container, containerID, old, inputs),
@@ -142,13 +204,14 @@ function stateOf(
   container: RuntimeContainer,
   containerID: string,
   old: ContainerStatus | undefined,
-  { terminationMessages }: StatusInputs,
+  { pod, terminationMessages, isRestartingAll }: ContainerInputs,
 ): ContainerState {
   switch (container.state) {
     case "running":
       return { running: { startedAt: formatSeconds(container.startedAtMs) } };
     case "exited": {
-      const message = terminationMessages.get(container.id) ?? container.message;
+      const bytesMax = Math.floor(podMessageBytesMax / specContainers(pod).length);
+      const message = cut(terminationMessages.get(container.id) ?? container.message, bytesMax);
       return {
         terminated: {
           exitCode: container.exitCode,
@@ -165,7 +228,7 @@ function stateOf(
       return {
         terminated: {
           exitCode: unknownExitCode,
-          reason: unknownReason,
+          reason: isRestartingAll ? restartingAllReason : unknownReason,
           message: "The container could not be located when the pod was terminated",
           containerID,
           startedAt: null,
@@ -175,6 +238,15 @@ function stateOf(
     case "created":
       return { waiting: {} };
   }
+}
+
+// The first bytes of a text, without half a character at the end.
+function cut(text: string, bytesMax: number): string {
+  const bytes = Buffer.from(text);
+  if (bytes.length <= bytesMax) return text;
+  let end = bytesMax;
+  while (end > 0 && ((bytes[end] ?? 0) & 0xc0) === 0x80) end -= 1; // a byte that goes on with a character
+  return bytes.toString("utf8", 0, end);
 }
 
 /** RFC 3339 in whole seconds, as the API stores times; null for 0 ("not yet"). */

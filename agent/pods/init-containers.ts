@@ -1,7 +1,7 @@
 import { isSidecar } from "../kube/pod-resources.ts";
 import type { Container, Pod } from "../kube/types.ts";
 import type { ContainerStatus } from "../runtime/port.ts";
-import { failsPod } from "./restart-policy.ts";
+import { failsPod, initExitCode } from "./restart-policy.ts";
 
 export interface InitProgress {
   /** Regular containers may run. */
@@ -42,7 +42,8 @@ export function nextInit(
     return { isInitialized: next === undefined, start: next === undefined ? start : [...start, next] };
   }
   if (status?.state === "running") return { isInitialized: false, start };
-  if (status?.state === "exited" && failsPod(pod, current, status.exitCode)) return { isInitialized: false, start: [] };
+  if (status?.state === "exited" && failsPod(pod, current, initExitCode(status)))
+    return { isInitialized: false, start: [] };
   return { isInitialized: false, start: [...start, current] };
 }
 
@@ -51,5 +52,5 @@ function isUp(status: ContainerStatus | undefined): boolean {
 }
 
 function hasSucceeded(status: ContainerStatus | undefined): boolean {
-  return status?.state === "exited" && status.exitCode === 0;
+  return status?.state === "exited" && initExitCode(status) === 0;
 }

@@ -4,6 +4,9 @@ import { allContainers } from "../kube/pod-resources.ts";
 import { isAlive, type PlanBuilder } from "./plan.ts";
 import { ruleAfter } from "./restart-policy.ts";
 
+/** Why a container is not there that was removed so that all begin anew; also what ended the instance before. */
+export const restartingAllReason = "RestartingAllContainers";
+
 /**
  * The instance whose exit asks for a restart of all containers, by a rule of its own; undefined if there is none. It is
  * the only record of that wish, which is why it is removed last.

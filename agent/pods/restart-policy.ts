@@ -32,11 +32,23 @@ export function restartsAfter(pod: Pod, container: Container, exitCode: number):
 /** What the container's own rules say about an exit with this code; the first that matches counts. */
 export function ruleAfter(container: Container, exitCode: number): "Restart" | "RestartAllContainers" | undefined {
   const rule = (container.restartPolicyRules ?? []).find(({ exitCodes }) => {
-    const values = exitCodes?.values ?? [];
-    return exitCodes?.operator === "In" ? values.includes(exitCode) : !values.includes(exitCode);
+    const isListed = exitCodes?.values?.includes(exitCode) ?? false;
+    if (exitCodes?.operator === "In") return isListed;
+    return exitCodes?.operator === "NotIn" && !isListed;
   });
   return rule?.action;
 }
+
+/**
+ * What the exit of an init container counts as. One in which something was killed for memory has failed, whatever code its
+ * first process left with.
+ */
+export function initExitCode({ exitCode, reason }: { exitCode: number; reason?: string }): number {
+  return exitCode === 0 && reason === "OOMKilled" ? killedExitCode : exitCode;
+}
+
+// 128 + SIGKILL
+const killedExitCode = 137;
 
 /** The container's own restart policy, else the pod's. */
 export function policyOf(pod: Pod, container: Container): RestartPolicy {

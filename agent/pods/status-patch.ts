@@ -1,5 +1,6 @@
 import { isDeepStrictEqual } from "node:util";
 import type { Condition, PodStatus } from "../kube/types.ts";
+import { ownConditionTypes } from "./conditions.ts";
 
 /** Fields of PodStatus that the agent writes; the others are never touched. */
 const ownFields = [
@@ -43,6 +44,10 @@ export function statusPatch(podUID: string, from: PodStatus, to: PodStatus): obj
 }
 
 function changedConditions(from: readonly Condition[], to: readonly Condition[]): object[] {
+  // Of our own, what we no longer say has to go: a pod that was never taken has none.
+  const gone = from.filter(
+    ({ type }) => ownConditionTypes.includes(type) && !to.some((wanted) => wanted.type === type),
+  );
   const changed = to.flatMap((wanted) => {
     const old = from.find(({ type }) => type === wanted.type);
     if (old === undefined) return [wanted];
@@ -52,7 +57,7 @@ function changedConditions(from: readonly Condition[], to: readonly Condition[])
     }
     return Object.keys(difference).length === 0 ? [] : [{ ...difference, type: wanted.type }];
   });
-  return changed;
+  return [...changed, ...gone.map(({ type }) => ({ $patch: "delete", type }))];
 }
 
 // As it will be after JSON and the server's defaults: no undefined, no nulls, no empty objects.

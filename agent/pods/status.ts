@@ -26,6 +26,8 @@ export interface StatusInputs {
   isTerminated: boolean;
   /** Containers whose exited instance is replaced whatever the restart policy says, by name. */
   replaced: ReadonlySet<string>;
+  /** True if this runtime handler mounts recursively read-only. */
+  hasRecursiveReadOnly(handler: string): boolean;
   /** The node ends the pod, and nothing of it runs any more. */
   ending: PodEnding | undefined;
   isStarted(container: Container, status: RuntimeContainer | undefined): boolean;
@@ -42,19 +44,23 @@ export function buildPodStatus(inputs: StatusInputs, nowMs: number): PodStatus {
   if (isTerminalPhase(previous.phase) && previous.containerStatuses === undefined && observed.containers.length === 0) {
     return previous; // never taken, by this agent or the one before it: nothing is to be said of its containers
   }
-  if (ending?.isRejection === true) return rejectedStatus(pod, ending);
   const now = formatSeconds(nowMs);
-  let initStatuses = containerStatuses("init", inputs);
-  let statuses = containerStatuses("regular", inputs);
-  const ephemeral = containerStatuses("ephemeral", inputs);
-  if (inputs.isTerminated) {
-    initStatuses = initStatuses.map((status) => (hasStartedOnce(status) ? closed(status) : status));
+  const startTime = previous.startTime ?? now;
+  if (ending?.isRejection === true) return rejectedStatus(pod, ending, startTime);
+  const { isTerminated, replaced } = inputs;
+  const hasTrigger = !isTerminated && restartAllTrigger(pod, observed) !== undefined;
+  const isRestartingAll = !isTerminated && (hasTrigger || saysRestartingAll(previous));
+  let initStatuses = containerStatuses("init", inputs, isRestartingAll);
+  let statuses = containerStatuses("regular", inputs, isRestartingAll);
+  const ephemeral = containerStatuses("ephemeral", inputs, isRestartingAll);
+  if (isTerminated) {
+    const lastBegun = initStatuses.findLastIndex(hasBegun);
+    initStatuses = initStatuses.map((status, index) => (index <= lastBegun ? closed(status) : status));
     if (hasInitialized(pod, initStatuses, statuses)) statuses = statuses.map((status) => closed(status));
   }
   const regularNames = new Set(pod.spec.containers.map(({ name }) => name));
   const sandboxID = observed.sandboxes[0]?.id;
   const hasRegular = observed.containers.some((c) => c.sandboxID === sandboxID && regularNames.has(c.name));
-  const { isTerminated, replaced } = inputs;
   const computed = podPhase({ pod, initStatuses, statuses, isTerminated, hasRegular, replaced });
   const phase = settledPhase(pod, previous, ending === undefined ? computed : "Failed");
   const isSamePhase = phase === previous.phase;
@@ -68,7 +74,7 @@ export function buildPodStatus(inputs: StatusInputs, nowMs: number): PodStatus {
       initStatuses,
       statuses,
       hasSandbox: inputs.hasSandbox,
-      isRestartingAll: !isTerminated && restartAllTrigger(pod, observed) !== undefined,
+      isRestartingAll: hasTrigger,
       previous: previous.conditions ?? [],
     },
     now,
@@ -79,13 +85,13 @@ export function buildPodStatus(inputs: StatusInputs, nowMs: number): PodStatus {
   const [podIP] = ips;
   return {
     phase,
-    ...(pod.metadata.generation === undefined ? {} : { observedGeneration: pod.metadata.generation }),
+    ...observedGeneration(pod, previous),
     conditions: [...own, ...disruptionTarget(pod, isSamePhase ? undefined : ending, foreign, now)],
     ...(why.reason === undefined ? {} : { reason: why.reason }),
     ...(why.message === undefined ? {} : { message: why.message }),
     ...(hostIP === undefined ? {} : { hostIP, hostIPs: hostIPs.map((ip) => ({ ip })) }),
     ...(podIP === undefined ? {} : { podIP, podIPs: ips.map((ip) => ({ ip })) }),
-    startTime: previous.startTime ?? now,
+    startTime,
     ...(initStatuses.length === 0 ? {} : { initContainerStatuses: initStatuses }),
     containerStatuses: statuses,
     ...(ephemeral.length === 0 ? {} : { ephemeralContainerStatuses: ephemeral }),
@@ -94,15 +100,29 @@ export function buildPodStatus(inputs: StatusInputs, nowMs: number): PodStatus {
 }
 
 // What the scheduler and others said of a pod that was never taken is of no use any more.
-function rejectedStatus(pod: Pod, { reason, message }: PodEnding): PodStatus {
-  const { generation } = pod.metadata;
+function rejectedStatus(pod: Pod, { reason, message }: PodEnding, startTime: string): PodStatus {
   return {
     phase: "Failed",
     reason,
     message,
+    startTime,
     qosClass: qosClass(pod),
-    ...(generation === undefined ? {} : { observedGeneration: generation }),
+    ...observedGeneration(pod, {}),
   };
+}
+
+// The newest that anyone of us has seen: a watch may bring an older object once more.
+function observedGeneration(
+  { metadata: { generation } }: Pod,
+  previous: PodStatus,
+): Pick<PodStatus, "observedGeneration"> {
+  if (generation === undefined) return {};
+  return { observedGeneration: Math.max(generation, previous.observedGeneration ?? 0) };
+}
+
+// The agent may have ended between the removal of the last container and its report.
+function saysRestartingAll({ conditions = [] }: PodStatus): boolean {
+  return conditions.some(({ type, status }) => type === "AllContainersRestarting" && status === "True");
 }
 
 export function isTerminalPhase(phase: PodPhase | undefined): boolean {
@@ -128,8 +148,8 @@ function hasInitialized(pod: Pod, inits: readonly ContainerStatus[], statuses: r
   );
 }
 
-function hasStartedOnce({ state, lastState, started }: ContainerStatus): boolean {
-  return state?.running !== undefined || lastState?.terminated !== undefined || started === true;
+function hasBegun({ state, lastState }: ContainerStatus): boolean {
+  return state?.waiting === undefined || lastState?.terminated !== undefined;
 }
 
 // At the end every container is terminated, also those of which nothing is known.

@@ -20,7 +20,6 @@ import { describePod, podReference, specContainers, uidOf } from "./names.ts";
 import { PodObserver } from "./observer.ts";
 import { actionKey, isAlive, type Plan, type PodAction } from "./plan.ts";
 import type { PodDeps } from "./port.ts";
-import { restartAllTrigger } from "./restart-all.ts";
 import { sandboxState } from "./sandbox.ts";
 import { buildPodStatus, isTerminalPhase } from "./status.ts";
 import type { StatusWriter } from "./status-writer.ts";
@@ -375,7 +374,7 @@ export class PodWorker {
         pod,
         observed: this.#withoutPostStart(pod, observed),
         previous: this.#previous(pod),
-        waiting: this.#waiting(pod, observed, plan),
+        waiting: this.#waiting(pod, plan),
         terminationMessages: this.#observer.lastWords,
         hasSandbox,
         podIPs: isHost ? hostIPs : hasSandbox ? this.#observer.podIPs : [],
@@ -383,6 +382,7 @@ export class PodWorker {
         runtimeName: node.runtimeName,
         isTerminated,
         replaced: this.#replacedNames(observed),
+        hasRecursiveReadOnly: (handler) => node.hasRecursiveReadOnly(handler),
         ending: isTerminated ? this.#ending : undefined,
         isStarted: (container, status) => this.#passes(container, status, "Startup"),
         isReady: (container, status) => this.#passes(container, status, "Readiness"),
@@ -412,9 +412,8 @@ export class PodWorker {
     return new Set(containers.flatMap(({ id, name }) => (this.#replaced.has(id) ? [name] : [])));
   }
 
-  #waiting(pod: Pod, observed: PodSnapshot, plan: Plan): Map<string, { reason: string; message: string }> {
+  #waiting(pod: Pod, plan: Plan): Map<string, { reason: string; message: string }> {
     const waiting = new Map<string, { reason: string; message: string }>();
-    const isRestartingAll = this.#termination === undefined && restartAllTrigger(pod, observed) !== undefined;
     for (const { container } of specContainers(pod)) {
       const { name } = container;
       const backoff = plan.backoff.get(name);
@@ -423,7 +422,6 @@ export class PodWorker {
         (candidate) => candidate?.state === "failed" && candidate.reason !== "ContainerCreating",
       );
       if (attempt?.state === "failed") waiting.set(name, { reason: attempt.reason, message: attempt.message });
-      if (isRestartingAll) waiting.set(name, restartingAll);
       if (backoff !== undefined) {
         waiting.set(name, { reason: "CrashLoopBackOff", message: crashMessage(pod, name, backoff.delayMs) });
       }
@@ -556,11 +554,6 @@ function previousStatus(wanted: PodStatus | undefined, known: PodStatus): PodSta
 function crashMessage(pod: Pod, container: string, delayMs: number): string {
   return `back-off ${formatDelay(delayMs)} restarting failed container=${container} pod=${describePod(pod)}`;
 }
-
-const restartingAll = {
-  reason: "RestartingAllContainers",
-  message: "The container is removed because RestartAllContainers in place",
-};
 
 // Steps that change nothing by themselves: they may be dropped at any time.
 function isOnlyWaiting({ kind }: PodAction): boolean {

@@ -1,33 +1,9 @@
 import { describe, expect, test } from "vitest";
-import type { Pod, PodStatus } from "../../../agent/kube/types.ts";
-import { buildPodStatus, type StatusInputs } from "../../../agent/pods/status.ts";
+import type { Condition, Pod, PodStatus } from "../../../agent/kube/types.ts";
+import { deadlineExceeded, type PodEnding, rejection } from "../../../agent/pods/ending.ts";
+import type { StatusInputs } from "../../../agent/pods/status.ts";
 import { statusPatch } from "../../../agent/pods/status-patch.ts";
-import { containerOf, exited, nothing, podOf, sandboxOf, snapshot } from "./support.ts";
-
-const now = Date.parse("2026-01-02T03:04:05.678Z");
-
-function statusOf(changes: Partial<StatusInputs> = {}): PodStatus {
-  return buildPodStatus(
-    {
-      pod: podOf(),
-      observed: nothing,
-      previous: {},
-      waiting: new Map(),
-      terminationMessages: new Map(),
-      hasSandbox: true,
-      podIPs: ["10.0.0.2"],
-      hostIPs: ["192.168.0.1"],
-      runtimeName: "containerd",
-      isTerminated: false,
-      replaced: new Set(),
-      ending: undefined,
-      isStarted: () => true,
-      isReady: () => true,
-      ...changes,
-    },
-    now,
-  );
-}
+import { containerOf, exited, nothing, podOf, sandboxOf, snapshot, statusOf } from "./support.ts";
 
 const condition = (status: PodStatus, type: string) => status.conditions?.find((c) => c.type === type);
 const never = podOf({ restartPolicy: "Never" });
@@ -195,6 +171,60 @@ describe("conditions", () => {
     expect(status.containerStatuses?.[0]?.state).toEqual({ waiting: { reason: "PodInitializing" } });
   });
 
+  test("of a completed pod without init containers say that it was initialized", () => {
+    const status = statusOf({ pod: never, observed: snapshot({ containers: [exited()] }) });
+    expect(condition(status, "Initialized")).toMatchObject({ status: "True", reason: "PodCompleted" });
+    expect(condition(status, "ContainersReady")).toMatchObject({ status: "False", reason: "PodCompleted" });
+  });
+
+  test("of a failed pod say so", () => {
+    const status = statusOf({ pod: never, observed: snapshot({ containers: [exited({ exitCode: 1 })] }) });
+    for (const type of ["Ready", "ContainersReady"]) {
+      expect(condition(status, type)).toMatchObject({ status: "False", reason: "PodFailed" });
+    }
+  });
+
+  test("name sidecars that are not ready, and are initialized once these have started", () => {
+    const pod = podOf({ initContainers: [{ name: "side", image: "image:1", restartPolicy: "Always" }] });
+    const observed = snapshot({ containers: [containerOf({ name: "side" })] });
+    const starting = statusOf({ pod, observed, isStarted: () => false });
+    expect(condition(starting, "Initialized")).toMatchObject({ message: "containers with incomplete status: [side]" });
+    expect(condition(starting, "Ready")?.message).toBe("containers with unready status: [side app]");
+    expect(condition(statusOf({ pod, observed }), "Initialized")?.status).toBe("True");
+  });
+
+  test("that say a pod was initialized say so for good", () => {
+    const previous: PodStatus = { conditions: [{ type: "Initialized", status: "True" }] };
+    const observed = snapshot({ containers: [containerOf({ name: "init" })] });
+    expect(condition(statusOf({ pod: withInit, observed, previous }), "Initialized")?.status).toBe("True");
+  });
+
+  test("are about the newest generation that was seen", () => {
+    expect(statusOf({ previous: { observedGeneration: 4 } }).observedGeneration).toBe(4);
+    expect(
+      statusOf({ pod: podOf({}, { generation: 5 }), previous: { observedGeneration: 4 } }).observedGeneration,
+    ).toBe(5);
+  });
+
+  test("say that containers can start as soon as the sandbox is there", () => {
+    expect(condition(statusOf({ hasSandbox: true }), "PodReadyToStartContainers")?.status).toBe("True");
+  });
+
+  const gates: [name: string, conditions: Condition[], message: string][] = [
+    ["is missing", [], 'corresponding condition of pod readiness gate "example.com/gate" does not exist.'],
+    [
+      "is not True",
+      [{ type: "example.com/gate", status: "Unknown" }],
+      'the status of pod readiness gate "example.com/gate" is not "True", but Unknown',
+    ],
+  ];
+  test.each(gates)("a readiness gate that %s keeps the pod from being ready", (_name, conditions, message) => {
+    const pod = podOf({ readinessGates: [{ conditionType: "example.com/gate" }] });
+    const status = statusOf({ pod, previous: { conditions }, observed: snapshot({ containers: [containerOf()] }) });
+    expect(condition(status, "Ready")).toMatchObject({ status: "False", reason: "ReadinessGatesNotReady", message });
+    expect(condition(status, "ContainersReady")?.status).toBe("True");
+  });
+
   test("of others are kept, and gate readiness", () => {
     const pod: Pod = podOf({ readinessGates: [{ conditionType: "example.com/gate" }] });
     const observed = snapshot({ containers: [containerOf()] });
@@ -217,6 +247,61 @@ describe("conditions", () => {
     const status = statusOf({ previous, observed: snapshot({ sandboxes: [sandboxOf()] }) });
     expect(condition(status, "PodScheduled")?.lastTransitionTime).toBe("2020-01-01T00:00:00Z");
     expect(condition(status, "Ready")?.lastTransitionTime).toBe("2026-01-02T03:04:05Z");
+  });
+});
+
+describe("a pod that the node ends", () => {
+  const over = { isTerminated: true, observed: snapshot({ containers: [exited({ exitCode: 143 })] }) };
+  const preempted: PodEnding = { reason: "Preempting", message: "Preempted", disruption: "for a critical pod" };
+
+  test("says why, and that it was not its own doing", () => {
+    const status = statusOf({ ...over, previous: { phase: "Running" }, ending: preempted });
+    expect(status).toMatchObject({ phase: "Failed", reason: "Preempting", message: "Preempted" });
+    expect(condition(status, "DisruptionTarget")).toMatchObject({
+      status: "True",
+      reason: "TerminationByKubelet",
+      message: "for a critical pod",
+      observedGeneration: 1,
+    });
+    const later = statusOf({ ...over, previous: status });
+    expect(statusPatch("u1", status, later)).toBeUndefined();
+  });
+
+  test("by its deadline has failed, even if all ended well", () => {
+    const observed = snapshot({ containers: [exited()] });
+    const status = statusOf({ ...over, observed, previous: { phase: "Running" }, ending: deadlineExceeded });
+    expect(status).toMatchObject({ phase: "Failed", reason: "DeadlineExceeded" });
+    expect(condition(status, "DisruptionTarget")).toBeUndefined();
+  });
+
+  test("keeps a reason as long as its phase", () => {
+    const previous: PodStatus = { phase: "Failed", reason: "Evicted", message: "no disk", containerStatuses: [] };
+    expect(statusOf({ ...over, previous, ending: preempted })).toMatchObject({ reason: "Evicted", message: "no disk" });
+  });
+
+  test("before it began says nothing of containers", () => {
+    const ending = rejection("OutOfcpu", "no CPU");
+    const previous: PodStatus = {
+      phase: "Pending",
+      conditions: [
+        { type: "PodScheduled", status: "True" },
+        { type: "example.com/mine", status: "True" },
+      ],
+      containerStatuses: [],
+    };
+    const status = statusOf({ ending, previous });
+    expect(status).toEqual({
+      phase: "Failed",
+      reason: "OutOfcpu",
+      message: "Pod was rejected: no CPU",
+      qosClass: "BestEffort",
+      observedGeneration: 1,
+      startTime: "2026-01-02T03:04:05Z",
+    });
+    expect(statusPatch("u1", previous, status)).toMatchObject({
+      status: { conditions: [{ $patch: "delete", type: "PodScheduled" }], containerStatuses: null },
+    });
+    expect(statusOf({ previous: status, observed: nothing })).toEqual(status);
   });
 });
 

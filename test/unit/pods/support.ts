@@ -1,6 +1,7 @@
-import type { Container, Pod, PodSpec } from "../../../agent/kube/types.ts";
+import type { Container, Pod, PodSpec, PodStatus } from "../../../agent/kube/types.ts";
 import { containerAnnotations } from "../../../agent/pods/container-annotations.ts";
 import type { PodLocal, ReadyImage } from "../../../agent/pods/local.ts";
+import { buildPodStatus, type StatusInputs } from "../../../agent/pods/status.ts";
 import type { ContainerStatus, PodSnapshot, SandboxStatus } from "../../../agent/runtime/port.ts";
 
 export function podOf(spec: Partial<PodSpec> = {}, metadata: Partial<Pod["metadata"]> = {}): Pod {
@@ -90,4 +91,30 @@ export function localOf(changes: Partial<PodLocal> = {}): PodLocal {
     isNetworkReady: true,
     ...changes,
   };
+}
+
+/** A pod's status as it is made of these inputs; without any, of a pod of which nothing runs yet. */
+export function statusOf(
+  changes: Partial<StatusInputs> = {},
+  nowMs = Date.parse("2026-01-02T03:04:05.678Z"),
+): PodStatus {
+  const inputs: StatusInputs = {
+    pod: podOf(),
+    observed: nothing,
+    previous: {},
+    waiting: new Map(),
+    terminationMessages: new Map(),
+    hasSandbox: true,
+    podIPs: ["10.0.0.2"],
+    hostIPs: ["192.168.0.1"],
+    runtimeName: "containerd",
+    isTerminated: false,
+    replaced: new Set(),
+    hasRecursiveReadOnly: () => false,
+    ending: undefined,
+    isStarted: () => true,
+    isReady: () => true,
+    ...changes,
+  };
+  return buildPodStatus(inputs, nowMs);
 }
