@@ -49,13 +49,15 @@ export class RequestPath {
   /** Serves an ordinary request. Never rejects; resolves when the handler has ended. */
   async handle(request: IncomingMessage, response: ServerResponse): Promise<void> {
     const { clock } = this.#options;
+    // Node takes the socket away from a request whose body was given up half-read.
+    const { socket } = request;
     const ended = this.#begin(request);
     const running = this.#run();
     const gone = () => running.abort();
     response.once("close", gone);
-    if (request.socket.destroyed) gone();
-    request.socket.once("end", gone); // a client that only listens on has gone, as far as Go's server is concerned
-    const timer = clock.after(responseWriteMs, () => request.socket.destroy());
+    if (socket.destroyed) gone();
+    socket.once("end", gone); // a client that only listens on has gone, as far as Go's server is concerned
+    const timer = clock.after(responseWriteMs, () => socket.destroy());
     response.once("close", () => timer.cancel());
     try {
       const match = await this.#admit(request, running.signal);
@@ -68,7 +70,7 @@ export class RequestPath {
       if (response.headersSent) response.destroy();
       else sendError(response, this.#errorOf(request, err));
     } finally {
-      request.socket.off("end", gone);
+      socket.off("end", gone);
       this.#running.delete(running);
       ended();
     }

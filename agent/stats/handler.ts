@@ -27,7 +27,9 @@ async function formValues(request: IncomingMessage): Promise<string[]> {
   if (request.method !== "POST" || !isForm) return [];
   const chunks: Buffer[] = [];
   let bytes = 0;
-  for await (const chunk of request as AsyncIterable<Buffer>) {
+  // Destroying the request would take the connection along, and the answer with it.
+  const body: AsyncIterable<Buffer> = request.iterator({ destroyOnReturn: false });
+  for await (const chunk of body) {
     bytes += chunk.length;
     if (bytes > formBytesMax) throw new HttpError(413, `the form is larger than ${formBytesMax} bytes`);
     chunks.push(chunk);

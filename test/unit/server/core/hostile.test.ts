@@ -224,6 +224,22 @@ describe("clients that behave oddly", () => {
     expect(endless.text).toMatch(/200 OK.*Connection: close.*POST statsSummary/s);
   });
 
+  test("a handler that gives up a body half-read harms nobody but its client", async () => {
+    const handlers = {
+      ...namingHandlers(),
+      verbosity: async ({ request }: Parameters<ReturnType<typeof namingHandlers>["verbosity"]>[0]) => {
+        // Leaving the loop destroys the request.
+        for await (const _chunk of request) throw new Error("that is enough");
+      },
+    };
+    await using server = await startServer({ handlers });
+    await using raw = await RawClient.tls(server.ports.kubelet);
+    raw.socket.write(get("/debug/flags/v", "Transfer-Encoding: chunked\r\n"));
+    for (let i = 0; i < 20 && raw.socket.writable; i++) raw.socket.write(`10000\r\n${"x".repeat(65_536)}\r\n`);
+    await raw.closed;
+    expect(await ask(server.ports.kubelet, "/pods")).toMatchObject({ status: 200 });
+  });
+
   test("aborted requests and resets at every stage leave nothing behind", async () => {
     await using server = await startServer();
     const { kubelet } = server.ports;
