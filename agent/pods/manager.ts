@@ -10,6 +10,7 @@ import { AdmissionGate } from "./admission/gate.ts";
 import type { Rejection } from "./admission/port.ts";
 import { type PodEnding, rejection } from "./ending.ts";
 import { Executor } from "./executor.ts";
+import type { PodFacts, WorkerFacts } from "./explain.ts";
 import { instrumentExecutor } from "./instrumented-executor.ts";
 import { podReference, specContainers, uidOf } from "./names.ts";
 import { Orphans } from "./orphans.ts";
@@ -33,6 +34,8 @@ export interface HeldPods {
   find(namespace: string, name: string): Pod | undefined;
   /** The status as the worker last made it out; until then, the object's own. */
   status(pod: Pod): PodStatus | undefined;
+  /** What is known of each pod, those included that are gone from their source but not from the node. */
+  facts(): PodFacts[];
 }
 
 export interface PodManager {
@@ -49,6 +52,7 @@ export function createPodManager(deps: PodDeps): PodManager {
       list: () => [...deps.pods.list()],
       find: (namespace, name) => deps.pods.find(namespace, name),
       status: (pod) => manager?.status(uidOf(pod)) ?? pod.status,
+      facts: () => manager?.facts() ?? [],
     },
     run: async (signal) => {
       manager = new Manager(deps, await readMaskedPaths(), signal);
@@ -85,7 +89,7 @@ class Manager {
     this.#signal = signal;
     const { client, clock, log } = deps;
     this.#writer = new StatusWriter({
-      client,
+      client: deps.timelines?.patches(client) ?? client,
       clock,
       log,
       onWritten: (uid) => this.#workers.get(uid)?.worker.wake(),
@@ -119,6 +123,20 @@ class Manager {
 
   status(podUID: string): PodStatus | undefined {
     return this.#writer.wanted(podUID);
+  }
+
+  facts(): PodFacts[] {
+    const { pods, timelines } = this.#deps;
+    const waiting = [...pods.list()].flatMap((pod): WorkerFacts[] => {
+      if (this.#workers.has(uidOf(pod))) return [];
+      const unknown = { observed: undefined, local: undefined, lastWords: new Map(), networkProblem: "" };
+      return [{ pod, status: pod.status ?? {}, ...unknown }];
+    });
+    return [...waiting, ...[...this.#workers.values()].map(({ worker }) => worker.facts)].map((facts) => ({
+      ...facts,
+      state: timelines?.state(uidOf(facts.pod)),
+      timeline: timelines?.timelines.get(uidOf(facts.pod)),
+    }));
   }
 
   async run(): Promise<void> {
@@ -233,7 +251,10 @@ class Manager {
       fetchNode: async () =>
         await client.get(nodes, { name: node.nodeName }, { signal: this.#signal, timeoutMs: fetchNodeTimeoutMs }),
       preempt: async (victim) => await this.#preempt(victim),
-      onAdmitted: (pod) => this.#start(pod),
+      onAdmitted: (pod) => {
+        this.#deps.timelines?.admitted(pod);
+        this.#start(pod);
+      },
       onRejected: (pod, { reason, message }: Rejection) => {
         recorder.event(podReference(pod), "Warning", reason, message);
         log.info({ pod: podReference(pod), reason, why: message }, "pod rejected");
@@ -284,6 +305,7 @@ class Manager {
 
   // Nothing of a pod is left: who waited for that may begin.
   #leave(pod: Pod): void {
+    this.#deps.timelines?.ended(uidOf(pod));
     const next = this.#turns.leave(pod);
     if (next !== undefined) this.#onPod({ key: keyOf(next.metadata), old: undefined, object: next });
     if (isStaticPod(pod)) this.#mirrors?.wake(keyOf(pod.metadata));
@@ -351,7 +373,8 @@ class Manager {
 }
 
 function executorOf(deps: PodDeps): Pick<Executor, "execute"> {
-  const executor = new Executor(deps);
+  const plain = new Executor(deps);
+  const executor = deps.timelines?.executor(plain) ?? plain;
   return deps.metrics === undefined ? executor : instrumentExecutor(executor, deps.metrics, deps.clock);
 }
 

@@ -13,6 +13,7 @@ import type { CrashBackoffLimits } from "./crash-backoff.ts";
 import type { DNSConfig } from "./dns.ts";
 import type { PodMetrics } from "./metrics.ts";
 import type { MirrorSet, PodSet } from "./sources/port.ts";
+import type { TimelineRecorder } from "./timeline-recorder.ts";
 
 /** The index by `metadata.namespace` that the services store must have. */
 export const namespaceIndex = "namespace";
@@ -43,6 +44,8 @@ export interface PodDeps {
   admission(): Omit<AdmissionContext, "others">;
   settings: PodSettings;
   metrics?: PodMetrics;
+  /** Where what happens to pods is written down for people. */
+  timelines?: TimelineRecorder;
 }
 
 /** Cgroups of pods, as the workers use them; see node/cgroups.ts. */

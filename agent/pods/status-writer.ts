@@ -15,7 +15,7 @@ export const patchesInFlightMax = 16;
 export const patchRetry = { baseMs: 200, maxMs: 10_000, jitter: 0.3 };
 
 export interface StatusWriterDeps {
-  client: ApiClient;
+  client: Pick<ApiClient, "patch">;
   clock: Clock;
   log: Logger;
   onWritten(podUID: string): void;

@@ -14,6 +14,7 @@ import { type CrashBackoff, formatDelay, noteRestart } from "./crash-backoff.ts"
 import { decide, isOver } from "./decide.ts";
 import { activeDeadlineMs, deadlineExceeded, type PodEnding } from "./ending.ts";
 import type { Executor } from "./executor.ts";
+import type { WorkerFacts } from "./explain.ts";
 import type { HookProgress, PodLocal, ReadyImage, Termination } from "./local.ts";
 import type { WorkerView } from "./metrics-gauges.ts";
 import { describePod, podReference, specContainers, uidOf } from "./names.ts";
@@ -88,7 +89,10 @@ export class PodWorker {
     this.#loop = new Loop({
       clock: deps.clock,
       pass: async () => await this.#pass(),
-      onError: (err) => this.#log.warn({ err: messageOf(err) }, "pod not synced, trying again"),
+      onError: (err) => {
+        this.#log.warn({ err: messageOf(err) }, "pod not synced, trying again");
+        deps.timelines?.notSynced(this.#pod, messageOf(err));
+      },
       retryMs: (failures) => backoffMs(failures, observeRetry),
       resyncMs,
     });
@@ -207,6 +211,19 @@ export class PodWorker {
     const isStopped = observed !== undefined && !observed.containers.some(isAlive);
     const lifecycle = this.#termination === undefined ? "sync" : isStopped ? "terminated" : "terminating";
     return { pod: this.#pod, isGone: this.#isGone, lifecycle, observed };
+  }
+
+  /** What explains the pod's state; the rest is in its timeline. */
+  get facts(): WorkerFacts {
+    const { writer, node } = this.#deps;
+    return {
+      pod: this.#pod,
+      status: writer.wanted(this.uid) ?? this.#pod.status ?? {},
+      observed: this.observed,
+      local: this.#local(),
+      lastWords: this.#observer.lastWords,
+      networkProblem: node.networkProblem(),
+    };
   }
 
   /** The runtime's view that decisions are based on. */

@@ -37,6 +37,8 @@ export interface PodVolumesOptions {
   onEvent?(pod: Pod, type: "Warning", reason: "FailedMount", message: string): void;
   random?: () => number;
   metrics?: VolumeMetrics;
+  /** Told when the set-up of a volume begins. @returns to be called when it has ended, with the error if it failed */
+  onSetUp?(pod: Pod, volume: string): (err?: unknown) => void;
 }
 
 /** The volumes of all pods. */
@@ -128,12 +130,15 @@ export function createPodVolumes(options: PodVolumesOptions): VolumeManager {
     const isMounted = state.mounted.has(volume.name);
     if (isMounted && !kind.isRefreshed) return undefined;
     const dir = volumeDirOf(podDir, kind.pluginName, volume.name);
+    const onEnd = options.onSetUp?.(pod, volume.name);
     try {
       const work = async () => await kind.setUp({ pod, volume, podDir, dir, deps, signal });
       const result = await (isMounted ? work() : timed(kind.pluginName, "volume_mount", work));
       state.mounted.set(volume.name, { kind, hostPath: result.hostPath });
+      onEnd?.();
       return result;
     } catch (err) {
+      onEnd?.(err);
       // Content that is there, perhaps from before a restart, is served on: what it came from may only be out of reach.
       if (signal.aborted || isAbort(err) || !kind.isRefreshed) throw err;
       if (!isMounted && !(await hasPublishedContent(dir))) throw err;

@@ -1,0 +1,343 @@
+import type { ApiClient, EventRecorder } from "../kube/port.ts";
+import type { ObjectReference, Pod, PodStatus } from "../kube/types.ts";
+import type { Clock } from "../lib/clock.ts";
+import { isAbort, messageOf } from "../lib/errors.ts";
+import type { PodSnapshot } from "../runtime/port.ts";
+import { type Executor, type StepContext, StepError } from "./executor.ts";
+import { newlyExited, type PodMetrics } from "./metrics.ts";
+import { specContainers, uidOf } from "./names.ts";
+import type { PodAction } from "./plan.ts";
+import { podStateWord } from "./pod-state.ts";
+import { isTerminalPhase } from "./status.ts";
+import { type OpenEntry, Timelines } from "./timeline.ts";
+
+/** What a timeline's last entries are compared with. */
+interface Last {
+  pod: Pod;
+  state: string;
+  /** Unix ms. */
+  stateSinceMs: number;
+  isReady: boolean;
+}
+
+/**
+ * Writes the timelines of pods. It stands between the parts that run pods and those that they tell of it (the recorder of
+ * events, metrics, the API server), and passes everything on: none of them has to know of it.
+ */
+export class TimelineRecorder {
+  readonly timelines: Timelines;
+  readonly #clock: Clock;
+  readonly #last = new Map<string, Last>();
+  // Pulls and starts under way: events say how far they are. By UID and container.
+  readonly #images = new Map<string, OpenEntry>();
+  readonly #starts = new Map<string, { open: OpenEntry; context: StepContext }>();
+
+  constructor(clock: Clock) {
+    this.#clock = clock;
+    this.timelines = new Timelines(clock);
+  }
+
+  /** The pod's state in a word, and since when; undefined before its first status. */
+  state(podUID: string): { state: string; sinceMs: number } | undefined {
+    const last = this.#last.get(podUID);
+    return last === undefined || last.state === "" ? undefined : { state: last.state, sinceMs: last.stateSinceMs };
+  }
+
+  admitted(pod: Pod): void {
+    this.timelines.open(pod).note("admitted");
+  }
+
+  /** The pod could not be looked at, or not decided upon. */
+  notSynced(pod: Pod, message: string): void {
+    this.timelines.open(pod).note("look", "", message, { isFailure: true });
+  }
+
+  /** Nothing of the pod is left on the node. */
+  ended(podUID: string): void {
+    this.timelines.end(podUID);
+    this.#last.delete(podUID);
+  }
+
+  /** A volume's set-up begins. @returns to be called at its end */
+  volume(pod: Pod, volume: string): (err?: unknown) => void {
+    const open = this.timelines.open(pod).begin("volume", volume);
+    return (err) => {
+      if (err === undefined) open.done();
+      else if (isAbort(err)) open.forget();
+      else open.failed(messageOf(err));
+    };
+  }
+
+  /** The executor, with its steps written down. */
+  executor(executor: Pick<Executor, "execute">): Pick<Executor, "execute"> {
+    return {
+      execute: async (action, context) => {
+        const step = this.#beginStep(action, context);
+        try {
+          await executor.execute(action, context);
+          step.done();
+        } catch (err) {
+          if (context.signal.aborted && isAbort(err)) step.forget();
+          else step.failed(messageOf(err), err instanceof StepError ? err.retryAtMs : undefined);
+          throw err;
+        }
+      },
+    };
+  }
+
+  /** The recorder, with what it says about pods written down where no step says it. */
+  events(recorder: EventRecorder): EventRecorder {
+    return {
+      event: (about, type, reason, message) => {
+        recorder.event(about, type, reason, message);
+        if (about.kind === "Pod") this.#event(about, type, reason, message);
+      },
+    };
+  }
+
+  /** The metrics, with what they hear of pods written down. */
+  metrics(metrics: PodMetrics): PodMetrics {
+    return {
+      ...metrics,
+      seen: (pod) => {
+        metrics.seen(pod);
+        this.#seen(pod);
+      },
+      gone: (podUID) => {
+        metrics.gone(podUID);
+        this.timelines.get(podUID)?.note("gone");
+      },
+      looked: (pod, before, now) => {
+        metrics.looked(pod, before, now);
+        this.#looked(pod, before, now);
+      },
+      statusWanted: (podUID, status) => {
+        metrics.statusWanted(podUID, status);
+        this.#statusWanted(podUID, status);
+      },
+    };
+  }
+
+  /** The way to the API server, with patches of statuses written down. */
+  patches(client: Pick<ApiClient, "patch">): Pick<ApiClient, "patch"> {
+    return {
+      patch: async (resource, key, patch, options) => {
+        const { namespace = "", name } = key;
+        const timeline = this.timelines.find(namespace, name);
+        const open = timeline?.begin("status", "", this.state(timeline.podUID)?.state ?? "");
+        try {
+          const answer = await client.patch(resource, key, patch, options);
+          open?.done();
+          return answer;
+        } catch (err) {
+          if (isAbort(err)) open?.forget();
+          else open?.failed(messageOf(err));
+          throw err;
+        }
+      },
+    };
+  }
+
+  #beginStep(action: PodAction, context: StepContext): Pick<OpenEntry, "done" | "failed" | "forget"> {
+    const timeline = this.timelines.open(context.pod);
+    switch (action.kind) {
+      case "SetUpVolumes": {
+        const failedBefore = failuresOf("volume");
+        // Each volume has an entry of its own: only what went wrong before the first of them is news.
+        return {
+          ...nothing,
+          failed: (message) => {
+            if (failuresOf("volume") === failedBefore) timeline.note("volumes", "", message, { isFailure: true });
+          },
+        };
+      }
+      case "CreateSandbox":
+        return timeline.begin("sandbox", "", action.attempt === 0 ? "" : `attempt ${action.attempt}`);
+      case "EnsureImage":
+        return this.#keep(this.#images, context, action.container, timeline.begin("image", action.container));
+      case "StartContainer":
+        return this.#beginStart(action, context);
+      case "PreStop":
+        return timeline.begin("preStop", action.container, action.why);
+      case "KillContainer":
+        return timeline.begin("stop", action.container, `${action.why} (grace ${action.graceSeconds} s)`);
+      case "StopSandbox":
+        return timeline.begin("sandbox stop");
+      case "RemoveContainer":
+        return { ...nothing, failed: (message) => timeline.note("remove", "", message, { isFailure: true }) };
+      case "RemoveSandbox":
+        return { ...nothing, failed: (message) => timeline.note("remove", "", message, { isFailure: true }) };
+      case "CleanUp":
+        return timeline.begin("clean-up", "", "volumes and cgroup");
+    }
+    function failuresOf(what: string): number {
+      return timeline.entries.reduce(
+        (n, { what: is, state, times }) => (is === what && state === "failed" ? n + times : n),
+        0,
+      );
+    }
+  }
+
+  #keep(open: Map<string, OpenEntry>, { pod }: StepContext, container: string, entry: OpenEntry): OpenEntry {
+    const key = `${uidOf(pod)}/${container}`;
+    open.set(key, entry);
+    const forget = () => open.delete(key);
+    return {
+      ...entry,
+      done: (detail) => {
+        forget();
+        entry.done(detail);
+      },
+      failed: (detail, retryAtMs) => {
+        forget();
+        entry.failed(detail, retryAtMs);
+      },
+      forget: () => {
+        forget();
+        entry.forget();
+      },
+    };
+  }
+
+  // Create, start and postStart hook are one step, of which events tell the parts.
+  #beginStart(
+    { container, createdID }: PodAction & { kind: "StartContainer" },
+    context: StepContext,
+  ): Pick<OpenEntry, "done" | "failed" | "forget"> {
+    const key = `${uidOf(context.pod)}/${container}`;
+    const open = this.timelines.open(context.pod).begin(createdID === undefined ? "create" : "start", container);
+    const start = { open, context };
+    this.#starts.set(key, start);
+    const end = () => {
+      this.#starts.delete(key);
+      return start.open;
+    };
+    return {
+      done: () => end().done(),
+      failed: (message) => end().failed(message),
+      forget: () => end().forget(),
+    };
+  }
+
+  #event({ uid = "", fieldPath = "" }: ObjectReference, type: string, reason: string, message: string): void {
+    const timeline = this.timelines.get(uid);
+    if (timeline === undefined) return;
+    const container = /\{(.*)\}$/.exec(fieldPath)?.[1] ?? "";
+    const key = `${uid}/${container}`;
+    const start = this.#starts.get(key);
+    switch (reason) {
+      case "Pulling":
+        this.#images.get(key)?.note(message);
+        return;
+      case "Pulled":
+        this.#images.get(key)?.note(pulledText(message));
+        return;
+      case "Created":
+        if (start === undefined) return;
+        start.open.done();
+        start.open = timeline.begin("start", container);
+        return;
+      case "Started":
+        if (start === undefined) return;
+        start.open.done();
+        if (hasPostStart(start.context.pod, container)) start.open = timeline.begin("postStart", container);
+        return;
+      case "Unhealthy":
+      case "ProbeWarning": {
+        const probe = /^(\w+) probe/.exec(message)?.[1]?.toLowerCase();
+        const what = probe === undefined ? reason : `${probe} probe`;
+        timeline.note(what, container, message, { isFailure: reason === "Unhealthy", isAnyDetail: true });
+        return;
+      }
+    }
+    if (!toldBySteps.has(reason)) timeline.note(reason, container, message, { isFailure: type === "Warning" });
+  }
+
+  #seen(pod: Pod): void {
+    const uid = uidOf(pod);
+    const timeline = this.timelines.open(pod);
+    const last = this.#last.get(uid);
+    const wasDeleted = last?.pod.metadata.deletionTimestamp !== undefined;
+    if (last === undefined) {
+      const isReady = isReadyStatus(pod.status ?? {});
+      this.#last.set(uid, { pod, state: "", stateSinceMs: this.#clock.now(), isReady });
+      const wasBegun = pod.status?.startTime !== undefined;
+      timeline.note("seen", "", wasBegun ? "known before this agent started" : "");
+    } else {
+      const { generation } = pod.metadata;
+      if (generation !== last.pod.metadata.generation && pod.metadata.deletionTimestamp === undefined) {
+        timeline.note("changed", "", `generation ${generation}`);
+      }
+      last.pod = pod;
+    }
+    const { deletionTimestamp, deletionGracePeriodSeconds: grace } = pod.metadata;
+    if (deletionTimestamp !== undefined && !wasDeleted) {
+      timeline.note("deleted", "", grace === undefined ? "" : `grace ${grace} s`);
+    }
+  }
+
+  #looked(pod: Pod, before: PodSnapshot | undefined, now: PodSnapshot): void {
+    const exited = newlyExited(before, now);
+    if (exited.length === 0) return;
+    const timeline = this.timelines.open(pod);
+    for (const { name, exitCode, reason, startedAtMs, finishedAtMs } of exited) {
+      const ran = startedAtMs > 0 && finishedAtMs >= startedAtMs ? { tookMs: finishedAtMs - startedAtMs } : {};
+      timeline.note("exit", name, `exit code ${exitCode} (${reason})`, { isFailure: exitCode !== 0, ...ran });
+    }
+  }
+
+  #statusWanted(podUID: string, status: PodStatus): void {
+    const last = this.#last.get(podUID);
+    const timeline = this.timelines.get(podUID);
+    if (last === undefined || timeline === undefined) return;
+    const isReady = isReadyStatus(status);
+    if (isReady !== last.isReady) {
+      const why = status.conditions?.find(({ type }) => type === "Ready")?.message ?? "";
+      timeline.note(isReady ? "ready" : "not ready", "", isReady ? "" : why);
+    }
+    last.isReady = isReady;
+    const state = podStateWord(last.pod, status);
+    if (state === last.state) return;
+    // What the first status says was so before, if the conditions say so.
+    last.stateSinceMs = (last.state === "" ? readySinceMs(status) : undefined) ?? this.#clock.now();
+    last.state = state;
+    if (isTerminalPhase(status.phase)) timeline.note("finished", "", status.message ?? state);
+  }
+}
+
+const nothing: Pick<OpenEntry, "done" | "failed" | "forget"> = { done: () => {}, failed: () => {}, forget: () => {} };
+
+// Events that say what an entry of a step says already.
+const toldBySteps: ReadonlySet<string> = new Set([
+  "BackOff",
+  "Failed",
+  "FailedCreatePodContainer",
+  "FailedCreatePodSandBox",
+  "FailedKillPod",
+  "FailedMount",
+  "FailedPostStartHook",
+  "InspectFailed",
+  "Killing",
+]);
+
+function pulledText(message: string): string {
+  const pulled = /pulled image "(.*)" in .* Image size: (\d+) bytes/.exec(message);
+  if (pulled !== null) return `pulled ${pulled[1]}, ${pulled[2]} bytes`;
+  const present = /^Container image "(.*)" already present/.exec(message);
+  return present === null ? message : `${present[1]} is present`;
+}
+
+function hasPostStart(pod: Pod, name: string): boolean {
+  return specContainers(pod).some(
+    ({ container }) => container.name === name && container.lifecycle?.postStart !== undefined,
+  );
+}
+
+function isReadyStatus({ conditions = [] }: PodStatus): boolean {
+  return conditions.some(({ type, status }) => type === "Ready" && status === "True");
+}
+
+function readySinceMs({ conditions = [] }: PodStatus): number | undefined {
+  const ms = Date.parse(conditions.find(({ type }) => type === "Ready")?.lastTransitionTime ?? "");
+  return Number.isNaN(ms) ? undefined : ms;
+}

@@ -1,0 +1,206 @@
+import type { Pod } from "../kube/types.ts";
+import type { Clock } from "../lib/clock.ts";
+import { uidOf } from "./names.ts";
+
+/**
+ * What happened to one pod, for people: the steps of its life with their durations, errors and repeats. Kept small, so
+ * that it can be kept of every pod.
+ */
+export interface TimelineEntry {
+  /** Unix ms of its begin; of the first one, if it repeats. */
+  atMs: number;
+  /** "sandbox", "image", "create", "exit" …; of events the reason. */
+  what: string;
+  /** The container or volume that it is about; "" for the pod itself. */
+  subject: string;
+  state: "running" | "done" | "failed";
+  /** Of the last repeat; absent for moments, and while it runs. */
+  tookMs?: number;
+  /** What came of it; "" if there is nothing to say. */
+  detail: string;
+  /** How often this happened, with the same outcome. */
+  times: number;
+  /** Unix ms of the begin of the last repeat. */
+  lastAtMs: number;
+  /** Unix ms of the next attempt after a failure, where the step itself knows. */
+  retryAtMs?: number;
+}
+
+/** A step under way. Its end may be told once; what comes later counts for nothing. */
+export interface OpenEntry {
+  /** Says more about what it does. */
+  note(detail: string): void;
+  done(detail?: string): void;
+  failed(detail: string, retryAtMs?: number): void;
+  /** It was called off: as if it had never begun. */
+  forget(): void;
+}
+
+export interface Outcome {
+  isFailure?: boolean;
+  tookMs?: number;
+  /** Counts as a repeat although its detail differs; the newest detail is kept. */
+  isAnyDetail?: boolean;
+}
+
+// How a pod began is of interest as long as it lives, and so is what happened last: what is between goes first.
+export const firstEntriesMax = 24;
+export const lastEntriesMax = 40;
+// An error message of the runtime fits; a stack of them does not.
+export const detailCharsMax = 240;
+// Pods whose end can still be looked up.
+export const endedPodsMax = 32;
+
+/** What is kept of one pod. */
+export class Timeline {
+  readonly namespace: string;
+  readonly name: string;
+  readonly podUID: string;
+  readonly #clock: Clock;
+  readonly #first: TimelineEntry[] = [];
+  readonly #last: TimelineEntry[] = [];
+  #omitted = 0;
+
+  constructor({ metadata: { namespace = "", name, uid = "" } }: Pod, clock: Clock) {
+    this.namespace = namespace;
+    this.name = name;
+    this.podUID = uid;
+    this.#clock = clock;
+  }
+
+  /** In the order in which they first happened. */
+  get entries(): readonly TimelineEntry[] {
+    return [...this.#first, ...this.#last];
+  }
+
+  /** How many are left out between the first and the last ones. */
+  get omitted(): number {
+    return this.#omitted;
+  }
+
+  /** Something that takes time begins. */
+  begin(what: string, subject = "", detail = ""): OpenEntry {
+    const startedAtMs = this.#clock.monotonic();
+    const entry = this.#add({ what, subject, state: "running", detail });
+    const end = (state: "done" | "failed", text: string, retryAtMs?: number) => {
+      if (entry.state !== "running") return;
+      entry.state = state;
+      entry.tookMs = this.#clock.monotonic() - startedAtMs;
+      entry.detail = clip(text);
+      if (retryAtMs !== undefined) entry.retryAtMs = retryAtMs;
+      this.#merge(entry);
+    };
+    return {
+      note: (text) => {
+        if (entry.state === "running") entry.detail = clip(text);
+      },
+      done: (text = entry.detail) => end("done", text),
+      failed: (text, retryAtMs) => end("failed", text, retryAtMs),
+      forget: () => this.#remove(entry),
+    };
+  }
+
+  /** Something happened, or has come to its end after `tookMs`. */
+  note(what: string, subject = "", detail = "", outcome: Outcome = {}): void {
+    const { isFailure = false, tookMs, isAnyDetail } = outcome;
+    const entry = this.#add({ what, subject, state: isFailure ? "failed" : "done", detail });
+    if (tookMs !== undefined) entry.tookMs = tookMs;
+    this.#merge(entry, isAnyDetail);
+  }
+
+  #add({ detail, ...rest }: Pick<TimelineEntry, "what" | "subject" | "state" | "detail">): TimelineEntry {
+    const atMs = this.#clock.now();
+    const entry: TimelineEntry = { ...rest, atMs, lastAtMs: atMs, detail: clip(detail), times: 1 };
+    if (this.#first.length < firstEntriesMax) this.#first.push(entry);
+    else this.#last.push(entry);
+    if (this.#last.length > lastEntriesMax) {
+      this.#last.shift();
+      this.#omitted += 1;
+    }
+    return entry;
+  }
+
+  // The same again, such as the tenth try to mount a volume, is one entry with a count.
+  #merge(entry: TimelineEntry, isAnyDetail = false): void {
+    const { what, subject, state, detail } = entry;
+    const before = this.entries.find(
+      (old) =>
+        old !== entry &&
+        old.what === what &&
+        old.subject === subject &&
+        old.state === state &&
+        (isAnyDetail || old.detail === detail),
+    );
+    if (before === undefined) return;
+    this.#remove(entry);
+    before.times += 1;
+    before.detail = detail;
+    before.lastAtMs = entry.atMs;
+    if (entry.tookMs !== undefined) before.tookMs = entry.tookMs;
+    if (entry.retryAtMs !== undefined) before.retryAtMs = entry.retryAtMs;
+  }
+
+  #remove(entry: TimelineEntry): void {
+    for (const list of [this.#first, this.#last]) {
+      const at = list.indexOf(entry);
+      if (at >= 0) list.splice(at, 1);
+    }
+  }
+}
+
+/** The timelines of the node's pods, and of a few that are gone. */
+export class Timelines {
+  readonly #clock: Clock;
+  readonly #pods = new Map<string, Timeline>();
+  readonly #ended = new Map<string, Timeline>();
+
+  constructor(clock: Clock) {
+    this.#clock = clock;
+  }
+
+  /** The pod's timeline; begins it if there is none. */
+  open(pod: Pod): Timeline {
+    const uid = uidOf(pod);
+    const timeline = this.#pods.get(uid) ?? new Timeline(pod, this.#clock);
+    this.#pods.set(uid, timeline);
+    return timeline;
+  }
+
+  /** Undefined for pods that are not on the node. */
+  get(podUID: string): Timeline | undefined {
+    return this.#pods.get(podUID);
+  }
+
+  /** The newest pod of this name. */
+  find(namespace: string, name: string): Timeline | undefined {
+    return newest(this.#pods, namespace, name);
+  }
+
+  /** Nothing of the pod is left on the node. */
+  end(podUID: string): void {
+    const timeline = this.#pods.get(podUID);
+    if (timeline === undefined) return;
+    this.#pods.delete(podUID);
+    this.#ended.set(podUID, timeline);
+    const [oldest] = this.#ended.keys();
+    if (oldest !== undefined && this.#ended.size > endedPodsMax) this.#ended.delete(oldest);
+  }
+
+  /** Of the pod of this name that ended last. */
+  findEnded(namespace: string, name: string): Timeline | undefined {
+    return newest(this.#ended, namespace, name);
+  }
+}
+
+function newest(timelines: ReadonlyMap<string, Timeline>, namespace: string, name: string): Timeline | undefined {
+  let found: Timeline | undefined;
+  for (const timeline of timelines.values()) {
+    if (timeline.name === name && timeline.namespace === namespace) found = timeline;
+  }
+  return found;
+}
+
+function clip(text: string): string {
+  const line = text.trim().replaceAll(/\s+/g, " ");
+  return line.length <= detailCharsMax ? line : `${line.slice(0, detailCharsMax - 3)}...`;
+}
