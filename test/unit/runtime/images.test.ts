@@ -1,13 +1,15 @@
 import { expect, test } from "vitest";
 import type { Pod } from "../../../agent/kube/types.ts";
 import { AgentError, hasCode } from "../../../agent/lib/errors.ts";
-import { silentLogger } from "../../../agent/lib/log.ts";
+import { createLogger, silentLogger } from "../../../agent/lib/log.ts";
 import { MetricsRegistry } from "../../../agent/lib/metrics.ts";
 import {
   createImageManager,
   goDuration,
   type ImageManagerOptions,
   ImagePullError,
+  slowPullMs,
+  slowPullRepeatMs,
 } from "../../../agent/runtime/images.ts";
 import type { PullRecords } from "../../../agent/runtime/images-records.ts";
 import { createImageMetrics } from "../../../agent/runtime/metrics.ts";
@@ -135,6 +137,16 @@ test("Always pulls what is present, and is the default for latest", async () => 
   expect(images.pulls.map(({ image }) => image)).toEqual(["app:latest", "app:latest", "app:1"]);
 });
 
+test("people are told the image as the pod names it", async () => {
+  const { images, events, ensure, failure } = setUp();
+  await ensure("app");
+  expect(images.pulls.map(({ image }) => image)).toEqual(["app:latest"]);
+  images.pullError = () => new Error("away");
+  await failure("other");
+  expect((await failure("other")).message).toBe('Back-off pulling image "other": ErrImagePull: away');
+  expect(events.join()).not.toContain(":latest");
+});
+
 test("Never and absent: ErrImageNeverPull", async () => {
   const { images, events, failure } = setUp();
   const err = await failure("app:1", { policy: "Never" });
@@ -219,6 +231,98 @@ test("backoff is one pod's own, forgotten with the pod and after 600 s", async (
   expect(await failure("app:1")).toMatchObject({ reason: "ErrImagePull", retryAtMs: clock.now() + 10_000 });
   await clock.advance(600_001);
   expect(await failure("app:1")).toMatchObject({ reason: "ErrImagePull", retryAtMs: clock.now() + 10_000 });
+});
+
+test("other credentials of the pod need not wait for the backoff of those that failed", async () => {
+  const { images, clock, ensure, failure } = setUp();
+  images.pullError = (auth) => (auth?.password === "good" ? undefined : new Error("denied"));
+  const bad = { auths: [{ username: "u", password: "bad" }] };
+  expect((await failure("app:1", bad)).retryAtMs).toBe(clock.now() + 10_000);
+  expect((await failure("app:1", bad)).reason).toBe("ImagePullBackOff");
+  const worse = { auths: [{ username: "u", password: "worse" }] };
+  expect(await failure("app:1", worse)).toMatchObject({ reason: "ErrImagePull", retryAtMs: clock.now() + 20_000 });
+  expect((await failure("app:1", worse)).reason).toBe("ImagePullBackOff");
+  await ensure("app:1", { auths: [{ username: "u", password: "good" }] });
+});
+
+test("two containers of a pod that see one pull fail wait as long as one", async () => {
+  const { images, clock, failure } = setUp();
+  images.instant = false;
+  const both = [failure("app:1"), failure("app:1")];
+  await settle();
+  expect(images.pulls).toHaveLength(1);
+  images.pulls[0]?.end(new Error("away"));
+  for (const err of await Promise.all(both)) expect(err.retryAtMs).toBe(clock.now() + 10_000);
+});
+
+test("the node's credentials come after the pod's, and are asked for only to pull", async () => {
+  const asked: string[] = [];
+  const { images, ensure, failure } = setUp({
+    nodeCredentials: async (pod, repository) => {
+      asked.push(`${pod.metadata.name} ${repository}`);
+      return [{ username: "node" }];
+    },
+  });
+  images.present.set("app:1", info("sha256:1"));
+  await ensure("app:1");
+  expect(asked).toEqual([]);
+  images.pullError = () => new Error("denied");
+  await failure("app:2", { auths: [{ username: "pod" }] });
+  expect(images.pulls.map(({ auth }) => auth?.username)).toEqual(["pod", "node"]);
+  await failure("app:2", { auths: [{ username: "pod" }] }); // backs off
+  expect(asked).toEqual(["web docker.io/library/app"]);
+});
+
+test("a pod that goes does not wait for the node's credentials", async () => {
+  const { images, ensure } = setUp({ nodeCredentials: async () => await new Promise(() => {}) });
+  const gone = new AbortController();
+  const pulling = ensure("app:1", { signal: gone.signal }).catch((e: unknown) => e);
+  await settle();
+  gone.abort();
+  expect(hasCode(await pulling, "Canceled")).toBe(true);
+  expect(images.pulls).toEqual([]);
+});
+
+test("a pull that seems to hang is told in the log, now and then and at its end", async () => {
+  const lines: string[] = [];
+  const log = createLogger({ level: "info", stream: { write: (line: string) => void lines.push(line) } });
+  const { images, clock, ensure } = setUp({ log });
+  images.instant = false;
+  const slow = ensure("slow:1");
+  await settle();
+  await clock.advance(slowPullMs - 1);
+  expect(lines).toEqual([]);
+  await clock.advance(1);
+  await clock.advance(slowPullRepeatMs);
+  images.pulls[0]?.end();
+  await slow;
+  const told = lines.map((line) => JSON.parse(line) as Record<string, unknown>);
+  expect(told.map(({ image, seconds, msg }) => [image, seconds, msg])).toEqual([
+    ["slow:1", 30, "image pull is still under way"],
+    ["slow:1", 150, "image pull is still under way"],
+    ["slow:1", 150, "slow image pull has ended"],
+  ]);
+  const quick = ensure("quick:1");
+  await settle();
+  images.pulls[1]?.end();
+  await quick;
+  expect([lines.length, clock.waiting]).toEqual([3, 0]);
+});
+
+test("a registry that hangs holds up the others only as far as the limit says, and is left when its pod goes", async () => {
+  const { images, ensure } = setUp({ serializeImagePulls: true });
+  images.instant = false;
+  const gone = new AbortController();
+  const hanging = ensure("hangs:1", { pod: "a", signal: gone.signal }).catch((e: unknown) => e);
+  const next = ensure("app:1", { pod: "b" });
+  await settle();
+  expect(images.pulls.map(({ image }) => image)).toEqual(["hangs:1"]);
+  gone.abort();
+  await hanging;
+  await settle();
+  expect(images.pulls.map(({ image }) => image)).toEqual(["hangs:1", "app:1"]);
+  images.pulls[1]?.end();
+  await next;
 });
 
 test("credentials are tried in order until one works", async () => {
@@ -318,7 +422,9 @@ test("an image that others' credentials brought is pulled again, and not given w
   for (const image of ["secret:1", "broken:1", "open:1"]) images.present.set(image, info("sha256:1"));
   images.pullError = () => new Error("denied");
   expect(await failure("secret:1")).toMatchObject({ reason: "ErrImagePull", message: "denied" });
-  expect(await failure("secret:1", { policy: "Never" })).toMatchObject({ reason: "ErrImageNeverPull" });
+  const never = await failure("secret:1", { policy: "Never" });
+  expect(never.reason).toBe("ErrImageNeverPull");
+  expect(never.message).toContain("does not have the proper credentials");
   expect(await failure("broken:1")).toMatchObject({ reason: "ErrImagePull" });
   expect(await ensure("open:1")).toMatchObject({ imageRef: "sha256:1" });
 });
