@@ -249,16 +249,14 @@ const wrong: { name: string; files: Record<string, unknown>; says: string }[] = 
     says: "requiredServiceAccountAnnotationKeys[0] must be an annotation's key",
   },
 ];
-for (const { name, files, says } of wrong) {
-  test(`${name} ends the start, naming file and field`, async () => {
-    const path = await put(files);
-    const err: unknown = await readCredentialProviders(path, binDir).catch((e: unknown) => e);
-    if (!(err instanceof ConfigError)) throw err;
-    expect(err.message).toContain(says);
-    expect(err.message).toContain(path);
-    expect(err.message).not.toContain("42424242");
-  });
-}
+test.for(wrong)("$name ends the start, naming file and field", async ({ files, says }) => {
+  const path = await put(files);
+  const err: unknown = await readCredentialProviders(path, binDir).catch((e: unknown) => e);
+  if (!(err instanceof ConfigError)) throw err;
+  expect(err.message).toContain(says);
+  expect(err.message).toContain(path);
+  expect(err.message).not.toContain("42424242");
+});
 
 test("a path that is not there, and a directory without a file", async () => {
   await expect(readCredentialProviders(join(dir, "none"), binDir)).rejects.toThrow(

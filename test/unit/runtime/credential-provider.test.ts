@@ -24,7 +24,7 @@ const minute = 60_000;
 
 let dir: string;
 let calls: string;
-let lines: string[];
+const lines: string[] = [];
 beforeAll(async () => {
   dir = await mkdtemp(join(tmpdir(), "nodelet-provider-"));
   calls = join(dir, "calls");
@@ -33,7 +33,7 @@ afterAll(async () => {
   await rm(dir, { recursive: true, force: true });
 });
 beforeEach(async () => {
-  lines = [];
+  lines.length = 0;
   await writeFile(calls, "");
 });
 
