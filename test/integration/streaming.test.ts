@@ -233,9 +233,10 @@ describe("exec by WebSocket v5", () => {
 });
 
 describe("many and much", () => {
-  test("32 sessions at a time, each of them right", async () => {
+  test("16 sessions at a time, each of them right", async () => {
     const results = await Promise.all(
-      Array.from({ length: 32 }, async (_, i) => {
+      // More would try the runtime: containerd's shim takes minutes for a hundred on two cores, whoever asks.
+      Array.from({ length: 16 }, async (_, i) => {
         const script = `cat; echo " from ${i}"; exit ${i}`;
         if (i % 2 === 0) return await exec(execURL(script, "input=1&output=1&error=1"), `hello ${i}`);
         const client = await wsClient(execURL(script, "input=1&output=1&error=1", kinds[1]!.base()));
@@ -286,7 +287,7 @@ describe("many and much", () => {
       console.info(
         `${name}: ${((2 * blocks) / seconds).toFixed(0)} MiB/s, ${((most - before) / 1e6).toFixed(1)} MB more`,
       );
-      expect(most - before).toBeLessThan(40 << 20);
+      expect(most - before).toBeLessThan(20 << 20);
       connection.destroy();
     }, 120_000);
 
