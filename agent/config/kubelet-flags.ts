@@ -1,5 +1,5 @@
 import { bool, duration, int, list, map, oneOf, string } from "./kinds.ts";
-import { later, noEffect, partly, type ValuesOf, works } from "./schema.ts";
+import { later, noEffect, type ValuesOf, works } from "./schema.ts";
 
 const text = string();
 const second = 1000;
@@ -23,13 +23,11 @@ export const kubeletFlagFields = {
   exitOnLockContention: later(bool, false, "leave when another wants that lock"),
   imageCredentialProviderConfig: works(text, "", "file or directory that configures credential providers"),
   imageCredentialProviderBinDir: works(text, "", "directory of credential providers"),
-  minimumContainerTTLDuration: later(duration(), 0, "dead containers younger than this stay", {
+  minimumContainerTTLDuration: works(duration(), 0, "dead containers younger than this stay", {
     flag: "minimum-container-ttl-duration",
   }),
-  maximumDeadContainersPerContainer: partly(int(), 1, "dead containers kept per container, negative for all", {
-    note: "one dead container is kept, whatever it says",
-  }),
-  maximumDeadContainers: later(int(), -1, "dead containers kept on the node, negative for no limit"),
+  maximumDeadContainersPerContainer: works(int(), 1, "dead containers kept per container, negative for all"),
+  maximumDeadContainers: works(int(), -1, "dead containers kept on the node, negative for no limit"),
   experimentalMounterPath: noEffect(text, "", "deprecated"),
   experimentalAllocatableIgnoreEviction: works(bool, false, "evictionHard does not lower allocatable"),
   housekeepingInterval: later(duration(), 10 * second, "how often container stats are read"),

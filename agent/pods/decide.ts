@@ -29,6 +29,9 @@ const graceSecondsDefault = 30;
  */
 export function decide(pod: Pod, observed: PodSnapshot, local: PodLocal, nowMs: number): Plan {
   const plan = new PlanBuilder(local, nowMs);
+  for (const { id, state } of observed.containers) {
+    if (state === "exited" && local.condemned.has(id)) plan.want({ kind: "RemoveContainer", containerID: id });
+  }
   if (local.terminating !== undefined) decideTermination(pod, observed, local, local.terminating, plan);
   else if (local.isRuntimeReady) decideRunning(pod, observed, local, plan);
   return plan;
@@ -45,7 +48,7 @@ function decideRunning(pod: Pod, observed: PodSnapshot, local: PodLocal, plan: P
     }
     if (local.volumes !== "ready") plan.want({ kind: "SetUpVolumes" });
     decideContainers(pod, observed, state.sandbox, local, plan);
-    prune(observed, plan);
+    prune(observed, local, plan);
     return;
   }
   if (state.attempt > 0 && stopRemains(pod, observed, local, plan)) return;
@@ -103,9 +106,6 @@ function decideContainers(
 ): void {
   const inSandbox = observed.containers.filter(({ sandboxID }) => sandboxID === sandbox.id);
   const starts: Container[] = [];
-  for (const container of pod.spec.ephemeralContainers ?? []) {
-    if (!observed.containers.some(({ name }) => name === container.name)) starts.push(container);
-  }
   const init = nextInit(pod, inSandbox, (container, status) => hasStarted(container, status, local, plan));
   // One that the runtime lost track of is killed first.
   starts.push(...init.start.filter(({ name }) => inSandbox.find((c) => c.name === name)?.state !== "unknown"));
@@ -118,6 +118,11 @@ function decideContainers(
     }
   }
   killUnfit(pod, inSandbox, local, plan);
+  // Who debugs a pod does not hold it up: these are not in line with the others.
+  for (const container of pod.spec.ephemeralContainers ?? []) {
+    const isNew = !observed.containers.some(({ name }) => name === container.name);
+    if (isNew) startInOrder([container], observed, sandbox, local, plan);
+  }
   startInOrder(starts, observed, sandbox, local, plan);
 }
 
@@ -170,11 +175,12 @@ function startInOrder(
 // One that was stopped to be replaced has not crashed: only a crash before it counts.
 function backoffUntilMs(newest: ContainerStatus, observed: PodSnapshot, local: PodLocal, nowMs: number): number {
   const crash = local.crash.get(newest.name);
+  const atMs = (status: ContainerStatus) => restartAtMs(crash, local.endedAtMs.get(status.id) ?? status.finishedAtMs);
   if (local.replaced.has(newest.id)) {
     const before = observed.containers.find(({ id, name }) => name === newest.name && id !== newest.id);
-    if (before === undefined || restartAtMs(crash, before.finishedAtMs) <= nowMs) return nowMs;
+    if (before === undefined || atMs(before) <= nowMs) return nowMs;
   }
-  return restartAtMs(crash, newest.finishedAtMs);
+  return atMs(newest);
 }
 
 function isAnyStarting({ attempts }: PodLocal): boolean {
@@ -227,13 +233,16 @@ function graceSecondsOf({ spec }: Pod): number {
   return spec.terminationGracePeriodSeconds ?? graceSecondsDefault;
 }
 
-// Of each container one dead instance is kept (its log, its exit code); sandboxes without containers go.
-function prune(observed: PodSnapshot, plan: PlanBuilder): void {
-  const seen = new Set<string>();
+// Of each container some dead instances are kept (their logs, their exit codes); sandboxes without containers go.
+function prune(observed: PodSnapshot, local: PodLocal, plan: PlanBuilder): void {
+  const dead = new Map<string, number>();
   for (const { id, name, state } of observed.containers) {
     if (state !== "exited") continue;
-    if (seen.has(name)) plan.want({ kind: "RemoveContainer", containerID: id });
-    seen.add(name);
+    const newer = dead.get(name) ?? 0;
+    if (newer >= local.deadContainersMax && !local.condemned.has(id)) {
+      plan.want({ kind: "RemoveContainer", containerID: id });
+    }
+    dead.set(name, newer + 1);
   }
   for (const { id, ready } of observed.sandboxes.slice(1)) {
     if (!ready && !observed.containers.some(({ sandboxID }) => sandboxID === id)) {

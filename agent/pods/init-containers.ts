@@ -42,8 +42,8 @@ export function nextInit(
     return { isInitialized: next === undefined, start: next === undefined ? start : [...start, next] };
   }
   if (status?.state === "running") return { isInitialized: false, start };
-  if (status?.state === "exited" && failsPod(pod, current, initExitCode(status)))
-    return { isInitialized: false, start: [] };
+  const isOver = status?.state === "exited" && failsPod(pod, current, initExitCode(status));
+  if (isOver) return { isInitialized: false, start: [] };
   return { isInitialized: false, start: [...start, current] };
 }
 

@@ -32,7 +32,8 @@ export function wantKill(kill: Kill, pod: Pod, local: PodLocal, plan: PlanBuilde
   const sinceMs = Math.max(hook?.beganAtMs ?? 0, kill.sinceMs ?? 0);
   if (hook === undefined && kill.sinceMs === undefined) plan.want(own);
   else {
-    const timeoutSeconds = Math.max(0, graceSeconds - Math.floor((plan.nowMs - sinceMs) / 1_000));
+    const spentSeconds = Math.floor(Math.max(0, plan.nowMs - sinceMs) / 1_000);
+    const timeoutSeconds = Math.max(0, graceSeconds - spentSeconds);
     plan.want({ ...own, timeoutSeconds, ...(hook === undefined ? {} : { isAnnounced: true }) });
   }
 }

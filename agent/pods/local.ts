@@ -24,6 +24,12 @@ export interface PodLocal {
   readonly crash: ReadonlyMap<string, CrashBackoff>;
   /** Instances that were stopped to be replaced, by container ID: the next one starts whatever the restart policy says. */
   readonly replaced: ReadonlySet<string>;
+  /** When instances ended, by container ID, on the clock that decisions go by; see worker.ts. */
+  readonly endedAtMs: ReadonlyMap<string, number>;
+  /** Dead instances that have to go, by container ID. */
+  readonly condemned: ReadonlySet<string>;
+  /** So many dead instances of a container are kept at once; at least 1. */
+  readonly deadContainersMax: number;
   /** preStop hooks that have begun, by container ID. */
   readonly hooks: ReadonlyMap<string, HookProgress>;
   /** What a probe says of an instance; undefined if there is no such probe. */

@@ -8,6 +8,7 @@ import { createProbeManager, type ProbeManager } from "../probes/manager.ts";
 import type { ContainerSummary, RuntimeList } from "../runtime/port.ts";
 import { AdmissionGate } from "./admission/gate.ts";
 import type { Rejection } from "./admission/port.ts";
+import { collectIntervalMs, deadContainersToRemove } from "./container-gc.ts";
 import { type PodEnding, rejection } from "./ending.ts";
 import { Executor } from "./executor.ts";
 import type { PodFacts, WorkerFacts } from "./explain.ts";
@@ -83,6 +84,7 @@ class Manager {
   /** UIDs of pods that have ended and of which the last traces are being removed. */
   readonly #removing = new Set<string>();
   readonly #signal: AbortSignal;
+  #collectDueMs = 0;
 
   constructor(deps: PodDeps, maskedPaths: readonly string[], signal: AbortSignal) {
     this.#deps = deps;
@@ -333,6 +335,7 @@ class Manager {
       .synced(signal)
       .then(() => {
         this.#gate.open();
+        this.#mirrors?.resync(); // those that stand for nothing can be told now
         synced.abort();
       })
       .catch(ignoreAbort);
@@ -343,7 +346,10 @@ class Manager {
         if (node.isRuntimeReady()) {
           const list = await runtime.list();
           this.#compare(list);
-          if (maySweep) await this.#orphans.sweep(list);
+          if (maySweep) {
+            this.#collect(list);
+            await this.#orphans.sweep(list);
+          }
         }
       } catch (err) {
         if (!hasCode(err, "Canceled")) log.warn({ err: messageOf(err) }, "runtime not listed, trying again");
@@ -352,6 +358,16 @@ class Manager {
       await clock.sleep(relistMs, rest).catch(ignoreAbort);
     }
     await opened;
+  }
+
+  // Now and then, dead containers of which there are too many go. Their workers see to it: each owns its pod.
+  #collect({ containers }: RuntimeList): void {
+    const { clock, settings } = this.#deps;
+    if (clock.monotonic() < this.#collectDueMs) return;
+    this.#collectDueMs = clock.monotonic() + collectIntervalMs;
+    const useOf = (uid: string) => this.#workers.get(uid)?.worker.remainsUse;
+    const doomed = deadContainersToRemove(containers, settings.deadContainers, useOf, clock.now());
+    for (const [uid, ids] of doomed) this.#workers.get(uid)?.worker.condemn(ids);
   }
 
   // Wakes the pods whose containers are not as their worker last saw them: an event was lost.

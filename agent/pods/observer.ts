@@ -1,5 +1,6 @@
 import type { Pod } from "../kube/types.ts";
 import type { PodSnapshot, ContainerStatus as RuntimeContainer } from "../runtime/port.ts";
+import { restartCountOf } from "./container-annotations.ts";
 import { readTerminationMessage } from "./container-logs.ts";
 import { unknownExitCode } from "./container-status.ts";
 import { specContainers } from "./names.ts";
@@ -58,10 +59,10 @@ export class PodObserver {
     const { runtime, clock, node, metrics } = this.#deps;
     this.#isDirty = false;
     try {
-      let observed = await runtime.podSnapshot(this.#podUID);
+      let observed = inOrder(await runtime.podSnapshot(this.#podUID));
       if (observed.containers.some((container) => this.#mayBeOOM(pod, container, isBeingKilled))) {
         await clock.sleep(oomReasonMs);
-        observed = await runtime.podSnapshot(this.#podUID);
+        observed = inOrder(await runtime.podSnapshot(this.#podUID));
       }
       await this.#readLastWords(observed);
       const [newest] = observed.sandboxes;
@@ -95,6 +96,14 @@ export class PodObserver {
       if (!observed.containers.some((container) => container.id === id)) this.#lastWords.delete(id);
     }
   }
+}
+
+// Newest first by their count: the machine's clock may have been set back between two instances.
+function inOrder(observed: PodSnapshot): PodSnapshot {
+  const containers = observed.containers.toSorted(
+    (a, b) => restartCountOf(b) - restartCountOf(a) || b.createdAtMs - a.createdAtMs,
+  );
+  return { ...observed, containers };
 }
 
 function publishedIPs(ips: readonly string[], hostIPs: readonly string[]): string[] {

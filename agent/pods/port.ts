@@ -9,6 +9,7 @@ import type { ImageManager } from "../runtime/images.ts";
 import type { Runtime } from "../runtime/port.ts";
 import type { ObjectSource, PodVolumes } from "../volumes/port.ts";
 import type { AdmissionContext } from "./admission/port.ts";
+import type { DeadContainerLimits } from "./container-gc.ts";
 import type { CrashBackoffLimits } from "./crash-backoff.ts";
 import type { DNSConfig } from "./dns.ts";
 import type { PodMetrics } from "./metrics.ts";
@@ -90,5 +91,6 @@ export interface PodSettings {
   seccompDefault: boolean;
   resources: ResourceContext;
   crashBackoff: CrashBackoffLimits;
+  deadContainers: DeadContainerLimits;
   selinuxEnabled: boolean;
 }

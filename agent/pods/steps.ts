@@ -11,12 +11,15 @@ export const stepRetry = { baseMs: 1_000, maxMs: 10_000, jitter: 0.2 };
 /** The steps of one pod: what is under way, and what failed and is tried again later. */
 export class Steps {
   readonly #clock: Clock;
+  readonly #wallClock: Clock;
   readonly #log: Logger;
   readonly #attempts = new Map<string, Attempt>();
   readonly #running = new Set<Promise<void>>();
 
-  constructor(clock: Clock, log: Logger) {
+  /** @param wallClock the one that a `StepError` goes by */
+  constructor(clock: Clock, wallClock: Clock, log: Logger) {
     this.#clock = clock;
+    this.#wallClock = wallClock;
     this.#log = log;
   }
 
@@ -82,8 +85,8 @@ export class Steps {
     const now = this.#clock.now();
     const reason = err instanceof StepError ? err.reason : "";
     // The ordinary retry is never put off: during an image's backoff it finds out cheaply whether the image has come.
-    const own = (err instanceof StepError ? err.retryAtMs : undefined) ?? Number.POSITIVE_INFINITY;
-    const retryAtMs = Math.min(own, now + backoffMs(failures, stepRetry));
+    const ownAtMs = (err instanceof StepError ? err.retryAtMs : undefined) ?? Number.POSITIVE_INFINITY;
+    const retryAtMs = now + Math.min(ownAtMs - this.#wallClock.now(), backoffMs(failures, stepRetry));
     this.#attempts.set(key, { state: "failed", reason, message: messageOf(err), retryAtMs, failures });
     this.#log.info({ step: key, err: messageOf(err), retryInMs: Math.round(retryAtMs - now) }, "step failed");
   }

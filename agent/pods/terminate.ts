@@ -6,7 +6,7 @@ import { type Kill, wantHook, wantKill } from "./kill.ts";
 import { isAlive, type PlanBuilder } from "./plan.ts";
 
 /**
- * The end of a pod, in this order: containers (sidecars last, the last declared first), sandboxes, volumes and cgroup,
+ * The end of a pod, in this order: containers (sidecars after regular ones, the last declared first), sandboxes, volumes and cgroup,
  * and once the API server has let go of it, what is left in the runtime.
  */
 export function decideTermination(
@@ -68,8 +68,9 @@ function nextToStop(
   const sidecars = (pod.spec.initContainers ?? []).filter(isSidecar).map(({ name }) => name);
   const isOver = nowMs >= termination.sinceMs + termination.graceSeconds * 1000;
   if (sidecars.length === 0 || isOver) return alive;
+  // They serve the regular containers. For init containers and somebody's debugging session nobody waits.
   const others = alive.filter(({ name }) => !sidecars.includes(name));
-  if (others.length > 0) return others;
+  if (others.some(({ name }) => pod.spec.containers.some((container) => container.name === name))) return others;
   const last = sidecars.findLast((name) => alive.some((container) => container.name === name));
-  return alive.filter(({ name }) => name === last);
+  return [...others, ...alive.filter(({ name }) => name === last)];
 }

@@ -3,6 +3,7 @@ import { isSidecar, isStaticPod } from "../kube/pod-resources.ts";
 import { pods } from "../kube/resources.ts";
 import type { Condition, Container, Pod, PodStatus } from "../kube/types.ts";
 import { backoffMs } from "../lib/backoff.ts";
+import type { Clock } from "../lib/clock.ts";
 import { hasCode, isAbort, messageOf } from "../lib/errors.ts";
 import type { Logger } from "../lib/log.ts";
 import { Loop } from "../lib/loop.ts";
@@ -10,6 +11,7 @@ import type { ProbeManager } from "../probes/manager.ts";
 import type { SeenContainer } from "../probes/port.ts";
 import type { PodSnapshot, ContainerStatus as RuntimeContainer } from "../runtime/port.ts";
 import { ownConditionTypes } from "./conditions.ts";
+import { deadContainersKept, type RemainsUse } from "./container-gc.ts";
 import { type CrashBackoff, formatDelay, noteRestart } from "./crash-backoff.ts";
 import { decide, isOver } from "./decide.ts";
 import { activeDeadlineMs, deadlineExceeded, type PodEnding } from "./ending.ts";
@@ -23,6 +25,7 @@ import { actionKey, isAlive, type Plan, type PodAction } from "./plan.ts";
 import type { PodDeps } from "./port.ts";
 import { sandboxState } from "./sandbox.ts";
 import { buildPodStatus, isTerminalPhase } from "./status.ts";
+import { steadyClock } from "./steady-clock.ts";
 import type { StatusWriter } from "./status-writer.ts";
 import { stepRetry, Steps } from "./steps.ts";
 
@@ -55,6 +58,8 @@ export class PodWorker {
   readonly uid: string;
   readonly namespace: string;
   readonly #deps: WorkerDeps;
+  /** What the worker notes and compares is on this clock; only what the API server gets is on the machine's. */
+  readonly #clock: Clock;
   readonly #log: Logger;
   readonly #loop: Loop;
   readonly #observer: PodObserver;
@@ -62,6 +67,8 @@ export class PodWorker {
   readonly #images = new Map<string, ReadyImage>();
   readonly #crash = new Map<string, CrashBackoff>();
   readonly #replaced = new Set<string>();
+  readonly #endedAtMs = new Map<string, number>();
+  readonly #condemned = new Set<string>();
   readonly #hooks = new Map<string, HookProgress & { stop: AbortController }>();
   readonly #announced = new Map<string, number>();
   // Ends pulls, volume work and postStart hooks when the pod has to go; other steps finish first.
@@ -83,9 +90,10 @@ export class PodWorker {
     this.namespace = pod.metadata.namespace ?? "";
     this.#pod = pod;
     this.#deps = deps;
+    this.#clock = steadyClock(deps.clock);
     this.#log = deps.log.child({ pod: `${pod.metadata.namespace ?? ""}/${pod.metadata.name}`, podUID: this.uid });
     this.#observer = new PodObserver(this.uid, deps);
-    this.#steps = new Steps(deps.clock, this.#log);
+    this.#steps = new Steps(this.#clock, deps.clock, this.#log);
     this.#loop = new Loop({
       clock: deps.clock,
       pass: async () => await this.#pass(),
@@ -124,6 +132,9 @@ export class PodWorker {
     for (const { container } of specContainers(pod)) {
       const old = specContainers(before).find((candidate) => candidate.container.name === container.name)?.container;
       if (old !== undefined && old.image !== container.image) this.#forgetImage(container.name);
+      // With other resources it may live: what it crashed for may be over.
+      if (old !== undefined && !isDeepStrictEqual(old.resources, container.resources))
+        this.#crash.delete(container.name);
     }
     const isSameText =
       isDeepStrictEqual(before.metadata.labels, pod.metadata.labels) &&
@@ -151,7 +162,7 @@ export class PodWorker {
    */
   async end(ending: PodEnding, graceSeconds?: number): Promise<void> {
     this.#ending ??= ending;
-    this.#beginTermination(this.#pod, this.#deps.clock.now());
+    this.#beginTermination(this.#pod, this.#clock.now());
     if (graceSeconds !== undefined) this.#shortenGrace(graceSeconds);
     this.#loop.wake();
     await this.#ended.promise;
@@ -194,15 +205,28 @@ export class PodWorker {
     this.#forgetFailures();
     this.#loop.wake();
   }
+
   /** A Secret of its namespace changed: if pulls use it, they need not wait any longer. The next pass makes them. */
   secretChanged(name: string): void {
     const isForPulls = (this.#pod.spec.imagePullSecrets ?? []).some((secret) => secret.name === name);
     if (isForPulls) this.#steps.forgetFailures((key) => key.startsWith("image/"));
   }
 
-
   wake(): void {
     this.#loop.wake();
+  }
+
+  /** These dead containers have to go, by ID. */
+  condemn(containerIDs: readonly string[]): void {
+    for (const id of containerIDs) this.#condemned.add(id);
+    this.#loop.wake();
+  }
+
+  /** What the records of its dead containers are still good for. */
+  get remainsUse(): RemainsUse {
+    if (!this.#isCleanedUp) return "needed";
+    const { phase, reason } = this.#deps.writer.known(this.uid)?.status ?? {};
+    return phase === "Failed" && reason === "Evicted" ? "useless" : "shown";
   }
 
   /** What gauges show of the pod. */
@@ -240,10 +264,12 @@ export class PodWorker {
     const { clock, writer, node } = this.#deps;
     const observed = await this.#observer.observe(this.#pod, (id) => this.#steps.isRunning(`kill/${id}/`));
     const pod = this.#pod;
-    const nowMs = clock.now();
+    const nowMs = this.#clock.now();
+    const wallMs = clock.now();
     this.#forgetInstances(observed);
+    this.#noteEnds(observed, nowMs, wallMs);
     this.#observeProbes(pod, observed);
-    this.#updateTermination(pod, observed, nowMs);
+    this.#updateTermination(pod, observed, nowMs, wallMs);
     if (this.#volumesDueMs !== undefined && this.#volumesDueMs <= nowMs) {
       this.#volumesDueMs = undefined; // the next set-up says when the one after it is due
       if (this.#volumes === "ready") this.#volumes = "stale";
@@ -251,7 +277,7 @@ export class PodWorker {
     if (this.#termination === undefined && node.isRuntimeReady()) this.#deps.objects.register(pod);
 
     let plan = decide(pod, observed, this.#local(), nowMs);
-    const status = this.#status(pod, observed, plan, nowMs);
+    const status = this.#status(pod, observed, plan, wallMs);
     if (!this.#isGone) {
       writer.set(this.uid, withheldWhileAlive(status, writer.wanted(this.uid) ?? pod.status, observed));
     }
@@ -265,10 +291,18 @@ export class PodWorker {
     this.#deleteIfDone(pod);
     if (plan.isFinished) this.#deps.onFinished(this.uid);
     const deadlineMs = this.#termination === undefined ? activeDeadlineMs(pod, status) : undefined;
-    const dueMs = Math.min(
-      ...[plan.wakeAtMs, this.#volumesDueMs, deadlineMs].map((at) => at ?? Number.POSITIVE_INFINITY),
-    );
-    return Math.min(resyncMs, Math.max(1, dueMs - nowMs));
+    const dueMs = Math.min(plan.wakeAtMs ?? Number.POSITIVE_INFINITY, this.#volumesDueMs ?? Number.POSITIVE_INFINITY);
+    const restMs = Math.min(dueMs - nowMs, (deadlineMs ?? Number.POSITIVE_INFINITY) - wallMs);
+    return Math.min(resyncMs, Math.max(1, restMs));
+  }
+
+  // When an instance ended is what the runtime's clock said then; from here on it is as long ago as time has passed.
+  #noteEnds({ containers }: PodSnapshot, nowMs: number, wallMs: number): void {
+    for (const { id, state, finishedAtMs } of containers) {
+      if (state !== "exited" || this.#endedAtMs.has(id)) continue;
+      const agoMs = finishedAtMs === 0 ? 0 : Math.max(0, wallMs - finishedAtMs);
+      this.#endedAtMs.set(id, nowMs - agoMs);
+    }
   }
 
   // What was remembered of instances that are no more.
@@ -278,8 +312,8 @@ export class PodWorker {
       if (status === undefined || !isAlive(status)) stop.abort();
       if (status === undefined) this.#hooks.delete(id);
     }
-    for (const id of this.#replaced) {
-      if (!containers.some((container) => container.id === id)) this.#replaced.delete(id);
+    for (const known of [this.#replaced, this.#condemned, this.#endedAtMs]) {
+      for (const id of known.keys()) if (!containers.some((container) => container.id === id)) known.delete(id);
     }
   }
 
@@ -322,10 +356,10 @@ export class PodWorker {
     return previousStatus(writer.wanted(this.uid), writer.known(this.uid)?.status ?? pod.status ?? {});
   }
 
-  #updateTermination(pod: Pod, observed: PodSnapshot, nowMs: number): void {
+  #updateTermination(pod: Pod, observed: PodSnapshot, nowMs: number, wallMs: number): void {
     const known = this.#deps.writer.known(this.uid)?.status?.phase;
     const isOver = isTerminalPhase(known) || isTerminalPhase(pod.status?.phase);
-    const isDue = isOver || (activeDeadlineMs(pod, this.#previous(pod)) ?? Number.POSITIVE_INFINITY) <= nowMs;
+    const isDue = isOver || (activeDeadlineMs(pod, this.#previous(pod)) ?? Number.POSITIVE_INFINITY) <= wallMs;
     if (isDue && !isOver && this.#ending === undefined && this.#termination === undefined) {
       this.#ending = deadlineExceeded;
       this.#deps.recorder.event(podReference(pod), "Normal", deadlineExceeded.reason, deadlineExceeded.message);
@@ -342,7 +376,7 @@ export class PodWorker {
     if (this.#termination === undefined) return;
     const graceSeconds = Math.max(graceSecondsMin, seconds);
     if (graceSeconds >= this.#termination.graceSeconds) return;
-    this.#termination = { sinceMs: this.#deps.clock.now(), graceSeconds };
+    this.#termination = { sinceMs: this.#clock.now(), graceSeconds };
   }
 
   #beginTermination(pod: Pod, nowMs: number): void {
@@ -362,6 +396,9 @@ export class PodWorker {
       images: this.#images,
       crash: this.#crash,
       replaced: this.#replaced,
+      endedAtMs: this.#endedAtMs,
+      condemned: this.#condemned,
+      deadContainersMax: deadContainersKept(this.#deps.settings.deadContainers),
       hooks: this.#hooks,
       verdict: (container, id, type) => this.#deps.probes.verdict(this.uid, container, id, type),
       volumes: this.#volumes,
@@ -373,7 +410,7 @@ export class PodWorker {
     };
   }
 
-  #status(pod: Pod, observed: PodSnapshot, plan: Plan, nowMs: number) {
+  #status(pod: Pod, observed: PodSnapshot, plan: Plan, wallMs: number) {
     const { node } = this.#deps;
     const isHost = pod.spec.hostNetwork === true;
     const sandbox = sandboxState(pod, observed);
@@ -404,7 +441,7 @@ export class PodWorker {
         isStarted: (container, status) => this.#passes(container, status, "Startup"),
         isReady: (container, status) => this.#passes(container, status, "Readiness"),
       },
-      nowMs,
+      wallMs,
     );
   }
 
@@ -483,14 +520,15 @@ export class PodWorker {
     const newest = observed.containers.find((container) => container.name === name);
     if (newest?.state !== "exited") return;
     const state = this.#crash.get(name);
-    this.#crash.set(name, noteRestart(state, newest.finishedAtMs, nowMs, this.#deps.settings.crashBackoff));
+    const endedAtMs = this.#endedAtMs.get(newest.id) ?? newest.finishedAtMs;
+    this.#crash.set(name, noteRestart(state, endedAtMs, nowMs, this.#deps.settings.crashBackoff));
   }
 
   #succeeded(action: PodAction, contentChanges: number): void {
     if (action.kind === "SetUpVolumes") {
       this.#volumes = contentChanges === this.#contentChanges ? "ready" : "stale";
       const inMs = this.#deps.volumes.refreshInMs(this.uid);
-      this.#volumesDueMs = inMs === undefined ? undefined : this.#deps.clock.now() + inMs;
+      this.#volumesDueMs = inMs === undefined ? undefined : this.#clock.now() + inMs;
     } else if (action.kind === "CleanUp") {
       this.#isCleanedUp = true;
       this.#deps.probes.remove(this.uid);

@@ -101,6 +101,11 @@ export function podSettings(
       initialMs: crashBackoffDefaults.initialMs,
       maxMs: config.crashLoopBackOff.maxContainerRestartPeriod,
     },
+    deadContainers: {
+      perContainer: flags.maximumDeadContainersPerContainer,
+      total: flags.maximumDeadContainers,
+      ageMsMin: flags.minimumContainerTTLDuration,
+    },
     selinuxEnabled,
   };
 }
