@@ -9,9 +9,3 @@ export function expandCommand(
   const replace = (word: string) => expand(word, (name) => env.get(name));
   return { command: (container.command ?? []).map(replace), args: (container.args ?? []).map(replace) };
 }
-
-/** The command of an exec probe: only variables with a literal `value` in the spec count there. */
-export function expandProbeCommand(command: readonly string[], container: Pick<Container, "env">): string[] {
-  const literals = new Map((container.env ?? []).map(({ name, value }) => [name, value ?? ""]));
-  return command.map((word) => expand(word, (name) => literals.get(name)));
-}

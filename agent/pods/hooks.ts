@@ -1,7 +1,7 @@
 import type { Container, LifecycleHandler, Pod } from "../kube/types.ts";
 import type { Clock } from "../lib/clock.ts";
 import { messageOf } from "../lib/errors.ts";
-import { httpGet, httpTarget, type HTTPTarget, plainAnswerCode } from "../probes/http-get.ts";
+import { httpGet, httpTarget, type HTTPTarget, isPlainAnswer } from "../probes/http-get.ts";
 import type { Runtime } from "../runtime/port.ts";
 
 /** What servers see who is calling; kubelet's own text. */
@@ -60,7 +60,8 @@ async function runHTTP(
   try {
     await httpGet(target, { timeoutMs: undefined, signal, clock: deps.clock });
   } catch (err) {
-    if (!isPlainHTTPServer(err) || target.url.protocol !== "https:") throw err;
+    // Any other complaint comes from a server that does speak TLS: what was meant for that must not be sent in the clear.
+    if (!(err instanceof Error) || !isPlainAnswer(err.cause)) throw err;
     deps.onHTTPFallback(
       pod,
       container,
@@ -68,11 +69,6 @@ async function runHTTP(
     );
     await httpGet(withoutTLS(target), { timeoutMs: undefined, signal, clock: deps.clock });
   }
-}
-
-// Any other complaint comes from a server that does speak TLS: what was meant for that must not be sent in the clear.
-function isPlainHTTPServer(err: unknown): boolean {
-  return err instanceof Error && (err.cause as NodeJS.ErrnoException | undefined)?.code === plainAnswerCode;
 }
 
 // What was meant for an encrypted connection stays out of a plain one.

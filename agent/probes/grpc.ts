@@ -93,7 +93,8 @@ async function check(session: ClientHttp2Session, service: string): Promise<Heal
       if (length <= answerBytesMax) chunks.push(chunk);
       else stream.destroy(new Error("health answer is too long"));
     });
-    stream.on("error", reject);
+    // A stream whose connection could not be made tells why in its cause.
+    stream.on("error", (err: Error) => reject(err.cause instanceof Error ? err.cause : err));
     stream.on("close", closed);
     stream.on("end", () => {
       const { "grpc-status": status, "grpc-message": message, ":status": http } = headers;

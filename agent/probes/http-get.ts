@@ -13,9 +13,6 @@ export const bodyBytesMax = 10 * 1024;
 /** Bytes of an answer's header that are read. Node.js' own limit of 16 KiB is less than servers with many cookies send. */
 export const headerBytesMax = 256 * 1024;
 
-/** Code of the cause when the first bytes of an HTTPS server are none of TLS: its records carry a version there. */
-export const plainAnswerCode = "ERR_SSL_WRONG_VERSION_NUMBER";
-
 /** What an HTTP handler of a pod asks for. */
 export interface HTTPTarget {
   url: URL;
@@ -61,8 +58,8 @@ export function httpTarget(action: HTTPGetAction, container: Container, podIP: s
  * GETs a target, following redirects on the same host; the answer that leads to another is the last one. The certificate of
  * an HTTPS server is not verified, as handlers are aimed at pods, which rarely have one that could be. No connection is kept.
  *
- * Rejects with an Error whose message is for people: what failed, and where. The deadline is such a failure, too, until the
- * answer's header has come.
+ * Rejects with an Error whose message is for people: what failed, and where; its cause is the network's own. The deadline is
+ * such a failure, too, until the answer's header has come.
  */
 export async function httpGet(target: HTTPTarget, deadline: Deadline): Promise<HTTPAnswer> {
   return await withDeadline(deadline, async (signal) => await follow(target, signal));
@@ -133,10 +130,19 @@ async function get(
   }
 }
 
+/** True if a request to an HTTPS server failed because its first bytes are none of TLS: a version belongs there. */
+export function isPlainAnswer(err: unknown): boolean {
+  return tlsReason(err) === "wrong version number";
+}
+
 // OpenSSL's messages carry addresses and lines of its source; its reason is what people can use.
+function tlsReason(err: unknown): string | undefined {
+  return err instanceof Error ? /:SSL routines:[^:]*:([^:]*):/.exec(err.message)?.[1] : undefined;
+}
+
 function failureText(err: unknown): string {
-  const { code, reason } = err as NodeJS.ErrnoException & { reason?: string };
-  if (code === plainAnswerCode) return "http: server gave HTTP response to HTTPS client";
+  const reason = tlsReason(err);
+  if (isPlainAnswer(err)) return "http: server gave HTTP response to HTTPS client";
   return reason === undefined ? errnoText(err) : `tls: ${reason}`;
 }
 

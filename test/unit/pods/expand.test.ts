@@ -1,6 +1,6 @@
 import { describe, expect, test } from "vitest";
 import { expand } from "../../../agent/lib/expand.ts";
-import { expandCommand, expandProbeCommand } from "../../../agent/pods/expand.ts";
+import { expandCommand } from "../../../agent/pods/expand.ts";
 
 const values: Record<string, string> = { X: "x", EMPTY: "", NESTED: "$(X)", "odd name": "odd", "": "nameless" };
 
@@ -34,12 +34,4 @@ test("expandCommand: command and args see the final environment, absent ones sta
     args: ["$(Y)"],
   });
   expect(expandCommand({}, env)).toEqual({ command: [], args: [] });
-});
-
-test("expandProbeCommand: only literal values count", () => {
-  const env = [
-    { name: "A", value: "a" },
-    { name: "B", valueFrom: { fieldRef: { fieldPath: "metadata.name" } } },
-  ];
-  expect(expandProbeCommand(["$(A)", "$(B)", "$(C)"], { env })).toEqual(["a", "", "$(C)"]);
 });
