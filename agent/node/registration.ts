@@ -64,6 +64,8 @@ export interface NodeAgentDeps {
   /** What eviction, volumes, shutdown and pod workers have to report. Call `wake()` when it changes. */
   local: () => LocalNodeState;
   startup?: NodeStartup;
+  /** The Node that we would register is complete or has changed; the API server may not have it for long. */
+  onInitial?: () => void;
   clock: Clock;
   log: Logger;
   recorder: EventRecorder;
@@ -179,20 +181,27 @@ class NodeReporter implements NodeAgent {
 
   async #pass(signal: AbortSignal): Promise<number> {
     const { settings, random = Math.random } = this.#deps;
+    // Pods that need no API server want to know the node's addresses.
+    if (!this.#isRegistered) this.#setInitial((await this.#build(this.#initial)).node);
     if (settings.registerNode && !this.#isRegistered) await this.#register(signal);
     await this.#update(signal);
     await this.#syncPodCIDR();
     return settings.statusUpdateMs * (1 + updateJitter * random());
   }
 
+  #setInitial(node: Node): void {
+    const hasChanged = buildNodePatch(this.#initial, node, { ignoreHeartbeat: true }) !== undefined;
+    this.#initial = node;
+    if (hasChanged) this.#deps.onInitial?.();
+  }
+
   async #register(signal: AbortSignal): Promise<void> {
     const { client, settings, log, startup } = this.#deps;
-    const built = await this.#build(this.#initial);
+    const initial = this.#initial;
     startup?.attempted();
-    this.#initial = built.node;
     const options = { signal, timeoutMs: settings.statusUpdateMs };
     try {
-      this.#stored = await client.create(nodes, built.node, options);
+      this.#stored = await client.create(nodes, initial, options);
       log.info({ node: settings.nodeName }, "registered the node");
       startup?.registered();
       this.#noteReady(this.#stored);
@@ -204,7 +213,7 @@ class NodeReporter implements NodeAgent {
         // Forbidden to create and nothing there to update: the first refusal is the one to show.
         throw hasCode(getErr, "NotFound") ? err : getErr;
       });
-      const wanted = reconcileExistingNode(existing, built.node, settings);
+      const wanted = reconcileExistingNode(existing, initial, settings);
       const patch = buildNodePatch(existing, wanted);
       const key = { name: settings.nodeName };
       this.#stored =

@@ -110,6 +110,12 @@ export class Mirrors {
     this.#loop.wake();
   }
 
+  /** Something has changed that concerns all of them. */
+  resync(): void {
+    this.#resyncAtMs = 0;
+    this.#loop.wake();
+  }
+
   /** Works until `signal` aborts. Never rejects. */
   async run(signal: AbortSignal): Promise<void> {
     const { mirrors, ownNode } = this.#deps;
@@ -125,9 +131,7 @@ export class Mirrors {
       }),
       ownNode.subscribe(({ old, object }) => {
         const shown = (node: Node | undefined) => [node?.metadata.uid, node?.metadata.deletionTimestamp].join(" ");
-        if (shown(old) === shown(object)) return;
-        this.#resyncAtMs = 0;
-        this.#loop.wake();
+        if (shown(old) !== shown(object)) this.resync();
       }),
     ];
     await this.#loop.run(signal);

@@ -58,7 +58,8 @@ export interface Cluster {
 
 /** What the kubelet role follows and a proxy role beside it can use, too. */
 export interface SharedStores {
-  cluster: Cluster;
+  /** undefined: the kubelet role runs without an API server. */
+  cluster: Cluster | undefined;
   kubeconfig: string;
   ownNode: Store<Node>;
   services: Store<Service>;

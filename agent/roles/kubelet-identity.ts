@@ -17,9 +17,6 @@ export async function openIdentity(
   { clock, log, parts, stop }: Surroundings,
 ): Promise<ClientIdentity | undefined> {
   const { kubeconfig, bootstrapKubeconfig, certDir } = flags;
-  if (kubeconfig === "") {
-    throw new ConfigError(["--kubeconfig is missing: running without an API server is not supported yet"]);
-  }
   const options = { kubeconfig, bootstrapKubeconfig, certDir, nodeName, userAgent: userAgentOf("kubelet") };
   try {
     if (config.rotateCertificates) {

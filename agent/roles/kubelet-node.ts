@@ -15,7 +15,8 @@ import { describeHardware } from "../node/hardware.ts";
 import { createImageCache } from "../node/images.ts";
 import { createLeaseRenewer } from "../node/lease.ts";
 import { instrumentCgroups } from "../node/metrics.ts";
-import { createNodeAgent, type NodeSettings } from "../node/registration.ts";
+import { createLocalNode, type LocalNode } from "../node/local-node.ts";
+import { createNodeAgent, type NodeAgentDeps, type NodeSettings } from "../node/registration.ts";
 import { createRuntimeHealth } from "../node/runtime-health.ts";
 import { createSliceManager } from "../node/systemd.ts";
 import { createNodeView } from "../node/view.ts";
@@ -34,7 +35,8 @@ export interface StartNodeOptions {
   settings: KubeletSettings;
   nodeName: string;
   recorder: EventRecorder;
-  cluster: Cluster;
+  /** undefined: there is no API server. */
+  cluster: Cluster | undefined;
   ownNode: Store<Node>;
   measures: KubeletMetrics;
 }
@@ -51,7 +53,7 @@ export interface StartedNode {
 
 /** Finds out what the machine is, registers it, keeps its status and lease, and makes the cgroups for pods. */
 export async function startNode(options: StartNodeOptions, surroundings: Surroundings): Promise<StartedNode> {
-  const { settings, nodeName, recorder, cluster, ownNode, measures } = options;
+  const { settings, nodeName, measures } = options;
   const { clock, log, parts, stop } = surroundings;
   const { flags, config } = settings;
   const [facts, cgroupTree, connected] = await Promise.all([
@@ -68,27 +70,70 @@ export async function startNode(options: StartNodeOptions, surroundings: Surroun
   const problem = reservationProblem(capacity, ofNode.reservations);
   if (problem !== undefined) throw new ConfigError([problem]);
 
-  const client = openHeartbeatClient(options, surroundings);
   const health = createRuntimeHealth({ runtime, clock, log, cniConfDirs });
   const images = createImageCache({ service: runtime.images, clock, log });
+  parts.start("image list", (signal) => images.run(signal));
+  parts.start("runtime health", (signal) => health.run(signal));
+  const shared = { settings: ofNode, facts, health, runtime, images: () => images.images, local: () => ({}) };
+  const { cluster } = options;
+  const known =
+    cluster === undefined
+      ? keepLocally({ ...shared, podCIDR: config.podCIDR }, surroundings)
+      : register({ ...options, cluster, shared }, surroundings);
+
+  const bare = await openCgroups({ settings, ofNode, facts, cgroupTree, connected }, surroundings);
+  const cgroups = instrumentCgroups(bare, measures.registry, clock);
+  const allocatable = resourceList(nodeAllocatable(capacity, ofNode.reservations));
+  const view = createNodeView({ nodeName, agent: known, health, nodeStore: options.ownNode, now: () => clock.now() });
+  // Both are known here before the Node and the runtime's health say them.
+  const nodeView: NodeView = {
+    ...view,
+    runtimeName,
+    allocatable: () => known.node().status?.allocatable ?? allocatable,
+    node: () => options.ownNode.get(nodeName) ?? known.node(),
+    subscribe: (listener) => {
+      const stops = [view.subscribe(listener), known.subscribe(listener)];
+      return () => {
+        for (const end of stops) end();
+      };
+    },
+  };
+  const cgroupDriver = connected.cgroupDriver ?? config.cgroupDriver;
+  return { facts, runtime, nodeView, cgroupTree, cgroups, cgroupDriver };
+}
+
+/** The Node as far as it is known here, and who wants to hear when that changes before the API server says it. */
+type KnownNode = Pick<LocalNode, "node" | "subscribe">;
+type OfNode = Pick<NodeAgentDeps, "settings" | "facts" | "health" | "runtime" | "images" | "local">;
+
+function keepLocally(deps: OfNode & { podCIDR: string }, { clock, log, parts }: Surroundings): KnownNode {
+  const local = createLocalNode({ ...deps, clock, log });
+  parts.start("node", (signal) => local.run(signal));
+  return local;
+}
+
+function register(
+  options: StartNodeOptions & { cluster: Cluster; shared: OfNode },
+  surroundings: Surroundings,
+): KnownNode {
+  const { settings, nodeName, recorder, cluster, ownNode, measures, shared } = options;
+  const { clock, log, parts, stop } = surroundings;
+  const client = openHeartbeatClient(options, surroundings);
+  const listeners = new Set<() => void>();
   const agent = createNodeAgent({
-    settings: ofNode,
-    facts,
+    ...shared,
     client,
     nodeStore: ownNode,
-    health,
-    runtime,
-    images: () => images.images,
-    local: () => ({}),
     startup: measures.startup,
+    onInitial: () => {
+      for (const listener of [...listeners]) listener();
+    },
     clock,
     log,
     recorder,
   });
-  const { nodeLeaseDurationSeconds: durationSeconds } = config;
+  const { nodeLeaseDurationSeconds: durationSeconds } = settings.config;
   const lease = createLeaseRenewer({ client, nodeName, durationSeconds, clock, log });
-  parts.start("image list", (signal) => images.run(signal));
-  parts.start("runtime health", (signal) => health.run(signal));
   const unsubscribe = cluster.subscribeRetry(() => agent.wake());
   parts.defer("node's wake-up by new credentials", unsubscribe);
   parts.start("node status", (signal) => agent.run(signal));
@@ -97,25 +142,18 @@ export async function startNode(options: StartNodeOptions, surroundings: Surroun
     () => lease.wake(),
     () => {}, // the agent stops
   );
-
-  const bare = await openCgroups({ settings, ofNode, facts, cgroupTree, connected }, surroundings);
-  const cgroups = instrumentCgroups(bare, measures.registry, clock);
-  const allocatable = resourceList(nodeAllocatable(capacity, ofNode.reservations));
-  const view = createNodeView({ nodeName, agent, health, nodeStore: ownNode, now: () => clock.now() });
-  // Both are known here before the Node and the runtime's health say them.
-  const nodeView: NodeView = {
-    ...view,
-    runtimeName,
-    allocatable: () => agent.node().status?.allocatable ?? allocatable,
-    node: () => ownNode.get(nodeName) ?? agent.node(),
+  return {
+    node: () => agent.node(),
+    subscribe: (listener) => {
+      listeners.add(listener);
+      return () => listeners.delete(listener);
+    },
   };
-  const cgroupDriver = connected.cgroupDriver ?? config.cgroupDriver;
-  return { facts, runtime, nodeView, cgroupTree, cgroups, cgroupDriver };
 }
 
 /** A client with connections of its own: a request that hangs elsewhere must not make the node look dead. */
 function openHeartbeatClient(
-  { settings: { config }, cluster: { access, userAgent }, measures }: StartNodeOptions,
+  { settings: { config }, cluster: { access, userAgent }, measures }: StartNodeOptions & { cluster: Cluster },
   { clock, log, parts }: Surroundings,
 ): KubeClient {
   const metrics = measures.restClient;

@@ -1,5 +1,6 @@
 import type { KubeletSettings } from "../config/load-kubelet.ts";
 import { createProber } from "../probes/run.ts";
+import { absentApi } from "../kube/absent.ts";
 import type { EventRecorder, Store } from "../kube/port.ts";
 import { quantityValue } from "../kube/quantity.ts";
 import type { Node, RuntimeClass, Service } from "../kube/types.ts";
@@ -21,7 +22,8 @@ import { keepQOSWeights } from "./qos-weights.ts";
 export interface StartPodsOptions extends StartedNode {
   settings: KubeletSettings;
   recorder: EventRecorder;
-  cluster: Cluster;
+  /** undefined: there is no API server. */
+  cluster: Cluster | undefined;
   ownNode: Store<Node>;
   services: Store<Service>;
   runtimeClassStore: Store<RuntimeClass>;
@@ -39,17 +41,17 @@ export async function startPods(options: StartPodsOptions, surroundings: Surroun
   const resources = resourceContext(settings, facts, { cgroupVersion, swapControllerAvailable });
   const objects = openObjects(options, surroundings);
   const volumes = openVolumes(options, objects, surroundings);
-  const images = await openImages({ ...options, client: cluster.client }, surroundings);
+  const images = await openImages({ ...options, client: cluster?.client ?? absentApi }, surroundings);
 
   const { nodeName } = nodeView;
   const sources = startSources({ settings, nodeName, recorder, cluster, ownNode }, surroundings);
   const manager = createPodManager({
     clock,
     log,
-    client: cluster.client,
+    client: cluster?.client ?? absentApi,
     recorder,
     pods: sources,
-    mirrors: { pods: sources.mirrors, ownNode },
+    ...(cluster === undefined ? {} : { mirrors: { pods: sources.mirrors, ownNode } }),
     services: options.services,
     runtimeClasses: options.runtimeClassStore,
     runtime,
@@ -97,11 +99,13 @@ function startLogRotation(
 }
 
 function openObjects(
-  { settings: { config }, cluster: { client, startInformer } }: StartPodsOptions,
+  { settings: { config }, cluster }: StartPodsOptions,
   { clock, log, parts }: Surroundings,
 ): OwnedObjectSource {
   const { configMapAndSecretChangeDetectionStrategy: strategy, syncFrequency: syncFrequencyMs } = config;
-  const objects = createObjectSource({ client, startInformer, clock, log, strategy, syncFrequencyMs });
+  const api =
+    cluster === undefined ? { client: undefined } : { client: cluster.client, startInformer: cluster.startInformer };
+  const objects = createObjectSource({ ...api, clock, log, strategy, syncFrequencyMs });
   parts.defer("watches of ConfigMaps and Secrets", () => objects.close());
   return objects;
 }
@@ -113,7 +117,7 @@ function openVolumes(
 ): VolumeManager {
   const volumes = createPodVolumes({
     rootDir: flags.rootDir,
-    client: cluster.client,
+    client: cluster?.client,
     objects,
     clock,
     log,

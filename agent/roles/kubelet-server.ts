@@ -41,7 +41,8 @@ import type { StartedNode } from "./kubelet-node.ts";
 export interface StartServerOptions extends StartedNode {
   settings: KubeletSettings;
   nodeName: string;
-  cluster: Cluster;
+  /** undefined: there is no API server. */
+  cluster: Cluster | undefined;
   ownNode: Store<Node>;
   pods: ServedPods;
   /** The agent's own metrics, for /metrics. */
@@ -76,7 +77,7 @@ async function start(options: StartServerOptions, surroundings: Surroundings): P
     ...shared,
     clientCA,
     readsCertificateUID: isGateOn(config.featureGates, "AllowParsingUserUIDFromCertAuth"),
-    tokens: webhook.enabled ? { api, cacheTTLMs: webhook.cacheTTL } : undefined,
+    tokens: webhook.enabled && api !== undefined ? { api, cacheTTLMs: webhook.cacheTTL } : undefined,
     allowsAnonymous: anonymous.enabled,
   });
   const { mode, webhook: caches } = config.authorization;
@@ -104,9 +105,11 @@ async function start(options: StartServerOptions, surroundings: Surroundings): P
 
 // A rate limit of its own: strangers with wrong tokens must not use up what pods need.
 function openReviewClient(
-  { settings: { config }, cluster: { client, userAgent } }: StartServerOptions,
+  { settings: { config }, cluster }: StartServerOptions,
   { clock, log }: Surroundings,
-): KubeClient {
+): KubeClient | undefined {
+  if (cluster === undefined) return undefined;
+  const { client, userAgent } = cluster;
   const { transport } = client;
   return createApiClient({ transport, userAgent, qps: config.kubeAPIQPS, burst: config.kubeAPIBurst, log, clock });
 }
@@ -150,7 +153,7 @@ async function openCertificate(
   const { tlsCertFile, tlsPrivateKeyFile, featureGates, serverTLSBootstrap } = config;
   const { certDir } = flags;
   const hasFiles = tlsCertFile !== "" && tlsPrivateKeyFile !== "";
-  if (serverTLSBootstrap) {
+  if (serverTLSBootstrap && cluster !== undefined) {
     const { client, startInformer } = cluster;
     const allowsDNSOnly = isGateOn(featureGates, "AllowDNSOnlyNodeCSR");
     const configured = hasFiles ? { configured: { cert: tlsCertFile, key: tlsPrivateKeyFile } } : {};

@@ -1,5 +1,6 @@
 import { hostname } from "node:os";
 import type { KubeletSettings } from "../config/load-kubelet.ts";
+import { emptyStore } from "../kube/absent.ts";
 import { createApiClient } from "../kube/client.ts";
 import { createEventRecorder } from "../kube/events.ts";
 import type { EventRecorder } from "../kube/port.ts";
@@ -17,6 +18,7 @@ import { startNode } from "./kubelet-node.ts";
 import { startPods } from "./kubelet-pods.ts";
 import { startServer } from "./kubelet-server.ts";
 import { containerLogsDir, nodeNameOf } from "./kubelet-settings.ts";
+import { checkStandalone, logEvents } from "./standalone.ts";
 import { setOOMScore, setOpenFilesMax } from "./process-limits.ts";
 import { trimService } from "./trim.ts";
 
@@ -32,6 +34,11 @@ export async function openKubeletStores(
 ): Promise<KubeletStores> {
   const { kubeconfig } = flags;
   const measures = createKubeletMetrics(surroundings);
+  if (kubeconfig === "") {
+    checkStandalone({ flags, config });
+    surroundings.log.info("no --kubeconfig: running alone, with static pods only");
+    return { cluster: undefined, kubeconfig, measures, ownNode: emptyStore(), services: emptyStore() };
+  }
   const nodeName = nodeNameOf(flags.hostnameOverride, hostname());
   const identity = await openIdentity({ flags, config }, { nodeName, metrics: measures.registry }, surroundings);
   const { kubeAPIQPS: qps, kubeAPIBurst: burst } = config;
@@ -64,7 +71,7 @@ export async function startKubelet(
   await Promise.all([setOOMScore(config.oomScoreAdj, { log }), setOpenFilesMax(config.maxOpenFiles, { log })]);
   const nodeName = nodeNameOf(flags.hostnameOverride, hostname());
   const recorder = startEvents(settings, stores, nodeName, surroundings);
-  const runtimeClassStore = stores.cluster.follow(runtimeClasses);
+  const runtimeClassStore = stores.cluster?.follow(runtimeClasses) ?? emptyStore();
   const selinuxEnabled = await isSELinuxEnabled();
   await prepareRoot(flags.rootDir, { podLogsDir: config.podLogsDir, containerLogsDir, selinuxEnabled, log });
 
@@ -92,10 +99,12 @@ export async function startKubelet(
 
 function startEvents(
   { config }: KubeletSettings,
-  { cluster: { client: shared, userAgent }, measures }: KubeletStores,
+  { cluster, measures }: KubeletStores,
   nodeName: string,
   { clock, log, parts }: Surroundings,
 ): EventRecorder {
+  if (cluster === undefined) return logEvents(log);
+  const { client: shared, userAgent } = cluster;
   // The main client's connections, but not its rate limit: the recorder has its own.
   const { transport } = shared;
   const client = createApiClient({ transport, userAgent, qps: -1, burst: 0, log, clock, metrics: measures.restClient });

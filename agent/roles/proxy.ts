@@ -33,21 +33,22 @@ export async function startProxyRole(
   // Beside the kubelet role the process is the kubelet's.
   if (shared === undefined) await setOOMScore(config.oomScoreAdj, { log });
 
-  const isShared = shared !== undefined && master === "" && config.clientConnection.kubeconfig === shared.kubeconfig;
-  const cluster = isShared
-    ? shared.cluster
-    : await openCluster(
-        {
-          component: "kube-proxy",
-          kubeconfig: config.clientConnection.kubeconfig,
-          server: master,
-          qps: config.clientConnection.qps,
-          burst: config.clientConnection.burst,
-        },
-        { ...surroundings, log },
-      );
-  const services = isShared ? shared.services : followServices(cluster);
-  const nodes = isShared ? shared.ownNode : followOwnNode(cluster, nodeName);
+  const isSame = master === "" && config.clientConnection.kubeconfig === shared?.kubeconfig;
+  const found = shared?.cluster !== undefined && isSame ? { ...shared, cluster: shared.cluster } : undefined;
+  const cluster =
+    found?.cluster ??
+    (await openCluster(
+      {
+        component: "kube-proxy",
+        kubeconfig: config.clientConnection.kubeconfig,
+        server: master,
+        qps: config.clientConnection.qps,
+        burst: config.clientConnection.burst,
+      },
+      { ...surroundings, log },
+    ));
+  const services = found?.services ?? followServices(cluster);
+  const nodes = found?.ownNode ?? followOwnNode(cluster, nodeName);
   const slices = cluster.follow(endpointSlices, { labelSelector: `!${headlessLabel}`, trim: trimEndpointSlice });
 
   // A recorder of its own: events say which component saw what.

@@ -147,7 +147,7 @@ describe.skipIf(!inject("isLocal"))("static pods", () => {
 
   test("they start while the API server is away, and health is served meanwhile", async () => {
     await env.local.agent.stop();
-    await env.local.apiServer.stop();
+    process.kill(env.local.apiServer.pid, "SIGSTOP");
     await put("early.yaml", sleeperOf("early", { hostNetwork: true }));
     await env.local.agent.start();
     await until("it runs", async () => (await containersOf("early")).length === 1, 30_000);
@@ -160,7 +160,7 @@ describe.skipIf(!inject("isLocal"))("static pods", () => {
       const [now, ...others] = await containersOf("early");
       return now !== undefined && others.length === 0 && now.podUID !== before?.podUID;
     });
-    await env.local.apiServer.start();
+    process.kill(env.local.apiServer.pid, "SIGCONT");
     const mirror = await env.cluster.waitForPod(mirrorOf("early"), "shown as running", isRunning);
     expect(mirror.status?.podIP).toBe(env.local.node.nodeIP);
     // What ran all the time was not touched.

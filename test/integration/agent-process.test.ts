@@ -36,9 +36,9 @@ describe("the executable", () => {
 
   test.each([
     {
-      what: "a kubeconfig that is not given",
+      what: "a kubeconfig that is not given, where the API server is to be asked",
       args: () => ["--config", join(dir, "kubelet.yaml")],
-      line: /^nodelet: --kubeconfig is missing: running without an API server is not supported yet$/m,
+      line: /^nodelet: authentication\.webhook\.enabled must be false: without --kubeconfig there is no API server/m,
     },
     {
       what: "a kubeconfig that is not there",
