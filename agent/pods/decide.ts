@@ -222,9 +222,10 @@ function whyUnfit(pod: Pod, container: Container, status: ContainerStatus, local
     ["Liveness", container.livenessProbe],
   ] as const) {
     if (probe === undefined || local.verdict(name, status.id, type) !== "failure") continue;
-    const why = `${what} ${name} failed ${type.toLowerCase()} probe, will be restarted`;
+    const isRestarted = policyOf(pod, container) !== "Never";
+    const why = `${what} ${name} failed ${type.toLowerCase()} probe${isRestarted ? ", will be restarted" : ""}`;
     const graceSeconds = probe.terminationGracePeriodSeconds ?? graceSecondsOf(pod);
-    return { status, graceSeconds, why, ...(policyOf(pod, container) === "Never" ? {} : { replaces: true }) };
+    return { status, graceSeconds, why, ...(isRestarted ? { replaces: true } : {}) };
   }
   return undefined;
 }
