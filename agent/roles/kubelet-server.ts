@@ -4,7 +4,7 @@ import { ConfigError } from "../config/problems.ts";
 import { readTlsSettings } from "../config/tls.ts";
 import { logLevelOf } from "../config/verbosity.ts";
 import { createApiClient, type KubeClient } from "../kube/client.ts";
-import { selfSignedServingCertificate } from "../kube/certificates/self-signed.ts";
+import { ensureSelfSigned } from "../kube/certificates/self-signed.ts";
 import { createServingCertificate } from "../kube/certificates/serving.ts";
 import type { Store } from "../kube/port.ts";
 import type { Node } from "../kube/types.ts";
@@ -72,12 +72,13 @@ async function start(options: StartServerOptions, surroundings: Surroundings): P
   const certificate = await openCertificate(options, surroundings);
   const { anonymous, webhook } = config.authentication;
   const shared = { clock, log, metrics, stop };
-  const api = openReviewClient(options, surroundings);
+  const tokenReviews = openReviewClient(options, surroundings);
   const authenticator = createAuthenticator({
     ...shared,
     clientCA,
     readsCertificateUID: isGateOn(config.featureGates, "AllowParsingUserUIDFromCertAuth"),
-    tokens: webhook.enabled && api !== undefined ? { api, cacheTTLMs: webhook.cacheTTL } : undefined,
+    tokens:
+      webhook.enabled && tokenReviews !== undefined ? { api: tokenReviews, cacheTTLMs: webhook.cacheTTL } : undefined,
     allowsAnonymous: anonymous.enabled,
   });
   const { mode, webhook: caches } = config.authorization;
@@ -85,12 +86,18 @@ async function start(options: StartServerOptions, surroundings: Surroundings): P
     ...shared,
     mode,
     nodeName,
-    api,
+    api: openReviewClient(options, surroundings),
     authorizedTTLMs: caches.cacheAuthorizedTTL,
     unauthorizedTTLMs: caches.cacheUnauthorizedTTL,
   });
+  const isOn = (gate: string) => isGateOn(config.featureGates, gate);
   const server = createKubeletServer({
-    config,
+    config: {
+      ...config,
+      checkpoint: isOn("ContainerCheckpoint"),
+      statusz: isOn("ComponentStatusz"),
+      flagz: isOn("ComponentFlagz"),
+    },
     tls: { options: tlsOptions, certificate, ...(clientCA === undefined ? {} : { clientCA }) },
     authenticator,
     authorizer,
@@ -103,7 +110,7 @@ async function start(options: StartServerOptions, surroundings: Surroundings): P
   return stats;
 }
 
-// A rate limit of its own: strangers with wrong tokens must not use up what pods need.
+// With a rate limit of its own: strangers with wrong tokens must not use up what pods need, nor what reviews of access do.
 function openReviewClient(
   { settings: { config }, cluster }: StartServerOptions,
   { clock, log }: Surroundings,
@@ -165,9 +172,11 @@ async function openCertificate(
     parts.start("serving certificate", (signal) => manager.run(signal));
     return manager;
   }
-  if (!hasFiles) return await selfSignedServingCertificate({ certDir, hostname: nodeName }, { clock, log });
+  const { cert, key } = hasFiles
+    ? { cert: tlsCertFile, key: tlsPrivateKeyFile }
+    : await ensureSelfSigned({ certDir, hostname: nodeName }, { clock, log });
   const reload = isGateOn(featureGates, "ReloadKubeletServerCertificateFile");
-  const files = await certificateFromFiles(tlsCertFile, tlsPrivateKeyFile, { reload, clock, log });
+  const files = await certificateFromFiles(cert, key, { reload, clock, log });
   parts.start("serving certificate files", (signal) => files.run(signal));
   return files;
 }

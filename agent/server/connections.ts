@@ -1,5 +1,5 @@
 import type { Socket } from "node:net";
-import { untrustedConnectionsMax, untrustedHeaderBytesMax } from "./limits.ts";
+import { trustedHeaderBytesMax, untrustedConnectionsMax, untrustedHeaderBytesMax } from "./limits.ts";
 
 /** A connection to one listener, from accept to close. */
 export interface Connection {
@@ -8,6 +8,8 @@ export interface Connection {
   isTrusted: boolean;
   /** Bytes that came since the last complete header. */
   headerBytes: number;
+  /** Bytes of headers that are complete, of requests that have not been answered yet. */
+  waitingBytes: number;
   /** Requests that came and have not been answered to the end. A stream that left HTTP counts until it is closed. */
   requests: number;
   leftHttp: boolean;
@@ -18,13 +20,14 @@ export interface Connection {
 export interface ConnectionLimits {
   readonly connectionsMax: number;
   readonly headerBytesMax: number;
+  readonly trustedHeaderBytesMax: number;
 }
 
 /**
  * The connections of one listener. They come untrusted; one becomes trusted when somebody with a credential is allowed
- * something on it. Untrusted ones are bounded in number and in the bytes of their unfinished headers. At a bound one is
- * closed: the oldest of the address that has most, so that neither a flood from one machine nor one from many keeps
- * others out.
+ * something on it, however little. Untrusted ones are bounded in number, and both kinds in the bytes of the headers that
+ * they have in memory. At the bound of connections the oldest of the address that has most is closed, so that neither a
+ * flood from one machine nor one from many keeps others out; at that of bytes, the one that has most.
  */
 export class Connections {
   readonly #limits: ConnectionLimits;
@@ -33,12 +36,16 @@ export class Connections {
   readonly #byPeer = new Map<string, Connection>();
   readonly #untrusted = new Map<string, Set<Connection>>();
   #untrustedCount = 0;
-  #headerBytes = 0;
+  readonly #bytes = { untrusted: 0, trusted: 0 };
 
   /** @param onEvict called for each connection that made room */
   constructor(
     onEvict: () => void = () => {},
-    limits: ConnectionLimits = { connectionsMax: untrustedConnectionsMax, headerBytesMax: untrustedHeaderBytesMax },
+    limits: ConnectionLimits = {
+      connectionsMax: untrustedConnectionsMax,
+      headerBytesMax: untrustedHeaderBytesMax,
+      trustedHeaderBytesMax,
+    },
   ) {
     this.#onEvict = onEvict;
     this.#limits = limits;
@@ -52,6 +59,7 @@ export class Connections {
       source,
       isTrusted: false,
       headerBytes: 0,
+      waitingBytes: 0,
       requests: 0,
       leftHttp: false,
       served: Promise.resolve(),
@@ -64,6 +72,7 @@ export class Connections {
     this.#untrustedCount += 1;
     socket.once("close", () => {
       this.trust(connection);
+      this.#charge(connection, -held(connection));
       this.#all.delete(connection);
       if (this.#byPeer.get(peer) === connection) this.#byPeer.delete(peer);
     });
@@ -71,7 +80,7 @@ export class Connections {
     return connection;
   }
 
-  /** The connection under a TLS socket: Node does not tell, but the peer's address and port do. */
+  /** The connection under a TLS socket: Node does not tell, but the addresses and ports of both ends do. */
   under(socket: Socket): Connection | undefined {
     return this.#byPeer.get(peerOf(socket));
   }
@@ -79,9 +88,10 @@ export class Connections {
   /** It no longer counts against the bounds. May be called again. */
   trust(connection: Connection): void {
     if (connection.isTrusted) return;
+    this.#charge(connection, -held(connection));
     connection.isTrusted = true;
+    this.#charge(connection, held(connection));
     this.#untrustedCount -= 1;
-    this.#headerBytes -= connection.headerBytes;
     const siblings = this.#untrusted.get(connection.source);
     siblings?.delete(connection);
     if (siblings?.size === 0) this.#untrusted.delete(connection.source);
@@ -89,16 +99,24 @@ export class Connections {
 
   /** Bytes came that may belong to a header. */
   received(connection: Connection, bytes: number): void {
-    if (connection.isTrusted) return;
+    if (!this.#all.has(connection)) return;
     connection.headerBytes += bytes;
-    this.#headerBytes += bytes;
-    if (this.#headerBytes > this.#limits.headerBytesMax) this.#evict(this.#heaviest());
+    this.#charge(connection, bytes);
+    const { headerBytesMax, trustedHeaderBytesMax: trustedMax } = this.#limits;
+    if (this.#bytes.untrusted > headerBytesMax) this.#evict(this.#heaviest(false));
+    if (this.#bytes.trusted > trustedMax) this.#evict(this.#heaviest(true));
   }
 
-  /** A header is complete. */
-  headerDone(connection: Connection): void {
-    if (!connection.isTrusted) this.#headerBytes -= connection.headerBytes;
+  /** A header is complete. @returns to be called when its request has been answered: only then its memory is free */
+  headerDone(connection: Connection): () => void {
+    const bytes = connection.headerBytes;
     connection.headerBytes = 0;
+    connection.waitingBytes += bytes;
+    return () => {
+      if (!this.#all.has(connection)) return;
+      connection.waitingBytes -= bytes;
+      this.#charge(connection, -bytes);
+    };
   }
 
   /** Closes those on which nobody waits for an answer. */
@@ -110,9 +128,18 @@ export class Connections {
     for (const { socket } of this.#all) socket.destroy();
   }
 
+  #charge(connection: Connection, bytes: number): void {
+    this.#bytes[connection.isTrusted ? "trusted" : "untrusted"] += bytes;
+  }
+
   #evict(connection: Connection | undefined): void {
     if (connection === undefined) return;
-    this.trust(connection); // at once: the close event comes later
+    // At once: the close event comes later.
+    this.trust(connection);
+    this.#charge(connection, -held(connection));
+    connection.headerBytes = 0;
+    connection.waitingBytes = 0;
+    this.#all.delete(connection);
     connection.socket.destroy();
     this.#onEvict();
   }
@@ -124,15 +151,20 @@ export class Connections {
     return oldest;
   }
 
-  #heaviest(): Connection | undefined {
+  #heaviest(isTrusted: boolean): Connection | undefined {
     let heaviest: Connection | undefined;
-    for (const siblings of this.#untrusted.values()) {
-      for (const one of siblings) if (one.headerBytes > (heaviest?.headerBytes ?? -1)) heaviest = one;
+    for (const one of this.#all) {
+      if (one.isTrusted === isTrusted && (heaviest === undefined || held(one) > held(heaviest))) heaviest = one;
     }
     return heaviest;
   }
 }
 
-function peerOf({ remoteAddress, remotePort }: Socket): string {
-  return `${remoteAddress} ${remotePort}`;
+function held({ headerBytes, waitingBytes }: Connection): number {
+  return headerBytes + waitingBytes;
+}
+
+// A client may use one port of its own toward several addresses of the node at a time.
+function peerOf({ remoteAddress, remotePort, localAddress, localPort }: Socket): string {
+  return `${remoteAddress} ${remotePort} ${localAddress} ${localPort}`;
 }

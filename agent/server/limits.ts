@@ -34,9 +34,13 @@ export const headerBytesMax = 1_048_576 + 4_096;
 export const pathBytesMax = 16_384;
 
 /**
- * Incomplete headers of all untrusted connections of one listener together: many headers of 1 MiB would fill memory.
+ * Headers of all untrusted connections of one listener together, incomplete ones and those of requests that wait for their
+ * answer: many headers of 1 MiB would fill memory.
  */
 export const untrustedHeaderBytesMax = 4 * 1_048_576;
+
+/** The same for connections on which somebody was allowed something. */
+export const trustedHeaderBytesMax = 32 * 1_048_576;
 
 /**
  * From here on, unfinished headers wait for each other: one chunk of one of them is read in a turn of the event loop.
@@ -55,6 +59,9 @@ export const floodWarningMs = 60_000;
 
 /** Requests that a client may send ahead of their answers. Nobody is known to do it; each costs memory. */
 export const pipelinedRequestsMax = 64;
+
+/** Parameters of a query: Go's limit. Node.js needs seconds for half a million of them. */
+export const queryParametersMax = 10_000;
 
 /** When the agent stops: how long handlers get to notice, before connections are cut. */
 export const stopGraceMs = 1_500;

@@ -165,10 +165,11 @@ function follow(server: Server | TlsServer, { tls, path, connections, clock, log
       request.socket.destroy();
       return;
     }
-    bounded.headerDone(connection);
+    const answered = bounded.headerDone(connection);
     connection.requests += 1;
     response.once("close", () => {
       connection.requests -= 1;
+      answered();
     });
     // One after the other, as Go's server does: a client that sends ahead gets no more than its share.
     connection.served = connection.served.then(() => path.handle(request, response));
@@ -180,7 +181,7 @@ function follow(server: Server | TlsServer, { tls, path, connections, clock, log
       return;
     }
     socket.removeAllListeners("data"); // ours: it would take the handler's bytes
-    bounded.headerDone(connection);
+    bounded.headerDone(connection)();
     connection.requests += 1;
     connection.leftHttp = true;
     connection.served = path.upgrade(request, socket, head);

@@ -6,8 +6,8 @@ import type { Logger } from "../lib/log.ts";
 import { requestAttributes } from "./attributes.ts";
 import type { Authenticator } from "./auth/authenticator.ts";
 import { AuthorizationError, type Authorizer } from "./auth/authorizer.ts";
-import { drainedBytesMax, flushMs, responseWriteMs } from "./limits.ts";
-import { HttpError, type UserInfo } from "./port.ts";
+import { drainedBytesMax, flushMs, queryParametersMax, responseWriteMs } from "./limits.ts";
+import { type Exchange, HttpError, type UserInfo } from "./port.ts";
 import { requestLabels, type RequestMetrics, type ServerType } from "./request-metrics.ts";
 import { sendError } from "./respond.ts";
 import { type Match, matchRoute, type Route, type ServeMatch } from "./router.ts";
@@ -51,19 +51,24 @@ export class RequestPath {
     const { clock } = this.#options;
     // Node takes the socket away from a request whose body was given up half-read.
     const { socket } = request;
+    if (socket.destroyed) return; // sent ahead, by a client that has gone: Node tells nothing about its answer any more
     const ended = this.#begin(request);
     const running = this.#run();
     const gone = () => running.abort();
     response.once("close", gone);
-    if (socket.destroyed) gone();
     socket.once("end", gone); // a client that only listens on has gone, as far as Go's server is concerned
     const timer = clock.after(responseWriteMs, () => socket.destroy());
-    response.once("close", () => timer.cancel());
+    const cancel = () => timer.cancel();
+    socket.once("close", cancel);
+    response.once("close", () => {
+      cancel();
+      socket.off("close", cancel);
+    });
     try {
       const match = await this.#admit(request, running.signal);
-      const { handler, params, query } = match;
+      const { handler, params } = match;
       endWithAnswer(request, response);
-      await handler({ request, response, params, query: new URLSearchParams(query), signal: running.signal });
+      await handler(withQuery({ request, response, params, signal: running.signal }, match.query));
       if (!response.writableEnded) response.end();
     } catch (err) {
       endWithAnswer(request, response);
@@ -84,8 +89,8 @@ export class RequestPath {
     try {
       const { upgrade, params, query } = await this.#admit(request, running.signal);
       if (upgrade === undefined) throw new HttpError(500, "Upgrade request required");
-      const exchange = { request, socket, head, params, query: new URLSearchParams(query), signal: running.signal };
-      if (!socket.destroyed) await upgrade(exchange);
+      const { signal } = running;
+      if (!socket.destroyed) await upgrade(withQuery({ request, socket, head, params, signal }, query));
     } catch (err) {
       const error = this.#errorOf(request, err);
       if (socket.bytesWritten === writtenBefore && socket.writable) writePlain(request, socket, error);
@@ -138,14 +143,16 @@ export class RequestPath {
     try {
       decision = await auth.authorizer.authorize(user, verb, subresources, signal);
     } catch (err) {
-      this.#options.log.warn({ user: user.username, verb, subresources, err: messageOf(err) }, "authorization failed");
+      // That the API server does not answer is said once, where it was asked.
+      this.#options.log.debug({ user: user.username, verb, subresources, err: messageOf(err) }, "authorization failed");
       const subresource = err instanceof AuthorizationError ? err.subresource : subresources[0];
       throw new HttpError(500, `Authorization error (${about}, subresource=${subresource})`);
     }
     if (decision !== "allowed") {
       throw new HttpError(403, `Forbidden (${about}, subresource(s)=[${subresources.join(" ")}])\n`);
     }
-    if (user.username !== anonymous) onTrusted?.(request.socket);
+    // Where strangers are let in on purpose, their streams count as anybody's.
+    if (user.username !== anonymous || subresources[0] !== "healthz") onTrusted?.(request.socket);
   }
 
   async #authenticate(authenticator: Authenticator, request: IncomingMessage): Promise<UserInfo | undefined> {
@@ -177,6 +184,24 @@ export class RequestPath {
 }
 
 const anonymous = "system:anonymous";
+
+/** Adds the query, which is parsed when somebody looks at it. */
+function withQuery<T extends object>(exchange: T, text: string): T & Pick<Exchange, "query"> {
+  refuseCrowds(text);
+  let parsed: URLSearchParams | undefined;
+  return Object.defineProperty(exchange, "query", {
+    enumerable: true,
+    get: () => (parsed ??= new URLSearchParams(text)),
+  }) as T & Pick<Exchange, "query">;
+}
+
+function refuseCrowds(query: string): void {
+  let count = 1;
+  for (let at = query.indexOf("&"); at >= 0; at = query.indexOf("&", at + 1)) count += 1;
+  if (count > queryParametersMax) {
+    throw new HttpError(400, `the query has ${count} parameters, more than ${queryParametersMax}`);
+  }
+}
 
 /** A body that is still on its way would be read to its end before the next request: only short ones are worth that. */
 function endWithAnswer(request: IncomingMessage, response: ServerResponse): void {

@@ -48,6 +48,10 @@ export interface RouteSwitches {
   readonly enableProfilingHandler: boolean;
   readonly enableDebugFlagsHandler: boolean;
   readonly enableSystemLogHandler: boolean;
+  /** Feature gates ContainerCheckpoint, ComponentStatusz and ComponentFlagz: what is off is not there. */
+  readonly checkpoint: boolean;
+  readonly statusz: boolean;
+  readonly flagz: boolean;
 }
 
 /** Everything that the secure port serves. */
@@ -97,10 +101,10 @@ function debuggingRoutes(handlers: KubeletHandlers, switches: RouteSwitches): Ro
     ),
     service("/containerLogs", on(["GET"], `/containerLogs/${container}`, containerLogs)),
     service("/runningpods/", json(["GET"], "/runningpods/", runningPods)),
-    service("/checkpoint/", json(["POST"], `/checkpoint/${container}`, checkpoint)),
+    ...(switches.checkpoint ? [service("/checkpoint/", json(["POST"], `/checkpoint/${container}`, checkpoint))] : []),
     exact("/configz", configz),
-    exact("/statusz", handlers.statusz),
-    exact("/flagz", handlers.flagz),
+    ...(switches.statusz ? [exact("/statusz", handlers.statusz)] : []),
+    ...(switches.flagz ? [exact("/flagz", handlers.flagz)] : []),
     switches.enableSystemLogHandler
       ? service("/logs/", on(["GET"], "/logs/{path*}", handlers.nodeLogs))
       : disabled("/logs/", "logs endpoint is disabled."),

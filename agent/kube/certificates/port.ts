@@ -7,8 +7,3 @@ export interface CertificateSource {
   /** Calls `listener` after `current` changed. @returns ends it */
   subscribe(listener: () => void): () => void;
 }
-
-/** A certificate that never changes. */
-export interface FixedCertificate extends CertificateSource {
-  current(): CertificatePair;
-}

@@ -94,9 +94,9 @@ function tokenMethods(options: AuthenticatorOptions): Method[] {
   const { api, cacheTTLMs } = tokens;
   const review = createReviewer("authn", { api, clock, log, metrics, ...(random === undefined ? {} : { random }) });
   const check = createTokenAuthenticator({ review, cacheTTLMs, clock, metrics, stop });
-  return [bearerToken, webSocketToken].map((tokenOf) => async (request) => {
+  return [bearerToken, webSocketToken].map((tokenOf) => async (request, socket) => {
     const token = tokenOf(request);
-    return token === undefined ? undefined : check(token);
+    return token === undefined ? undefined : check(token, socket.remoteAddress ?? "");
   });
 }
 

@@ -72,7 +72,8 @@ export function createAuthorizer(options: AuthorizerOptions): Authorizer {
     const key = createHash("sha256").update(JSON.stringify(spec)).digest("base64");
     const known = decisions.get(key);
     if (known !== undefined) return known;
-    return lookups.get(key, async (signal) => {
+    // By user: who is known but allowed nothing holds up only himself.
+    return lookups.get(key, user.username, async (signal) => {
       const body = { apiVersion: "authorization.k8s.io/v1", kind: "SubjectAccessReview", spec };
       const decision = readAccessReview(await review(reviewPath, body, signal));
       if (isWorthKeeping(spec)) {

@@ -4,6 +4,8 @@ import { AgentError } from "../../lib/errors.ts";
 /** Marks the entry of Sec-WebSocket-Protocol that carries a token, for browsers, which cannot set headers. */
 const tokenProtocolPrefix = "base64url.bearer.authorization.k8s.io.";
 const protocolHeader = "sec-websocket-protocol";
+// A client offers five subprotocols at most, and names two or three options of the connection.
+export const listEntriesMax = 64;
 
 /**
  * The token of the request's first Authorization header; undefined if there is none of type Bearer, or an empty one.
@@ -52,14 +54,22 @@ function isTokenProtocol(protocol: string): boolean {
 }
 
 function isWebSocketRequest(request: Pick<IncomingMessage, "rawHeaders">): boolean {
-  const tokens = headerValues(request, "connection").flatMap((value) => value.split(","));
+  const tokens = listOf(request, "connection");
   const [upgrade = ""] = headerValues(request, "upgrade");
   return tokens.some((token) => token.trim().toLowerCase() === "upgrade") && upgrade.toLowerCase() === "websocket";
 }
 
 function subprotocols(request: Pick<IncomingMessage, "rawHeaders">): string[] {
-  const values = headerValues(request, protocolHeader).flatMap((value) => value.split(","));
-  return values.map((protocol) => protocol.trim()).filter((protocol) => protocol !== "");
+  return listOf(request, protocolHeader)
+    .map((protocol) => protocol.trim())
+    .filter((protocol) => protocol !== "");
+}
+
+// The first entries of a header that is a list: nobody has a reason to send more, and a megabyte of commas takes long.
+function listOf(request: Pick<IncomingMessage, "rawHeaders">, name: string): string[] {
+  return headerValues(request, name)
+    .slice(0, listEntriesMax)
+    .flatMap((value) => value.split(",", listEntriesMax));
 }
 
 /** All values of a header as they came, whatever Node.js makes of doubled ones. */

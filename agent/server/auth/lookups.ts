@@ -40,6 +40,8 @@ export class ExpiringCache<V> {
 // Calls that wait for the API server at the same time; its client paces what is sent. Strangers can cause a lookup for
 // each token that they make up, so there has to be an end to it.
 export const lookupsMax = 256;
+// Of those, one address gets so many; more of its own wait for these. A flood from one pod leaves room for everybody else.
+export const lookupsPerSourceMax = 16;
 // Whoever asks waits no longer, whatever becomes of the lookup (the reference's limit of a shared token lookup).
 export const lookupTimeoutMs = 30_000;
 
@@ -51,9 +53,16 @@ export interface SharedLookupsOptions {
   readonly stop: AbortSignal;
 }
 
+/** What one address has asked. */
+interface Source {
+  running: number;
+  waiting: (() => void)[];
+}
+
 /** Lookups that are under way, so that many who ask the same at the same time cause one call. */
 export class SharedLookups<T> {
   readonly #running = new Map<string, Promise<T>>();
+  readonly #sources = new Map<string, Source>();
   readonly #options: SharedLookupsOptions;
 
   constructor(options: SharedLookupsOptions) {
@@ -69,17 +78,50 @@ export class SharedLookups<T> {
    * The answer of the lookup that runs under this key, or of a new one. Its signal belongs to none of those who ask: it
    * aborts after the time limit, and when the agent stops. Rejects with what `lookup` rejects with, DeadlineExceeded, or
    * TooManyRequests.
+   *
+   * @param source the address that asks: no one gets more than its share
    */
-  async get(key: string, lookup: (signal: AbortSignal) => Promise<T>): Promise<T> {
+  async get(key: string, source: string, lookup: (signal: AbortSignal) => Promise<T>): Promise<T> {
     let running = this.#running.get(key);
     if (running === undefined) {
-      if (this.#running.size >= lookupsMax) {
-        throw new AgentError("TooManyRequests", `${lookupsMax} ${this.#options.what} are under way already`);
+      const own = this.#sources.get(source) ?? { running: 0, waiting: [] };
+      if (this.#running.size >= lookupsMax || own.waiting.length >= lookupsMax) {
+        throw new AgentError("TooManyRequests", `too many ${this.#options.what} are under way already`);
       }
-      running = this.#limited(lookup).finally(() => this.#running.delete(key));
+      this.#sources.set(source, own);
+      if (own.running >= lookupsPerSourceMax) {
+        await this.#turn(own);
+        return await this.get(key, source, lookup);
+      }
+      own.running += 1;
+      running = this.#limited(lookup).finally(() => {
+        this.#running.delete(key);
+        own.running -= 1;
+        own.waiting.shift()?.();
+        if (own.running === 0 && own.waiting.length === 0) this.#sources.delete(source);
+      });
       this.#running.set(key, running);
     }
     return running;
+  }
+
+  /** Resolves when a lookup of the source has ended, first come, first served. Rejects after the time limit. */
+  async #turn(own: Source): Promise<void> {
+    const { what, clock, stop } = this.#options;
+    const turn = Promise.withResolvers<void>();
+    own.waiting.push(turn.resolve);
+    const giveUp = () => {
+      own.waiting = own.waiting.filter((waiting) => waiting !== turn.resolve);
+      turn.reject(new AgentError("DeadlineExceeded", `${what}: too many of one address, none began in time`));
+    };
+    const timer = clock.after(lookupTimeoutMs, giveUp);
+    stop.addEventListener("abort", giveUp, { once: true });
+    try {
+      await turn.promise;
+    } finally {
+      timer.cancel();
+      stop.removeEventListener("abort", giveUp);
+    }
   }
 
   async #limited(lookup: (signal: AbortSignal) => Promise<T>): Promise<T> {

@@ -26,9 +26,9 @@ export interface TokenAuthenticatorOptions {
 
 /**
  * Resolves with the user of a bearer token. Rejects with AgentError: Unauthorized for a token that does not count, anything
- * else if the API server could not say. Messages never show the token.
+ * else if the API server could not say. Messages never show the token. `source` is the address that it came from.
  */
-export type TokenAuthenticator = (token: string) => Promise<UserInfo>;
+export type TokenAuthenticator = (token: string, source: string) => Promise<UserInfo>;
 
 /** Makes a token authenticator that asks the API server, remembers its answers, and shares calls. */
 export function createTokenAuthenticator(options: TokenAuthenticatorOptions): TokenAuthenticator {
@@ -56,7 +56,7 @@ export function createTokenAuthenticator(options: TokenAuthenticatorOptions): To
     }
   };
 
-  return async (token) => {
+  return async (token, source) => {
     if (token.length > tokenBytesMax) throw new AgentError("Unauthorized", "the bearer token is too long");
     const startMs = clock.monotonic();
     const key = createHmac("sha256", secret).update(token).digest("base64");
@@ -66,7 +66,7 @@ export function createTokenAuthenticator(options: TokenAuthenticatorOptions): To
       if (status === "miss") {
         metrics.active.add({ status: "blocked" });
         user = await lookups
-          .get(key, async (signal) => look(token, key, signal))
+          .get(key, source, async (signal) => look(token, key, signal))
           .finally(() => metrics.active.add({ status: "blocked" }, -1));
       }
     } finally {

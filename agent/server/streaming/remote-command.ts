@@ -1,15 +1,15 @@
 import type { Clock, Timer } from "../../lib/clock.ts";
 import { AgentError, messageOf } from "../../lib/errors.ts";
 import { SpdyConnection } from "../../lib/spdy/connection.ts";
-import { release } from "../../lib/spdy/release.ts";
 import type { SpdyStream } from "../../lib/spdy/stream.ts";
 import type { Upgrade } from "../port.ts";
+import { forEachChunk } from "./chunks.ts";
 import { askRuntime } from "./dial.ts";
 import { headerOf } from "./http-head.ts";
 import { readBody } from "./refusal.ts";
 import { remoteCommandProtocol, type WantedStreams } from "./request.ts";
 import { internalError, statusOf } from "./status.ts";
-import { acceptWebSocket, type Peer } from "./websocket.ts";
+import { acceptWebSocket, type MessagePiece, type Peer } from "./websocket.ts";
 
 /** Channels of a session: the first byte of each message. */
 const channel = { stdin: 0, stdout: 1, stderr: 2, error: 3, resize: 4, close: 255 } as const;
@@ -55,8 +55,12 @@ class Session {
   readonly #command: RemoteCommand;
   #stdin: SpdyStream | undefined;
   #resize: SpdyStream | undefined;
-  /** Messages that came before the runtime's streams were there; the client is paused once there is one. */
-  #early: Buffer[] = [];
+  /** What came before the runtime's streams were there; no data: the end. The client is paused once there is some. */
+  #early: { number: number | undefined; data: Buffer | undefined }[] = [];
+  /** The channel of the message that is coming. */
+  #channel: number | undefined;
+  /** What a message that closes a channel has said so far. */
+  #closing: number[] = [];
   #isReady = false;
   #peer: Peer | undefined;
   #activeAtMs: number;
@@ -68,9 +72,8 @@ class Session {
 
   async serve(): Promise<void> {
     const { upgrade, wanted, clock } = this.#command;
-    const peer = await acceptWebSocket(upgrade, remoteCommandProtocol, clock, (message, from) => {
-      this.#peer = from;
-      this.#onMessage(message);
+    const peer = acceptWebSocket(upgrade, remoteCommandProtocol, clock, (piece, from, done) => {
+      this.#onPiece(piece, from, done);
     });
     this.#peer = peer;
     const gone = new AbortController();
@@ -83,7 +86,7 @@ class Session {
         internalError(`error ${this.#command.what}: ${messageOf(err)}`),
       );
       const late = clock.after(statusTimeoutMs, () => peer.terminate());
-      await peer.send(onChannel(channel.error, Buffer.from(status))).finally(() => late.cancel());
+      await peer.send(Buffer.of(channel.error), Buffer.from(status)).finally(() => late.cancel());
       await peer.close();
     } catch {
       peer.terminate(); // the client has gone: nobody is left to be told
@@ -149,54 +152,63 @@ class Session {
     const early = this.#early;
     this.#early = [];
     this.#peer?.resume();
-    for (const message of early) this.#onMessage(message);
+    for (const { number, data } of early) {
+      if (data !== undefined) this.#input(number, data, () => {});
+      else if (number !== undefined) this.#end(number);
+    }
   }
 
-  #onMessage(message: Buffer): void {
+  /** The first byte of a message is its channel, the rest is data, in as many pieces as it comes. */
+  #onPiece({ payload, isFirst, isLast }: MessagePiece, peer: Peer, done: () => void): void {
     this.#activeAtMs = this.#command.clock.monotonic();
-    if (!this.#isReady) {
-      this.#early.push(message);
-      this.#peer?.pause();
+    if (isFirst) this.#channel = undefined;
+    let data = payload;
+    if (this.#channel === undefined && payload.length > 0) {
+      this.#channel = payload[0];
+      data = payload.subarray(1);
+      this.#closing = [];
+    }
+    if (this.#channel === channel.close) this.#onClosePiece(data, isLast);
+    else if (this.#isReady) {
+      this.#input(this.#channel, data, done);
       return;
+    } else if (data.length > 0) {
+      this.#early.push({ number: this.#channel, data: Buffer.from(data) });
+      peer.pause();
     }
-    switch (message[0]) {
-      case channel.stdin:
-        this.#input(this.#stdin, message);
-        break;
-      case channel.resize:
-        this.#input(this.#resize, message);
-        break;
-      case channel.close:
-        this.#closeChannel(message.subarray(1));
-        break;
-      default: // what nobody knows, or what only we may send
-    }
+    done();
   }
 
-  #input(stream: SpdyStream | undefined, message: Buffer): void {
-    if (stream === undefined || message.length === 1 || stream.writableEnded) return;
-    if (!stream.write(message.subarray(1), () => release(message))) this.#peer?.pause();
+  #input(number: number | undefined, data: Buffer, done: () => void): void {
+    const stream = number === channel.stdin ? this.#stdin : number === channel.resize ? this.#resize : undefined;
+    if (stream === undefined || data.length === 0 || stream.writableEnded) done();
+    else if (!stream.write(data, done)) this.#peer?.pause();
   }
 
-  #closeChannel(data: Buffer): void {
-    const [which] = data;
-    if (data.length !== 1 || which === undefined || which > channel.resize) {
+  /** A message that closes one channel, and names it with a single byte. */
+  #onClosePiece(data: Buffer, isLast: boolean): void {
+    this.#closing.push(...data.subarray(0, 2));
+    if (!isLast) return;
+    const [which] = this.#closing;
+    if (this.#closing.length !== 1 || which === undefined || which > channel.resize) {
       this.#peer?.terminate();
       return;
     }
-    if (which === channel.stdin) this.#stdin?.end();
-    if (which === channel.resize) this.#resize?.end();
+    if (this.#isReady) this.#end(which);
+    else this.#early.push({ number: which, data: undefined });
+  }
+
+  #end(number: number): void {
+    if (number === channel.stdin) this.#stdin?.end();
+    if (number === channel.resize) this.#resize?.end();
   }
 
   async #forward(stream: SpdyStream | undefined, number: number, peer: Peer): Promise<void> {
     if (stream === undefined) return;
-    for await (const chunk of stream) {
+    await forEachChunk(stream, async (chunk) => {
       this.#activeAtMs = this.#command.clock.monotonic();
-      const message = onChannel(number, chunk as Buffer);
-      release(chunk as Buffer);
-      await peer.send(message);
-      release(message);
-    }
+      await peer.send(Buffer.of(number), chunk);
+    });
   }
 
   #watchIdle(): Timer {
@@ -228,13 +240,6 @@ function keepAlive(connection: SpdyConnection, clock: Clock): Timer {
   };
   next();
   return { cancel: () => timer.cancel() };
-}
-
-function onChannel(number: number, data: Buffer): Buffer {
-  const message = Buffer.allocUnsafe(data.length + 1);
-  message[0] = number;
-  data.copy(message, 1);
-  return message;
 }
 
 /** Everything that the error stream says; what is too long is cut. */

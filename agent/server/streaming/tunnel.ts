@@ -1,7 +1,7 @@
 import type { Duplex } from "node:stream";
 import type { Clock } from "../../lib/clock.ts";
-import { release } from "../../lib/spdy/release.ts";
 import { HttpError, type Upgrade } from "../port.ts";
+import { forEachChunk } from "./chunks.ts";
 import { headerOf, requestHead } from "./http-head.ts";
 import { relayRefusal } from "./refusal.ts";
 import { offeredTunnels, tunnelOf } from "./request.ts";
@@ -49,9 +49,10 @@ export async function serveTunnel(upgrade: Upgrade, url: string, clock: Clock): 
         `the container runtime chose the stream protocol "${chosen}", offered was ${offered.join(", ")}`,
       );
     }
-    const peer = await acceptWebSocket(upgrade, tunnelOf(chosen), clock, (message, from, isBinary) => {
+    const peer = acceptWebSocket(upgrade, tunnelOf(chosen), clock, ({ payload, isBinary }, from, done) => {
       if (!isBinary) void from.close(1003, "want binary messages");
-      else if (!runtime.destroyed && !runtime.write(message, () => release(message))) from.pause();
+      if (!isBinary || runtime.destroyed) done();
+      else if (!runtime.write(payload, done)) from.pause();
     });
     await carry(peer, runtime);
   } finally {
@@ -64,10 +65,7 @@ async function carry(peer: Peer, runtime: Duplex): Promise<void> {
   runtime.on("drain", () => peer.resume());
   const closed = peer.closed.then(() => runtime.destroy());
   try {
-    for await (const chunk of runtime as AsyncIterable<Buffer>) {
-      await peer.send(chunk);
-      release(chunk);
-    }
+    await forEachChunk(runtime, async (chunk) => await peer.send(chunk));
     await peer.close();
   } catch {
     await peer.close(1011, "the connection to the container runtime was lost");

@@ -1,8 +1,14 @@
-import type { WebSocket } from "ws";
+import { createHash } from "node:crypto";
+import type { IncomingMessage } from "node:http";
+import type { Duplex } from "node:stream";
 import type { Clock, Timer } from "../../lib/clock.ts";
+import { AgentError } from "../../lib/errors.ts";
+import { release } from "../../lib/spdy/release.ts";
 import { HttpError, type Upgrade } from "../port.ts";
+import { isWebSocket } from "./request.ts";
+import { frameHead, type WebSocketFrame, WebSocketError, WebSocketParser } from "./websocket-frames.ts";
 
-// One message; the reference's limit.
+// One message; the reference's limit. It passes in pieces and is never held as a whole.
 export const messageBytesMax = 32 << 20;
 // How long the peer may take to answer our close, and to take what was written before.
 export const closeTimeoutMs = 10_000;
@@ -10,13 +16,18 @@ export const closeTimeoutMs = 10_000;
 // unread, too; a pong that nobody asked for (RFC 6455, section 5.5.3) tells it that we are here, and us if it is not.
 export const pongIntervalMs = 5_000;
 
-/** A WebSocket connection to a client. */
+/** A piece of a message. */
+export type MessagePiece = Extract<WebSocketFrame, { kind: "data" }>;
+
+/** A WebSocket connection to a client. Pings are answered by themselves. */
 export interface Peer {
-  /** Resolves when the socket has taken the message; rejects when the connection is over. */
-  send(message: Buffer): Promise<void>;
-  /** Says close and waits for the peer's, {@link closeTimeoutMs} at most. Never rejects. */
+  /**
+   * Sends a binary message made of two parts. Resolves when the socket has taken it; rejects when the connection is over.
+   */
+  send(first: Buffer, second?: Buffer): Promise<void>;
+  /** Says close and waits for the end, {@link closeTimeoutMs} at most. Never rejects. */
   close(code?: number, reason?: string): Promise<void>;
-  /** Stops reading messages for a while; pongs go on. Messages that came already may still be told. */
+  /** Stops reading for a while; pongs go on. The rest of what was read already is still told. */
   pause(): void;
   resume(): void;
   /** Ends at once. */
@@ -26,88 +37,185 @@ export interface Peer {
 }
 
 /**
- * Completes a WebSocket handshake with one subprotocol. Compression is off. Pings are answered by themselves.
- *
- * Rejects with HttpError if the request is no proper handshake.
- *
- * @param onMessage gets every message, whole and in order; it may be called before this resolves
+ * Gets messages in order, in pieces. A piece is a view of the socket's memory, valid until `done` is called, which must
+ * happen once for each.
  */
-export async function acceptWebSocket(
+export type OnMessage = (piece: MessagePiece, peer: Peer, done: () => void) => void;
+
+// RFC 6455, section 1.3.
+const acceptSuffix = "258EAFA5-E914-47DA-95CA-C5AB0DC85B11";
+
+/**
+ * Completes a WebSocket handshake (RFC 6455, version 13) with one subprotocol and without extensions.
+ *
+ * The usual library is not in use: it takes no subprotocol with a slash in it, which Kubernetes' tunnels have, and it
+ * holds whole messages, 32 MiB for each session.
+ *
+ * Throws HttpError if the request is no proper handshake.
+ */
+export function acceptWebSocket(
   { request, socket, head, signal }: Upgrade,
   protocol: string,
   clock: Clock,
-  onMessage: (message: Buffer, peer: Peer, isBinary: boolean) => void,
-): Promise<Peer> {
-  const { WebSocketServer } = await import("ws"); // loaded by those who use it
-  const server = new WebSocketServer({
-    noServer: true,
-    clientTracking: false,
-    perMessageDeflate: false,
-    maxPayload: messageBytesMax,
-  });
-  // The library takes no subprotocol with a slash in it, as RFC 6455 does not; Kubernetes' tunnels have one. It gets to see
-  // none, and the answer names ours.
-  const { "sec-websocket-protocol": _offered, ...headers } = request.headers;
-  const bare = Object.create(request, { headers: { value: headers } }) as typeof request;
-  server.on("headers", (lines) => lines.push(`Sec-WebSocket-Protocol: ${protocol}`));
-  const { promise, resolve, reject } = Promise.withResolvers<Peer>();
-  server.on("wsClientError", (err) => reject(new HttpError(400, err.message)));
-  socket.on("close", () => reject(new HttpError(400, "the client has gone")));
-  server.handleUpgrade(bare, socket, head, (ws) => {
-    const peer = peerOf(ws, clock, signal);
-    ws.on("message", (data, isBinary) => onMessage(bytesOf(data), peer, isBinary));
-    resolve(peer);
-  });
-  return await promise;
+  onMessage: OnMessage,
+): Peer {
+  const key = handshakeKey(request);
+  const accept = createHash("sha1")
+    .update(key + acceptSuffix)
+    .digest("base64");
+  if (head.length > 0) socket.unshift(head);
+  const lines = [
+    "HTTP/1.1 101 Switching Protocols",
+    ...["Upgrade: websocket", "Connection: Upgrade"],
+    ...[`Sec-WebSocket-Accept: ${accept}`, `Sec-WebSocket-Protocol: ${protocol}`],
+  ];
+  socket.write(`${lines.join("\r\n")}\r\n\r\n`);
+  return new Connection(socket, clock, signal, onMessage);
 }
 
-function peerOf(ws: WebSocket, clock: Clock, signal: AbortSignal): Peer {
-  let timer: Timer | undefined;
-  const terminate = () => ws.terminate();
-  const { promise: closed, resolve } = Promise.withResolvers<void>();
-  ws.on("error", terminate); // a malformed frame, or the socket: both end it
-  ws.on("close", () => {
-    timer?.cancel();
-    signal.removeEventListener("abort", terminate);
-    resolve();
-  });
-  signal.addEventListener("abort", terminate);
-  if (signal.aborted) terminate();
-  const pongs = () => {
-    timer = clock.after(pongIntervalMs, () => {
-      if (ws.readyState === ws.OPEN) ws.pong();
-      pongs();
+function handshakeKey(request: IncomingMessage): string {
+  const { method, headers } = request;
+  const key = headers["sec-websocket-key"] ?? "";
+  if (method !== "GET" || !isWebSocket(request)) throw new HttpError(400, "no WebSocket handshake");
+  if (headers["sec-websocket-version"] !== "13") {
+    throw new HttpError(400, "unsupported WebSocket version: want 13", { "Sec-WebSocket-Version": "13" });
+  }
+  if (!/^[+/0-9A-Za-z]{22}==$/.test(key)) throw new HttpError(400, "a WebSocket handshake without a proper key");
+  return key;
+}
+
+class Connection implements Peer {
+  readonly closed: Promise<void>;
+  readonly #socket: Duplex;
+  readonly #clock: Clock;
+  readonly #onMessage: OnMessage;
+  readonly #parser = new WebSocketParser(messageBytesMax);
+  #isPaused = false;
+  #isClosing = false;
+  #pongTimer: Timer | undefined;
+  #closeTimer: Timer | undefined;
+
+  constructor(socket: Duplex, clock: Clock, signal: AbortSignal, onMessage: OnMessage) {
+    this.#socket = socket;
+    this.#clock = clock;
+    this.#onMessage = onMessage;
+    const { promise, resolve } = Promise.withResolvers<void>();
+    this.closed = promise;
+    const terminate = () => this.terminate();
+    const onClose = () => {
+      this.#pongTimer?.cancel();
+      this.#closeTimer?.cancel();
+      signal.removeEventListener("abort", terminate);
+      resolve();
+    };
+    signal.addEventListener("abort", terminate);
+    socket.on("error", terminate).on("close", onClose).on("end", terminate);
+    socket.on("drain", () => this.#flow());
+    socket.on("data", (chunk: Buffer) => this.#onChunk(chunk));
+    if (socket.destroyed) onClose();
+    else if (signal.aborted || socket.readableEnded) terminate();
+  }
+
+  async send(first: Buffer, second: Buffer = Buffer.alloc(0)): Promise<void> {
+    if (this.#isClosing || this.#socket.destroyed) throw new AgentError("Unavailable", "the client has gone");
+    const { promise, resolve, reject } = Promise.withResolvers<void>();
+    const head = frameHead("binary", first.length + second.length);
+    const sent = (err?: Error | null) => (err ? reject(err) : resolve());
+    this.#socket.cork();
+    this.#socket.write(head);
+    if (second.length > 0) this.#socket.write(first);
+    this.#socket.write(second.length > 0 ? second : first, sent);
+    this.#socket.uncork();
+    await promise;
+  }
+
+  async close(code = 1000, reason = ""): Promise<void> {
+    if (!this.#isClosing && !this.#socket.destroyed) {
+      this.#sayClose(code, reason);
+      this.resume(); // to see the peer's close
+      this.#closeTimer = this.#clock.after(closeTimeoutMs, () => this.terminate());
+    }
+    await this.closed;
+  }
+
+  pause(): void {
+    if (this.#isPaused || this.#isClosing) return;
+    this.#isPaused = true;
+    this.#socket.pause();
+    this.#pongs();
+  }
+
+  resume(): void {
+    if (!this.#isPaused) return;
+    this.#isPaused = false;
+    this.#pongTimer?.cancel();
+    this.#flow();
+  }
+
+  terminate(): void {
+    this.#isClosing = true;
+    this.#socket.destroy();
+  }
+
+  #flow(): void {
+    if (!this.#isPaused) this.#socket.resume();
+  }
+
+  #pongs(): void {
+    this.#pongTimer = this.#clock.after(pongIntervalMs, () => {
+      this.#control("pong", Buffer.alloc(0));
+      this.#pongs();
     });
-  };
-  return {
-    closed,
-    terminate,
-    send: async (message) => {
-      const sent = Promise.withResolvers<void>();
-      ws.send(message, { binary: true }, (err) => (err ? sent.reject(err) : sent.resolve()));
-      await sent.promise;
-    },
-    close: async (code = 1000, reason = "") => {
-      ws.resume(); // to see the peer's close
-      timer?.cancel();
-      ws.close(code, reason);
-      timer = clock.after(closeTimeoutMs, terminate);
-      await closed;
-    },
-    pause: () => {
-      if (ws.isPaused || ws.readyState !== ws.OPEN) return;
-      ws.pause();
-      pongs();
-    },
-    resume: () => {
-      if (!ws.isPaused) return;
-      timer?.cancel();
-      ws.resume();
-    },
-  };
-}
+  }
 
-function bytesOf(data: Buffer | ArrayBuffer | Buffer[]): Buffer {
-  if (Buffer.isBuffer(data)) return data;
-  return Array.isArray(data) ? Buffer.concat(data) : Buffer.from(data);
+  #onChunk(chunk: Buffer): void {
+    let users = 1;
+    const done = () => {
+      users -= 1;
+      if (users === 0) release(chunk);
+    };
+    try {
+      for (const frame of this.#parser.push(chunk)) {
+        if (this.#socket.destroyed) break;
+        if (frame.kind === "data") {
+          if (this.#isClosing) continue;
+          users += 1;
+          this.#onMessage(frame, this, done);
+        } else if (frame.kind === "ping") this.#onPing(frame.payload);
+        else if (frame.kind === "close") this.#onClose(frame.payload);
+      }
+    } catch (err) {
+      if (!(err instanceof WebSocketError)) throw err;
+      // What comes behind a broken frame means nothing: the rest is not read.
+      this.#sayClose(err.code, err.message);
+      this.#socket.end(() => this.terminate());
+      this.#closeTimer ??= this.#clock.after(closeTimeoutMs, () => this.terminate());
+      this.#socket.pause();
+    }
+    done();
+  }
+
+  #onPing(payload: Buffer): void {
+    this.#control("pong", payload);
+    // A peer that only asks and never reads must not fill our memory: it is read again after the drain.
+    if (this.#socket.writableNeedDrain) this.#socket.pause();
+  }
+
+  #onClose(payload: Buffer): void {
+    if (!this.#isClosing) this.#sayClose(payload.length >= 2 ? payload.readUInt16BE(0) : 1000, "");
+    this.#socket.end();
+    this.#closeTimer ??= this.#clock.after(closeTimeoutMs, () => this.terminate());
+  }
+
+  #sayClose(code: number, reason: string): void {
+    const payload = Buffer.concat([Buffer.of(code >> 8, code & 0xff), Buffer.from(reason).subarray(0, 120)]);
+    this.#control("close", payload);
+    this.#isClosing = true;
+  }
+
+  #control(kind: "close" | "pong", payload: Buffer): void {
+    if (!this.#isClosing && this.#socket.writable) {
+      this.#socket.write(Buffer.concat([frameHead(kind, payload.length), payload]));
+    }
+  }
 }

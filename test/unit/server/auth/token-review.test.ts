@@ -22,7 +22,8 @@ function setUp(cacheTTLMs = 120_000) {
     token === "good" ? { authenticated: true, user: alice } : { authenticated: false },
   );
   const review = createReviewer("authn", { api, clock, log: silentLogger, metrics, random: () => 0 });
-  const check = createTokenAuthenticator({ review, cacheTTLMs, clock, metrics, stop: stop.signal });
+  const authenticate = createTokenAuthenticator({ review, cacheTTLMs, clock, metrics, stop: stop.signal });
+  const check = async (token: string) => await authenticate(token, "10.0.0.1");
   const cache = async (rest: string, status: string) =>
     valueOf(metrics, `authentication_token_cache_${rest}`, { status });
   return { clock, stop, api, check, cache };

@@ -65,16 +65,18 @@ test("turns are taken in order, one in a turn of the event loop", async () => {
 });
 
 describe("Connections", () => {
+  const bounds = { connectionsMax: 10, headerBytesMax: 100, trustedHeaderBytesMax: 2_000 };
   let port = 1;
   const socketFrom = (remoteAddress: string) => {
     port += 1;
-    const socket = Object.assign(new PassThrough(), { remoteAddress, remotePort: port });
+    const at = { remoteAddress, remotePort: port, localAddress: "10.0.0.250", localPort: 10250 };
+    const socket = Object.assign(new PassThrough(), at);
     return socket as unknown as Socket;
   };
 
   test("at the bound, the oldest of the address with most makes room; who authenticated stays", () => {
     let evicted = 0;
-    const connections = new Connections(() => void (evicted += 1), { connectionsMax: 4, headerBytesMax: 100 });
+    const connections = new Connections(() => void (evicted += 1), { ...bounds, connectionsMax: 4 });
     const apiServer = connections.add(socketFrom("10.0.0.1"));
     connections.trust(apiServer);
     const honest = connections.add(socketFrom("10.0.0.2"));
@@ -84,13 +86,13 @@ describe("Connections", () => {
     expect([apiServer.socket.destroyed, honest.socket.destroyed]).toEqual([false, false]);
   });
 
-  test("unfinished headers share a budget; the largest goes", () => {
-    const connections = new Connections(() => {}, { connectionsMax: 10, headerBytesMax: 100 });
+  test("headers share a budget; who has most of it goes", () => {
+    const connections = new Connections(() => {}, { ...bounds, connectionsMax: 10 });
     const [small, large, trusted] = ["a", "b", "c"].map((address) => connections.add(socketFrom(address)));
     connections.trust(trusted!);
     connections.received(trusted!, 1000);
     connections.received(small!, 40);
-    connections.headerDone(small!);
+    connections.headerDone(small!)();
     connections.received(small!, 20);
     connections.received(large!, 80);
     expect([small, large, trusted].map((one) => one!.socket.destroyed)).toEqual([false, false, false]);
@@ -100,8 +102,43 @@ describe("Connections", () => {
     expect(small!.socket.destroyed).toBe(false);
   });
 
+  test("a header counts until its request is answered", () => {
+    const connections = new Connections(() => {}, bounds);
+    const [ahead, other] = ["a", "b"].map((address) => connections.add(socketFrom(address)));
+    const answers = [1, 2, 3].map(() => {
+      connections.received(ahead!, 30);
+      return connections.headerDone(ahead!);
+    });
+    answers[0]?.();
+    connections.received(other!, 30);
+    expect(ahead!.socket.destroyed).toBe(false);
+    connections.received(other!, 11);
+    expect([ahead, other].map((one) => one!.socket.destroyed)).toEqual([true, false]);
+    for (const answered of answers) answered(); // late, and of no account
+    connections.received(other!, 59);
+    expect(other!.socket.destroyed).toBe(false);
+  });
+
+  test("who may do something has a budget, too", () => {
+    const connections = new Connections(() => {}, bounds);
+    const [scraper, apiServer] = ["a", "b"].map((address) => connections.add(socketFrom(address)));
+    for (const connection of [scraper, apiServer]) connections.trust(connection!);
+    connections.received(apiServer!, 500);
+    connections.received(scraper!, 1_501);
+    expect([scraper, apiServer].map((one) => one!.socket.destroyed)).toEqual([true, false]);
+  });
+
+  test("one port of a client toward two addresses of the node is two connections", () => {
+    const connections = new Connections(() => {}, bounds);
+    const first = socketFrom("a");
+    const second = Object.assign(socketFrom("a"), { remotePort: first.remotePort, localAddress: "10.0.0.251" });
+    const [one, two] = [connections.add(first), connections.add(second)];
+    expect(connections.under(first)).toBe(one);
+    expect(connections.under(second)).toBe(two);
+  });
+
   test("closed connections are forgotten", async () => {
-    const connections = new Connections(() => {}, { connectionsMax: 2, headerBytesMax: 100 });
+    const connections = new Connections(() => {}, { ...bounds, connectionsMax: 2 });
     const gone = Array.from({ length: 2 }, () => connections.add(socketFrom("a")));
     for (const { socket } of gone) socket.destroy();
     await Promise.all(gone.map(({ socket }) => once(socket, "close")));

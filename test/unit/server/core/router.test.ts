@@ -12,6 +12,9 @@ const allOn: RouteSwitches = {
   enableProfilingHandler: true,
   enableDebugFlagsHandler: true,
   enableSystemLogHandler: true,
+  checkpoint: true,
+  statusz: true,
+  flagz: true,
 };
 const names = new Map<unknown, string>([
   ...Object.entries(handlers).map(([name, handler]) => [handler, name] as const),
@@ -180,11 +183,15 @@ describe("matchRoute", () => {
       }
     }
     const off = kubeletRoutes(handlers, {
-      enableDebuggingHandlers: true,
+      ...allOn,
       enableProfilingHandler: false,
       enableDebugFlagsHandler: false,
       enableSystemLogHandler: false,
+      checkpoint: false,
+      statusz: false,
+      flagz: false,
     });
+    for (const gone of ["/statusz", "/flagz", "/checkpoint/a/b/c"]) expect(await message(gone, off)).toBe(404);
     expect(await message("/logs/a", off)).toMatch(/logs endpoint is disabled/);
     expect(await message("/debug/pprof/heap", off)).toMatch(/profiling endpoint is disabled/);
     expect(await message("/debug/flags/v", off)).toMatch(/flags endpoint is disabled/);

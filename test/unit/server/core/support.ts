@@ -66,6 +66,9 @@ const on = {
   enableProfilingHandler: true,
   enableDebugFlagsHandler: true,
   enableSystemLogHandler: true,
+  checkpoint: true,
+  statusz: true,
+  flagz: true,
 } satisfies ServerConfig;
 
 /** Says its name and its parameters, so that a test sees where a request went. */
