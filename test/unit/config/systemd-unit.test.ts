@@ -47,3 +47,13 @@ test("the unit is as patient with the end as the agent is, and gives it the file
   expect(Number(valuesOf("LimitNOFILE")[0])).toBeGreaterThanOrEqual(1_000_000);
   expect(valuesOf("KillMode")).toEqual(["process"]);
 });
+
+test("the drop-in for kubelet's unit says the same, and puts its command in the place of kubelet's", () => {
+  const dropIn = readFileSync(new URL("../../../systemd/kubelet.service.d/20-nodelet.conf", import.meta.url), "utf8");
+  const lines = dropIn.split("\n").filter((line) => /^\w+=/.test(line));
+  expect(lines.filter((line) => !settings.includes(line))).toEqual(["ExecStart="]);
+  expect(lines.filter((line) => line.startsWith("ExecStart="))).toEqual([
+    "ExecStart=",
+    `ExecStart=${valuesOf("ExecStart")[0]}`,
+  ]);
+});

@@ -212,6 +212,52 @@ describe("clients that behave oddly", () => {
     expect(await ask(server.ports.kubelet, "/pods")).toMatchObject({ status: 200 });
   });
 
+  test("requests sent ahead by a client that has gone are not served, and leave no timers", async () => {
+    const clock = new FakeClock();
+    let asked = 0;
+    const authenticator = {
+      authenticate: async () => {
+        asked += 1;
+        await delay(20);
+        return undefined;
+      },
+    };
+    await using server = await startServer({ clock, authenticator });
+    const before = clock.waiting;
+    for (let i = 0; i < 5; i += 1) {
+      const tcp = connect({ host: "127.0.0.1", port: server.ports.kubelet ?? 0 });
+      const raw = await RawClient.tls(server.ports.kubelet, { socket: tcp });
+      raw.socket.write(get("/pods").repeat(40));
+      await until(() => asked > i);
+      tcp.resetAndDestroy();
+    }
+    await delay(200);
+    expect(asked).toBeLessThan(15);
+    await until(() => clock.waiting === before);
+  });
+
+  test("headers sent ahead by strangers have one budget: who has most of it is let go", async () => {
+    const gate = Promise.withResolvers<undefined>();
+    await using server = await startServer({ authenticator: { authenticate: async () => await gate.promise } });
+    const big = get("/pods", `X: ${"x".repeat(900_000)}\r\n`);
+    await using modest = await RawClient.tls(server.ports.kubelet);
+    modest.socket.write(get("/pods"));
+    await using greedy = await RawClient.tls(server.ports.kubelet);
+    for (let i = 0; i < 8 && greedy.socket.writable; i += 1) greedy.socket.write(big);
+    await greedy.closed;
+    expect(modest.socket.destroyed).toBe(false);
+    gate.resolve(undefined);
+    expect(await modest.until(/Unauthorized/)).toMatch(/401/);
+  });
+
+  test("a query of half a million parameters is refused before it is parsed", async () => {
+    await using server = await startServer();
+    const { status, body } = await ask(server.ports.kubelet, `/stats/summary?${"a&".repeat(100_000)}`);
+    expect(status).toBe(400);
+    expect(body).toBe(`the query has 100001 parameters, more than ${limits.queryParametersMax}`);
+    expect(await ask(server.ports.kubelet, `/stats/summary?${"a&".repeat(1_000)}`)).toMatchObject({ status: 200 });
+  });
+
   test("a body that nobody reads ends the connection instead of being read", async () => {
     await using server = await startServer();
     await using raw = await RawClient.tls(server.ports.kubelet);
