@@ -172,15 +172,22 @@ function startInOrder(
   }
 }
 
-// One that was stopped to be replaced has not crashed: only a crash before it counts.
 function backoffUntilMs(newest: ContainerStatus, observed: PodSnapshot, local: PodLocal, nowMs: number): number {
   const crash = local.crash.get(newest.name);
   const atMs = (status: ContainerStatus) => restartAtMs(crash, local.endedAtMs.get(status.id) ?? status.finishedAtMs);
-  if (local.replaced.has(newest.id)) {
-    const before = observed.containers.find(({ id, name }) => name === newest.name && id !== newest.id);
-    if (before === undefined || atMs(before) <= nowMs) return nowMs;
-  }
-  return atMs(newest);
+  const counting = lastCrash(newest, observed, local);
+  // Whether there is a backoff, the crash before decides; if there is, it begins with the stop.
+  return counting === undefined || atMs(counting) <= nowMs ? nowMs : atMs(newest);
+}
+
+/** The exit that a restart after `newest` is counted from: one that was stopped to be replaced has not crashed itself. */
+export function lastCrash(
+  newest: ContainerStatus,
+  { containers }: PodSnapshot,
+  { replaced }: Pick<PodLocal, "replaced">,
+): ContainerStatus | undefined {
+  if (!replaced.has(newest.id)) return newest;
+  return containers.find(({ id, name, state }) => name === newest.name && id !== newest.id && state === "exited");
 }
 
 function isAnyStarting({ attempts }: PodLocal): boolean {
@@ -237,13 +244,16 @@ function graceSecondsOf({ spec }: Pod): number {
 // Of each container some dead instances are kept (their logs, their exit codes); sandboxes without containers go.
 function prune(observed: PodSnapshot, local: PodLocal, plan: PlanBuilder): void {
   const dead = new Map<string, number>();
+  const newestOf = (name: string) => observed.containers.find((container) => container.name === name);
   for (const { id, name, state } of observed.containers) {
     if (state !== "exited") continue;
     const newer = dead.get(name) ?? 0;
     if (newer >= local.deadContainersMax && !local.condemned.has(id)) {
       plan.want({ kind: "RemoveContainer", containerID: id });
     }
-    dead.set(name, newer + 1);
+    // Until its successor is there, the crash before one that is replaced is needed to tell a crash loop.
+    const isReplacedNow = local.replaced.has(id) && newestOf(name)?.id === id;
+    if (!isReplacedNow) dead.set(name, newer + 1);
   }
   for (const { id, ready } of observed.sandboxes.slice(1)) {
     if (!ready && !observed.containers.some(({ sandboxID }) => sandboxID === id)) {

@@ -13,7 +13,7 @@ import type { PodSnapshot, ContainerStatus as RuntimeContainer } from "../runtim
 import { ownConditionTypes } from "./conditions.ts";
 import { deadContainersKept, type RemainsUse } from "./container-gc.ts";
 import { type CrashBackoff, formatDelay, noteRestart } from "./crash-backoff.ts";
-import { decide, isOver } from "./decide.ts";
+import { decide, isOver, lastCrash } from "./decide.ts";
 import { activeDeadlineMs, deadlineExceeded, type PodEnding } from "./ending.ts";
 import type { Executor } from "./executor.ts";
 import type { WorkerFacts } from "./explain.ts";
@@ -131,10 +131,10 @@ export class PodWorker {
     if (pod.metadata.generation !== before.metadata.generation) this.#forgetFailures();
     for (const { container } of specContainers(pod)) {
       const old = specContainers(before).find((candidate) => candidate.container.name === container.name)?.container;
-      if (old !== undefined && old.image !== container.image) this.#forgetImage(container.name);
+      if (old === undefined) continue;
+      if (old.image !== container.image) this.#forgetImage(container.name);
       // With other resources it may live: what it crashed for may be over.
-      if (old !== undefined && !isDeepStrictEqual(old.resources, container.resources))
-        this.#crash.delete(container.name);
+      else if (!isDeepStrictEqual(old.resources, container.resources)) this.#crash.delete(container.name);
     }
     const isSameText =
       isDeepStrictEqual(before.metadata.labels, pod.metadata.labels) &&
@@ -518,10 +518,11 @@ export class PodWorker {
 
   #noteRestart(name: string, observed: PodSnapshot, nowMs: number): void {
     const newest = observed.containers.find((container) => container.name === name);
-    if (newest?.state !== "exited") return;
-    const state = this.#crash.get(name);
-    const endedAtMs = this.#endedAtMs.get(newest.id) ?? newest.finishedAtMs;
-    this.#crash.set(name, noteRestart(state, endedAtMs, nowMs, this.#deps.settings.crashBackoff));
+    const crash = newest?.state === "exited" ? lastCrash(newest, observed, this.#local()) : undefined;
+    if (crash === undefined) return;
+    const endedAtMs = this.#endedAtMs.get(crash.id) ?? crash.finishedAtMs;
+    const { crashBackoff } = this.#deps.settings;
+    this.#crash.set(name, noteRestart(this.#crash.get(name), endedAtMs, nowMs, crashBackoff));
   }
 
   #succeeded(action: PodAction, contentChanges: number): void {
