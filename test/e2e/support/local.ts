@@ -16,8 +16,12 @@ export interface BreakableCluster extends AsyncDisposable {
   fault(body: Record<string, unknown>): Promise<void>;
 }
 
-export async function openBreakableCluster(kubelet: Record<string, unknown> = {}): Promise<BreakableCluster> {
-  const local = await startLocalCluster({ kubelet });
+/** @param kubelet over the KubeletConfiguration @param agentArgs flags beside the usual ones */
+export async function openBreakableCluster(
+  kubelet: Record<string, unknown> = {},
+  agentArgs: readonly string[] = [],
+): Promise<BreakableCluster> {
+  const local = await startLocalCluster({ kubelet, agentArgs });
   try {
     const cluster = await openNamespace(local.kubeconfig);
     await until("the node is Ready", async () => (await cluster.readyNodes()).length === 1);

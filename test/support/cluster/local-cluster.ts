@@ -47,6 +47,8 @@ export interface LocalClusterOptions {
   kubelet?: Record<string, unknown>;
   /** Path of the executable; that of the variable NODELET, or dist/nodelet, unless given. */
   nodelet?: string;
+  /** Beside the flags that the agent gets anyway. */
+  agentArgs?: readonly string[];
 }
 
 export const projectRoot = new URL("../../..", import.meta.url).pathname;
@@ -87,6 +89,7 @@ export async function startLocalCluster(options: LocalClusterOptions = {}): Prom
       ...["--config", join(configDir, "kubelet.yaml"), "--proxy-config", join(configDir, "kube-proxy.yaml")],
       ...["--kubeconfig", join(apiDir, "node.kubeconfig"), "--hostname-override", node.name],
       ...["--root-dir", rootDir, "--cert-dir", join(rootDir, "pki"), "--node-ip", node.nodeIP],
+      ...(options.agentArgs ?? []),
     ]);
     await agent.start();
     const kubeconfig = join(apiDir, "admin.kubeconfig");
