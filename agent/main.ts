@@ -1,7 +1,9 @@
 import { type Command, parseCommandLine } from "./config/load.ts";
 import { ConfigError } from "./config/problems.ts";
+import { wantsColour } from "./config/inspect.ts";
 import { readSupervisor, type Supervisor } from "./config/supervisor.ts";
 import { logLevelOf } from "./config/verbosity.ts";
+import { runInspect } from "./explain/command.ts";
 import { writeFileAtomic } from "./lib/atomic-file.ts";
 import { systemClock } from "./lib/clock.ts";
 import { messageOf } from "./lib/errors.ts";
@@ -41,6 +43,14 @@ async function main(args: readonly string[]): Promise<number> {
       await writeFileAtomic(command.path, command.text, 0o644);
       process.stderr.write(`wrote ${command.path}\n`);
       return 0;
+    case "explain":
+    case "pods":
+      return await runInspect(command, {
+        out: (text) => void process.stdout.write(text),
+        err: (text) => void process.stderr.write(text),
+        columns: process.stdout.isTTY ? process.stdout.columns : undefined,
+        isColoured: process.stdout.isTTY && wantsColour(),
+      });
     case "run":
     case "proxy":
       return runDaemon(command);

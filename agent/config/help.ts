@@ -19,6 +19,8 @@ kube-proxy.
 Usage:
   nodelet --config kubelet.yaml --kubeconfig kubelet.conf [--proxy-config kube-proxy.yaml] [flags]
   nodelet proxy --config kube-proxy.yaml [flags]   only the service proxy; see nodelet proxy --help
+  nodelet explain pod NAMESPACE/NAME               why a pod of the running agent does not start
+  nodelet pods                                     its pods and what they wait for; see its --help
 `;
   return render(intro, [kubeletStart, ...kubeletSections], [cadvisorFlagFields]);
 }

@@ -2,6 +2,7 @@ import { stringify } from "yaml";
 import { parseFlags } from "./flags.ts";
 import { kubeletHelp, proxyHelp } from "./help.ts";
 import { type ConfigHost, systemHost } from "./host.ts";
+import { type InspectCommand, inspectHelp, parseInspectCommand } from "./inspect.ts";
 import { type KubeletSettings, kubeletCommandFlags, loadKubeletSettings } from "./load-kubelet.ts";
 import {
   loadProxySettings,
@@ -15,6 +16,7 @@ import {
 export type Command =
   | { kind: "version"; raw: boolean }
   | { kind: "help"; text: string }
+  | InspectCommand
   /** The kubelet role, and the proxy role if `proxy` is there. */
   | { kind: "run"; kubelet: KubeletSettings; proxy?: ProxySettings; warnings: string[] }
   /** The proxy role alone; `cleanup`: only remove its rules; `initOnly`: only set up what needs privileges. */
@@ -29,7 +31,18 @@ export type Command =
  * @throws ConfigError with lines for people; the process should print them and exit with 1
  */
 export function parseCommandLine(args: readonly string[], host: ConfigHost = systemHost): Command {
-  return args[0] === "proxy" ? parseProxyCommand(args.slice(1), host) : parseKubeletCommand(args, host);
+  const [word, ...rest] = args;
+  switch (word) {
+    case "proxy":
+      return parseProxyCommand(rest, host);
+    case "explain":
+    case "pods": {
+      const command = parseInspectCommand(word, rest);
+      return command === "help" ? { kind: "help", text: inspectHelp } : command;
+    }
+    default:
+      return parseKubeletCommand(args, host);
+  }
 }
 
 function parseKubeletCommand(args: readonly string[], host: ConfigHost): Command {

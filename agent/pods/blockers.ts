@@ -174,9 +174,9 @@ function runningBlockers(
     const entry = timeline?.entries.findLast(({ what: is, subject }) => is === `${word} probe` && subject === name);
     const isOfThis = entry?.state === "failed" && entry.lastAtMs >= newest.startedAtMs;
     const next = `probed every ${probe.periodSeconds ?? periodSecondsDefault} s`;
-    if (isOfThis)
-      return [{ what, why: entry.detail, next, sinceMs: Math.max(entry.atMs, newest.startedAtMs), tries: entry.times }];
-    return [{ what, why: `its ${word} probe has not passed yet`, next, sinceMs: newest.startedAtMs }];
+    if (!isOfThis) return [{ what, why: `its ${word} probe has not passed yet`, next, sinceMs: newest.startedAtMs }];
+    const sinceMs = Math.max(entry.atMs, newest.startedAtMs);
+    return [{ what, why: entry.detail, next, sinceMs, tries: entry.times }];
   }
   return [];
 }
@@ -225,8 +225,9 @@ function terminationBlockers(facts: PodFacts, local: PodLocal, nowMs: number): B
     });
   }
   const failed = [...local.attempts.values()].find((attempt) => attempt.state === "failed");
-  if (failed?.state === "failed" && !local.isCleanedUp)
+  if (failed?.state === "failed" && !local.isCleanedUp) {
     return [{ what: "pod", why: failed.message, ...failedOf(failed) }];
+  }
   for (const [what, why] of [
     ["sandbox stop", "its sandbox and network are being removed"],
     ["clean-up", "its volumes and cgroup are being removed"],
@@ -236,10 +237,11 @@ function terminationBlockers(facts: PodFacts, local: PodLocal, nowMs: number): B
   }
   if (!local.isCleanedUp || local.isGone || pod.metadata.deletionTimestamp === undefined) return [];
   const finalizers = pod.metadata.finalizers ?? [];
-  if (finalizers.length === 0)
-    return [{ what: "API server", why: "nothing is left on the node; the object is to be removed" }];
-  const why = `nothing is left on the node, but others hold the object: finalizers ${finalizers.join(", ")}`;
-  return [{ what: "API server", why }];
+  const held =
+    finalizers.length === 0
+      ? "the API server is to remove the object"
+      : `others hold the object by finalizers: ${finalizers.join(", ")}`;
+  return [{ what: "API server", why: `nothing is left on the node; ${held}` }];
 }
 
 function readinessBlockers({ status }: PodFacts): Blocker[] {

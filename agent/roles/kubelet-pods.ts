@@ -8,6 +8,7 @@ import { isSwapControllerAvailable } from "../node/cgroup-detect.ts";
 import { createLogRotation } from "../pods/log-rotation.ts";
 import { createPodManager, type HeldPods } from "../pods/manager.ts";
 import { podReference } from "../pods/names.ts";
+import type { TimelineRecorder } from "../pods/timeline-recorder.ts";
 import type { CredentialProviderConfig } from "../runtime/credential-provider-config.ts";
 import { createPodVolumes, type VolumeManager } from "../volumes/manager.ts";
 import { createObjectSource, type OwnedObjectSource } from "../volumes/object-source.ts";
@@ -29,19 +30,21 @@ export interface StartPodsOptions extends StartedNode {
   runtimeClassStore: Store<RuntimeClass>;
   selinuxEnabled: boolean;
   measures: KubeletMetrics;
+  timelines: TimelineRecorder;
   credentialProviders: CredentialProviderConfig | undefined;
 }
 
 /** Runs the pods that are bound to the node. Resolves with them when the workers are running. */
 export async function startPods(options: StartPodsOptions, surroundings: Surroundings): Promise<HeldPods> {
-  const { settings, recorder, cluster, ownNode, facts, runtime, nodeView, cgroupTree, cgroups } = options;
+  const { settings, cluster, ownNode, facts, runtime, nodeView, cgroupTree, cgroups, timelines } = options;
   const { clock, log, parts } = surroundings;
+  const recorder = timelines.events(options.recorder);
   const { version: cgroupVersion } = cgroupTree;
   const swapControllerAvailable = await isSwapControllerAvailable(cgroupVersion);
   const resources = resourceContext(settings, facts, { cgroupVersion, swapControllerAvailable });
   const objects = openObjects(options, surroundings);
-  const volumes = openVolumes(options, objects, surroundings);
-  const images = await openImages({ ...options, client: cluster?.client ?? absentApi }, surroundings);
+  const volumes = openVolumes({ ...options, recorder }, objects, surroundings);
+  const images = await openImages({ ...options, recorder, client: cluster?.client ?? absentApi }, surroundings);
 
   const { nodeName } = nodeView;
   const sources = startSources({ settings, nodeName, recorder, cluster, ownNode }, surroundings);
@@ -62,7 +65,8 @@ export async function startPods(options: StartPodsOptions, surroundings: Surroun
     node: nodeView,
     prober: createProber(runtime),
     probeMetrics: options.measures.probes,
-    metrics: options.measures.pods,
+    metrics: timelines.metrics(options.measures.pods),
+    timelines,
     admission: () => ({
       node: nodeView.node(),
       pressures: [],
@@ -111,7 +115,7 @@ function openObjects(
 }
 
 function openVolumes(
-  { settings: { flags }, cluster, nodeView, selinuxEnabled, recorder, measures }: StartPodsOptions,
+  { settings: { flags }, cluster, nodeView, selinuxEnabled, recorder, measures, timelines }: StartPodsOptions,
   objects: OwnedObjectSource,
   { clock, log, parts }: Surroundings,
 ): VolumeManager {
@@ -125,6 +129,7 @@ function openVolumes(
     selinuxEnabled,
     metrics: measures.volumes,
     onEvent: (pod, type, reason, message) => recorder.event(podReference(pod), type, reason, message),
+    onSetUp: (pod, volume) => timelines.volume(pod, volume),
   });
   parts.defer("volumes", () => volumes.close());
   return volumes;

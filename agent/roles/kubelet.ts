@@ -1,6 +1,8 @@
 import { hostname } from "node:os";
 import type { KubeletSettings } from "../config/load-kubelet.ts";
 import { emptyStore } from "../kube/absent.ts";
+import { type ExplainServerOptions, serveExplanations } from "../explain/server.ts";
+import { createBreather } from "../kube/breathe.ts";
 import { createApiClient } from "../kube/client.ts";
 import { createEventRecorder } from "../kube/events.ts";
 import type { EventRecorder } from "../kube/port.ts";
@@ -8,6 +10,7 @@ import { runtimeClasses, services } from "../kube/resources.ts";
 import type { Pod, Service } from "../kube/types.ts";
 import type { HeldPods } from "../pods/manager.ts";
 import { namespaceIndex } from "../pods/port.ts";
+import { TimelineRecorder } from "../pods/timeline-recorder.ts";
 import { tickWhileReady } from "../server/health.ts";
 import { isSELinuxEnabled, prepareRoot } from "../volumes/root-dir.ts";
 import { followOwnNode, openCluster, type SharedStores, type Surroundings } from "./cluster.ts";
@@ -70,16 +73,27 @@ export async function startKubelet(
   const credentialProviders = await loadCredentialProviders(settings);
   await Promise.all([setOOMScore(config.oomScoreAdj, { log }), setOpenFilesMax(config.maxOpenFiles, { log })]);
   const nodeName = nodeNameOf(flags.hostnameOverride, hostname());
+  const timelines = new TimelineRecorder(clock);
   const recorder = startEvents(settings, stores, nodeName, surroundings);
   const runtimeClassStore = stores.cluster?.follow(runtimeClasses) ?? emptyStore();
   const selinuxEnabled = await isSELinuxEnabled();
   await prepareRoot(flags.rootDir, { podLogsDir: config.podLogsDir, containerLogsDir, selinuxEnabled, log });
+  const running: { pods?: HeldPods } = {};
+  const explained: ExplainServerOptions = {
+    rootDir: flags.rootDir,
+    nodeName,
+    clock,
+    log,
+    facts: () => running.pods?.facts(),
+    findEnded: (namespace, name) => timelines.timelines.findEnded(namespace, name),
+    breathe: createBreather(clock),
+  };
+  parts.start("explain", (signal) => serveExplanations(explained, signal));
 
   const node = await startNode({ settings, nodeName, recorder, ...stores }, surroundings);
   const { registry: metrics, probes } = stores.measures;
   const shared = { settings, nodeName, metrics, ...stores, ...node };
   // Served before any pod runs: whoever sets up the node asks for its health while the API server may be a pod of its own.
-  const running: { pods?: HeldPods } = {};
   const pods = {
     list: () => running.pods?.list() ?? [],
     find: (namespace: string, name: string) => running.pods?.find(namespace, name),
@@ -89,7 +103,7 @@ export async function startKubelet(
   const { version: cgroupVersion } = node.cgroupTree;
   registerNodeMetrics(metrics, clock, { nodeName, cgroupVersion, gates: config.featureGates, stats });
   running.pods = await startPods(
-    { ...shared, recorder, runtimeClassStore, selinuxEnabled, credentialProviders },
+    { ...shared, recorder, runtimeClassStore, selinuxEnabled, credentialProviders, timelines },
     surroundings,
   );
   const isReady = () => node.nodeView.isRuntimeReady();

@@ -17,7 +17,7 @@ export const linesMax = 700;
 const layers: string[][] = [
   ["lib", "version.ts"],
   ["kube", "runtime", "volumes", "probes", "cni", "config"],
-  ["pods", "node", "stats", "server", "proxy"],
+  ["pods", "node", "stats", "server", "proxy", "explain"],
   ["main.ts", "signals.ts", "roles"],
 ];
 
