@@ -49,6 +49,7 @@ export class SpdyConnection {
   readonly #streams = new Map<number, SpdyStream>();
   readonly #replies = new Map<number, (outcome: Error | undefined) => void>();
   readonly #pings = new Map<number, () => void>();
+  readonly #parser = new FrameParser();
   readonly #deflater = new HeaderDeflater();
   readonly #inflater = new HeaderInflater();
   readonly #settle: (reason: Error | undefined) => void;
@@ -60,6 +61,9 @@ export class SpdyConnection {
   #isOver = false;
   #overBecause = new SpdyError("the connection is over");
   #isGoingAway = false;
+  /** Frames of the last chunk wait. A paused socket may tell its end all the same, which is not to overtake them. */
+  #isBusy = false;
+  #hasEnded = false;
   #activeAtMs: number;
   #idleTimer: Timer | undefined;
   /** What the reader waits for: room in this stream. */
@@ -77,7 +81,12 @@ export class SpdyConnection {
     this.#watchIdle();
     socket.on("error", (err) => this.#end(err));
     socket.on("close", () => this.#end(new SpdyError("the connection closed")));
-    void this.#read();
+    socket.on("end", () => {
+      this.#hasEnded = true;
+      if (!this.#isBusy) this.#onEnd();
+    });
+    socket.on("data", (chunk: Buffer) => this.#onChunk(chunk));
+    socket.resume(); // it may come paused
   }
 
   get streamCount(): number {
@@ -150,23 +159,49 @@ export class SpdyConnection {
     else this.#idleTimer = clock.after(restMs, () => this.#watchIdle());
   }
 
-  async #read(): Promise<void> {
-    const parser = new FrameParser();
+  #onChunk(chunk: Buffer): void {
+    this.#activeAtMs = this.#options.clock.monotonic();
+    const frames = this.#parser.push(chunk);
     try {
-      for await (const chunk of this.#socket) {
-        this.#activeAtMs = this.#options.clock.monotonic();
-        for (const frame of parser.push(chunk as Buffer)) {
-          const wait = frame.kind === "data" ? this.#onData(frame) : this.#onControl(frame);
-          if (wait !== undefined) await wait;
-          if (this.#isOver) return;
-        }
-        release(chunk as Buffer);
-      }
-      this.#end(parser.isBetweenFrames ? undefined : new SpdyError("the peer ended in the middle of a frame"));
-      this.#socket.end();
+      const wait = this.#handleSome(frames);
+      if (wait === undefined) release(chunk);
+      else void this.#handleRest(wait, frames, chunk);
     } catch (err) {
-      this.destroy(err instanceof Error ? err : new SpdyError(String(err)));
+      this.#fail(err);
     }
+  }
+
+  /** Takes frames until one has to wait for something. @returns the wait; undefined if none is left */
+  #handleSome(frames: Iterator<Frame, void>): Promise<void> | undefined {
+    for (let next = frames.next(); next.done !== true && !this.#isOver; next = frames.next()) {
+      const frame = next.value;
+      const wait = frame.kind === "data" ? this.#onData(frame) : this.#onControl(frame);
+      if (wait !== undefined) return wait;
+    }
+    return undefined;
+  }
+
+  async #handleRest(first: Promise<void>, frames: Iterator<Frame, void>, chunk: Buffer): Promise<void> {
+    this.#isBusy = true;
+    this.#socket.pause();
+    try {
+      for (let wait: Promise<void> | undefined = first; wait !== undefined; wait = this.#handleSome(frames)) await wait;
+      this.#isBusy = false;
+      release(chunk);
+      this.#socket.resume();
+      if (this.#hasEnded) this.#onEnd();
+    } catch (err) {
+      this.#fail(err);
+    }
+  }
+
+  #onEnd(): void {
+    this.#end(this.#parser.isBetweenFrames ? undefined : new SpdyError("the peer ended in the middle of a frame"));
+    this.#socket.end();
+  }
+
+  #fail(err: unknown): void {
+    this.destroy(err instanceof Error ? err : new SpdyError(String(err)));
   }
 
   #onData({ streamID, payload, fin }: Frame & { kind: "data" }): Promise<void> | undefined {

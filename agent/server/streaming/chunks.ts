@@ -21,5 +21,6 @@ export async function forEachChunk(stream: Readable, handle: (chunk: Buffer) => 
   };
   stream.on("end", resolve).on("close", onClose).on("error", reject).on("data", onData);
   if (stream.destroyed) onClose();
+  else stream.resume(); // it may come paused
   await promise;
 }

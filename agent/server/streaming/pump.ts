@@ -89,6 +89,8 @@ export async function pump(client: Duplex, runtime: Duplex, clock: Clock, signal
     else if (runtime.destroyed) onRuntimeGone();
     carry(left, right);
     carry(right, left);
+    client.resume(); // either may come paused
+    runtime.resume();
     await promise;
   } finally {
     timer?.cancel();

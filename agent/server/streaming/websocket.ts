@@ -112,6 +112,7 @@ class Connection implements Peer {
     socket.on("error", terminate).on("close", onClose).on("end", terminate);
     socket.on("drain", () => this.#flow());
     socket.on("data", (chunk: Buffer) => this.#onChunk(chunk));
+    socket.resume(); // it may come paused
     if (socket.destroyed) onClose();
     else if (signal.aborted || socket.readableEnded) terminate();
   }
