@@ -170,8 +170,8 @@ function handlerProblem(path: string, handler: LifecycleHandler): Check {
 function resourcesProblem(path: string, resources: Container["resources"]): Check {
   const { requests = {}, limits = {} } = resources ?? {};
   return (
+    quantitiesProblem(`${path}.limits`, limits) ?? // first: they may be where the requests come from
     quantitiesProblem(`${path}.requests`, requests) ??
-    quantitiesProblem(`${path}.limits`, limits) ??
     first(Object.entries(requests), ([name, request]) => {
       const limit = limits[name];
       if (limit === undefined) return undefined;

@@ -1,0 +1,111 @@
+import { describe, expect, test } from "vitest";
+import { parsePod, parsePods } from "../../../../agent/pods/sources/parse.ts";
+import { manifestOf } from "./support.ts";
+
+const yaml = `
+apiVersion: v1
+kind: Pod
+metadata: {name: web, labels: null}
+spec:
+  hostNetwork: on
+  unheardOf: {some: thing}
+  containers:
+  - name: app
+    image: busybox
+    command: [sleep, "30"]
+    env: [{name: TIME, value: 12:30:45}]
+    resources: {limits: {cpu: 2, memory: 1Gi}}
+`;
+
+describe("parsePod", () => {
+  test("reads YAML as Kubernetes does: words for booleans, no sexagesimal numbers, nulls are not set", () => {
+    const { pods, warnings } = parsePod(yaml);
+    expect(warnings).toEqual([]);
+    expect(pods).toMatchObject([
+      {
+        metadata: { name: "web" },
+        spec: { hostNetwork: true, containers: [{ env: [{ value: "12:30:45" }], resources: { limits: { cpu: 2 } } }] },
+      },
+    ]);
+    expect(pods[0]?.metadata).not.toHaveProperty("labels");
+    expect(pods[0]?.spec).toHaveProperty("unheardOf");
+  });
+
+  test("reads JSON, and YAML that begins like it", () => {
+    expect(parsePod(JSON.stringify(manifestOf())).pods).toEqual([manifestOf()]);
+    const flow = "{apiVersion: v1, kind: Pod, metadata: {name: web}, spec: {containers: []}}";
+    expect(parsePod(flow).pods).toMatchObject([{ metadata: { name: "web" } }]);
+  });
+
+  test("takes the last of two equal keys and the first of two documents, and warns of the latter", () => {
+    expect(parsePod(`${yaml}\n  restartPolicy: Always\n  restartPolicy: Never`).pods[0]?.spec.restartPolicy).toBe(
+      "Never",
+    );
+    const { pods, warnings } = parsePod(`---\n${yaml}\n---\n${yaml.replace("name: web", "name: other")}`);
+    expect(pods.map(({ metadata }) => metadata.name)).toEqual(["web"]);
+    expect(warnings).toEqual(["only the first of its 2 documents is used: a file holds one Pod"]);
+  });
+
+  const bad: [what: string, text: string, message: string | RegExp][] = [
+    ["nothing", " \n", "is empty"],
+    ["comments only", "# later\n---\n", "is empty"],
+    ["half a file", '{"apiVersion": "v1", "kind": "Pod", "meta', /^is not valid YAML: /],
+    ["no YAML", "a: [1\nb: 2", /^is not valid YAML: .*line 2/],
+    ["no object", "just words", "the document: must be a Pod"],
+    [
+      "another kind",
+      "apiVersion: apps/v1\nkind: Deployment",
+      'must be apiVersion v1, kind Pod, not apiVersion "apps/v1", kind "Deployment"',
+    ],
+    ["no kind", "metadata: {name: web}", "must be apiVersion v1, kind Pod, not apiVersion none, kind none"],
+    ["no name", "apiVersion: v1\nkind: Pod\nspec: {containers: []}", "metadata.name: must be set"],
+    [
+      "no containers",
+      "apiVersion: v1\nkind: Pod\nmetadata: {name: a}",
+      "spec.containers: must be a list of containers",
+    ],
+    ["a number for a string", yaml.replace('"30"', "30"), "spec.containers[0].command[1]: must be a string, not 30"],
+    [
+      "a string for a list",
+      yaml.replace('[sleep, "30"]', "sleep 30"),
+      'spec.containers[0].command: must be a list, not "sleep 30"',
+    ],
+    [
+      "a string for a number",
+      yaml.replace("hostNetwork: on", 'terminationGracePeriodSeconds: "5"'),
+      'spec.terminationGracePeriodSeconds: must be a whole number, not "5"',
+    ],
+    [
+      "an object for a quantity",
+      yaml.replace("cpu: 2", "cpu: {a: 1}"),
+      'spec.containers[0].resources.limits.cpu: must be a quantity such as "500m" or 2, not {"a":1}',
+    ],
+  ];
+  test.each(bad)("says what is wrong with %s", (_what, text, message) => {
+    expect(() => parsePod(text)).toThrow(message);
+  });
+
+  test("aliases that multiply do not fill the memory", () => {
+    const lines = Array.from({ length: 30 }, (_, i) => `a${i + 1}: &a${i + 1} [*a${i}, *a${i}, *a${i}, *a${i}]`);
+    expect(() => parsePod(["a0: &a0 [x]", ...lines].join("\n"))).toThrow(/is not valid YAML/);
+  });
+});
+
+describe("parsePods", () => {
+  test("reads a list, whose items need not say what they are", () => {
+    const { apiVersion: _, kind: __, ...bare } = manifestOf();
+    const list = { apiVersion: "v1", kind: "PodList", items: [bare, manifestOf({}, { name: "two" })] };
+    expect(parsePods(JSON.stringify(list)).pods.map(({ metadata }) => metadata.name)).toEqual(["web", "two"]);
+    expect(parsePods(JSON.stringify({ apiVersion: "v1", kind: "PodList" })).pods).toEqual([]);
+    expect(parsePods(JSON.stringify(manifestOf())).pods).toHaveLength(1);
+  });
+
+  test("names the item that is wrong", () => {
+    const list = { apiVersion: "v1", kind: "PodList", items: [manifestOf(), manifestOf({ hostNetwork: "yes" })] };
+    expect(() => parsePods(JSON.stringify(list))).toThrow(
+      'items[1].spec.hostNetwork: must be true or false, not "yes"',
+    );
+    expect(() => parsePods(JSON.stringify({ apiVersion: "v2", kind: "PodList" }))).toThrow("apiVersion must be v1");
+    expect(() => parsePods('{"apiVersion": "v1", "kind": "PodList", "items": 5}')).toThrow("items: must be a list");
+  });
+});
