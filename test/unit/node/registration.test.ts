@@ -8,30 +8,8 @@ import type { Node } from "../../../agent/kube/types.ts";
 import { FakeClock, settle } from "../kube/fake-clock.ts";
 import { FakeApi } from "./fake-api.ts";
 import { FakeHealth } from "./fake-health.ts";
+import { settings } from "./node-settings.ts";
 import { facts, healthy } from "./status-inputs.ts";
-
-const settings: NodeSettings = {
-  nodeName: "n1",
-  hostname: "n1",
-  nodeIPs: ["10.0.0.1"],
-  cloudProvider: "",
-  nodeLabels: { team: "a" },
-  registerWithTaints: [],
-  providerID: "",
-  enableControllerAttachDetach: true,
-  registerNode: true,
-  maxPods: 110,
-  podsPerCore: 0,
-  localStorageCapacityIsolation: true,
-  reservations: { reserved: {}, evictionHard: {}, ignoreEviction: false },
-  kubeletVersion: "v1.36.0",
-  kubeletPort: 10250,
-  statusUpdateMs: 10_000,
-  statusReportMs: 300_000,
-  imagesMax: 50,
-  declaredFeatures: [],
-  resetExtendedResources: true,
-};
 
 describe("the node agent", () => {
   let api: FakeApi;
@@ -44,6 +22,7 @@ describe("the node agent", () => {
   let agent: NodeAgent;
   let stop: AbortController;
   let startup: string[];
+  let initial: (string | undefined)[];
   let running: Promise<void>;
 
   const start = async (more: Partial<NodeSettings> = {}) => {
@@ -60,6 +39,7 @@ describe("the node agent", () => {
       log: silentLogger,
       recorder: { event: (_about, type, reason, message) => void events.push(`${type} ${reason}: ${message}`) },
       random: () => 0.5,
+      onInitial: () => void initial.push(agent.node().status?.addresses?.[0]?.address),
       startup: {
         attempted: () => void startup.push("attempted"),
         registered: () => void startup.push("registered"),
@@ -85,6 +65,7 @@ describe("the node agent", () => {
     local = {};
     events = [];
     startup = [];
+    initial = [];
     podCIDRs = [];
     updateRuntimeConfig = async ({ podCIDR }) => void podCIDRs.push(podCIDR);
     stop = new AbortController();
@@ -126,6 +107,17 @@ describe("the node agent", () => {
     expect(ready()?.status).toBe("True");
     expect(events.at(-1)).toBe("Normal NodeReady: Node n1 status is now: NodeReady");
   });
+
+  test.each([true, false])(
+    "says what is known of the node while the server is away (registerNode %s)",
+    async (registerNode) => {
+      api.failNext(registerNode ? "create" : "get", new AgentError("Unavailable", "away"), 20);
+      await start({ registerNode });
+      await clock.advance(1_000);
+      expect(agent.node().status?.allocatable).toBeDefined();
+      expect(initial).toEqual(["10.0.0.1"]); // once, however often it is tried
+    },
+  );
 
   test("retries to register, quickly at first", async () => {
     api.failNext("create", new AgentError("Unavailable", "away"), 3);

@@ -103,3 +103,15 @@ test("while the API server is away, what is known of the node decides", async ()
   await settle();
   expect(told).toEqual(["picky NodeAffinity"]);
 });
+
+test("static pods do not wait for what others are there", async () => {
+  const { gate, told } = setUp();
+  gate.arrive(asking("ordinary", "100m"));
+  const annotations = { "kubernetes.io/config.source": "file" };
+  gate.arrive(podOf({}, { name: "static", uid: "static", annotations }));
+  await settle();
+  expect(told).toEqual(["static admitted"]);
+  gate.open();
+  await settle();
+  expect(told).toEqual(["static admitted", "ordinary admitted"]);
+});

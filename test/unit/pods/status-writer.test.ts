@@ -1,4 +1,4 @@
-import { expect, test, vi } from "vitest";
+import { describe, expect, test, vi } from "vitest";
 import type { ApiClient } from "../../../agent/kube/port.ts";
 import type { Pod, PodStatus } from "../../../agent/kube/types.ts";
 import { AgentError } from "../../../agent/lib/errors.ts";
@@ -163,4 +163,82 @@ test("the time from wanting a status to having it written is measured, failures 
     ["u1", "Running"],
     ["u1", "Running"],
   ]);
+});
+
+describe("a static pod", () => {
+  const annotations = { "kubernetes.io/config.source": "file" };
+  const own: Pod = { ...podOf({}, { annotations }), status: { phase: "Pending" } };
+  const mirrorOf = (uid: string, version: number, status: PodStatus = { phase: "Pending" }): Pod => ({
+    ...podOf({}, { uid, resourceVersion: String(version), annotations: { "kubernetes.io/config.mirror": "u1" } }),
+    status,
+  });
+
+  test("has a status that is written nowhere as long as nothing stands for it", () => {
+    const { writer, patches } = setUp();
+    writer.hold(own);
+    writer.set("u1", { phase: "Running" });
+    expect(writer.wanted("u1")).toEqual({ phase: "Running" });
+    expect(writer.known("u1")).toBe(own);
+    expect(patches).toEqual([]);
+  });
+
+  test("has its status on its mirror pod, by that one's UID", async () => {
+    const { writer, patches, written } = setUp();
+    writer.hold(own);
+    writer.set("u1", { phase: "Running" });
+    writer.observeMirror("u1", mirrorOf("m1", 5));
+    expect(patches.map(({ patch }) => patch)).toEqual([{ metadata: { uid: "m1" }, status: { phase: "Running" } }]);
+    patches[0]?.answer(mirrorOf("m1", 6, { phase: "Running" }));
+    await settle();
+    expect(written).toEqual(["u1"]);
+    writer.hold(own); // told about again: it still has its mirror pod
+    writer.set("u1", { phase: "Running", podIP: "10.0.0.2" });
+    expect(patches[1]?.patch).toEqual({ metadata: { uid: "m1" }, status: { podIP: "10.0.0.2" } });
+  });
+
+  test("tells everything anew to a new mirror pod, and at once, whatever became of the old one", async () => {
+    const { writer, patches, clock } = setUp();
+    writer.hold(own);
+    writer.observeMirror("u1", mirrorOf("m1", 5));
+    writer.set("u1", { phase: "Running", podIP: "10.0.0.2" });
+    patches[0]?.answer(new AgentError("NotFound", "gone"));
+    await settle();
+    writer.forgetMirror(own, mirrorOf("m1", 5));
+    expect(writer.wanted("u1")).toEqual({ phase: "Running", podIP: "10.0.0.2" });
+    await clock.advance(patchRetry.maxMs);
+    expect(patches).toHaveLength(1); // nobody is there to be told
+    writer.observeMirror("u1", mirrorOf("m2", 9));
+    expect(patches[1]?.patch).toEqual({
+      metadata: { uid: "m2" },
+      status: { phase: "Running", podIP: "10.0.0.2" },
+    });
+  });
+
+  test("does not rest for its new mirror pod because the old one was gone", async () => {
+    const { writer, patches } = setUp();
+    writer.hold(own);
+    writer.observeMirror("u1", mirrorOf("m1", 5));
+    writer.set("u1", { phase: "Running" });
+    patches[0]?.answer(new AgentError("NotFound", "gone"));
+    await settle();
+    writer.observeMirror("u1", mirrorOf("m2", 9)); // the old one's end is told later
+    expect(patches[1]?.patch.metadata.uid).toBe("m2");
+    patches[1]?.answer(mirrorOf("m2", 10, { phase: "Running" }));
+    await settle();
+    writer.forgetMirror(own, mirrorOf("m1", 5));
+    writer.set("u1", { phase: "Failed" });
+    expect(patches[2]?.patch).toEqual({ metadata: { uid: "m2" }, status: { phase: "Failed" } });
+  });
+
+  test("an answer for the old mirror pod says nothing of the new one", async () => {
+    const { writer, patches } = setUp();
+    writer.hold(own);
+    writer.observeMirror("u1", mirrorOf("m1", 5));
+    writer.set("u1", { phase: "Running" });
+    writer.observeMirror("u1", mirrorOf("m2", 9));
+    patches[0]?.answer(mirrorOf("m1", 6, { phase: "Running" }));
+    await settle();
+    expect(writer.known("u1")?.metadata.uid).toBe("m2");
+    expect(patches[1]?.patch).toEqual({ metadata: { uid: "m2" }, status: { phase: "Running" } });
+  });
 });
