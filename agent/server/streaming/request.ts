@@ -47,11 +47,6 @@ export function isWebSocket({ headers }: Pick<IncomingMessage, "headers">): bool
   return tokens(headers.connection).includes("upgrade") && headers.upgrade?.toLowerCase() === "websocket";
 }
 
-/** True if the client wants to leave HTTP on this connection, whatever for. */
-export function isUpgrade({ headers }: Pick<IncomingMessage, "headers">): boolean {
-  return tokens(headers.connection).includes("upgrade") && (headers.upgrade ?? "") !== "";
-}
-
 /** The WebSocket subprotocol for which this agent, not the runtime, is the server: it can close one stream of a session. */
 export const remoteCommandProtocol = "v5.channel.k8s.io";
 
