@@ -28,9 +28,14 @@ function todo(
     began + afterMs,
   );
   const actions = plan.actions.map((action) => {
-    if (action.kind === "KillContainer")
-      return `kill ${action.container} ${action.timeoutSeconds ?? action.graceSeconds}`;
-    return action.kind === "PreStop" ? `hook ${action.container} ${action.graceSeconds}` : action.kind;
+    switch (action.kind) {
+      case "KillContainer":
+        return `kill ${action.container} ${action.timeoutSeconds ?? action.graceSeconds}`;
+      case "PreStop":
+        return `hook ${action.container} ${action.graceSeconds}`;
+      default:
+        return action.kind;
+    }
   });
   return { actions, wakeInMs: plan.wakeAtMs === undefined ? undefined : plan.wakeAtMs - began };
 }

@@ -1,0 +1,357 @@
+import { describe, expect, test } from "vitest";
+import type { Container } from "../../../agent/kube/types.ts";
+import type { PodAction } from "../../../agent/pods/plan.ts";
+import { patchesInFlightMax } from "../../../agent/pods/status-writer.ts";
+import { settle } from "../kube/fake-clock.ts";
+import { ScriptedNode } from "./scripted-node.ts";
+import { podOf } from "./support.ts";
+
+const second = 1_000;
+const hour = 3_600_000;
+const never = podOf({ restartPolicy: "Never" });
+const probe = { exec: { command: ["true"] } };
+const hook = { lifecycle: { preStop: { exec: { command: ["bye"] } } } };
+const withHook = (spec: object = {}) => podOf({ containers: [{ name: "app", image: "image:1", ...hook }], ...spec });
+const sidecar: Container = { name: "side", image: "image:1", restartPolicy: "Always" };
+
+const starts = (node: ScriptedNode, name = "app") => node.calls.filter((call) => call === `start ${name}`).length;
+const restarts = (node: ScriptedNode) => node.status().containerStatuses?.[0]?.restartCount;
+const isOver = (node: ScriptedNode) =>
+  !node.api.has("web") && node.workers.size === 0 && node.containers().length === 0;
+
+test("a pod starts and says so", async () => {
+  await using node = new ScriptedNode();
+  await node.start(podOf({ initContainers: [{ name: "init", image: "image:1" }, sidecar] }));
+  await node.exit("init", 0);
+  expect(node.calls).toEqual(["start init", "start side", "start app"]);
+  expect(node.status()).toMatchObject({ phase: "Running", podIP: "10.0.0.2", startTime: "2026-01-01T00:00:00Z" });
+  expect(node.status().containerStatuses?.[0]).toMatchObject({ ready: true, restartCount: 0 });
+});
+
+describe("a runtime with faults", () => {
+  const kinds: PodAction["kind"][] = ["SetUpVolumes", "CreateSandbox", "EnsureImage", "StartContainer"];
+  test.each([...kinds, "podSnapshot", "patch"] as const)(
+    "%s fails once: the pod starts all the same, once",
+    async (kind) => {
+      await using node = new ScriptedNode();
+      node.fail(kind);
+      await node.start(podOf());
+      await node.clock.advance(3 * second);
+      expect(node.status().phase).toBe("Running");
+      expect(starts(node)).toBe(1);
+    },
+  );
+
+  test.each(["KillContainer", "StopSandbox", "CleanUp", "RemoveContainer", "RemoveSandbox", "delete"] as const)(
+    "%s fails once: the pod ends all the same",
+    async (kind) => {
+      await using node = new ScriptedNode();
+      await node.start(podOf());
+      node.fail(kind);
+      await node.delete("web", 30);
+      await node.clock.advance(5 * second);
+      expect(isOver(node)).toBe(true);
+    },
+  );
+
+  test("that answers late holds up nothing but itself", async () => {
+    await using node = new ScriptedNode();
+    for (const kind of [...kinds, "podSnapshot"] as const) node.delay(kind, 5 * second);
+    await node.start(podOf());
+    await node.clock.advance(60 * second);
+    expect(node.status().phase).toBe("Running");
+    expect(starts(node)).toBe(1);
+  });
+
+  test("that does not tell of an exit is believed when it is asked again", async () => {
+    await using node = new ScriptedNode();
+    await node.start(podOf());
+    node.losesEvents = true;
+    await node.exit("app", 1);
+    expect(starts(node)).toBe(1);
+    node.workers.get("u1")?.worker.runtimeChanged(); // as after a relist that shows something else
+    await settle();
+    expect(starts(node)).toBe(2);
+  });
+
+  test("that tells everything ten times changes nothing", async () => {
+    await using node = new ScriptedNode();
+    await node.start(podOf());
+    await node.exit("app", 1);
+    for (let i = 0; i < 10; i++) node.workers.get("u1")?.worker.runtimeChanged();
+    await settle();
+    expect(starts(node)).toBe(2);
+    expect(restarts(node)).toBe(1);
+  });
+
+  test("that forgets a container gets another one", async () => {
+    await using node = new ScriptedNode();
+    await node.start(podOf());
+    await node.forget("app");
+    await settle();
+    expect(node.isRunning("app")).toBe(true);
+    expect(node.status().containerStatuses?.[0]).toMatchObject({
+      restartCount: 1,
+      lastState: { terminated: { exitCode: 137, reason: "ContainerStatusUnknown" } },
+    });
+  });
+
+  test("that loses a sandbox gets another one", async () => {
+    await using node = new ScriptedNode();
+    await node.start(podOf());
+    await node.killSandbox();
+    await node.clock.advance(second);
+    expect(node.isRunning("app")).toBe(true);
+    expect(node.containers("app")[0]?.sandboxID).toBe("u1-s1");
+  });
+});
+
+describe("crash loops", () => {
+  test("restart at once, then after 10 s, then after 20 s", async () => {
+    await using node = new ScriptedNode();
+    await node.start(podOf());
+    await node.exit("app", 1);
+    expect(starts(node)).toBe(2);
+    for (const waitMs of [10 * second, 20 * second]) {
+      const before = starts(node);
+      await node.exit("app", 1);
+      expect(node.status().containerStatuses?.[0]?.state?.waiting?.reason).toBe("CrashLoopBackOff");
+      await node.clock.advance(waitMs - 1);
+      expect(starts(node)).toBe(before);
+      await node.clock.advance(1);
+      expect(starts(node)).toBe(before + 1);
+    }
+    expect(node.events.filter((event) => event === "Warning BackOff")).toHaveLength(2);
+  });
+
+  test.each([-hour, hour])("wait as long as ever when the clock jumps by %d ms", async (jumpMs) => {
+    await using node = new ScriptedNode();
+    await node.start(podOf());
+    await node.exit("app", 1);
+    await node.exit("app", 1);
+    node.clock.skewMs += jumpMs;
+    await node.clock.advance(9 * second);
+    expect(starts(node)).toBe(2);
+    await node.clock.advance(second);
+    expect(starts(node)).toBe(3);
+    expect(node.isRunning("app")).toBe(true);
+    // The instance that is newer by its number is the present one, although its time says otherwise.
+    await node.clock.advance(60 * second);
+    expect(starts(node)).toBe(3);
+    expect(node.status().containerStatuses?.[0]?.restartCount).toBe(2);
+  });
+
+  test("of a liveness probe come to a backoff, too", async () => {
+    await using node = new ScriptedNode();
+    await node.start(podOf({ containers: [{ name: "app", image: "image:1", livenessProbe: probe }] }));
+    const unhealthy = async () => {
+      node.verdicts.set(`${node.containers("app")[0]?.id}/Liveness`, "failure");
+      node.workers.get("u1")?.worker.wake();
+      await settle();
+    };
+    await unhealthy();
+    expect(starts(node)).toBe(2);
+    await unhealthy();
+    expect(starts(node)).toBe(3);
+    await unhealthy();
+    await settle();
+    expect(node.status().containerStatuses?.[0]?.state?.waiting?.reason).toBe("CrashLoopBackOff");
+    await node.clock.advance(10 * second);
+    expect(starts(node)).toBe(4);
+  });
+
+  test("start from zero with another image", async () => {
+    await using node = new ScriptedNode();
+    await node.start(podOf());
+    await node.exit("app", 1);
+    await node.exit("app", 1);
+    const pod = node.pod("web");
+    const resources = { limits: { memory: "1Gi" } };
+    await node.update({ ...pod, spec: { ...pod.spec, containers: [{ name: "app", image: "image:1", resources }] } });
+    await settle();
+    expect(starts(node)).toBe(3);
+  });
+});
+
+describe("the end", () => {
+  test("comes when everything has stopped, and the object goes", async () => {
+    await using node = new ScriptedNode();
+    await node.start(podOf());
+    await node.delete("web", 30);
+    await settle();
+    expect(node.calls).toEqual(["start app", "stop app 30"]);
+    expect(isOver(node)).toBe(true);
+  });
+
+  test("of a container that ignores SIGTERM comes with its grace", async () => {
+    await using node = new ScriptedNode();
+    node.stubborn.add("app");
+    await node.start(podOf());
+    await node.delete("web", 3);
+    await node.clock.advance(2_900);
+    expect(node.isRunning("app")).toBe(true);
+    await node.clock.advance(200);
+    expect(isOver(node)).toBe(true);
+  });
+
+  test("a shorter grace is taken at once", async () => {
+    await using node = new ScriptedNode();
+    node.stubborn.add("app");
+    await node.start(podOf());
+    await node.delete("web", 600);
+    await node.clock.advance(10 * second);
+    await node.delete("web", 2);
+    await node.clock.advance(2 * second);
+    expect(node.isRunning("app")).toBe(false);
+  });
+
+  test("a longer one is not", async () => {
+    await using node = new ScriptedNode();
+    node.stubborn.add("app");
+    await node.start(podOf());
+    await node.delete("web", 2);
+    await node.delete("web", 600);
+    await node.clock.advance(2 * second);
+    expect(node.isRunning("app")).toBe(false);
+  });
+
+  test("a hook that hangs is given up when a shorter grace is over", async () => {
+    await using node = new ScriptedNode();
+    node.hookMs.set("app", hour);
+    await node.start(withHook());
+    await node.delete("web", 600);
+    await node.clock.advance(10 * second);
+    expect(node.isRunning("app")).toBe(true);
+    await node.delete("web", 2);
+    await node.clock.advance(2 * second);
+    expect(node.calls.slice(1)).toEqual(["hook app", "stop app 0"]);
+    expect(node.isRunning("app")).toBe(false);
+  });
+
+  test.each([-hour, hour])("a hook has its time when the clock jumps by %d ms", async (jumpMs) => {
+    await using node = new ScriptedNode();
+    node.hookMs.set("app", hour);
+    await node.start(withHook());
+    await node.delete("web", 30);
+    await node.clock.advance(5 * second);
+    node.clock.skewMs += jumpMs;
+    node.workers.get("u1")?.worker.wake();
+    await node.clock.advance(24 * second);
+    expect(node.isRunning("app")).toBe(true);
+    await node.clock.advance(2 * second);
+    expect(node.isRunning("app")).toBe(false);
+  });
+
+  test.each([-hour, hour])("a sidecar waits for the others when the clock jumps by %d ms", async (jumpMs) => {
+    await using node = new ScriptedNode();
+    node.stubborn.add("app");
+    await node.start(podOf({ initContainers: [sidecar] }));
+    await node.delete("web", 10);
+    node.clock.skewMs += jumpMs;
+    node.workers.get("u1")?.worker.wake();
+    await node.clock.advance(9 * second);
+    expect(node.isRunning("side")).toBe(true);
+    await node.clock.advance(2 * second);
+    expect(node.calls.at(-1)).toBe("stop side 0");
+    expect(isOver(node)).toBe(true);
+  });
+
+  test("of 200 pods at once comes for all, a bounded number of writes at a time", async () => {
+    await using node = new ScriptedNode();
+    node.delay("patch", 20);
+    const names = Array.from({ length: 200 }, (_, i) => `web-${i}`);
+    for (const name of names) await node.start(podOf({}, { name, uid: name }));
+    await node.clock.advance(5 * second);
+    expect(names.every((name) => node.status(name).phase === "Running")).toBe(true);
+    await Promise.all(names.map(async (name) => await node.delete(name, 30)));
+    await node.clock.advance(5 * second);
+    expect(node.api.size).toBe(0);
+    expect(node.workers.size).toBe(0);
+    expect(node.containers()).toEqual([]);
+    expect(node.patchesInFlightMost).toBe(patchesInFlightMax);
+  });
+
+  test("by its deadline is told as that", async () => {
+    await using node = new ScriptedNode();
+    await node.start(podOf({ activeDeadlineSeconds: 5 }));
+    await node.clock.advance(4 * second);
+    expect(node.isRunning("app")).toBe(true);
+    await node.clock.advance(2 * second);
+    expect(node.calls.at(-1)).toBe("stop app 30");
+    expect(node.status()).toMatchObject({
+      phase: "Failed",
+      reason: "DeadlineExceeded",
+      message: "Pod was active on the node longer than the specified deadline",
+    });
+    expect(node.events).toContain("Normal DeadlineExceeded");
+  });
+
+  test("is not told before the last container has stopped", async () => {
+    await using node = new ScriptedNode();
+    node.stubborn.add("app");
+    await node.start(podOf({ activeDeadlineSeconds: 5, terminationGracePeriodSeconds: 20 }));
+    await node.clock.advance(10 * second);
+    expect(node.status()).toMatchObject({ phase: "Running" });
+    expect(node.status().reason).toBeUndefined();
+    await node.clock.advance(20 * second);
+    expect(node.status()).toMatchObject({ phase: "Failed", reason: "DeadlineExceeded" });
+  });
+});
+
+describe("after the agent's own restart", () => {
+  test("what runs is left alone", async () => {
+    await using node = new ScriptedNode();
+    await node.start(podOf());
+    await node.restart("web");
+    expect(starts(node)).toBe(1);
+    expect(node.status()).toMatchObject({ phase: "Running" });
+  });
+
+  test("what ended meanwhile is told and not started again", async () => {
+    await using node = new ScriptedNode();
+    await node.start(never);
+    await node.end("u1");
+    await node.exit("app", 0);
+    await node.restart("web");
+    expect(starts(node)).toBe(1);
+    expect(node.status()).toMatchObject({ phase: "Succeeded" });
+    expect(node.status().containerStatuses?.[0]?.state?.terminated).toMatchObject({ exitCode: 0 });
+  });
+
+  test("a pod that is over stays so, and what runs of it stops", async () => {
+    await using node = new ScriptedNode();
+    await node.start(podOf());
+    await node.end("u1");
+    const pod = node.pod("web");
+    node.api.set("web", { ...pod, status: { ...pod.status, phase: "Failed", reason: "Evicted" } });
+    await node.restart("web");
+    await settle();
+    expect(node.isRunning("app")).toBe(false);
+    expect(node.status()).toMatchObject({ phase: "Failed", reason: "Evicted" });
+  });
+
+  test("an end under way goes on", async () => {
+    await using node = new ScriptedNode();
+    node.stubborn.add("app");
+    await node.start(podOf());
+    await node.delete("web", 3_600);
+    node.workers.get("u1")?.stop.abort();
+    node.workers.delete("u1");
+    await node.start(node.pod("web"));
+    await node.delete("web", 1);
+    await node.clock.advance(2 * second);
+    expect(node.isRunning("app")).toBe(false);
+  });
+});
+
+test("dead containers that are condemned go", async () => {
+  await using node = new ScriptedNode();
+  await node.start(podOf());
+  await node.exit("app", 1);
+  expect(node.containers("app").map(({ state }) => state)).toEqual(["running", "exited"]);
+  const { worker } = node.workers.get("u1") ?? {};
+  expect(worker?.remainsUse).toBe("needed");
+  worker?.condemn(node.containers("app").map(({ id }) => id));
+  await settle();
+  expect(node.containers("app").map(({ state }) => state)).toEqual(["running"]);
+});
