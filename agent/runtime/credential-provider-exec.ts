@@ -35,13 +35,13 @@ const cacheKeyTypes = ["Image", "Registry", "Global"] as const;
 export async function execProvider(
   provider: CredentialProvider,
   request: ProviderRequest,
-  { env, signal }: { env: NodeJS.ProcessEnv; signal: AbortSignal },
+  { env, signal, timeoutMs = execTimeoutMs }: { env: NodeJS.ProcessEnv; signal: AbortSignal; timeoutMs?: number },
 ): Promise<ProviderResponse> {
   const { name, file, args, apiVersion } = provider;
   const result = await exec(file, args, {
     stdin: JSON.stringify({ kind: "CredentialProviderRequest", apiVersion, ...request }),
     env: { ...env, ...Object.fromEntries(provider.env.map((variable) => [variable.name, variable.value])) },
-    timeoutMs: execTimeoutMs,
+    timeoutMs,
     outputBytesMax,
     signal,
   });

@@ -26,6 +26,8 @@ export interface CredentialProvidersOptions {
   accounts: AccountSource;
   /** The agent's environment, which plugins inherit. */
   env: NodeJS.ProcessEnv;
+  /** Runs a plugin; {@link execProvider} unless given. */
+  run?: typeof execProvider;
   /** Ends plugins that run. */
   stop: AbortSignal;
   clock: Clock;
@@ -143,7 +145,7 @@ class Plugin {
   }
 
   async #run(image: string, identity: Identity | undefined, whose: string): Promise<ProviderResponse["auths"]> {
-    const { clock, env, stop } = this.#options;
+    const { clock, env, stop, run = execProvider } = this.#options;
     const { name, defaultCacheDurationMs } = this.#provider;
     const startedAtMs = clock.monotonic();
     const request: ProviderRequest = {
@@ -153,7 +155,7 @@ class Plugin {
         : { serviceAccountToken: identity.token, serviceAccountAnnotations: identity.annotations }),
     };
     try {
-      const answer = await execProvider(this.#provider, request, { env, signal: stop });
+      const answer = await run(this.#provider, request, { env, signal: stop });
       const keepMs = answer.cacheDurationMs ?? defaultCacheDurationMs;
       if (keepMs > 0) this.#keep(answerKey(answer.cacheKeyType, image, whose), answer.auths, clock.now() + keepMs);
       return answer.auths;

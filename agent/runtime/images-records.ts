@@ -253,12 +253,17 @@ export async function openPullRecords(options: PullRecordsOptions): Promise<Pull
     recordPull: async (image, pull) => {
       running.set(image, (running.get(image) ?? 0) + 1);
       const intent = pathOf(intents, image);
+      let isUnrecorded = false;
       try {
         await writeFileAtomic(intent, JSON.stringify({ kind: "ImagePullIntent", apiVersion, image }));
         const outcome = await pull();
         await inTurn(async () => {
           const record = await readRecord(outcome.imageRef);
           await writeRecord(addPull(record, { ...outcome, repository: repositoryOf(image), nowMs: now() }));
+        }).catch((err: unknown) => {
+          // Without either, the image would count as one that was here before, and be anyone's.
+          isUnrecorded = true;
+          log.warn({ image, err: messageOf(err) }, "image pull not recorded, others have to pull the image again");
         });
         return outcome;
       } finally {
@@ -266,7 +271,7 @@ export async function openPullRecords(options: PullRecordsOptions): Promise<Pull
         if (others > 0) running.set(image, others);
         else {
           running.delete(image);
-          await rm(intent, { force: true });
+          if (!isUnrecorded) await rm(intent, { force: true });
         }
       }
     },

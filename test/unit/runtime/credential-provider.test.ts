@@ -14,7 +14,12 @@ import {
   purgeMs,
 } from "../../../agent/runtime/credential-provider.ts";
 import type { CredentialProvider } from "../../../agent/runtime/credential-provider-config.ts";
-import { execProvider, parseResponse } from "../../../agent/runtime/credential-provider-exec.ts";
+import {
+  execProvider,
+  execTimeoutMs,
+  outputBytesMax,
+  parseResponse,
+} from "../../../agent/runtime/credential-provider-exec.ts";
 import { FakeClock } from "../kube/fake-clock.ts";
 import { metricsText } from "../lib/metrics-support.ts";
 
@@ -189,8 +194,36 @@ test("equal questions that come together are asked once", async () => {
   expect(await requests()).toHaveLength(1);
 });
 
-test("limits are as documented", () => {
+test("expired answers are dropped in time, and no more than a thousand are kept", async () => {
+  let asked = 0;
+  const run: typeof execProvider = async () => {
+    asked += 1;
+    return { cacheKeyType: "Image", cacheDurationMs: undefined, auths: [] };
+  };
+  const { clock, plugins } = open([await plugin("p", "")], { run });
+  const ask = async (n: number) => await plugins.credentials(pod, `${image}${n}`);
+  for (let n = 0; n <= answersMax; n += 1) await ask(n);
+  expect(asked).toBe(answersMax + 1);
+  await ask(answersMax); // the newest
+  await ask(1);
+  expect(asked).toBe(answersMax + 1);
+  await ask(0); // the oldest had to go
+  expect(asked).toBe(answersMax + 2);
+  await clock.advance(purgeMs);
+  await ask(2);
+  expect(asked).toBe(answersMax + 3);
   expect([purgeMs, answersMax]).toEqual([15 * minute, 1_000]);
+});
+
+test("a plugin that takes longer than a minute is killed, one that writes too much is not believed", async () => {
+  const signal = new AbortController().signal;
+  const hangs = await scripted("slow", ["exec sleep 30"]);
+  await expect(execProvider(hangs, { image }, { env: {}, signal, timeoutMs: 50 })).rejects.toThrow(
+    /^image credential provider slow: .*\/slow did not end within 50 ms$/,
+  );
+  expect(execTimeoutMs).toBe(minute);
+  const chatty = await scripted("chatty", [`head -c ${outputBytesMax + 1} /dev/zero`]);
+  await expect(execProvider(chatty, { image }, { env: {}, signal })).rejects.toThrow("more than 1048576 bytes");
 });
 
 const broken: { name: string; script: string[]; says: string }[] = [

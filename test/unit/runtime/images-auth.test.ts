@@ -34,6 +34,15 @@ const matches: { key: string; repository: string; want: boolean }[] = [
   { key: "*.*", repository: "quay.io/app", want: true },
   { key: "qu?y.io", repository: "quay.io/app", want: true },
   { key: "reg-[0-9].io", repository: "reg-7.io/app", want: true },
+  { key: "reg-[^0-9].io", repository: "reg-7.io/app", want: false },
+  { key: "reg-[^0-9].io", repository: "reg-x.io/app", want: true },
+  { key: "reg-[x7].io", repository: "reg-7.io/app", want: true },
+  { key: "r\\eg.io", repository: "reg.io/app", want: true },
+  { key: "reg\\", repository: "reg/app", want: false },
+  { key: "*a*b.io", repository: "xaxbxab.io/app", want: true },
+  { key: "*a*b.io", repository: "xaxbxa.io/app", want: false },
+  { key: "**.io", repository: "quay.io/app", want: true },
+  { key: "quay*.io", repository: "quay.io/app", want: true },
   { key: "host:5000", repository: "host:5000/app", want: true },
   { key: "host", repository: "host:5000/app", want: false },
   { key: "host:5000", repository: "host/app", want: false },
@@ -44,6 +53,12 @@ for (const { key, repository, want } of matches) {
   test(`credentials of ${key} are ${want ? "" : "not "}for ${repository}`, () =>
     expect(keyMatches(key, repository)).toBe(want));
 }
+
+test("patterns that backtrack without end for a regular expression take no time", () => {
+  const startedAt = performance.now();
+  expect(keyMatches(`${"*a".repeat(100)}b.io`, `${"a".repeat(250)}.io/app`)).toBe(false);
+  expect(performance.now() - startedAt).toBeLessThan(200);
+});
 
 test("scheme and API version are no part of a key", () => {
   for (const registry of ["quay.io", "https://quay.io", "http://quay.io/", "https://quay.io/v1/", "quay.io/v2/team"]) {

@@ -1,3 +1,4 @@
+import { createHash } from "node:crypto";
 import { mkdtemp, readdir, readFile, rm, stat, writeFile } from "node:fs/promises";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
@@ -181,6 +182,25 @@ test("an intent that cannot be looked into stays for the next start, and holds n
   await records.recover(away as unknown as ImageService);
   expect(await intents()).toHaveLength(1);
   expect(await records.mustPull(image, "sha256:1", async () => [mine])).toBe(true);
+});
+
+test("a pull that cannot be recorded does not make its image everybody's", async () => {
+  const records = await openPullRecords(options);
+  await rm(join(options.dir, "pulled"), { recursive: true });
+  const outcome = { imageRef: "sha256:1", credential: mine };
+  expect(await records.recordPull(image, async () => outcome)).toBe(outcome);
+  expect(await records.mustPull(image, "sha256:1", async () => [])).toBe(true);
+});
+
+test("credentials are hashed as the reference does, so that its records stay good", () => {
+  const hashOf = (one: ImageCredential) =>
+    pulledWith({ ...one, secret: { uid: "1", namespace: "ns", name: "s" } }).credentialMapping[repository]
+      ?.kubernetesSecrets?.[0]?.credentialHash;
+  const sha256 = (text: string) => createHash("sha256").update(text).digest("hex");
+  expect(hashOf({ username: "u", password: "<&>" })).toBe(
+    sha256(String.raw`{"username":"u","password":"\u003c\u0026\u003e"}`),
+  );
+  expect(hashOf({ username: "u", password: "" })).toBe(sha256('{"username":"u"}'));
 });
 
 test("credentials are asked for only when they decide", async () => {
