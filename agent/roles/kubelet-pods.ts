@@ -5,6 +5,7 @@ import type { EventRecorder, Store } from "../kube/port.ts";
 import { quantityValue } from "../kube/quantity.ts";
 import type { Node, RuntimeClass, Service } from "../kube/types.ts";
 import { isSwapControllerAvailable } from "../node/cgroup-detect.ts";
+import { tickOnList } from "../server/health.ts";
 import { createLogRotation } from "../pods/log-rotation.ts";
 import { createPodManager, type HeldPods } from "../pods/manager.ts";
 import { podReference } from "../pods/names.ts";
@@ -37,7 +38,7 @@ export interface StartPodsOptions extends StartedNode {
 /** Runs the pods that are bound to the node. Resolves with them when the workers are running. */
 export async function startPods(options: StartPodsOptions, surroundings: Surroundings): Promise<HeldPods> {
   const { settings, cluster, ownNode, facts, runtime, nodeView, cgroupTree, cgroups, timelines } = options;
-  const { clock, log, parts } = surroundings;
+  const { clock, log, parts, health } = surroundings;
   const recorder = timelines.events(options.recorder);
   const { version: cgroupVersion } = cgroupTree;
   const swapControllerAvailable = await isSwapControllerAvailable(cgroupVersion);
@@ -57,7 +58,7 @@ export async function startPods(options: StartPodsOptions, surroundings: Surroun
     ...(cluster === undefined ? {} : { mirrors: { pods: sources.mirrors, ownNode } }),
     services: options.services,
     runtimeClasses: options.runtimeClassStore,
-    runtime,
+    runtime: tickOnList(runtime, health.syncLoop),
     images,
     volumes,
     objects,
@@ -78,6 +79,7 @@ export async function startPods(options: StartPodsOptions, surroundings: Surroun
     settings: podSettings(settings, { selinuxEnabled: options.selinuxEnabled, resources }),
   });
   parts.start("QoS weights", (signal) => keepQOSWeights({ cgroups, pods: sources, clock, log }, signal));
+  health.syncLoop.tick(); // from here on it counts how long the runtime has not been listed
   parts.start("pods", (signal) => manager.run(signal));
   startLogRotation(options, manager.held, surroundings);
   return manager.held;

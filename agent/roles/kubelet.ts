@@ -11,7 +11,6 @@ import type { Pod, Service } from "../kube/types.ts";
 import type { HeldPods } from "../pods/manager.ts";
 import { namespaceIndex } from "../pods/port.ts";
 import { TimelineRecorder } from "../pods/timeline-recorder.ts";
-import { tickWhileReady } from "../server/health.ts";
 import { isSELinuxEnabled, prepareRoot } from "../volumes/root-dir.ts";
 import { followOwnNode, openCluster, type SharedStores, type Surroundings } from "./cluster.ts";
 import { openIdentity } from "./kubelet-identity.ts";
@@ -69,7 +68,7 @@ export async function startKubelet(
   surroundings: Surroundings,
 ): Promise<void> {
   const { flags, config } = settings;
-  const { clock, log, health, parts } = surroundings;
+  const { clock, log, parts } = surroundings;
   const credentialProviders = await loadCredentialProviders(settings);
   await Promise.all([setOOMScore(config.oomScoreAdj, { log }), setOpenFilesMax(config.maxOpenFiles, { log })]);
   const nodeName = nodeNameOf(flags.hostnameOverride, hostname());
@@ -106,9 +105,6 @@ export async function startKubelet(
     { ...shared, recorder, runtimeClassStore, selinuxEnabled, credentialProviders, timelines },
     surroundings,
   );
-  const isReady = () => node.nodeView.isRuntimeReady();
-  const { syncLoop } = health;
-  parts.start("sync loop health", (signal) => tickWhileReady({ syncLoop, isReady, clock }, signal));
 }
 
 function startEvents(

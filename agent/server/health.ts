@@ -1,6 +1,7 @@
 import type { Clock } from "../lib/clock.ts";
 import type { Logger } from "../lib/log.ts";
 import { ignoreAbort } from "../lib/loop.ts";
+import type { Runtime } from "../runtime/port.ts";
 
 /** One thing that must be so in a healthy agent. */
 export interface HealthCheck {
@@ -44,8 +45,6 @@ const syncFrequencyFactor = 2;
 // The reference flushes its log every minute, and gives up on one that could not be flushed for two.
 const logFlushMs = 60_000;
 const logStaleMs = 120_000;
-// How often the pods' part shows that it is alive; small against the limit above.
-const tickMs = 10_000;
 
 /** Makes the checks. The log's begins its work with its first call. */
 export function createAgentHealth(options: AgentHealthOptions): AgentHealth {
@@ -76,15 +75,19 @@ export function createSyncLoopHealth(clock: Pick<Clock, "monotonic">, syncFreque
   };
 }
 
-/** Ticks as long as pods can be worked on: the event loop turns, and the runtime is there. Until `signal` aborts. */
-export async function tickWhileReady(
-  { syncLoop, isReady, clock }: { syncLoop: SyncLoopHealth; isReady(): boolean; clock: Clock },
-  signal: AbortSignal,
-): Promise<void> {
-  while (!signal.aborted) {
-    if (isReady()) syncLoop.tick();
-    await clock.sleep(tickMs, signal).catch(ignoreAbort);
-  }
+/**
+ * A runtime whose whole lists are ticks: who works on pods asks for one every few seconds, and a runtime that answers
+ * everything but that is as good as dead.
+ */
+export function tickOnList<R extends Pick<Runtime, "list">>(runtime: R, syncLoop: SyncLoopHealth): R {
+  return {
+    ...runtime,
+    list: async (podUID?: string) => {
+      const list = await runtime.list(podUID);
+      if (podUID === undefined) syncLoop.tick();
+      return list;
+    },
+  };
 }
 
 function checkOf(name: string, problem: () => string | undefined): HealthCheck {

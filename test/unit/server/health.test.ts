@@ -1,5 +1,6 @@
 import { describe, expect, test } from "vitest";
-import { createAgentHealth, createSyncLoopHealth, tickWhileReady } from "../../../agent/server/health.ts";
+import type { RuntimeList } from "../../../agent/runtime/port.ts";
+import { createAgentHealth, createSyncLoopHealth, tickOnList } from "../../../agent/server/health.ts";
 import { FakeClock, settle } from "../kube/fake-clock.ts";
 
 const minuteMs = 60_000;
@@ -95,24 +96,24 @@ describe("the sync loop", () => {
     expect(createSyncLoopHealth(new FakeClock(), 0).problem(1e12)).toBeUndefined();
   });
 
-  test("turns unhealthy when the runtime is dead for 5 minutes, and healthy soon after it is back", async () => {
+  test("turns unhealthy when the runtime's lists fail or hang for 5 minutes, and healthy with the next good one", async () => {
     const clock = new FakeClock();
     const loop = createSyncLoopHealth(clock, minuteMs);
-    const stop = new AbortController();
-    let isReady = true;
-    const ticking = tickWhileReady({ syncLoop: loop, isReady: () => isReady, clock }, stop.signal);
-    await clock.advance(60 * minuteMs);
-    expect(loop.problem(clock.monotonic())).toBeUndefined();
-    isReady = false;
+    let answer: () => Promise<RuntimeList> = async () => await Promise.resolve({ sandboxes: [], containers: [] });
+    const runtime = tickOnList({ list: async (_podUID?: string) => await answer() }, loop);
+    await runtime.list();
+    answer = async () => await Promise.reject(new Error("away"));
     await clock.advance(5 * minuteMs);
+    await expect(runtime.list()).rejects.toThrow("away");
     expect(loop.problem(clock.monotonic())).toBeUndefined();
+    answer = async () => await new Promise(() => {});
+    void runtime.list();
     await clock.advance(10_000);
     expect(loop.problem(clock.monotonic())).toBeDefined();
-    isReady = true;
-    await clock.advance(10_000);
+    answer = async () => await Promise.resolve({ sandboxes: [], containers: [] });
+    await runtime.list("one-pod");
+    expect(loop.problem(clock.monotonic())).toBeDefined();
+    await runtime.list();
     expect(loop.problem(clock.monotonic())).toBeUndefined();
-    stop.abort();
-    await ticking;
-    expect(clock.waiting).toBe(0);
   });
 });
