@@ -99,6 +99,26 @@ describe.skipIf(!inject("isLocal"))("static pods", () => {
     expect(await containersOf("edited")).toHaveLength(1);
   });
 
+  test("a UID that the manifest names: taken away and put back while it ends, the pod ends and starts again", async () => {
+    const script = "trap 'sleep 2; exit 0' TERM; while true; do sleep 1 & wait $!; done";
+    const base = podOf("fixed", script, { terminationGracePeriodSeconds: 10 });
+    const fixed = { ...base, metadata: { ...base.metadata, uid: "fixed-uid" } };
+    await put("fixed.yaml", fixed);
+    await env.cluster.waitForPod(mirrorOf("fixed"), "ready", isReady);
+    const [before] = await containersOf("fixed");
+    await rm(join(dir, "fixed.yaml"));
+    await sleep(700);
+    await put("fixed.yaml", fixed);
+    const after = await until("another container", async () => {
+      const [now, ...others] = await containersOf("fixed");
+      return now !== undefined && others.length === 0 && now.id !== before?.id ? now : undefined;
+    });
+    expect(after.podUID).toBe("fixed-uid");
+    await env.cluster.waitForPod(mirrorOf("fixed"), "shown with it", (pod) =>
+      (pod.status?.containerStatuses?.[0]?.containerID ?? "").endsWith(after.id),
+    );
+  });
+
   test("a manifest that makes no sense is told about, and the others go on", async () => {
     await writeFile(join(dir, "broken.yaml"), "apiVersion: v1\nkind: Pod\nmetadata: {name: broken\n");
     await put("refers.yaml", podOf("refers", "true", { serviceAccountName: "default" }));
