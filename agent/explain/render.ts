@@ -55,9 +55,13 @@ export function renderUnknown(
   return `${[...lines, ...timelineLines({ now, ...ended }, style)].join("\n")}\n`;
 }
 
-function waitsForLines({ waitsFor, state, now }: Explanation, style: TextStyle): string[] {
+function waitsForLines({ waitsFor, state, phase, message, now }: Explanation, style: TextStyle): string[] {
   if (waitsFor.length > 0) {
     return [painted("Waits for", "bold", style), ...waitsFor.flatMap((blocker) => blockerLines(blocker, now, style))];
+  }
+  if (["Succeeded", "Failed"].includes(phase)) {
+    const why = message === "" ? "" : `: ${harmless(message)}`;
+    return wrapped(`Waits for nothing: it has ended${why}`, style.columns);
   }
   if (state === "Running") return ["Waits for nothing: it runs and is ready."];
   return ["Waits for nothing that the node could tell."];

@@ -1,6 +1,7 @@
 import { isSidecar } from "../kube/pod-resources.ts";
 import type { Container, Pod } from "../kube/types.ts";
 import type { ContainerStatus } from "../runtime/port.ts";
+import { formatDelay } from "./crash-backoff.ts";
 import { decide } from "./decide.ts";
 import type { PodFacts } from "./explain.ts";
 import type { Attempt, PodLocal } from "./local.ts";
@@ -8,6 +9,7 @@ import { isAlive, type Plan } from "./plan.ts";
 import { sandboxState } from "./sandbox.ts";
 import { isTerminalPhase } from "./status.ts";
 import type { TimelineEntry } from "./timeline.ts";
+import { onWallClock } from "./wall-clock.ts";
 
 /** What keeps a pod from being where it should be. Instants are Unix ms. */
 export interface Blocker {
@@ -30,7 +32,7 @@ export const blockersMax = 12;
  * @param nowMs Unix ms
  */
 export function blockersOf(facts: PodFacts, nowMs: number): Blocker[] {
-  const found = [...podBlockers(facts, nowMs), ...unsentStatus(facts)];
+  const found = [...podBlockers(onWallClock(facts, nowMs), nowMs), ...unsentStatus(facts, nowMs)];
   return found.slice(0, blockersMax);
 }
 
@@ -47,7 +49,10 @@ function podBlockers(facts: PodFacts, nowMs: number): Blocker[] {
     return [{ what: "container runtime", why: "does not answer, or says that it is not ready", next }];
   }
   if (observed === undefined) {
-    return [{ what: "container runtime", why: "has not yet said what it has of this pod", next: lastSyncError(facts) }];
+    const error = latestFailure(facts.timeline?.entries, "look")?.detail;
+    const why = `has not said yet what it has of this pod${error === undefined ? "" : `: ${error}`}`;
+    const sinceMs = facts.timeline?.entries.find(({ what }) => what !== "seen")?.atMs;
+    return [{ what: "container runtime", why, ...(sinceMs === undefined ? {} : { sinceMs }) }];
   }
   if (!local.isNetworkReady && pod.spec.hostNetwork !== true) {
     const next = "goes on by itself when the network plugin is there (see the runtime's CNI configuration directory)";
@@ -77,11 +82,26 @@ function volumeBlockers({ pod, timeline }: PodFacts, local: PodLocal): Blocker[]
     const what = `volume ${name}${kindText(pod, name)}`;
     if (entry.state === "running") return [{ what, why: "is being set up", sinceMs: entry.atMs }];
     if (entry.state === "done") return [];
-    const next = /not found|no such/i.test(entry.detail) ? "tried again at once when it appears" : "";
-    return [{ what, why: entry.detail, next, sinceMs: entry.atMs, ...retryOf(attempt), tries: entry.times }];
+    return [
+      {
+        what,
+        why: entry.detail,
+        next: soonerText(entry.detail),
+        sinceMs: entry.atMs,
+        ...retryOf(attempt),
+        tries: entry.times,
+      },
+    ];
   });
   if (blockers.length > 0 || attempt?.state !== "failed") return blockers;
   return [{ what: "volumes", why: attempt.message, ...retryOf(attempt) }];
+}
+
+// What fails for want of such an object is tried again when one of them changes.
+function soonerText(message: string): string {
+  return /(?:configmap|secret) "[^"]*" not found|couldn't find key/i.test(message)
+    ? "tried again at once when it appears"
+    : "";
 }
 
 function kindText(pod: Pod, name: string): string {
@@ -106,19 +126,22 @@ function containerBlockers(container: Container, facts: PodFacts, local: PodLoca
   const what = `${isInit(facts.pod, name) ? "init container" : "container"} ${name}`;
   const newest = facts.observed?.containers.find((one) => one.name === name);
   const backoff = plan.backoff.get(name);
-  if (backoff !== undefined && newest !== undefined) {
-    const restarts = restartsOf(facts, name);
-    const why = `crashed: ${exitText(newest, facts.lastWords)}${restarts > 0 ? `; restarted ${times(restarts)}` : ""}`;
-    return [
-      { what, why, next: "see kubectl logs --previous", sinceMs: newest.finishedAtMs, nextTryMs: backoff.untilMs },
-    ];
-  }
+  if (backoff !== undefined && newest !== undefined) return [crashBlocker(what, newest, backoff.untilMs, facts)];
   const image = local.attempts.get(`image/${name}`);
   if (image !== undefined) return imageBlocker(container, what, image, facts);
   const start = local.attempts.get(`start/${name}`);
   if (start !== undefined) return startBlocker(name, what, start, facts);
   if (newest?.state === "running") return runningBlockers(container, what, newest, facts, local);
   return [];
+}
+
+function crashBlocker(what: string, newest: ContainerStatus, untilMs: number, facts: PodFacts): Blocker {
+  const { namespace = "default", name } = facts.pod.metadata;
+  const restarts = restartsOf(facts, newest.name);
+  const why = `crashed: ${exitText(newest, facts.lastWords)}${restarts > 0 ? `; restarted ${times(restarts)}` : ""}`;
+  // One that could not even be started has written nothing.
+  const logs = newest.startedAtMs > 0 ? `kubectl logs -n ${namespace} ${name} -c ${newest.name} --previous` : "";
+  return { what, why, next: logs, sinceMs: newest.finishedAtMs, nextTryMs: untilMs };
 }
 
 function imageBlocker(container: Container, what: string, attempt: Attempt, { timeline }: PodFacts): Blocker[] {
@@ -131,14 +154,18 @@ function imageBlocker(container: Container, what: string, attempt: Attempt, { ti
   const entry = latestFailure(timeline?.entries, "image", name);
   const nextTryMs = entry?.retryAtMs ?? attempt.retryAtMs;
   const why = `${attempt.reason}: ${attempt.message}`;
-  const first = timeline?.entries.find((one) => one.what === "image" && one.subject === name && one.state === "failed");
+  const first = firstFailure(timeline?.entries, "image", name);
   return [{ what, why, nextTryMs, ...(first === undefined ? {} : { sinceMs: first.atMs }) }];
 }
 
 function startBlocker(name: string, what: string, attempt: Attempt, { timeline }: PodFacts): Blocker[] {
   if (attempt.state === "failed") {
     const reason = attempt.reason === "ContainerCreating" ? "" : `${attempt.reason}: `;
-    return [{ what, why: `${reason}${attempt.message}`, ...failedOf(attempt) }];
+    const first = ["create", "start", "postStart"].flatMap((step) => firstFailure(timeline?.entries, step, name) ?? []);
+    const since = first[0] === undefined ? {} : { sinceMs: first[0].atMs };
+    return [
+      { what, why: `${reason}${attempt.message}`, next: soonerText(attempt.message), ...since, ...failedOf(attempt) },
+    ];
   }
   const doing: Record<string, string> = {
     create: "is being created by the runtime",
@@ -213,7 +240,7 @@ function terminationBlockers(facts: PodFacts, local: PodLocal, nowMs: number): B
   if (alive.length > 0 && terminating !== undefined) {
     const deadlineMs = terminating.sinceMs + terminating.graceSeconds * 1_000;
     const next =
-      deadlineMs > nowMs ? `killed ${seconds(deadlineMs - nowMs)} from now at the latest` : "its grace is over";
+      deadlineMs > nowMs ? `killed in ${formatDelay(deadlineMs - nowMs)} at the latest` : "its grace is over";
     return alive.flatMap((status) => {
       const own = stopOf(status, facts, local);
       const waits: Blocker = {
@@ -250,7 +277,14 @@ function readinessBlockers({ status }: PodFacts): Blocker[] {
   return [{ what: "pod", why: `${ready.reason}: ${ready.message}` }];
 }
 
-function unsentStatus({ timeline }: PodFacts): Blocker[] {
+// Far longer than a patch takes.
+const patchMsUsual = 2_000;
+
+function unsentStatus({ timeline }: PodFacts, nowMs: number): Blocker[] {
+  const open = openEntry(timeline?.entries, "status");
+  if (open !== undefined && nowMs - open.atMs > patchMsUsual) {
+    return [{ what: "API server", why: "has not answered to the pod's status yet", sinceMs: open.atMs }];
+  }
   const sent = (timeline?.entries ?? []).filter(({ what, state }) => what === "status" && state !== "running");
   const newest = sent.toSorted((a, b) => a.lastAtMs - b.lastAtMs).at(-1);
   if (newest?.state !== "failed") return [];
@@ -258,12 +292,16 @@ function unsentStatus({ timeline }: PodFacts): Blocker[] {
   return [{ what: "API server", why, next: "sent again until it does", sinceMs: newest.atMs, tries: newest.times }];
 }
 
-function lastSyncError({ timeline }: PodFacts): string {
-  return latestFailure(timeline?.entries, "look")?.detail ?? "";
-}
-
 function openEntry(entries: readonly TimelineEntry[] = [], what: string, subject = ""): TimelineEntry | undefined {
   return entries.findLast((entry) => entry.state === "running" && entry.what === what && entry.subject === subject);
+}
+
+function firstFailure(
+  entries: readonly TimelineEntry[] = [],
+  what: string,
+  subject: string,
+): TimelineEntry | undefined {
+  return entries.find((entry) => entry.state === "failed" && entry.what === what && entry.subject === subject);
 }
 
 function latestFailure(entries: readonly TimelineEntry[] = [], what: string, subject = ""): TimelineEntry | undefined {
@@ -297,8 +335,4 @@ function exitText({ id, exitCode, reason }: ContainerStatus, lastWords: Readonly
 
 function times(count: number): string {
   return count === 1 ? "once" : `${count} times`;
-}
-
-function seconds(ms: number): string {
-  return `${Math.ceil(ms / 1_000)} s`;
 }

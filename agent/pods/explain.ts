@@ -5,7 +5,7 @@ import type { PodLocal } from "./local.ts";
 import { specContainers, uidOf } from "./names.ts";
 import { podStateWord } from "./pod-state.ts";
 import { isTerminalPhase } from "./status.ts";
-import type { Timeline, TimelineEntry } from "./timeline.ts";
+import { shortened, type Timeline, type TimelineEntry } from "./timeline.ts";
 
 /** What the worker of a pod knows of it. */
 export interface WorkerFacts {
@@ -16,6 +16,8 @@ export interface WorkerFacts {
   observed: PodSnapshot | undefined;
   /** Undefined for a pod that is not admitted yet. */
   local: PodLocal | undefined;
+  /** The present on the clock that `local` goes by, as Unix ms; see steady-clock.ts. */
+  nowMs?: number;
   /** Termination messages, by container ID. */
   lastWords: ReadonlyMap<string, string>;
   /** Why the node's network is not ready; "" if it is. */
@@ -47,6 +49,8 @@ export interface PodLine {
 /** What happened to a pod, and what it waits for now. Instants are RFC 3339, durations milliseconds. */
 export interface Explanation extends Omit<PodLine, "containers" | "waitsFor"> {
   phase: string;
+  /** Why the pod as a whole is as it is, as its status says; "" as a rule. */
+  message: string;
   node: string;
   /** When all was as told here. */
   now: string;
@@ -96,6 +100,7 @@ export function explainPod(facts: PodFacts, nowMs: number): Explanation {
   return {
     ...line,
     phase: status.phase ?? "Pending",
+    message: shortened(status.message ?? "", whyCharsMax),
     node: pod.spec.nodeName ?? "",
     now: instant(nowMs),
     containers: explainContainers(pod, status),
@@ -163,7 +168,7 @@ export const whyCharsMax = 480;
 function explainBlocker({ what, why, next = "", sinceMs, nextTryMs, tries }: Blocker): ExplainedBlocker {
   return {
     what,
-    why: why.length <= whyCharsMax ? why : `${why.slice(0, whyCharsMax - 3)}...`,
+    why: shortened(why, whyCharsMax),
     next,
     ...(sinceMs === undefined ? {} : { since: instant(sinceMs) }),
     ...(nextTryMs === undefined ? {} : { nextTry: instant(nextTryMs) }),

@@ -1,3 +1,4 @@
+import { isSidecar } from "../kube/pod-resources.ts";
 import type { ContainerStatus, Pod, PodStatus } from "../kube/types.ts";
 import { isTerminalPhase } from "./status.ts";
 
@@ -13,8 +14,10 @@ export function podStateWord({ metadata, spec }: Pod, status: PodStatus): string
   if (init !== undefined) return `Init:${init}`;
   const inits = spec.initContainers ?? [];
   const statuses = status.initContainerStatuses ?? [];
-  const isDone = ({ ready, started }: ContainerStatus) => ready || started === true;
-  const done = inits.filter(({ name }) => statuses.some((one) => one.name === name && isDone(one)));
+  const done = inits.filter((container) => {
+    const own = statuses.find(({ name }) => name === container.name);
+    return isSidecar(container) ? own?.started === true : own?.ready === true;
+  });
   if (phase === "Pending" && statuses.length > 0 && done.length < inits.length) {
     return `Init:${done.length}/${inits.length}`;
   }

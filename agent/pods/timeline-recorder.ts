@@ -158,7 +158,7 @@ export class TimelineRecorder {
       case "StartContainer":
         return this.#beginStart(action, context);
       case "PreStop":
-        return timeline.begin("preStop", action.container, action.why);
+        return timeline.begin("preStop", action.container);
       case "KillContainer":
         return timeline.begin("stop", action.container, `${action.why} (grace ${action.graceSeconds} s)`);
       case "StopSandbox":

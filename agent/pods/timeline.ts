@@ -45,9 +45,9 @@ export interface Outcome {
 
 // How a pod began is of interest as long as it lives, and so is what happened last: what is between goes first.
 export const firstEntriesMax = 24;
-export const lastEntriesMax = 40;
+export const lastEntriesMax = 32;
 // An error message of the runtime fits; a stack of them does not.
-export const detailCharsMax = 240;
+export const detailCharsMax = 200;
 // Pods whose end can still be looked up.
 export const endedPodsMax = 32;
 
@@ -111,7 +111,7 @@ export class Timeline {
   #add({ detail, ...rest }: Pick<TimelineEntry, "what" | "subject" | "state" | "detail">): TimelineEntry {
     const atMs = this.#clock.now();
     const entry: TimelineEntry = { ...rest, atMs, lastAtMs: atMs, detail: clip(detail), times: 1 };
-    if (this.#first.length < firstEntriesMax) this.#first.push(entry);
+    if (this.#first.length < firstEntriesMax && this.#last.length === 0) this.#first.push(entry);
     else this.#last.push(entry);
     if (this.#last.length > lastEntriesMax) {
       this.#last.shift();
@@ -200,7 +200,22 @@ function newest(timelines: ReadonlyMap<string, Timeline>, namespace: string, nam
   return found;
 }
 
-function clip(text: string): string {
-  const line = text.trim().replaceAll(/\s+/g, " ");
-  return line.length <= detailCharsMax ? line : `${line.slice(0, detailCharsMax - 3)}...`;
+// IDs of containers and sandboxes tell people nothing, and make of each try another message. Digests of images stay.
+const runtimeID = /(?<!sha256:)\b[0-9a-f]{64}\b/g;
+
+// Looking through more than this for words that could go would take its time.
+const searchedCharsMax = 16_384;
+
+function clip(long: string): string {
+  const text = shortened(long, searchedCharsMax);
+  return shortened(text.trim().replaceAll(/\s+/g, " ").replaceAll(runtimeID, "<id>"), detailCharsMax);
+}
+
+/** A text of at most `charsMax`: its begin and, as causes come last in messages, more of its end. */
+export function shortened(text: string, charsMax: number): string {
+  if (text.length <= charsMax) return text;
+  const gap = " ... ";
+  const headChars = Math.floor(charsMax / 3);
+  const short = `${text.slice(0, headChars)}${gap}${text.slice(headChars + gap.length - charsMax)}`;
+  return Buffer.from(short).toString(); // a copy: parts of a string keep the whole of it in memory
 }

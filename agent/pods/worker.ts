@@ -245,6 +245,7 @@ export class PodWorker {
       status: writer.wanted(this.uid) ?? this.#pod.status ?? {},
       observed: this.observed,
       local: this.#local(),
+      nowMs: this.#clock.now(),
       lastWords: this.#observer.lastWords,
       networkProblem: node.networkProblem(),
     };
