@@ -13,6 +13,7 @@ import { type PodEnding, rejection } from "./ending.ts";
 import { Executor } from "./executor.ts";
 import type { PodFacts, WorkerFacts } from "./explain.ts";
 import { instrumentExecutor } from "./instrumented-executor.ts";
+import type { WorkerView } from "./metrics-gauges.ts";
 import { podReference, specContainers, uidOf } from "./names.ts";
 import { Orphans } from "./orphans.ts";
 import type { PodDeps } from "./port.ts";
@@ -152,7 +153,7 @@ class Manager {
       volumes.onChange((uid) => this.#workers.get(uid)?.worker.contentChanged()),
       objects.onChange((kind, namespace, name) => this.#onObject(kind, namespace, name)),
       node.subscribe(wakeAll),
-      metrics?.follow(() => [...this.#workers.values()].map(({ worker }) => worker.view)),
+      metrics?.follow(() => [...this.#workers].map(([uid, { worker }]) => this.#viewOf(uid, worker))),
     ];
     try {
       await Promise.all([
@@ -301,8 +302,14 @@ class Manager {
       this.#removing.delete(uid);
       this.#leave(entry.worker.pod);
       const again = this.#deps.pods.byUID(uid);
-      if (again !== undefined) this.#onPod({ key: keyOf(again.metadata), old: undefined, object: again });
+      if (again === undefined || this.#signal.aborted) return;
+      this.#deps.metrics?.restartedPods.inc({ static: isStaticPod(again) ? "true" : "" });
+      this.#onPod({ key: keyOf(again.metadata), old: undefined, object: again });
     });
+  }
+
+  #viewOf(uid: string, worker: PodWorker): WorkerView {
+    return { ...worker.view, hasMirror: isStaticPod(worker.pod) && this.#writer.isStored(uid) };
   }
 
   // Nothing of a pod is left: who waited for that may begin.

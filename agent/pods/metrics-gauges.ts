@@ -9,6 +9,8 @@ export type PodLifecycle = "sync" | "terminating" | "terminated";
 /** What gauges read of one pod's worker. */
 export interface WorkerView {
   pod: Pod;
+  /** A static pod that a mirror pod on the API server stands for. */
+  hasMirror?: boolean;
   /** The API server has it no more. */
   isGone: boolean;
   lifecycle: PodLifecycle;
@@ -67,9 +69,9 @@ const workingRows: readonly (readonly [config: string, lifecycle: PodLifecycle, 
 export function countPods(workers: Iterable<WorkerView>): Record<GaugeName, Sample[]> {
   const counts = new Map<string, number>();
   const count = (key: string, by = 1) => counts.set(key, (counts.get(key) ?? 0) + by);
-  for (const { pod, isGone, lifecycle, observed } of workers) {
+  for (const { pod, hasMirror = false, isGone, lifecycle, observed } of workers) {
     const { annotations = {} } = pod.metadata;
-    if (annotations["kubernetes.io/config.mirror"] !== undefined) count("mirror");
+    if (hasMirror) count("mirror");
     const isStatic = (annotations["kubernetes.io/config.source"] ?? "api") === "api" ? "" : "true";
     if (!isGone) count(`desired/${isStatic}`);
     const hasEnded = isGone || lifecycle === "terminated" || isTerminalPhase(pod.status?.phase);

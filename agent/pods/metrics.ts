@@ -21,6 +21,8 @@ export interface PodMetrics {
   /** From wanting a status to the API server having it. */
   statusSeconds: Histogram;
   orphanedPods: Counter;
+  /** Pods that were taken away and came back under the same UID; "true": static ones. */
+  restartedPods: Counter<"static">;
   /** Of the last sweep. */
   cleanedVolumes: Gauge;
   cleanedVolumeErrors: Gauge;
@@ -133,6 +135,7 @@ export function createPodMetrics(registry: MetricsRegistry, clock: Clock): PodMe
       "Time from a change of a pod's status until the API server has it.",
       statusBuckets,
     ),
+    restartedPods: restarted,
     orphanedPods: counter("orphaned_runtime_pods_total", "Pods found running although nobody wants them."),
     cleanedVolumes: registry.gauge("orphan_pod_cleaned_volumes", "Pods whose remains the last sweep removed."),
     cleanedVolumeErrors: registry.gauge(

@@ -122,6 +122,11 @@ export class StatusWriter {
     return this.#entries.get(podUID)?.known;
   }
 
+  /** True if the API server has an object to write to. */
+  isStored(podUID: string): boolean {
+    return this.#entries.get(podUID)?.isLocal === false;
+  }
+
   /** The API object is gone. */
   forget(podUID: string): void {
     this.#entries.delete(podUID);

@@ -153,6 +153,7 @@ describe.skipIf(!inject("isLocal"))("static pods", () => {
     await env.cluster.waitForPod(mirrorOf("linked"), "ready", isOf("one"));
     await write("two");
     await env.cluster.waitForPod(mirrorOf("linked"), "the new one, ready", isOf("two"));
+    expect(await containersOf("linked")).toHaveLength(1);
   });
 
   test("killed and started again, the agent finds them as they were", async () => {

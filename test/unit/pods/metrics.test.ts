@@ -152,7 +152,7 @@ test("containers that end are counted once, by how", async () => {
 test("gauges count the workers of the moment of the scrape", async () => {
   const { metrics, shown } = setUp();
   const exited = containerOf({ id: "x", state: "exited" });
-  const mirror = { "kubernetes.io/config.mirror": "h", "kubernetes.io/config.source": "file" };
+  const isStatic = { "kubernetes.io/config.source": "file" };
   const workers: WorkerView[] = [
     {
       pod: podOf({ ephemeralContainers: [{ name: "debug" }] }),
@@ -161,7 +161,8 @@ test("gauges count the workers of the moment of the scrape", async () => {
       observed: snapshot({ sandboxes: [sandboxOf()], containers: [containerOf(), exited] }),
     },
     {
-      pod: podOf({}, { uid: "u2", annotations: mirror }),
+      pod: podOf({}, { uid: "u2", annotations: isStatic }),
+      hasMirror: true,
       isGone: false,
       lifecycle: "sync",
       observed: snapshot({ sandboxes: [sandboxOf({ ready: false })], containers: [containerOf()] }),

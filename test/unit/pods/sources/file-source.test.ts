@@ -71,6 +71,7 @@ test("what is not there has no pods, and is found when it comes", async () => {
   await has();
   await put("b.json", text("b"));
   await has("b");
+  expect(problems).toEqual([]);
 });
 
 test("all but dot files, directories and pipes counts, in lexical order, whatever it is called", async () => {
@@ -93,6 +94,7 @@ test("a single file is a source, too", async () => {
   await has("changed");
   await unlink(join(path, "only.yaml"));
   await has();
+  expect(problems).toEqual([]);
 });
 
 test("files come, change and go", async () => {
@@ -175,6 +177,7 @@ test("links are followed, and a swap of what they lead to is seen", async () => 
   await symlink("..two", join(path, "..data_tmp"));
   await rename(join(path, "..data_tmp"), join(path, "..data"));
   await has("two");
+  expect(problems).toEqual([]);
 });
 
 test("what nobody tells about is found by looking", async () => {
