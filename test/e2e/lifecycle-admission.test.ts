@@ -1,0 +1,105 @@
+import { afterAll, beforeAll, describe, expect, inject, test } from "vitest";
+import type { Pod, PodSpec } from "../../agent/kube/types.ts";
+import { isFinished, isReady, openNamespace, type TestNamespace, until } from "./support/cluster.ts";
+import { image, sleeperOf } from "./support/pods.ts";
+
+let cluster: TestNamespace;
+let nodeName: string;
+
+beforeAll(async () => {
+  cluster = await openNamespace(inject("kubeconfig"));
+  const [node] = await until("a node", async () => {
+    const nodes = await cluster.readyNodes();
+    return nodes.length > 0 ? nodes : undefined;
+  });
+  nodeName = node?.metadata.name ?? "";
+});
+afterAll(() => cluster[Symbol.asyncDispose]());
+
+// Bound by name, past every scheduler: only the node itself can say no.
+const boundTo = (name: string, spec: Partial<PodSpec>): Pod => {
+  const pod = sleeperOf(name);
+  return { ...pod, spec: { ...pod.spec, nodeName, ...spec } };
+};
+const wanting = (requests: Record<string, string>): Partial<PodSpec> => ({
+  containers: [{ name: "main", image, command: ["sleep", "1000"], resources: { requests } }],
+});
+// Nothing else on a test machine is asked for by so high a port.
+const hostPort = 47_811;
+const listening: Partial<PodSpec> = {
+  hostNetwork: true,
+  containers: [{ name: "main", image, command: ["sleep", "1000"], ports: [{ containerPort: hostPort, hostPort }] }],
+};
+
+const rows: { reason: string; message: string; spec: Partial<PodSpec> }[] = [
+  {
+    reason: "OutOfcpu",
+    message: "Node didn't have enough resource: cpu, requested: 1000000, used: ",
+    spec: wanting({ cpu: "1000" }),
+  },
+  {
+    reason: "OutOfmemory",
+    message: "Node didn't have enough resource: memory, requested: ",
+    spec: wanting({ memory: "1Pi" }),
+  },
+  {
+    reason: "NodeAffinity",
+    message: "Predicate NodeAffinity failed: node(s) didn't match Pod's node affinity/selector",
+    spec: { nodeSelector: { "example.com/nowhere": "yes" } },
+  },
+  {
+    reason: "SysctlForbidden",
+    message: 'forbidden sysctl: "kernel.msgmax" not allowlisted',
+    spec: { securityContext: { sysctls: [{ name: "kernel.msgmax", value: "65536" }] } },
+  },
+];
+
+describe.concurrent("a pod that the node cannot run", () => {
+  test.each(rows)("is rejected with $reason, and says why", async ({ reason, message, spec }) => {
+    const name = `rejected-${reason.toLowerCase()}`;
+    await cluster.createPod(boundTo(name, spec));
+    const { status } = await cluster.waitForPod(name, "finished", isFinished, 10_000);
+    expect(status).toMatchObject({ phase: "Failed", reason });
+    expect(status?.message).toContain(`Pod was rejected: ${message}`);
+    expect(status).not.toHaveProperty("containerStatuses");
+    expect((status?.conditions ?? []).filter(({ type }) => type === "Ready")).toEqual([]);
+    await until("its event", async () =>
+      (await cluster.eventsOf(name)).some((event) => event.type === "Warning" && event.reason === reason),
+    );
+    await cluster.deletePod(name);
+    await cluster.waitForPodGone(name, 10_000);
+  });
+
+  test("for a port that is taken is rejected with NodePorts", async () => {
+    await cluster.createPod(boundTo("port-first", listening));
+    await cluster.waitForPod("port-first", "ready", isReady);
+    await cluster.createPod(boundTo("port-second", listening));
+    const { status } = await cluster.waitForPod("port-second", "finished", isFinished, 10_000);
+    expect(status).toMatchObject({ phase: "Failed", reason: "NodePorts" });
+  });
+});
+
+// It takes most of the node.
+test.skipIf(!inject("isLocal"))("a critical pod gets room from others, which say what happened to them", async () => {
+  const [node] = await cluster.readyNodes();
+  const cpus = Number(node?.status?.allocatable?.["cpu"] ?? "0");
+  const most = { cpu: `${Math.floor(cpus * 800)}m` };
+  const bound = (name: string, spec: Partial<PodSpec> = {}) => {
+    const main = sleeperOf(name).spec.containers.map((container) => ({ ...container, resources: { requests: most } }));
+    return boundTo(name, { containers: main, ...spec });
+  };
+  await cluster.createPod(bound("modest"));
+  await cluster.waitForPod("modest", "ready", isReady);
+  await cluster.createPod(bound("critical", { priorityClassName: "system-cluster-critical" }));
+  const modest = await cluster.waitForPod("modest", "finished", isFinished);
+  expect(modest.status).toMatchObject({
+    phase: "Failed",
+    reason: "Preempting",
+    message: "Preempted in order to admit critical pod",
+  });
+  expect(modest.status?.conditions?.find(({ type }) => type === "DisruptionTarget")).toMatchObject({
+    status: "True",
+    reason: "TerminationByKubelet",
+  });
+  await cluster.waitForPod("critical", "ready", isReady);
+});
