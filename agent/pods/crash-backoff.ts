@@ -1,3 +1,5 @@
+import type { ContainerStatus, PodSnapshot } from "../runtime/port.ts";
+
 /**
  * Crash backoff of one container. The first restart is immediate; later ones wait `delayMs` after the exit, doubling.
  *
@@ -39,6 +41,16 @@ export function noteRestart(
     return { delayMs: Math.min(initialMs, maxMs), startedAtMs: nowMs };
   }
   return { delayMs: Math.min(state.delayMs * 2, maxMs), startedAtMs: nowMs };
+}
+
+/** The exit that a restart after `newest` is counted from: one that was stopped to be replaced has not crashed itself. */
+export function lastCrash(
+  newest: ContainerStatus,
+  { containers }: PodSnapshot,
+  { replaced }: { readonly replaced: ReadonlySet<string> },
+): ContainerStatus | undefined {
+  if (!replaced.has(newest.id)) return newest;
+  return containers.find(({ id, name, state }) => name === newest.name && id !== newest.id && state === "exited");
 }
 
 /** `10s`, `2m40s`: a duration as Go prints it, which users know from CrashLoopBackOff messages. */

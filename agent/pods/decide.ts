@@ -3,7 +3,7 @@ import type { Container, Pod } from "../kube/types.ts";
 import type { ContainerStatus, PodSnapshot, SandboxStatus } from "../runtime/port.ts";
 import { annotations } from "./container-annotations.ts";
 import { containerHash } from "./container-hash.ts";
-import { restartAtMs } from "./crash-backoff.ts";
+import { lastCrash, restartAtMs } from "./crash-backoff.ts";
 import { nextInit } from "./init-containers.ts";
 import { type Kill, wantKill } from "./kill.ts";
 import type { PodLocal } from "./local.ts";
@@ -178,16 +178,6 @@ function backoffUntilMs(newest: ContainerStatus, observed: PodSnapshot, local: P
   const counting = lastCrash(newest, observed, local);
   // Whether there is a backoff, the crash before decides; if there is, it begins with the stop.
   return counting === undefined || atMs(counting) <= nowMs ? nowMs : atMs(newest);
-}
-
-/** The exit that a restart after `newest` is counted from: one that was stopped to be replaced has not crashed itself. */
-export function lastCrash(
-  newest: ContainerStatus,
-  { containers }: PodSnapshot,
-  { replaced }: Pick<PodLocal, "replaced">,
-): ContainerStatus | undefined {
-  if (!replaced.has(newest.id)) return newest;
-  return containers.find(({ id, name, state }) => name === newest.name && id !== newest.id && state === "exited");
 }
 
 function isAnyStarting({ attempts }: PodLocal): boolean {

@@ -1,36 +1,43 @@
 import { isDeepStrictEqual } from "node:util";
-import { isSidecar, isStaticPod } from "../kube/pod-resources.ts";
+import { isStaticPod } from "../kube/pod-resources.ts";
 import { pods } from "../kube/resources.ts";
-import type { Condition, Container, Pod, PodStatus } from "../kube/types.ts";
+import type { Container, Pod, PodStatus } from "../kube/types.ts";
 import { backoffMs } from "../lib/backoff.ts";
 import type { Clock } from "../lib/clock.ts";
 import { hasCode, isAbort, messageOf } from "../lib/errors.ts";
 import type { Logger } from "../lib/log.ts";
 import { Loop } from "../lib/loop.ts";
 import type { ProbeManager } from "../probes/manager.ts";
-import type { SeenContainer } from "../probes/port.ts";
 import type { PodSnapshot, ContainerStatus as RuntimeContainer } from "../runtime/port.ts";
-import { ownConditionTypes } from "./conditions.ts";
 import { deadContainersKept, type RemainsUse } from "./container-gc.ts";
-import { type CrashBackoff, formatDelay, noteRestart } from "./crash-backoff.ts";
-import { decide, isOver, lastCrash } from "./decide.ts";
+import { decide, isOver } from "./decide.ts";
 import { activeDeadlineMs, deadlineExceeded, type PodEnding } from "./ending.ts";
 import type { Executor } from "./executor.ts";
 import type { WorkerFacts } from "./explain.ts";
-import type { HookProgress, PodLocal, ReadyImage, Termination } from "./local.ts";
+import { Instances } from "./instances.ts";
+import type { PodLocal, ReadyImage, Termination } from "./local.ts";
 import type { WorkerView } from "./metrics-gauges.ts";
 import { describePod, podReference, specContainers, uidOf } from "./names.ts";
 import { PodObserver } from "./observer.ts";
 import { actionKey, isAlive, type Plan, type PodAction } from "./plan.ts";
 import type { PodDeps } from "./port.ts";
-import { sandboxState } from "./sandbox.ts";
 import { buildPodStatus, isTerminalPhase } from "./status.ts";
+import {
+  hasReadySandbox,
+  previousStatus,
+  probedContainers,
+  waitingReasons,
+  withheldWhileAlive,
+  withoutPostStart,
+} from "./status-inputs.ts";
 import { steadyClock } from "./steady-clock.ts";
 import type { StatusWriter } from "./status-writer.ts";
 import { stepRetry, Steps } from "./steps.ts";
 
 /** Rest after a failed read of the runtime's state. */
 export const observeRetry = { baseMs: 100, maxMs: 5_000, jitter: 0.2 };
+// So many failures in a row, about a second, are worth an event.
+const failedLooksMax = 4;
 // Longest rest between two looks at a pod of which nothing is heard: kubelet's syncFrequency.
 const resyncMs = 60_000;
 const graceSecondsDefault = 30;
@@ -65,11 +72,7 @@ export class PodWorker {
   readonly #observer: PodObserver;
   readonly #steps: Steps;
   readonly #images = new Map<string, ReadyImage>();
-  readonly #crash = new Map<string, CrashBackoff>();
-  readonly #replaced = new Set<string>();
-  readonly #endedAtMs = new Map<string, number>();
-  readonly #condemned = new Set<string>();
-  readonly #hooks = new Map<string, HookProgress & { stop: AbortController }>();
+  readonly #instances: Instances;
   readonly #announced = new Map<string, number>();
   // Ends pulls, volume work and postStart hooks when the pod has to go; other steps finish first.
   readonly #waits = new AbortController();
@@ -84,6 +87,7 @@ export class PodWorker {
   #deletion: "none" | "underWay" | "done" = "none";
   #contentChanges = 0;
   #saidNetworkNotReady = false;
+  #failedLooks = 0;
 
   constructor(pod: Pod, deps: WorkerDeps) {
     this.uid = uidOf(pod);
@@ -93,6 +97,7 @@ export class PodWorker {
     this.#clock = steadyClock(deps.clock);
     this.#log = deps.log.child({ pod: `${pod.metadata.namespace ?? ""}/${pod.metadata.name}`, podUID: this.uid });
     this.#observer = new PodObserver(this.uid, deps);
+    this.#instances = new Instances(deps.settings.crashBackoff);
     this.#steps = new Steps(this.#clock, deps.clock, this.#log);
     this.#loop = new Loop({
       clock: deps.clock,
@@ -100,6 +105,7 @@ export class PodWorker {
       onError: (err) => {
         this.#log.warn({ err: messageOf(err) }, "pod not synced, trying again");
         deps.timelines?.notSynced(this.#pod, messageOf(err));
+        this.#sayNotSynced(messageOf(err));
       },
       retryMs: (failures) => backoffMs(failures, observeRetry),
       resyncMs,
@@ -110,7 +116,7 @@ export class PodWorker {
   async run(signal: AbortSignal): Promise<void> {
     const stop = () => {
       this.#waits.abort();
-      for (const hook of this.#hooks.values()) hook.stop.abort();
+      this.#instances.abortHooks();
     };
     signal.addEventListener("abort", stop, { once: true });
     try {
@@ -134,7 +140,7 @@ export class PodWorker {
       if (old === undefined) continue;
       if (old.image !== container.image) this.#forgetImage(container.name);
       // With other resources it may live: what it crashed for may be over.
-      else if (!isDeepStrictEqual(old.resources, container.resources)) this.#crash.delete(container.name);
+      else if (!isDeepStrictEqual(old.resources, container.resources)) this.#instances.crash.delete(container.name);
     }
     const isSameText =
       isDeepStrictEqual(before.metadata.labels, pod.metadata.labels) &&
@@ -196,7 +202,7 @@ export class PodWorker {
   // Another image is another program: its pulls and crashes begin from zero.
   #forgetImage(name: string): void {
     this.#images.delete(name);
-    this.#crash.delete(name);
+    this.#instances.crash.delete(name);
     this.#steps.forgetFailures((key) => key === `image/${name}`);
   }
 
@@ -218,7 +224,7 @@ export class PodWorker {
 
   /** These dead containers have to go, by ID. */
   condemn(containerIDs: readonly string[]): void {
-    for (const id of containerIDs) this.#condemned.add(id);
+    for (const id of containerIDs) this.#instances.condemned.add(id);
     this.#loop.wake();
   }
 
@@ -264,11 +270,11 @@ export class PodWorker {
   async #pass(): Promise<number | undefined> {
     const { clock, writer, node } = this.#deps;
     const observed = await this.#observer.observe(this.#pod, (id) => this.#steps.isRunning(`kill/${id}/`));
+    this.#failedLooks = 0;
     const pod = this.#pod;
     const nowMs = this.#clock.now();
     const wallMs = clock.now();
-    this.#forgetInstances(observed);
-    this.#noteEnds(observed, nowMs, wallMs);
+    this.#instances.observe(observed, nowMs, wallMs);
     this.#observeProbes(pod, observed);
     this.#updateTermination(pod, observed, nowMs, wallMs);
     if (this.#volumesDueMs !== undefined && this.#volumesDueMs <= nowMs) {
@@ -297,54 +303,11 @@ export class PodWorker {
     return Math.min(resyncMs, Math.max(1, restMs));
   }
 
-  // When an instance ended is what the runtime's clock said then; from here on it is as long ago as time has passed.
-  #noteEnds({ containers }: PodSnapshot, nowMs: number, wallMs: number): void {
-    for (const { id, state, finishedAtMs } of containers) {
-      if (state !== "exited" || this.#endedAtMs.has(id)) continue;
-      const agoMs = finishedAtMs === 0 ? 0 : Math.max(0, wallMs - finishedAtMs);
-      this.#endedAtMs.set(id, nowMs - agoMs);
-    }
-  }
-
-  // What was remembered of instances that are no more.
-  #forgetInstances({ containers }: PodSnapshot): void {
-    for (const [id, { stop }] of this.#hooks) {
-      const status = containers.find((container) => container.id === id);
-      if (status === undefined || !isAlive(status)) stop.abort();
-      if (status === undefined) this.#hooks.delete(id);
-    }
-    for (const known of [this.#replaced, this.#condemned, this.#endedAtMs]) {
-      for (const id of known.keys()) if (!containers.some((container) => container.id === id)) known.delete(id);
-    }
-  }
-
   #observeProbes(pod: Pod, observed: PodSnapshot): void {
     if (this.#isCleanedUp) return;
     const [podIP = ""] = this.#podIPs(pod);
-    const reported = this.#previous(pod);
-    const statuses = [...(reported.initContainerStatuses ?? []), ...(reported.containerStatuses ?? [])];
-    const containers = specContainers(pod).flatMap(({ kind, container }): SeenContainer[] => {
-      const isProbed = kind === "regular" || (kind === "init" && isSidecar(container));
-      const newest = observed.containers.find(({ name }) => name === container.name);
-      if (!isProbed || newest === undefined || this.#isInPostStart(container)) return [];
-      const old = statuses.find(({ containerID }) => containerID?.endsWith(`//${newest.id}`) === true);
-      return [
-        {
-          name: container.name,
-          containerID: newest.id,
-          isRunning: newest.state === "running",
-          startedAtMs: newest.startedAtMs,
-          wasStarted: old?.started === true,
-          wasReady: old?.ready === true,
-        },
-      ];
-    });
+    const containers = probedContainers(pod, observed, this.#previous(pod), this.#steps.attempts);
     if (containers.length > 0) this.#deps.probes.observe(this.uid, { pod, podIP, containers });
-  }
-
-  // Nobody sees a container before its hook is over, as with kubelet, which then looks at the pod again.
-  #isInPostStart({ name, lifecycle }: Container): boolean {
-    return lifecycle?.postStart !== undefined && this.#steps.attempts.get(`start/${name}`)?.state === "running";
   }
 
   #podIPs(pod: Pod): readonly string[] {
@@ -395,12 +358,12 @@ export class PodWorker {
     return {
       attempts: this.#steps.attempts,
       images: this.#images,
-      crash: this.#crash,
-      replaced: this.#replaced,
-      endedAtMs: this.#endedAtMs,
-      condemned: this.#condemned,
+      crash: this.#instances.crash,
+      replaced: this.#instances.replaced,
+      endedAtMs: this.#instances.endedAtMs,
+      condemned: this.#instances.condemned,
+      hooks: this.#instances.hooks,
       deadContainersMax: deadContainersKept(this.#deps.settings.deadContainers),
-      hooks: this.#hooks,
       verdict: (container, id, type) => this.#deps.probes.verdict(this.uid, container, id, type),
       volumes: this.#volumes,
       terminating: this.#termination,
@@ -414,11 +377,8 @@ export class PodWorker {
   #status(pod: Pod, observed: PodSnapshot, plan: Plan, wallMs: number) {
     const { node } = this.#deps;
     const isHost = pod.spec.hostNetwork === true;
-    const sandbox = sandboxState(pod, observed);
-    // After a restart of the agent, containers prove that their volumes were ready.
-    const hasSandbox =
-      sandbox.kind === "ready" &&
-      (this.#volumes !== "unknown" || observed.containers.some(({ sandboxID }) => sandboxID === sandbox.sandbox.id));
+    const { attempts } = this.#steps;
+    const hasSandbox = hasReadySandbox(pod, observed, this.#volumes);
     const hostIPs = node.hostIPs();
     const isTerminated =
       this.#termination !== undefined &&
@@ -427,16 +387,16 @@ export class PodWorker {
     return buildPodStatus(
       {
         pod,
-        observed: this.#withoutPostStart(pod, observed),
+        observed: withoutPostStart(pod, observed, attempts),
         previous: this.#previous(pod),
-        waiting: this.#waiting(pod, plan),
+        waiting: waitingReasons(pod, attempts, plan),
         terminationMessages: this.#observer.lastWords,
         hasSandbox,
         podIPs: isHost ? hostIPs : hasSandbox ? this.#observer.podIPs : [],
         hostIPs,
         runtimeName: node.runtimeName,
         isTerminated,
-        replaced: this.#replacedNames(observed),
+        replaced: this.#instances.replacedNames(observed),
         hasRecursiveReadOnly: (handler) => node.hasRecursiveReadOnly(handler),
         ending: isTerminated ? this.#ending : undefined,
         isStarted: (container, status) => this.#passes(container, status, "Startup"),
@@ -453,44 +413,9 @@ export class PodWorker {
     return status !== undefined && this.#deps.probes.verdict(this.uid, container.name, status.id, type) === "success";
   }
 
-  #withoutPostStart(pod: Pod, observed: PodSnapshot): PodSnapshot {
-    const hidden = specContainers(pod).flatMap(({ container }) => {
-      if (!this.#isInPostStart(container)) return [];
-      const newest = observed.containers.find(({ name }) => name === container.name);
-      return newest?.state === "running" ? [newest] : [];
-    });
-    if (hidden.length === 0) return observed;
-    return { ...observed, containers: observed.containers.filter((container) => !hidden.includes(container)) };
-  }
-
-  #replacedNames({ containers }: PodSnapshot): Set<string> {
-    return new Set(containers.flatMap(({ id, name }) => (this.#replaced.has(id) ? [name] : [])));
-  }
-
-  #waiting(pod: Pod, plan: Plan): Map<string, { reason: string; message: string }> {
-    const waiting = new Map<string, { reason: string; message: string }>();
-    for (const { container } of specContainers(pod)) {
-      const { name } = container;
-      const backoff = plan.backoff.get(name);
-      const { attempts } = this.#steps;
-      const attempt = [attempts.get(`start/${name}`), attempts.get(`image/${name}`)].find(
-        (candidate) => candidate?.state === "failed" && candidate.reason !== "ContainerCreating",
-      );
-      if (attempt?.state === "failed") waiting.set(name, { reason: attempt.reason, message: attempt.message });
-      if (backoff !== undefined) {
-        waiting.set(name, { reason: "CrashLoopBackOff", message: crashMessage(pod, name, backoff.delayMs) });
-      }
-    }
-    return waiting;
-  }
-
   #begin(action: PodAction, observed: PodSnapshot, nowMs: number): void {
     const contentChanges = this.#contentChanges;
-    if (action.kind === "StartContainer") this.#noteRestart(action.container, observed, nowMs);
-    if (action.kind === "KillContainer" && action.replaces === true) this.#replaced.add(action.containerID);
-    if (action.kind === "PreStop") {
-      this.#hooks.set(action.containerID, { beganAtMs: nowMs, isDone: false, stop: new AbortController() });
-    }
+    this.#instances.begin(action, observed, nowMs);
     this.#log.debug({ action }, "step begins");
     this.#steps.begin(actionKey(action), async () => await this.#run(action, observed), {
       // A runtime that shuts down says "canceled", too, and that step rests like any other.
@@ -498,14 +423,14 @@ export class PodWorker {
       onEnd: (isSuccess) => {
         if (isSuccess) this.#succeeded(action, contentChanges);
         else this.#observer.invalidate();
-        if (action.kind === "PreStop") this.#hookEnded(action.containerID);
+        if (action.kind === "PreStop") this.#instances.hookEnded(action.containerID);
         this.#loop.wake();
       },
     });
   }
 
   async #run(action: PodAction, observed: PodSnapshot): Promise<void> {
-    const hook = action.kind === "PreStop" ? this.#hooks.get(action.containerID) : undefined;
+    const hook = action.kind === "PreStop" ? this.#instances.hooks.get(action.containerID) : undefined;
     await this.#deps.executor.execute(action, {
       pod: this.#pod,
       observed,
@@ -515,15 +440,6 @@ export class PodWorker {
       signal: this.#waits.signal,
       hookSignal: hook?.stop.signal ?? this.#waits.signal,
     });
-  }
-
-  #noteRestart(name: string, observed: PodSnapshot, nowMs: number): void {
-    const newest = observed.containers.find((container) => container.name === name);
-    const crash = newest?.state === "exited" ? lastCrash(newest, observed, this.#local()) : undefined;
-    if (crash === undefined) return;
-    const endedAtMs = this.#endedAtMs.get(crash.id) ?? crash.finishedAtMs;
-    const { crashBackoff } = this.#deps.settings;
-    this.#crash.set(name, noteRestart(this.#crash.get(name), endedAtMs, nowMs, crashBackoff));
   }
 
   #succeeded(action: PodAction, contentChanges: number): void {
@@ -538,11 +454,6 @@ export class PodWorker {
     } else if (action.kind !== "EnsureImage" && action.kind !== "PreStop") this.#observer.invalidate();
   }
 
-  #hookEnded(containerID: string): void {
-    const hook = this.#hooks.get(containerID);
-    if (hook !== undefined) hook.isDone = true;
-  }
-
   #announceBackoff(pod: Pod, name: string, untilMs: number): void {
     if (this.#announced.get(name) === untilMs) return;
     this.#announced.set(name, untilMs);
@@ -551,6 +462,13 @@ export class PodWorker {
     )?.fieldPath;
     const message = `Back-off restarting failed container ${name} in pod ${describePod(pod)}`;
     this.#deps.recorder.event(podReference(pod, fieldPath), "Warning", "BackOff", message);
+  }
+
+  // A runtime that answers for others, but not for this pod.
+  #sayNotSynced(why: string): void {
+    this.#failedLooks += 1;
+    if (this.#failedLooks !== failedLooksMax || !this.#deps.node.isRuntimeReady()) return;
+    this.#deps.recorder.event(podReference(this.#pod), "Warning", "FailedSync", `error determining status: ${why}`);
   }
 
   #sayNetworkNotReady(pod: Pod): void {
@@ -589,27 +507,6 @@ export class PodWorker {
       );
     this.#steps.track(step);
   }
-}
-
-// The end of a pod is told when nothing of it runs any more: others take its resources for free then.
-function withheldWhileAlive(status: PodStatus, before: PodStatus | undefined, observed: PodSnapshot): PodStatus {
-  if (!isTerminalPhase(status.phase) || isTerminalPhase(before?.phase) || !observed.containers.some(isAlive)) {
-    return status;
-  }
-  const { reason: _reason, message: _message, ...rest } = status;
-  return { ...rest, phase: before?.phase ?? "Pending" };
-}
-
-// What we said last, with the conditions of others as the API server has them now.
-function previousStatus(wanted: PodStatus | undefined, known: PodStatus): PodStatus {
-  if (wanted === undefined) return known;
-  const isOwn = ({ type }: Condition) => ownConditionTypes.includes(type);
-  const own = (wanted.conditions ?? []).filter(isOwn);
-  return { ...wanted, conditions: [...own, ...(known.conditions ?? []).filter((condition) => !isOwn(condition))] };
-}
-
-function crashMessage(pod: Pod, container: string, delayMs: number): string {
-  return `back-off ${formatDelay(delayMs)} restarting failed container=${container} pod=${describePod(pod)}`;
 }
 
 // Steps that change nothing by themselves: they may be dropped at any time.
