@@ -17,9 +17,8 @@ import type { WorkerView } from "./metrics-gauges.ts";
 import { podReference, specContainers, uidOf } from "./names.ts";
 import { Orphans } from "./orphans.ts";
 import type { PodDeps } from "./port.ts";
-import { hashOf, Mirrors } from "./mirror.ts";
 import { readMaskedPaths } from "./security.ts";
-import { StaticTurns } from "./sources/turns.ts";
+import { StaticPods } from "./static-pods.ts";
 import { isTerminalPhase } from "./status.ts";
 import { StatusWriter } from "./status-writer.ts";
 import { PodWorker, type WorkerDeps } from "./worker.ts";
@@ -80,8 +79,7 @@ class Manager {
   readonly #orphans: Orphans;
   readonly #probes: ProbeManager;
   readonly #gate: AdmissionGate;
-  readonly #turns = new StaticTurns();
-  readonly #mirrors: Mirrors | undefined;
+  readonly #static: StaticPods;
   /** UIDs of pods that have ended and of which the last traces are being removed. */
   readonly #removing = new Set<string>();
   readonly #signal: AbortSignal;
@@ -121,7 +119,11 @@ class Manager {
       deps,
       (uid) => this.#workers.has(uid) || this.#removing.has(uid) || this.#gate.has(uid),
     );
-    this.#mirrors = this.#createMirrors();
+    this.#static = new StaticPods({
+      ...deps,
+      writer: this.#writer,
+      isEnding: (uid) => this.#workers.get(uid)?.worker.isGone === true,
+    });
   }
 
   status(podUID: string): PodStatus | undefined {
@@ -143,13 +145,12 @@ class Manager {
   }
 
   async run(): Promise<void> {
-    const { pods, mirrors, objects, volumes, node, runtime, metrics } = this.#deps;
+    const { pods, objects, volumes, node, runtime, metrics } = this.#deps;
     const signal = this.#signal;
     this.#writer.start(signal);
     const wakeAll = () => this.#each((worker) => worker.wake());
     const unsubscribe = [
       pods.subscribe((change) => this.#onPod(change)),
-      mirrors?.pods.subscribe((change) => this.#onMirror(change)),
       volumes.onChange((uid) => this.#workers.get(uid)?.worker.contentChanged()),
       objects.onChange((kind, namespace, name) => this.#onObject(kind, namespace, name)),
       node.subscribe(wakeAll),
@@ -159,7 +160,7 @@ class Manager {
       await Promise.all([
         runtime.events(({ podUID }) => this.#onRuntime(podUID), signal),
         this.#relist(),
-        this.#mirrors?.run(signal),
+        this.#static.run(signal),
       ]);
     } finally {
       for (const end of unsubscribe) end?.();
@@ -193,9 +194,7 @@ class Manager {
     this.#deps.metrics?.seen(pod);
     this.#observe(pod);
     if (present !== undefined) present.worker.update(pod);
-    else if (!this.#turns.enter(pod)) {
-      this.#deps.log.info({ pod: podReference(pod) }, "static pod waits for the one of its name to end");
-    }
+    else if (!this.#static.enter(pod)) return;
     // What is over or about to be needs no admission, only an end.
     else if (pod.metadata.deletionTimestamp !== undefined || isTerminalPhase(pod.status?.phase)) {
       this.#gate.leave(uid);
@@ -204,46 +203,8 @@ class Manager {
   }
 
   #observe(pod: Pod): void {
-    if (!isStaticPod(pod)) {
-      this.#writer.observe(pod);
-      return;
-    }
-    const key = keyOf(pod.metadata);
-    const mirror = this.#deps.mirrors?.pods.get(key);
-    this.#writer.hold(pod);
-    if (mirror !== undefined && hashOf(mirror) === uidOf(pod)) this.#writer.observeMirror(uidOf(pod), mirror);
-    this.#mirrors?.wake(key);
-  }
-
-  // A static pod's mirror pod is where its status is written.
-  #onMirror({ old, object }: StoreChange<Pod>): void {
-    const mirror = object ?? old;
-    const uid = mirror === undefined ? undefined : hashOf(mirror);
-    if (mirror === undefined || uid === undefined) return;
-    const pod = this.#deps.pods.byUID(uid);
-    if (pod === undefined || !isStaticPod(pod)) return;
-    if (object === undefined) this.#writer.forgetMirror(pod, mirror);
-    else this.#writer.observeMirror(uid, object);
-  }
-
-  #createMirrors(): Mirrors | undefined {
-    const { mirrors, pods, client, clock, log, node } = this.#deps;
-    if (mirrors === undefined) return undefined;
-    return new Mirrors({
-      client,
-      mirrors: mirrors.pods,
-      ownNode: mirrors.ownNode,
-      nodeName: node.nodeName,
-      names: () => [...pods.list()].filter(isStaticPod).map(({ metadata }) => keyOf(metadata)),
-      wanted: (key) => {
-        const uid = this.#turns.started(key);
-        if (uid === undefined) return pods.hasSynced ? undefined : "keep";
-        return this.#workers.get(uid)?.worker.isGone === true ? "keep" : (pods.byUID(uid) ?? "keep");
-      },
-      onCreated: (mirror) => this.#writer.observeMirror(hashOf(mirror) ?? "", mirror),
-      clock,
-      log,
-    });
+    if (isStaticPod(pod)) this.#static.observe(pod);
+    else this.#writer.observe(pod);
   }
 
   #createGate(): AdmissionGate {
@@ -315,9 +276,8 @@ class Manager {
   // Nothing of a pod is left: who waited for that may begin.
   #leave(pod: Pod): void {
     this.#deps.timelines?.ended(uidOf(pod));
-    const next = this.#turns.leave(pod);
+    const next = this.#static.leave(pod);
     if (next !== undefined) this.#onPod({ key: keyOf(next.metadata), old: undefined, object: next });
-    if (isStaticPod(pod)) this.#mirrors?.wake(keyOf(pod.metadata));
   }
 
   #onRuntime(podUID: string | undefined): void {
@@ -342,7 +302,7 @@ class Manager {
       .synced(signal)
       .then(() => {
         this.#gate.open();
-        this.#mirrors?.resync(); // those that stand for nothing can be told now
+        this.#static.allKnown();
         synced.abort();
       })
       .catch(ignoreAbort);
