@@ -73,7 +73,7 @@ function blockerLines(blocker: ExplainedBlocker, now: string, style: TextStyle):
   const untilMs = nextTry === undefined ? undefined : between(now, nextTry);
   const times = [
     since === undefined ? "" : `for ${durationText(between(since, now))}`,
-    tries === undefined ? "" : `${tries} times`,
+    tries === undefined ? "" : `${tries} tries`,
     untilMs === undefined ? "" : untilMs <= 0 ? "next try now" : `next try in ${durationText(untilMs)}`,
     harmless(next),
   ].filter((text) => text !== "");

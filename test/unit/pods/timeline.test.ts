@@ -74,8 +74,8 @@ describe("a timeline", () => {
 
   test("keeps the newest words of what differs each time, such as a probe's output", () => {
     const { timeline } = timelineOf();
-    for (const at of ["10:00", "10:01"])
-      timeline.note("readiness probe", "app", at, { isFailure: true, isAnyDetail: true });
+    const outcome = { isFailure: true, isAnyDetail: true };
+    for (const at of ["10:00", "10:01"]) timeline.note("readiness probe", "app", at, outcome);
     expect(timeline.entries).toMatchObject([{ detail: "10:01", times: 2 }]);
   });
 
