@@ -123,7 +123,7 @@ describe.concurrent("a pod that is deleted", () => {
   });
 });
 
-test.concurrent("a pod ends at its deadline", async () => {
+test("a pod ends at its deadline", async () => {
   await cluster.createPod(podOf("deadline", onTerm("true"), { activeDeadlineSeconds: 3 }));
   const pod = await cluster.waitForPod("deadline", "finished", isFinished);
   expect(pod.status).toMatchObject({
@@ -138,7 +138,7 @@ test.concurrent("a pod ends at its deadline", async () => {
   );
 });
 
-test.concurrent("many pods that are deleted at once all go", async () => {
+test("many pods that are deleted at once all go", async () => {
   const names = Array.from({ length: inject("isLocal") ? 20 : 5 }, (_, i) => `many-${i}`);
   await Promise.all(names.map(async (name) => await cluster.createPod(podOf(name, onTerm("true")))));
   await Promise.all(names.map(async (name) => await cluster.waitForPod(name, "ready", isReady)));
