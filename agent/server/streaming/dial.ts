@@ -42,7 +42,8 @@ export async function askRuntime(
   const target = parseURL(url);
   const socket = await dial(target, clock, signal);
   try {
-    socket.write(request(target.pathname + target.search, target.host));
+    // Node reads and gives headers byte by byte; any other encoding would change names that are not ASCII.
+    socket.write(request(target.pathname + target.search, target.host), "latin1");
     const what = `the container runtime's streaming server at ${target.host}`;
     const rawHead = await within(answerTimeoutMs, `${what} did not answer`, clock, signal, readHead(socket, what));
     const head = parseResponseHead(rawHead.toString("latin1", 0, rawHead.length - 4));

@@ -3,10 +3,11 @@ import type { Clock, Timer } from "../../lib/clock.ts";
 import { release } from "../../lib/spdy/release.ts";
 
 // After one side's FIN, the other may go on sending. Clients that are still there use that at once; one that has closed
-// its whole connection looks the same to us until something is sent to it.
+// its whole connection looks the same to us until something is sent to it. The reference's deadline for last words.
 export const halfClosedIdleMs = 10_000;
-// What is written but not yet taken when one side breaks off: the reference's deadline for the last words of a stream.
-export const lingerMs = 10_000;
+// A side that takes its time over what was written to it is there, and slow: the last words may be an exit code. The
+// reference's and the runtimes' limit of a session in which nothing moves.
+export const stalledMs = 4 * 3_600_000;
 
 interface Side {
   readonly stream: Duplex;
@@ -15,8 +16,9 @@ interface Side {
 
 /**
  * Carries bytes between client and runtime until both sides have ended. Each side's FIN is passed on behind its data, and
- * does not cut what still flows the other way, unless nothing flows for {@link halfClosedIdleMs}. A client that breaks
- * off takes the runtime's connection along at once; when the runtime breaks off, the client still gets what it had sent.
+ * does not cut what still flows the other way, unless nothing flows for {@link halfClosedIdleMs}, or what was written is not
+ * taken for {@link stalledMs}. A client that breaks off takes the runtime's connection along at once; when the runtime
+ * breaks off, the client still gets what it had sent, within the same limits.
  *
  * No side is read faster than the other takes: at most a socket's buffer waits in each direction.
  * Never rejects; both sockets are closed when it returns. `signal` ends it at once.
@@ -36,33 +38,41 @@ export async function pump(client: Duplex, runtime: Duplex, clock: Clock, signal
     runtime.destroy();
     resolve();
   };
+  // A side that has ended may still have to take what the other one said before.
+  const stopIfDone = () => {
+    const hasEnded = left.hasEnded && (right.hasEnded || isRuntimeGone);
+    if (hasEnded && client.writableFinished && (runtime.writableFinished || isRuntimeGone)) stop();
+  };
+  const moved = () => {
+    movedAtMs = clock.monotonic();
+  };
   const watchHalfClosed = () => {
-    const restMs = movedAtMs + halfClosedIdleMs - clock.monotonic();
-    if (restMs <= 0) stop();
-    else timer = clock.after(restMs, watchHalfClosed);
+    const isTaking = client.writableLength > 0 || (!isRuntimeGone && runtime.writableLength > 0);
+    const idleMs = clock.monotonic() - movedAtMs;
+    if (idleMs >= (isTaking ? stalledMs : halfClosedIdleMs)) stop();
+    else timer = clock.after(isTaking ? halfClosedIdleMs : halfClosedIdleMs - idleMs, watchHalfClosed);
   };
   const carry = (from: Side, to: Side) => {
     const onEnd = () => {
       from.hasEnded = true;
-      movedAtMs = clock.monotonic();
+      moved();
       if (isOver) return;
       if (isRuntimeGone) {
-        if (client.writableFinished) stop();
+        stopIfDone();
         return;
       }
-      to.stream.end(() => {
-        if (to.hasEnded) stop();
-      });
+      to.stream.end(stopIfDone);
       timer ??= clock.after(halfClosedIdleMs, watchHalfClosed);
     };
     from.stream.on("data", (chunk: Buffer) => {
-      movedAtMs = clock.monotonic();
-      if (!isRuntimeGone && !to.stream.write(chunk, () => release(chunk))) from.stream.pause();
+      moved();
+      const onTaken = () => {
+        release(chunk);
+        moved();
+      };
+      if (!isRuntimeGone && !to.stream.write(chunk, onTaken)) from.stream.pause();
     });
-    to.stream.on("drain", () => {
-      movedAtMs = clock.monotonic();
-      from.stream.resume();
-    });
+    to.stream.on("drain", () => from.stream.resume());
     // A side that sent only its FIN so far has ended unnoticed.
     if (from.stream.readableEnded) onEnd();
     else from.stream.on("end", onEnd);
@@ -70,13 +80,11 @@ export async function pump(client: Duplex, runtime: Duplex, clock: Clock, signal
   const onRuntimeGone = () => {
     if (isRuntimeGone || isOver) return;
     isRuntimeGone = true;
-    timer?.cancel();
-    timer = clock.after(lingerMs, stop);
+    moved();
+    timer ??= clock.after(halfClosedIdleMs, watchHalfClosed);
     // Goes on reading what nobody wants: closing with bytes unread would reset the connection under the last words.
     client.resume();
-    client.end(() => {
-      if (left.hasEnded) stop();
-    });
+    client.end(stopIfDone);
   };
 
   // A server's TLS socket would close its own half together with the peer's.

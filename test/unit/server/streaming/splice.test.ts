@@ -3,7 +3,7 @@ import { connect, type Socket } from "node:net";
 import { afterEach, describe, expect, test } from "vitest";
 import { AgentError } from "../../../../agent/lib/errors.ts";
 import { answerTimeoutMs } from "../../../../agent/server/streaming/dial.ts";
-import { halfClosedIdleMs, lingerMs } from "../../../../agent/server/streaming/pump.ts";
+import { halfClosedIdleMs } from "../../../../agent/server/streaming/pump.ts";
 import {
   type AgentServerOptions,
   fakeRuntimeCalls,
@@ -100,6 +100,14 @@ describe("requests that are answered and not upgraded", () => {
 });
 
 describe("what the runtime is asked for", () => {
+  test("a header's bytes arrive as the client sent them", async () => {
+    const { agent, fake } = await start({ raw: (_request, socket) => socket.end("HTTP/1.1 400 Bad\r\n\r\n") });
+    const lines = spdyUpgrade("/exec/default/web/app?output=1").concat("X-Note: na\u00efve"); // sent as UTF-8
+    const { socket } = await rawRequest(agent.url, lines);
+    socket.destroy();
+    expect(Buffer.from(String(fake.requests[0]?.headers["x-note"]), "latin1").toString()).toBe("na\u00efve");
+  });
+
   test("exec, attach and port-forward", async () => {
     const { agent, asked } = await start({ raw: (_request, socket) => socket.end("HTTP/1.1 400 Bad\r\n\r\n") });
     const ask = async (path: string, lines: string[] = spdyUpgrade(path)) => {
@@ -415,7 +423,7 @@ describe("a client that misbehaves", () => {
     expect(Buffer.concat([rest, await readAll(socket)]).length).toBe(64 * 1024);
     expect(agent.running.size).toBe(1);
     await until(() => clock.waiting > 0);
-    await clock.advance(Math.max(lingerMs, halfClosedIdleMs));
+    await clock.advance(halfClosedIdleMs);
     await until(() => agent.running.size === 0);
     expect(clock.waiting).toBe(0);
   });
