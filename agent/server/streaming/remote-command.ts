@@ -55,12 +55,14 @@ class Session {
   readonly #command: RemoteCommand;
   #stdin: SpdyStream | undefined;
   #resize: SpdyStream | undefined;
-  /** What came before the runtime's streams were there; no data: the end. The client is paused once there is some. */
-  #early: { number: number | undefined; data: Buffer | undefined }[] = [];
+  /** Input that came before the runtime's streams were there. The client is paused once there is some. */
+  #early: { number: number | undefined; data: Buffer }[] = [];
+  /** Channels that the client closed before. */
+  readonly #earlyEnds = new Set<number>();
   /** The channel of the message that is coming. */
   #channel: number | undefined;
-  /** What a message that closes a channel has said so far. */
-  #closing: number[] = [];
+  /** The channel that the message which is coming closes; undefined while it has not said. */
+  #closing: number | undefined;
   #isReady = false;
   #peer: Peer | undefined;
   #activeAtMs: number;
@@ -77,7 +79,7 @@ class Session {
     });
     this.#peer = peer;
     const gone = new AbortController();
-    const closed = peer.closed.then(() => gone.abort());
+    const lost = peer.lost.then(() => gone.abort());
     const idle = this.#watchIdle();
     try {
       const lowest = wanted.stdout ? channel.stdout : wanted.stderr ? channel.stderr : channel.error;
@@ -89,10 +91,10 @@ class Session {
       await peer.send(Buffer.of(channel.error), Buffer.from(status)).finally(() => late.cancel());
       await peer.close();
     } catch {
-      peer.terminate(); // the client has gone: nobody is left to be told
+      await peer.close(1011); // nobody is left to be told, or one who breaks the protocol and has heard so
     } finally {
       idle.cancel();
-      await closed;
+      await Promise.all([lost, peer.closed]);
     }
   }
 
@@ -152,10 +154,8 @@ class Session {
     const early = this.#early;
     this.#early = [];
     this.#peer?.resume();
-    for (const { number, data } of early) {
-      if (data !== undefined) this.#input(number, data, () => {});
-      else if (number !== undefined) this.#end(number);
-    }
+    for (const { number, data } of early) this.#input(number, data, () => {});
+    for (const number of this.#earlyEnds) this.#end(number);
   }
 
   /** The first byte of a message is its channel, the rest is data, in as many pieces as it comes. */
@@ -166,13 +166,13 @@ class Session {
     if (this.#channel === undefined && payload.length > 0) {
       this.#channel = payload[0];
       data = payload.subarray(1);
-      this.#closing = [];
+      this.#closing = undefined;
     }
     if (this.#channel === channel.close) this.#onClosePiece(data, isLast);
     else if (this.#isReady) {
       this.#input(this.#channel, data, done);
       return;
-    } else if (data.length > 0) {
+    } else if (data.length > 0 && !this.#earlyEnds.has(this.#channel ?? channel.error)) {
       this.#early.push({ number: this.#channel, data: Buffer.from(data) });
       peer.pause();
     }
@@ -187,15 +187,16 @@ class Session {
 
   /** A message that closes one channel, and names it with a single byte. */
   #onClosePiece(data: Buffer, isLast: boolean): void {
-    this.#closing.push(...data.subarray(0, 2));
-    if (!isLast) return;
-    const [which] = this.#closing;
-    if (this.#closing.length !== 1 || which === undefined || which > channel.resize) {
+    const isTooLong = data.length > (this.#closing === undefined ? 1 : 0);
+    this.#closing ??= data[0];
+    const which = this.#closing;
+    if (isTooLong || (isLast && (which === undefined || which > channel.resize))) {
       this.#peer?.terminate();
       return;
     }
+    if (!isLast || which === undefined) return;
     if (this.#isReady) this.#end(which);
-    else this.#early.push({ number: which, data: undefined });
+    else this.#earlyEnds.add(which);
   }
 
   #end(number: number): void {

@@ -63,12 +63,12 @@ export async function serveTunnel(upgrade: Upgrade, url: string, clock: Clock): 
 /** Until either side ends; the client gets everything that the runtime sent before. */
 async function carry(peer: Peer, runtime: Duplex): Promise<void> {
   runtime.on("drain", () => peer.resume());
-  const closed = peer.closed.then(() => runtime.destroy());
+  const lost = peer.lost.then(() => runtime.destroy());
   try {
     await forEachChunk(runtime, async (chunk) => await peer.send(chunk));
     await peer.close();
   } catch {
     await peer.close(1011, "the connection to the container runtime was lost");
   }
-  await closed;
+  await Promise.all([lost, peer.closed]);
 }

@@ -32,6 +32,8 @@ export interface Peer {
   resume(): void;
   /** Ends at once. */
   terminate(): void;
+  /** Settles once the client has broken the protocol, or with `closed`: nothing goes either way any more. Never rejects. */
+  readonly lost: Promise<void>;
   /** Settles once the connection is over, whoever ended it. Never rejects. */
   readonly closed: Promise<void>;
 }
@@ -85,13 +87,17 @@ function handshakeKey(request: IncomingMessage): string {
 }
 
 class Connection implements Peer {
+  readonly lost: Promise<void>;
   readonly closed: Promise<void>;
+  readonly #onLost: () => void;
   readonly #socket: Duplex;
   readonly #clock: Clock;
   readonly #onMessage: OnMessage;
   readonly #parser = new WebSocketParser(messageBytesMax);
   #isPaused = false;
   #isClosing = false;
+  /** The client broke the protocol: what it sends means nothing any more. */
+  #isBroken = false;
   #pongTimer: Timer | undefined;
   #closeTimer: Timer | undefined;
 
@@ -101,11 +107,15 @@ class Connection implements Peer {
     this.#onMessage = onMessage;
     const { promise, resolve } = Promise.withResolvers<void>();
     this.closed = promise;
+    const lost = Promise.withResolvers<void>();
+    this.lost = lost.promise;
+    this.#onLost = lost.resolve;
     const terminate = () => this.terminate();
     const onClose = () => {
       this.#pongTimer?.cancel();
       this.#closeTimer?.cancel();
       signal.removeEventListener("abort", terminate);
+      lost.resolve();
       resolve();
     };
     signal.addEventListener("abort", terminate);
@@ -133,8 +143,7 @@ class Connection implements Peer {
   async close(code = 1000, reason = ""): Promise<void> {
     if (!this.#isClosing && !this.#socket.destroyed) {
       this.#sayClose(code, reason);
-      this.resume(); // to see the peer's close
-      this.#closeTimer = this.#clock.after(closeTimeoutMs, () => this.terminate());
+      this.#awaitEnd(); // to see the peer's close
     }
     await this.closed;
   }
@@ -176,6 +185,7 @@ class Connection implements Peer {
       if (users === 0) release(chunk);
     };
     try {
+      if (this.#isBroken) return;
       for (const frame of this.#parser.push(chunk)) {
         if (this.#socket.destroyed) break;
         if (frame.kind === "data") {
@@ -187,13 +197,29 @@ class Connection implements Peer {
       }
     } catch (err) {
       if (!(err instanceof WebSocketError)) throw err;
-      // What comes behind a broken frame means nothing: the rest is not read.
-      this.#sayClose(err.code, err.message);
-      this.#socket.end(() => this.terminate());
-      this.#closeTimer ??= this.#clock.after(closeTimeoutMs, () => this.terminate());
-      this.#socket.pause();
+      this.#onBroken(err);
+    } finally {
+      done();
     }
-    done();
+  }
+
+  /**
+   * What comes behind a broken frame means nothing. It is read all the same, until the client's FIN: closing with bytes
+   * unread would reset the connection, and the close code might be lost on its way.
+   */
+  #onBroken({ code, message }: WebSocketError): void {
+    this.#isBroken = true;
+    if (!this.#isClosing) this.#sayClose(code, message);
+    this.#socket.end();
+    this.#awaitEnd();
+    this.#onLost();
+  }
+
+  /** Reads until the peer has closed, {@link closeTimeoutMs} at most. */
+  #awaitEnd(): void {
+    this.resume();
+    this.#socket.resume();
+    this.#closeTimer ??= this.#clock.after(closeTimeoutMs, () => this.terminate());
   }
 
   #onPing(payload: Buffer): void {

@@ -31,6 +31,8 @@ export interface FakeRuntimeOptions {
   serve?: (session: FakeSession) => Promise<void>;
   /** Instead: gets the bare socket right after the request, to do what no runtime should. */
   raw?: (request: IncomingMessage, socket: Socket) => void;
+  /** With `serve`: answers no request before that. */
+  answerAfter?: Promise<void>;
   /** With `raw`: keeps its half open after the client's end. */
   isHalfOpen?: boolean;
   protocol?: string;
@@ -69,6 +71,7 @@ export async function startFakeRuntime(options: FakeRuntimeOptions): Promise<Fak
 
 async function serveSession(request: IncomingMessage, socket: Socket, options: FakeRuntimeOptions): Promise<void> {
   const { protocol = "v4.channel.k8s.io", serve = async () => {} } = options;
+  await options.answerAfter;
   socket.write(
     `HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: SPDY/3.1\r\nX-Stream-Protocol-Version: ${protocol}\r\n\r\n`,
   );

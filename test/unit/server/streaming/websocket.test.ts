@@ -16,6 +16,7 @@ import {
 import { rawRequest, readAll, tunnelClient, webSocketUpgrade, wsClient } from "../../../support/streaming/clients.ts";
 import { type FakeRuntimeOptions, startFakeRuntime, written } from "../../../support/streaming/fake-runtime.ts";
 import { FakeClock } from "../../kube/fake-clock.ts";
+import { heapBytes } from "../../../support/heap.ts";
 import { until } from "./until.ts";
 
 const stack: AsyncDisposable[] = [];
@@ -169,6 +170,47 @@ describe("remote command over WebSocket v5", () => {
       await until(isQuiet);
     });
   }
+
+  test("a message that closes a channel and goes on and on ends the connection before its own end", async () => {
+    const { agent, exec, isQuiet } = await start({ serve: async ({ stream }) => void (await stream("never")) });
+    const { pathname, search } = new URL(exec("input=1&output=1"));
+    const { socket } = await rawRequest(agent.url, webSocketUpgrade(pathname + search, "v5.channel.k8s.io"));
+    socket.on("error", () => {});
+    socket.resume();
+    // A binary message of one byte, to be continued by messages of one byte; the mask is 0.
+    socket.write(Buffer.of(0x02, 0x81, 0, 0, 0, 0, close));
+    for (let i = 0; i < 3; i += 1) socket.write(Buffer.of(0x00, 0x81, 0, 0, 0, 0, stdin));
+    await until(isQuiet);
+  });
+
+  test("closing channels before the runtime's streams are there takes no memory, and keeps its place", async () => {
+    const runtimeMayAnswer = Promise.withResolvers<void>();
+    const { agent, exec } = await start({
+      answerAfter: runtimeMayAnswer.promise,
+      serve: async (session) => {
+        const input = await readAll(await session.stream("stdin"));
+        await written(await session.stream("stdout"), input);
+        await session.exit(0);
+      },
+    });
+    const { pathname, search } = new URL(exec("input=1&output=1"));
+    const { socket } = await rawRequest(agent.url, webSocketUpgrade(pathname + search, "v5.channel.k8s.io"));
+    const frame = (...payload: number[]) => Buffer.of(0x82, 0x80 | payload.length, 0, 0, 0, 0, ...payload);
+    const send = async (bytes: Buffer) => await new Promise<void>((resolve) => void socket.write(bytes, () => resolve()));
+    const many = Buffer.alloc(400_000 * 8, frame(close, stdout));
+    const before = heapBytes();
+    await send(many);
+    await new Promise((resolve) => void setTimeout(resolve, 300));
+    expect(heapBytes() - before).toBeLessThan(4 << 20);
+    await send(Buffer.concat([frame(stdin, 0x61), frame(close, stdin), frame(stdin, 0x62)]));
+    await new Promise((resolve) => void setTimeout(resolve, 50));
+    let said = Buffer.alloc(0);
+    socket.on("data", (chunk: Buffer) => (said = Buffer.concat([said, chunk]))).resume();
+    runtimeMayAnswer.resolve();
+    await until(() => said.includes("Success"));
+    expect(said.includes(Buffer.of(0x82, 2, stdout, 0x61))).toBe(true);
+    socket.destroy();
+  });
 
   test("4 MiB each way arrive whole", async () => {
     const data = randomBytes(4 << 20);
@@ -394,27 +436,48 @@ describe("who goes away, who does not read, who waits", () => {
     expect(clock.waiting).toBe(0);
   });
 
-  const hostile: { name: string; bytes: Buffer }[] = [
-    { name: "garbage", bytes: Buffer.from("\xff\xff\xff\xff what is this") },
-    { name: "a frame without a mask", bytes: Buffer.of(0x82, 3, 0, 1, 2) },
-    { name: "a message of 4 GiB", bytes: Buffer.of(0x82, 0xff, 0, 0, 0, 1, 0, 0, 0, 0, 1, 2, 3, 4) },
+  const hostile: { name: string; bytes: Buffer; code: number }[] = [
+    { name: "garbage", bytes: Buffer.from("\xff\xff\xff\xff what is this"), code: 1002 },
+    { name: "a frame without a mask", bytes: Buffer.of(0x82, 3, 0, 1, 2), code: 1002 },
+    { name: "a message of 4 GiB", code: 1009, bytes: Buffer.of(0x82, 0xff, 0, 0, 0, 1, 0, 0, 0, 0, 1, 2, 3, 4) },
     {
       name: "one byte more than 32 MiB",
+      code: 1009,
       bytes: Buffer.concat([Buffer.of(0x82, 0xff), bigEndian64(messageBytesMax + 1), Buffer.alloc(4)]),
     },
-    { name: "a compressed frame", bytes: Buffer.of(0xc2, 0x81, 0, 0, 0, 0, 0) },
+    { name: "a compressed frame", bytes: Buffer.of(0xc2, 0x81, 0, 0, 0, 0, 0), code: 1002 },
   ];
-  for (const { name, bytes } of hostile) {
-    test(`a client that sends ${name} is cut off`, async () => {
-      const { agent, exec, isQuiet } = await start({ serve: async ({ stream }) => void (await stream("never")) });
+  for (const { name, bytes, code } of hostile) {
+    test(`a client that sends ${name} is told so, and cut off`, async () => {
+      const { agent, exec, fake, isQuiet } = await start({ serve: async ({ stream }) => void (await stream("never")) });
       const { pathname, search } = new URL(exec("input=1&output=1"));
       const { socket } = await rawRequest(agent.url, webSocketUpgrade(pathname + search, "v5.channel.k8s.io"));
-      socket.on("error", () => {});
-      socket.resume();
-      socket.write(bytes);
+      let isReset = false;
+      socket.on("error", () => (isReset = true));
+      // Far more than one read behind it.
+      socket.write(Buffer.concat([bytes, Buffer.alloc(2 << 20)]));
+      const said = await readAll(socket);
+      expect([...said.subarray(said.indexOf(0x88)).subarray(2, 4)]).toEqual([code >> 8, code & 0xff]);
+      await until(() => fake.connections.size === 0);
+      socket.end();
       await until(isQuiet);
+      expect(isReset).toBe(false);
     });
   }
+
+  test("a client that breaks the protocol and does not close is cut off after a while", async () => {
+    const clock = new FakeClock();
+    const { agent, exec } = await start({ serve: async ({ stream }) => void (await stream("never")) }, { clock });
+    const { pathname, search } = new URL(exec("input=1&output=1"));
+    const { socket } = await rawRequest(agent.url, webSocketUpgrade(pathname + search, "v5.channel.k8s.io"));
+    socket.on("error", () => {});
+    socket.write(Buffer.of(0x82, 3, 0, 1, 2));
+    await readAll(socket);
+    expect(agent.running.size).toBe(1);
+    await clock.advance(closeTimeoutMs);
+    await until(() => agent.running.size === 0);
+    expect(clock.waiting).toBe(0);
+  });
 
   test("half a frame and then silence holds a connection and nothing else, until the client goes", async () => {
     const { agent, exec, isQuiet } = await start({ serve: async ({ stream }) => void (await stream("never")) });
