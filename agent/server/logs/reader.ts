@@ -65,7 +65,7 @@ export async function readLog(
     const file = await retryMissing(real, deps.clock, signal, async () => await openActive(real));
     await using reader = new LogReader(real, file, options, deps, signal);
     if (options.tailLines !== undefined) {
-      reader.seek(await findTail(file.handle, (await file.handle.stat()).size, options.tailLines));
+      reader.seek(await findTail(file.handle, (await file.handle.stat()).size, options.tailLines, signal));
     }
     await (options.follow ? reader.follow() : reader.readToEnd());
   } catch (err) {

@@ -15,8 +15,9 @@ const lf = 0x0a;
  *
  * @param size bytes of the file that count
  * @returns 0 if the file has fewer lines
+ * Rejects with the signal's reason when it aborts, and if the file cannot be read.
  */
-export async function findTail(file: ReadableAt, size: number, lines: number): Promise<number> {
+export async function findTail(file: ReadableAt, size: number, lines: number, signal: AbortSignal): Promise<number> {
   if (lines === 0) return size;
   let left = lines + 1; // newlines to find: the one before the tail, too
   let end = size;
@@ -24,6 +25,7 @@ export async function findTail(file: ReadableAt, size: number, lines: number): P
   while (end > 0) {
     const start = Math.max(0, end - buffer.length);
     const length = await readFully(file, buffer, end - start, start);
+    signal.throwIfAborted(); // a long tail of a huge file takes minutes
     for (let i = length; i > 0; ) {
       i = buffer.lastIndexOf(lf, i - 1);
       if (i < 0) break;

@@ -1,5 +1,5 @@
 import { expect, test } from "vitest";
-import { journalArguments, parseNodeLogQuery } from "../../../../agent/server/logs/node-log-query.ts";
+import { journalArguments, parseNodeLogQuery, patternLengthMax } from "../../../../agent/server/logs/node-log-query.ts";
 import { HttpError } from "../../../../agent/server/port.ts";
 
 const accepted: { query: string; want: unknown }[] = [
@@ -54,6 +54,7 @@ const refused: { query: string; status: number; message: RegExp }[] = [
   { query: "query=a&tailLines=100001", status: 406, message: /between 0 and 100000/ },
   { query: "query=a&boot=1", status: 406, message: /less than 1/ },
   { query: "query=a&pattern=(", status: 406, message: /regular expression/ },
+  { query: `query=a&pattern=${"x".repeat(patternLengthMax + 1)}`, status: 406, message: /pattern: Too long.* 1024 / },
   { query: "query=a&pattern=a%00", status: 406, message: /regular expression/ },
   {
     query: "query=a&sinceTime=2026-01-02T03:04:05Z&untilTime=2026-01-02T03:04:04.9Z",
@@ -77,6 +78,14 @@ for (const { query, status, message } of refused) {
     expect(parse).toThrow(message);
   });
 }
+
+test("a pattern that would take for ever to run is not run here", () => {
+  const pattern = `${"(?:|)".repeat(100)}x`; // two ways through each group, none of them ends in an x
+  const begunAtMs = performance.now();
+  const parsed = parseNodeLogQuery(new URLSearchParams({ query: "a", pattern }));
+  expect(parsed).toMatchObject({ options: { pattern } });
+  expect(performance.now() - begunAtMs).toBeLessThan(500);
+});
 
 test("the journal is asked for exactly that", () => {
   expect(journalArguments(["a"], {})).toEqual(["--utc", "--no-pager", "--output=short-precise", "--unit=a"]);

@@ -1,6 +1,8 @@
 import { expect, test } from "vitest";
 import { findTail, type ReadableAt } from "../../../../agent/server/logs/tail.ts";
 
+const never = new AbortController().signal;
+
 function fileOf(bytes: Buffer): ReadableAt & { bytesRead: number } {
   return {
     bytesRead: 0,
@@ -27,7 +29,7 @@ const cases: { text: string; lines: number; want: string }[] = [
 for (const { text, lines, want } of cases) {
   test(`the last ${lines} lines of ${JSON.stringify(text)}`, async () => {
     const bytes = Buffer.from(text);
-    expect(text.slice(await findTail(fileOf(bytes), bytes.length, lines))).toBe(want);
+    expect(text.slice(await findTail(fileOf(bytes), bytes.length, lines, never))).toBe(want);
   });
 }
 
@@ -35,7 +37,7 @@ test("tails of every length over many blocks", async () => {
   const lines = Array.from({ length: 3000 }, (_, i) => `${i} ${"x".repeat((i * 37) % 500)}\n`);
   const bytes = Buffer.from(lines.join(""));
   for (const n of [1, 2, 50, 64, 65, 66, 500, 2998, 2999, 3000]) {
-    const at = await findTail(fileOf(bytes), bytes.length, n);
+    const at = await findTail(fileOf(bytes), bytes.length, n, never);
     expect(bytes.toString("utf8", at)).toBe(lines.slice(-n).join(""));
   }
 });
@@ -43,10 +45,21 @@ test("tails of every length over many blocks", async () => {
 test("a short tail of a long file costs one short read", async () => {
   const bytes = Buffer.alloc(60_000_000, `${"x".repeat(99)}\n`);
   const file = fileOf(bytes);
-  expect(await findTail(file, bytes.length, 10)).toBe(bytes.length - 1000);
+  expect(await findTail(file, bytes.length, 10, never)).toBe(bytes.length - 1000);
   expect(file.bytesRead).toBeLessThanOrEqual(16 * 1024);
 });
 
 test("a file that shrinks meanwhile ends the search", async () => {
-  expect(await findTail(fileOf(Buffer.from("a\nb\n")), 1_000_000, 10)).toBe(0);
+  expect(await findTail(fileOf(Buffer.from("a\nb\n")), 1_000_000, 10, never)).toBe(0);
+});
+
+test("whoever goes meanwhile ends the search", async () => {
+  const stop = new AbortController();
+  const file = fileOf(Buffer.alloc(1_000_000, "x"));
+  const read: ReadableAt["read"] = (...args) => {
+    stop.abort();
+    return file.read(...args);
+  };
+  await expect(findTail({ read }, 1_000_000, 10, stop.signal)).rejects.toThrow("aborted");
+  expect(file.bytesRead).toBeLessThan(100_000);
 });
