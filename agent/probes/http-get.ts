@@ -5,6 +5,7 @@ import type { Container, HTTPGetAction } from "../kube/types.ts";
 import { errnoText } from "../lib/errno-text.ts";
 import { handlerHost, handlerPort, hostPort } from "./address.ts";
 import { type Deadline, withDeadline } from "./deadline.ts";
+import { lookup } from "./lookup.ts";
 
 /** Requests made, the first and those to where redirects led, before we give up (Go's http.Client). */
 export const requestsMax = 10;
@@ -168,10 +169,10 @@ function dial(url: URL): Socket {
   // The URL class keeps the brackets around an IPv6 address.
   const host = url.hostname.replace(/^\[|\]$/g, "");
   const port = url.port === "" ? (url.protocol === "https:" ? 443 : 80) : Number(url.port);
-  if (url.protocol === "http:") return connect({ host, port });
+  if (url.protocol === "http:") return connect({ host, port, lookup });
   secureContext ??= createSecureContext({ ciphers: `${DEFAULT_CIPHERS}:@SECLEVEL=0` });
   const servername = isIP(host) === 0 ? host : "";
-  return connectTLS({ host, port, servername, secureContext, rejectUnauthorized: false });
+  return connectTLS({ host, port, lookup, servername, secureContext, rejectUnauthorized: false });
 }
 
 // Made when first used, and once: it costs more than a request. Short keys are fine where nothing is verified.

@@ -3,6 +3,7 @@ import { errnoText } from "../lib/errno-text.ts";
 import { messageOf } from "../lib/errors.ts";
 import { handlerHost, handlerPort, hostPort } from "./address.ts";
 import { withDeadline } from "./deadline.ts";
+import { lookup } from "./lookup.ts";
 import type { ProbeOutcome, Prober } from "./port.ts";
 import { probeTimeoutMs } from "./spec.ts";
 
@@ -25,7 +26,7 @@ export const probeTCP: Prober = async (probe, { container, podIP }, signal) => {
 
 async function dial({ host, port }: { host: string; port: number }, deadline: AbortSignal): Promise<ProbeOutcome> {
   return await new Promise<ProbeOutcome>((resolve) => {
-    const socket = connect({ host, port });
+    const socket = connect({ host, port, lookup });
     const end = (outcome: ProbeOutcome) => {
       socket.destroy();
       resolve(outcome);
