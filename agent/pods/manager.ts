@@ -67,6 +67,7 @@ const preempted: PodEnding = {
   message: "Preempted in order to admit critical pod",
   disruption: "Pod was preempted by Kubelet to accommodate a critical pod.",
 };
+const exceededGrace = "Container runtime did not kill the pod within specified grace period.";
 // kubelet waits so long for a pod that it ends, and half as long again as its grace.
 const killWaitMsMin = 10_000;
 const killWaitPerGrace = 1.5;
@@ -214,13 +215,14 @@ class Manager {
       active: () => [...this.#workers.values()].flatMap(({ worker }) => (worker.isActive ? [worker.pod] : [])),
       fetchNode: async () =>
         await client.get(nodes, { name: node.nodeName }, { signal: this.#signal, timeoutMs: fetchNodeTimeoutMs }),
-      preempt: async (victim) => await this.#preempt(victim),
+      preempt: async (victim, resource) => await this.#preempt(victim, resource),
       onAdmitted: (pod) => {
         this.#deps.timelines?.admitted(pod);
         this.#start(pod);
       },
       onRejected: (pod, { reason, message }: Rejection) => {
         recorder.event(podReference(pod), "Warning", reason, message);
+        this.#deps.metrics?.rejected(reason);
         log.info({ pod: podReference(pod), reason, why: message }, "pod rejected");
         this.#start(pod, rejection(reason, message));
       },
@@ -228,17 +230,23 @@ class Manager {
     });
   }
 
-  async #preempt(victim: Pod): Promise<void> {
-    const { recorder, clock, log } = this.#deps;
+  async #preempt(victim: Pod, resource: string): Promise<void> {
+    const { recorder, clock, metrics } = this.#deps;
     const uid = uidOf(victim);
     recorder.event(podReference(victim), "Warning", preempted.reason, preempted.message);
     const graceSeconds = victim.spec.terminationGracePeriodSeconds ?? 0;
     const waitMs = Math.max(killWaitMsMin, graceSeconds * killWaitPerGrace * 1_000);
     const ended = this.#workers.get(uid)?.worker.end(preempted);
     const over = new AbortController();
-    const timeout = clock.sleep(waitMs, AbortSignal.any([over.signal, this.#signal])).catch(ignoreAbort);
-    await Promise.race([ended, timeout.then(() => log.warn({ podUID: uid }, "preempted pod has not ended in time"))]);
+    const isLate = clock.sleep(waitMs, AbortSignal.any([over.signal, this.#signal])).then(
+      () => true,
+      () => false,
+    );
+    if ((await Promise.race([ended, isLate])) === true) {
+      recorder.event(podReference(victim), "Warning", "ExceededGracePeriod", exceededGrace);
+    }
     over.abort();
+    metrics?.preemptions.inc({ preemption_signal: resource });
   }
 
   #start(pod: Pod, ending?: PodEnding): void {

@@ -26,6 +26,9 @@ export interface PodMetrics {
   /** Of the last sweep. */
   cleanedVolumes: Gauge;
   cleanedVolumeErrors: Gauge;
+  /** A pod was not taken, for this reason. */
+  rejected(reason: string): void;
+  preemptions: Counter<"preemption_signal">;
   /** The API server showed this pod. */
   seen(pod: Pod): void;
   /** The API server has it no more. */
@@ -38,6 +41,32 @@ export interface PodMetrics {
   looked(pod: Pod, before: PodSnapshot | undefined, now: PodSnapshot): void;
   /** Gauges are read from these workers from now on. @returns ends it */
   follow(workers: () => Iterable<WorkerView>): () => void;
+}
+
+// Reasons that have a time series of their own; the reference's.
+const ownReasons: ReadonlySet<string> = new Set([
+  "AppArmor",
+  "Evicted",
+  "InvalidNodeInfo",
+  "NodeShutdown",
+  "OutOfcpu",
+  "OutOfephemeral-storage",
+  "OutOfmemory",
+  "OutOfpods",
+  "PodFeatureUnsupported",
+  "PodLevelResourcesNotSupported",
+  "PodOSNotSupported",
+  "PodOSSelectorNodeLabelDoesNotMatch",
+  "SupplementalGroupsPolicyNotSupported",
+  "SysctlForbidden",
+  "TopologyAffinityError",
+  "UnexpectedAdmissionError",
+  "VolumeAttachmentLimitExceeded",
+]);
+
+function rejectionLabel(reason: string): string {
+  if (ownReasons.has(reason)) return reason;
+  return reason.startsWith("OutOf") ? "OutOfExtendedResources" : "Other";
 }
 
 // The reference's, in seconds.
@@ -105,6 +134,10 @@ export function createPodMetrics(registry: MetricsRegistry, clock: Clock): PodMe
   const restarted = registry.counter("kubelet_restarted_pods_total", "Pods made anew under the same UID.", ["static"]);
   for (const isStatic of ["", "true"]) restarted.inc({ static: isStatic }, 0);
 
+  const rejected = registry.counter("kubelet_admission_rejections_total", "Pods that the node did not take, by why.", [
+    "reason",
+  ]);
+
   return {
     startedPods: counter("started_pods_total", "Sandboxes that were to be run."),
     startedPodErrors: counter("started_pods_errors_total", "Sandboxes that could not be run."),
@@ -136,6 +169,10 @@ export function createPodMetrics(registry: MetricsRegistry, clock: Clock): PodMe
       statusBuckets,
     ),
     restartedPods: restarted,
+    rejected: (reason) => rejected.inc({ reason: rejectionLabel(reason) }),
+    preemptions: registry.counter("kubelet_preemptions", "Pods that went for critical ones, by what these lacked.", [
+      "preemption_signal",
+    ]),
     orphanedPods: counter("orphaned_runtime_pods_total", "Pods found running although nobody wants them."),
     cleanedVolumes: registry.gauge("orphan_pod_cleaned_volumes", "Pods whose remains the last sweep removed."),
     cleanedVolumeErrors: registry.gauge(

@@ -67,7 +67,9 @@ function makeRoom(pod: Pod, misfits: readonly Misfit[], { others }: AdmissionCon
   if (other !== undefined) return rejected(other.reason, other.message);
   const needs = misfits.flatMap(({ short }) => (short === undefined ? [] : [short]));
   const preemption = choosePreempted(pod, needs, others);
-  if (preemption.kind === "enough") return { kind: "preempt", victims: preemption.victims };
+  if (preemption.kind === "enough") {
+    return { kind: "preempt", victims: preemption.victims, resource: needs[0]?.resource ?? "" };
+  }
   const short = preemption.short.map(({ resource, amount }) => `(res: ${resource}, q: ${amount}), `).join("");
   return rejected("UnexpectedAdmissionError", `${noVictims}: [${short}]`);
 }

@@ -13,8 +13,8 @@ export interface GateDeps {
   active(): readonly Pod[];
   /** The Node as the API server has it at this moment: what we hold may be a little behind. */
   fetchNode(): Promise<Node>;
-  /** Ends a pod so that `pod` finds room; resolves when it is gone, or has had its time. */
-  preempt(victim: Pod, pod: Pod): Promise<void>;
+  /** Ends a pod for want of `resource`; resolves when it is gone, or has had its time. */
+  preempt(victim: Pod, resource: string): Promise<void>;
   onAdmitted(pod: Pod): void;
   onRejected(pod: Pod, rejection: Rejection): void;
   log: Logger;
@@ -96,7 +96,7 @@ export class AdmissionGate {
   // The Node that we hold may be older than what the scheduler saw; and room may have to be made.
   async #reconsider(pod: Pod, admission: Admission): Promise<Admission> {
     if (admission.kind === "preempt") {
-      await Promise.all(admission.victims.map(async (victim) => await this.#deps.preempt(victim, pod)));
+      await Promise.all(admission.victims.map(async (victim) => await this.#deps.preempt(victim, admission.resource)));
       return { kind: "admitted" };
     }
     try {

@@ -25,8 +25,8 @@ export interface AdmissionContext {
   isShuttingDown: boolean;
 }
 
-/** Whether a pod may run here. `preempt`: if these others go first. */
+/** Whether a pod may run here. `preempt`: if these others go first; `resource` is what it is short of before all. */
 export type Admission =
   | { kind: "admitted" }
   | { kind: "rejected"; rejection: Rejection }
-  | { kind: "preempt"; victims: readonly Pod[] };
+  | { kind: "preempt"; victims: readonly Pod[]; resource: string };

@@ -24,8 +24,8 @@ function setUp(changes: Partial<GateDeps> = {}) {
     }),
     active: () => admitted,
     fetchNode: async () => await Promise.resolve(node),
-    preempt: async (victim) => {
-      told.push(`${victim.metadata.name} preempted`);
+    preempt: async (victim, resource) => {
+      told.push(`${victim.metadata.name} preempted for ${resource}`);
       admitted.splice(admitted.indexOf(victim), 1);
       await Promise.resolve();
     },
@@ -72,7 +72,7 @@ test("a critical pod gets room from one that is not", async () => {
   await settle();
   gate.arrive(asking("dns", "1", { priority: 2_000_000_000 }));
   await settle();
-  expect(told).toEqual(["batch admitted", "batch preempted", "dns admitted"]);
+  expect(told).toEqual(["batch admitted", "batch preempted for cpu", "dns admitted"]);
 });
 
 test("a label that the scheduler saw already counts, although we hear of it later", async () => {

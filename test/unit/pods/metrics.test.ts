@@ -236,3 +236,16 @@ test("starts of pods reach their histograms, and the first network pod its gauge
   expect(text).toContain("\nkubelet_pod_worker_start_duration_seconds_count 3\n");
   expect(text).toContain('\nkubelet_containers_per_pod_count_bucket{le="1"} 3\n');
 });
+
+test("rejections are counted by the reasons that have a name of their own", async () => {
+  const { metrics, shown } = setUp();
+  for (const reason of ["OutOfcpu", "OutOfexample.com/gpu", "OutOfhugepages-2Mi", "NodeAffinity", "NodePorts"]) {
+    metrics.rejected(reason);
+  }
+  const lines = (await shown()).split("\n").filter((line) => line.startsWith("kubelet_admission_rejections_total"));
+  expect(lines.toSorted()).toEqual([
+    'kubelet_admission_rejections_total{reason="Other"} 2',
+    'kubelet_admission_rejections_total{reason="OutOfExtendedResources"} 2',
+    'kubelet_admission_rejections_total{reason="OutOfcpu"} 1',
+  ]);
+});
