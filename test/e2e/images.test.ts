@@ -153,6 +153,23 @@ describe.skipIf(!inject("isLocal"))("a private registry", () => {
     expect(performance.now() - mendedAt).toBeLessThan(mendedWithinMs);
   });
 
+  test("gets the secrets that can be read; the others are named without their content", async () => {
+    const { cluster } = env;
+    const auth = btoa("s3cret-without-user");
+    const data = { ".dockerconfigjson": btoa(JSON.stringify({ auths: { [registryName]: { auth } } })) };
+    await cluster.create(secrets, { ...pullSecret("broken"), data });
+    await cluster.createPod(runs("broken-secret", "team/mended:1", withSecret("broken", "", "good"), "Always"));
+    await cluster.waitForPod("broken-secret", "ready", isReady);
+    const messages = await until("the event", async () => {
+      const events = await cluster.eventsOf("broken-secret");
+      const found = events.find(({ reason }) => reason === "FailedToRetrieveImagePullSecret");
+      return found === undefined ? undefined : JSON.stringify(events);
+    });
+    expect(messages).toContain(`/broken: auth of ${registryName} is not base64 of user:password`);
+    expect(messages).not.toContain(auth);
+    expect(messages).not.toContain("s3cret");
+  });
+
   test("knows the node by its config.json", async () => {
     const { cluster } = env;
     await cluster.createPod(runs("node-config", "node/app:1"));
