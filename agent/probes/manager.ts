@@ -59,15 +59,18 @@ class Manager implements ProbeManager {
   }
 
   observe(podUID: string, seen: SeenPod): void {
-    let probes = this.#pods.get(podUID);
-    if (probes === undefined) {
-      const specs = probesOf(seen.pod);
-      if (specs.length === 0) return;
-      probes = new PodProbes(podUID, specs, this.#deps);
-      if (this.#stopping.has(podUID)) probes.stopLiveness();
-      this.#pods.set(podUID, probes);
+    const present = this.#pods.get(podUID);
+    if (present !== undefined) {
+      present.observe(seen);
+      return;
     }
+    const specs = probesOf(seen.pod);
+    if (specs.length === 0) return;
+    const probes = new PodProbes(podUID, specs, this.#deps);
+    this.#pods.set(podUID, probes);
     probes.observe(seen);
+    // Only now: what was reported of it holds until its end.
+    if (this.#stopping.has(podUID)) probes.stopLiveness();
   }
 
   verdict(podUID: string, container: string, containerID: string, type: ProbeType): Verdict | undefined {

@@ -299,6 +299,18 @@ describe("a pod that stops", () => {
     expect(manager.verdict("u1", "app", "app-0", "Readiness")).toBeUndefined();
   });
 
+  test("that had started up and was ready stays so when the agent comes only then, and is looked at", async () => {
+    const { clock, manager, see, verdict, runs } = setUp();
+    manager.stopLiveness("u1");
+    see(podWith({ startupProbe: everySecond, readinessProbe: { ...everySecond, timeoutSeconds: 2 } }), {
+      wasStarted: true,
+      wasReady: true,
+    });
+    expect([verdict("Startup"), verdict("Readiness")]).toEqual(["success", "success"]);
+    await clock.advance(1_500);
+    expect(runs.map(({ probe }) => probe.timeoutSeconds)).toEqual([2, 2]);
+  });
+
   test("also if it is seen only then", async () => {
     const { clock, manager, runs } = setUp();
     manager.stopLiveness("u1");
