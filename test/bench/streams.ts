@@ -1,6 +1,6 @@
 /**
  * What it costs that streams go through the agent: exec both ways and logs, beside the same transfer straight from the
- * runtime's streaming server and from the file; a hundred sessions at once; and 1 GiB through `kubectl cp` with an eye on
+ * runtime's streaming server and from the file; many sessions at once; and 1 GiB through `kubectl cp` with an eye on
  * the agent's memory. Needs root and dist/nodelet (`npm run build`).
  */
 import { createReadStream } from "node:fs";
@@ -21,7 +21,8 @@ import { runStreamLoad, type StreamLoad } from "../support/stream-load/load.ts";
 const MiB = 1 << 20;
 const rounds = 3;
 const transferBytes = 128 * MiB;
-const sessions = 100;
+// Debian's containerd 1.6 takes a minute for a hundred at once, whoever asks: that would measure it and not us.
+const sessions = 20;
 const sessionBytes = 2 * MiB;
 const logLines = 200_000;
 const copyBytes = 1024 * MiB;
