@@ -32,8 +32,17 @@ export interface Runtime {
   containerStatus(containerID: string): Promise<ContainerStatus>;
   updateContainerResources(containerID: string, resources: LinuxResources): Promise<void>;
   reopenContainerLog(containerID: string): Promise<void>;
-  /** Runs a command to its end. `timeoutSeconds` 0 = no limit; DeadlineExceeded when it passed. */
-  execSync(containerID: string, command: readonly string[], timeoutSeconds: number): Promise<ExecSyncResult>;
+  /**
+   * Runs a command to its end. When `signal` aborts, the runtime is told to end the command.
+   *
+   * @param timeoutSeconds 0: no limit; DeadlineExceeded when it passed
+   */
+  execSync(
+    containerID: string,
+    command: readonly string[],
+    timeoutSeconds: number,
+    signal?: AbortSignal,
+  ): Promise<ExecSyncResult>;
 
   /** Every sandbox and container that the runtime knows, or only those of one pod. Two calls, no per-object ones. */
   list(podUID?: string): Promise<RuntimeList>;

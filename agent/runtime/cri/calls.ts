@@ -8,7 +8,13 @@ export const runtimeService = "runtime.v1.RuntimeService";
 /** The runtime service's calls that more than one part makes; answers are still in the wire's shapes. */
 export interface RuntimeCalls {
   /** One unary call. `timeoutMs`: the request timeout unless given; Infinity means none. */
-  call<Response extends object>(method: string, request: object, what: string, timeoutMs?: number): Promise<Response>;
+  call<Response extends object>(
+    method: string,
+    request: object,
+    what: string,
+    timeoutMs?: number,
+    signal?: AbortSignal,
+  ): Promise<Response>;
   listSandboxes(filter: object): Promise<WirePodSandbox[]>;
   listContainers(filter: object): Promise<WireContainer[]>;
   /** Rejects with NotFound. */
@@ -23,7 +29,11 @@ export function createRuntimeCalls(channel: CRIChannel, proto: ProtoPackage, req
     request: object,
     what: string,
     timeoutMs = requestTimeoutMs,
-  ) => await channel.call<Response>(proto, runtimeService, method, request, { timeoutMs, what });
+    signal?: AbortSignal,
+  ) => {
+    const settings = { timeoutMs, what, ...(signal === undefined ? {} : { signal }) };
+    return await channel.call<Response>(proto, runtimeService, method, request, settings);
+  };
   const found = <T>(status: T | null, what: string): T => {
     if (status === null) throw new AgentError("NotFound", `${what}: the runtime answered nothing`);
     return status;

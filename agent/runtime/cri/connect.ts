@@ -222,12 +222,13 @@ class CRIRuntime implements Runtime {
     );
   }
 
-  async execSync(containerID: string, command: readonly string[], timeoutSeconds: number) {
+  async execSync(containerID: string, command: readonly string[], timeoutSeconds: number, signal?: AbortSignal) {
     const { stdout, stderr, exit_code } = await this.#calls.call<{ stdout: Buffer; stderr: Buffer; exit_code: number }>(
       "ExecSync",
       { container_id: containerID, cmd: [...command], timeout: timeoutSeconds },
       `exec in container ${containerID}`,
       timeoutSeconds === 0 ? Number.POSITIVE_INFINITY : this.#options.requestTimeoutMs + timeoutSeconds * 1000,
+      signal,
     );
     return { stdout, stderr, exitCode: exit_code };
   }

@@ -13,7 +13,7 @@ import {
   type WantedStreams,
   wantedStreams,
 } from "./request.ts";
-import { run } from "./run.ts";
+import { createRun } from "./run.ts";
 import { splice } from "./splice.ts";
 import { containerOf, hasTerminal, podOf, sandboxOf, sessionURL } from "./target.ts";
 import { serveTunnel } from "./tunnel.ts";
@@ -121,7 +121,7 @@ export function createStreaming(deps: StreamingDeps): Streaming {
         }
       },
     },
-    run: async (exchange) => await run({ pods, runtime }, exchange),
+    run: createRun({ pods, runtime }),
   };
 }
 

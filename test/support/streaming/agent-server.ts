@@ -57,7 +57,10 @@ export async function startAgentServer(options: AgentServerOptions): Promise<Age
   const onRequest: RequestListener = (request, response) => {
     const { route, params, query } = target(request);
     const handle = route === "run" ? streaming.run : streaming[route].handle;
-    handle({ request, response, params, query, signal: stop.signal }).catch((err: unknown) => respond(response, err));
+    const gone = new AbortController();
+    response.on("close", () => gone.abort());
+    const signal = AbortSignal.any([stop.signal, gone.signal]);
+    handle({ request, response, params, query, signal }).catch((err: unknown) => respond(response, err));
   };
   const onUpgrade = async (request: IncomingMessage, socket: Socket, head: Buffer) => {
     const { route, params, query } = target(request);

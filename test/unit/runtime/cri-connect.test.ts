@@ -137,6 +137,22 @@ test("a call that is not answered ends at its deadline, with a message that name
   });
 });
 
+test("a canceled command is canceled in the runtime, too", async () => {
+  const { promise: canceled, resolve } = Promise.withResolvers<void>();
+  const { promise: begun, resolve: begin } = Promise.withResolvers<void>();
+  const ExecSync: Unary = (call) => {
+    call.on("cancelled", resolve);
+    begin();
+  };
+  const runtime = await connect(await serve({ Version: version, ExecSync }));
+  const stop = new AbortController();
+  const run = runtime.execSync("c1", ["sleep", "100"], 0, stop.signal);
+  await begun;
+  stop.abort();
+  await expect(run).rejects.toMatchObject({ code: "Canceled" });
+  await canceled;
+});
+
 test("a canceled pull is canceled in the runtime, too", async () => {
   const { promise: canceled, resolve } = Promise.withResolvers<void>();
   const { promise: begun, resolve: begin } = Promise.withResolvers<void>();

@@ -4,6 +4,7 @@ import { afterEach, describe, expect, test } from "vitest";
 import { AgentError } from "../../../../agent/lib/errors.ts";
 import { answerTimeoutMs } from "../../../../agent/server/streaming/dial.ts";
 import { halfClosedIdleMs } from "../../../../agent/server/streaming/pump.ts";
+import { runsMax } from "../../../../agent/server/streaming/run.ts";
 import {
   type AgentServerOptions,
   fakeRuntimeCalls,
@@ -96,6 +97,51 @@ describe("requests that are answered and not upgraded", () => {
       '500 container not found ("nosuch")',
     );
     expect(await body(`${agent.url}/run/default/nobody/app?cmd=ls`, { method: "POST" })).toBe("404 pod does not exist");
+  });
+});
+
+describe("commands of /run", () => {
+  const commands = (count: number) => {
+    const { runtime } = fakeRuntimeCalls(() => "http://127.0.0.1:1");
+    const ended: string[] = [];
+    const begun = Promise.withResolvers<void>();
+    let left = count;
+    const execSync: AgentServerOptions["runtime"]["execSync"] = async (_id, command, _timeout, signal) => {
+      left -= 1;
+      if (left === 0) begun.resolve();
+      await new Promise<void>((resolve) => void signal?.addEventListener("abort", () => resolve()));
+      ended.push(command.join(" "));
+      throw new AgentError("Canceled", "canceled");
+    };
+    return { runtime: { ...runtime, execSync }, ended, begun: begun.promise };
+  };
+
+  test("end with their client", async () => {
+    const { runtime, ended, begun } = commands(1);
+    const agent = await startAgentServer({ pods: servedPods(webPod), runtime });
+    stack.push(agent);
+    const gone = new AbortController();
+    const asked = body(`${agent.url}/run/default/web/app?cmd=sleep`, { method: "POST", signal: gone.signal });
+    asked.catch(() => {});
+    await begun;
+    gone.abort();
+    await until(() => ended.length === 1);
+  });
+
+  test("are few at a time", async () => {
+    const { runtime, ended, begun } = commands(runsMax);
+    const agent = await startAgentServer({ pods: servedPods(webPod), runtime });
+    stack.push(agent);
+    const url = `${agent.url}/run/default/web/app?cmd=sleep`;
+    const gone = new AbortController();
+    for (let i = 0; i < runsMax; i += 1) void body(url, { method: "POST", signal: gone.signal }).catch(() => {});
+    await begun;
+    expect(await body(url, { method: "POST" })).toMatch(/^429 8 commands are running/);
+    gone.abort();
+    await until(() => ended.length === runsMax);
+    const again = body(url, { method: "POST", signal: AbortSignal.timeout(200) });
+    await expect(again).rejects.toThrow(); // it runs, and has no end
+    await until(() => ended.length === runsMax + 1);
   });
 });
 
