@@ -1,5 +1,6 @@
 import { join } from "node:path";
 import { agentEnvironment } from "../config/environment.ts";
+import { isGateOn } from "../config/feature-gates.ts";
 import type { KubeletSettings } from "../config/load-kubelet.ts";
 import type { ApiClient, EventRecorder } from "../kube/port.ts";
 import { serviceAccounts } from "../kube/resources.ts";
@@ -37,8 +38,10 @@ const tokenSeconds = 3_600;
 /** The configuration of credential provider plugins, if there are any. Rejects with ConfigError. */
 export async function loadCredentialProviders({
   flags: { imageCredentialProviderConfig: path, imageCredentialProviderBinDir: binDir },
+  config: { featureGates },
 }: KubeletSettings): Promise<CredentialProviderConfig | undefined> {
-  return path === "" ? undefined : await readCredentialProviders(path, binDir);
+  const mayHaveTokens = isGateOn(featureGates, "KubeletServiceAccountTokenForCredentialProviders");
+  return path === "" ? undefined : await readCredentialProviders(path, { binDir, mayHaveTokens });
 }
 
 /** Makes the part that pulls, with what it needs to know of credentials. */

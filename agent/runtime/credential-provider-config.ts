@@ -42,6 +42,7 @@ export interface CredentialProviderConfig {
 const configVersions = ["v1", "v1beta1", "v1alpha1"].map((version) => `kubelet.config.k8s.io/${version}`);
 const kind = "CredentialProviderConfig";
 const tokenConfigVersion = "kubelet.config.k8s.io/v1";
+const tokenGate = "feature gate KubeletServiceAccountTokenForCredentialProviders";
 const tokenProviderVersion = "credentialprovider.kubelet.k8s.io/v1";
 
 const envTable = { name: works(string(), "", "variable"), value: works(string(), "", "its value", { secret: true }) };
@@ -91,9 +92,13 @@ type TokenValues = ValuesOf<typeof tokenTable>;
  * their names.
  *
  * @param binDir `--image-credential-provider-bin-dir`
+ * @param mayHaveTokens feature gate KubeletServiceAccountTokenForCredentialProviders
  * @throws ConfigError with a line for each problem, naming file and field
  */
-export async function readCredentialProviders(path: string, binDir: string): Promise<CredentialProviderConfig> {
+export async function readCredentialProviders(
+  path: string,
+  { binDir, mayHaveTokens }: { binDir: string; mayHaveTokens: boolean },
+): Promise<CredentialProviderConfig> {
   const files = await filesOf(path);
   const hash = createHash("sha256");
   const providers: CredentialProvider[] = [];
@@ -106,6 +111,9 @@ export async function readCredentialProviders(path: string, binDir: string): Pro
     for (const [i, provider] of values.entries()) {
       const at = `${file}: providers[${i}]`;
       const wrong = problemsOf(provider, version).map((problem) => `${at}.${problem}`);
+      if (provider.tokenAttributes !== undefined && !mayHaveTokens) {
+        wrong.push(`${at}.tokenAttributes needs ${tokenGate}`);
+      }
       const other = fileOfName.get(provider.name);
       if (other !== undefined) {
         wrong.push(`${at}.name must not be "${provider.name}" again${other === file ? "" : `, as ${other} has it`}`);

@@ -49,6 +49,9 @@ async function put(files: Record<string, unknown>): Promise<string> {
   return others.length === 0 ? join(folder, only) : folder;
 }
 
+const read = async (path: string, mayHaveTokens = true) =>
+  await readCredentialProviders(path, { binDir, mayHaveTokens });
+
 test("a file with everything", async () => {
   const path = await put({
     "config.json": document([
@@ -56,7 +59,7 @@ test("a file with everything", async () => {
       { ...provider, name: "acr", defaultCacheDuration: "0s", tokenAttributes },
     ]),
   });
-  const { providers, hash } = await readCredentialProviders(path, binDir);
+  const { providers, hash } = await read(path);
   expect(hash).toMatch(/^sha256:[0-9a-f]{64}$/);
   expect(providers).toEqual([
     {
@@ -98,7 +101,7 @@ test("every version of the file and YAML are read", async () => {
       "  defaultCacheDuration: 1m30s",
       "  apiVersion: credentialprovider.kubelet.k8s.io/v1beta1",
     ].join("\n");
-    const { providers } = await readCredentialProviders(await put({ "config.yaml": yaml }), binDir);
+    const { providers } = await read(await put({ "config.yaml": yaml }));
     expect(providers).toMatchObject([{ name: "ecr", defaultCacheDurationMs: 90_000 }]);
   }
 });
@@ -110,7 +113,7 @@ test("a directory is read in the order of names, other files and folders are lef
     "README.md": "# no configuration",
   });
   await mkdir(join(path, "more.yaml"));
-  const { providers } = await readCredentialProviders(path, binDir);
+  const { providers } = await read(path);
   expect(providers.map(({ name }) => name)).toEqual(["ecr", "acr"]);
 });
 
@@ -251,16 +254,22 @@ const wrong: { name: string; files: Record<string, unknown>; says: string }[] = 
 ];
 test.for(wrong)("$name ends the start, naming file and field", async ({ files, says }) => {
   const path = await put(files);
-  const err: unknown = await readCredentialProviders(path, binDir).catch((e: unknown) => e);
+  const err: unknown = await read(path).catch((e: unknown) => e);
   if (!(err instanceof ConfigError)) throw err;
   expect(err.message).toContain(says);
   expect(err.message).toContain(path);
   expect(err.message).not.toContain("42424242");
 });
 
+test("tokens need their feature gate", async () => {
+  const path = await put({ f: document([{ ...provider, tokenAttributes }]) });
+  await expect(read(path, false)).rejects.toThrow("providers[0].tokenAttributes needs feature gate Kubelet");
+  await read(await put({ f: document([provider]) }), false);
+});
+
 test("a path that is not there, and a directory without a file", async () => {
-  await expect(readCredentialProviders(join(dir, "none"), binDir)).rejects.toThrow(
+  await expect(read(join(dir, "none"))).rejects.toThrow(
     /^--image-credential-provider-config: .*none cannot be read: ENOENT/,
   );
-  await expect(readCredentialProviders(join(binDir, "folder"), binDir)).rejects.toThrow("holds no .json");
+  await expect(read(join(binDir, "folder"))).rejects.toThrow("holds no .json");
 });
