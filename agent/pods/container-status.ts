@@ -76,6 +76,11 @@ function containerStatus(
   }
   if (before !== undefined && newest !== undefined) status.lastState = seen(before, undefined, inputs).state ?? {};
 
+  // One that is replaced is shown on its way to its successor: the API server would not let it come back from its end.
+  if (newest?.state === "exited" && replaced.has(container.name) && status.state?.terminated !== undefined) {
+    status.lastState = status.state;
+    status.state = { waiting: { reason: waitingReason(pod) } };
+  }
   const why = waiting.get(container.name);
   const isDone = kind === "init" && !isSidecar(container) && newest?.state === "exited" && initExitCode(newest) === 0;
   const willStart =
@@ -127,10 +132,9 @@ function unseen(
     if (old.state.waiting.reason === restartingAllReason) return { ...old };
   }
   if (old?.state?.terminated !== undefined) return { ...old };
-  const reason = (pod.spec.initContainers ?? []).length > 0 ? "PodInitializing" : "ContainerCreating";
   const status: ContainerStatus = {
     name: container.name,
-    state: { waiting: { reason } },
+    state: { waiting: { reason: waitingReason(pod) } },
     lastState: old?.lastState ?? {},
     ready: false,
     restartCount: old?.restartCount ?? 0,
@@ -157,6 +161,10 @@ function unseen(
     if (pod.metadata.deletionTimestamp === undefined) status.restartCount += 1;
   }
   return status;
+}
+
+function waitingReason({ spec }: Pod): string {
+  return (spec.initContainers ?? []).length > 0 ? "PodInitializing" : "ContainerCreating";
 }
 
 // Removed by us, so that all containers begin anew.

@@ -52,17 +52,18 @@ function decideRunning(pod: Pod, observed: PodSnapshot, local: PodLocal, plan: P
     return;
   }
   if (state.attempt > 0 && stopRemains(pod, observed, local, plan)) return;
-  if (!wantsNewSandbox(pod, observed, state.attempt)) return;
+  if (!wantsNewSandbox(pod, observed, state.attempt, local)) return;
   if (local.volumes !== "ready") plan.want({ kind: "SetUpVolumes" });
   plan.want({ kind: "CreateSandbox", attempt: state.attempt });
   for (const container of firstContainers(pod)) wantImage(container, local, plan);
 }
 
 /** True when all regular containers have ended for good: what is left, such as sidecars, only has to be stopped. */
-export function isOver(pod: Pod, { containers }: PodSnapshot, local: Pick<PodLocal, "replaced">): boolean {
+export function isOver(pod: Pod, { containers }: PodSnapshot, local: Pick<PodLocal, "replaced" | "finished">): boolean {
   return pod.spec.containers.every((container) => {
     const newest = containers.find(({ name }) => name === container.name);
-    if (newest?.state !== "exited" || local.replaced.has(newest.id)) return false;
+    if (newest === undefined) return local.finished.has(container.name);
+    if (newest.state !== "exited" || local.replaced.has(newest.id)) return false;
     return !restartsAfter(pod, container, newest.exitCode);
   });
 }
@@ -80,16 +81,17 @@ function stopRemains(pod: Pod, observed: PodSnapshot, local: PodLocal, plan: Pla
   return ready.length > 0;
 }
 
-function wantsNewSandbox(pod: Pod, observed: PodSnapshot, attempt: number): boolean {
+function wantsNewSandbox(pod: Pod, observed: PodSnapshot, attempt: number, { finished }: PodLocal): boolean {
   if (pod.spec.restartPolicy === "Never" && attempt > 0 && observed.containers.length > 0) return false;
   const regular = pod.spec.containers;
   const toStart = regular.filter((container) => {
     const newest = observed.containers.find(({ name }) => name === container.name);
-    return newest === undefined || shouldRestart(pod, container, newest);
+    return newest === undefined ? !finished.has(container.name) : shouldRestart(pod, container, newest);
   });
   if (toStart.length > 0) return true;
   // Nothing to start, but initialisation never came to its end: begin it again.
-  return !regular.some(({ name }) => observed.containers.some((container) => container.name === name));
+  const hasRun = (name: string) => finished.has(name) || observed.containers.some((status) => status.name === name);
+  return !regular.some(({ name }) => hasRun(name));
 }
 
 function firstContainers(pod: Pod): Container[] {
@@ -112,9 +114,11 @@ function decideContainers(
   if (init.isInitialized) {
     for (const container of pod.spec.containers) {
       const newest = observed.containers.find(({ name }) => name === container.name);
-      if (newest === undefined || (!isAlive(newest) && mayStartAgain(pod, container, newest, local))) {
-        starts.push(container);
-      }
+      const isDue =
+        newest === undefined
+          ? !local.finished.has(container.name)
+          : !isAlive(newest) && mayStartAgain(pod, container, newest, local);
+      if (isDue) starts.push(container);
     }
   }
   killUnfit(pod, inSandbox, local, plan);

@@ -26,6 +26,8 @@ export interface PodLocal {
   readonly replaced: ReadonlySet<string>;
   /** When instances ended, by container ID, on the clock that decisions go by; see worker.ts. */
   readonly endedAtMs: ReadonlyMap<string, number>;
+  /** Regular containers that were told to have ended for good, by name: they do not run again if the runtime forgets them. */
+  readonly finished: ReadonlySet<string>;
   /** Dead instances that have to go, by container ID. */
   readonly condemned: ReadonlySet<string>;
   /** So many dead instances of a container are kept at once; at least 1. */

@@ -7,6 +7,7 @@ import { formatDelay } from "./crash-backoff.ts";
 import type { PodLocal } from "./local.ts";
 import { describePod, specContainers } from "./names.ts";
 import { isAlive, type Plan } from "./plan.ts";
+import { restartsAfter } from "./restart-policy.ts";
 import { sandboxState } from "./sandbox.ts";
 import { isTerminalPhase } from "./status.ts";
 
@@ -83,6 +84,16 @@ export function probedContainers(
       },
     ];
   });
+}
+
+/** Names of regular containers that were reported to have ended and that nothing starts again. */
+export function finishedContainers(pod: Pod, reported: PodStatus): Set<string> {
+  const finished = pod.spec.containers.filter((container) => {
+    const status = reported.containerStatuses?.find(({ name }) => name === container.name);
+    const exitCode = status?.state?.terminated?.exitCode;
+    return exitCode !== undefined && !restartsAfter(pod, container, exitCode);
+  });
+  return new Set(finished.map(({ name }) => name));
 }
 
 /** What we said last, with the conditions of others as the API server has them now. */

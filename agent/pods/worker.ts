@@ -23,6 +23,7 @@ import { actionKey, isAlive, type Plan, type PodAction } from "./plan.ts";
 import type { PodDeps } from "./port.ts";
 import { buildPodStatus, isTerminalPhase } from "./status.ts";
 import {
+  finishedContainers,
   hasReadySandbox,
   previousStatus,
   probedContainers,
@@ -361,6 +362,7 @@ export class PodWorker {
       crash: this.#instances.crash,
       replaced: this.#instances.replaced,
       endedAtMs: this.#instances.endedAtMs,
+      finished: finishedContainers(this.#pod, this.#previous(this.#pod)),
       condemned: this.#instances.condemned,
       hooks: this.#instances.hooks,
       deadContainersMax: deadContainersKept(this.#deps.settings.deadContainers),

@@ -115,6 +115,18 @@ describe("states", () => {
       want: { state: { terminated: expect.objectContaining({ exitCode: 1 }) as never } },
     },
     {
+      name: "on its way to the one that replaces it, although the pod never restarts",
+      inputs: {
+        pod: never,
+        replaced: new Set(["app"]),
+        observed: snapshot({ containers: [exited({ exitCode: 143 })] }),
+      },
+      want: {
+        state: { waiting: { reason: "ContainerCreating" } },
+        lastState: { terminated: expect.objectContaining({ exitCode: 143 }) as never },
+      },
+    },
+    {
       name: "who it runs as",
       inputs: {
         observed: snapshot({ containers: [containerOf({ user: { uid: 1, gid: 2, supplementalGroups: [2, 3] } })] }),

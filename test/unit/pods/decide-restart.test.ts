@@ -116,7 +116,7 @@ describe("a new definition", () => {
     const pod = changed({ restartPolicy });
     expect(plan(pod, [containerOf()]).actions).toMatchObject([{ kind: "KillContainer", replaces: true }]);
     expect(todo(pod, [exited({ exitCode: 143 })], { replaced: new Set(["app-0"]) })).toEqual(["pull app"]);
-    expect(isOver(pod, snapshot({ containers: [exited()] }), { replaced: new Set(["app-0"]) })).toBe(false);
+    expect(isOver(pod, snapshot({ containers: [exited()] }), localOf({ replaced: new Set(["app-0"]) }))).toBe(false);
   });
   test("does nothing to one that has ended for good", () => {
     expect(todo(changed({ restartPolicy: "Never" }), [exited()])).toEqual([]);
@@ -233,6 +233,26 @@ describe("a sandbox that died", () => {
     const sandboxes = [sandboxOf({ id: "s1", attempt: 1 })];
     const before = [exited({ exitCode: 137 }), exited({ name: "init" })]; // of the sandbox before
     expect(todo(pod, before, {}, { sandboxes })).toEqual(["start init"]);
+  });
+});
+
+describe("a container that the runtime forgot", () => {
+  const two = podOf({
+    restartPolicy: "Never",
+    containers: [
+      { name: "app", image: "image:1" },
+      { name: "log", image: "image:1" },
+    ],
+  });
+  test("runs again", () => expect(todo(two, [containerOf({ name: "log" })])).toEqual(["start app"]));
+  test("does not run again if it was told to have ended for good", () => {
+    const finished = new Set(["app"]);
+    expect(todo(two, [containerOf({ name: "log" })], { finished })).toEqual([]);
+    expect(todo(two, [], { finished }, { sandboxes: [] })).toEqual(["sandbox 0"]);
+    expect(todo(podOf({ restartPolicy: "Never" }), [], { finished }, { sandboxes: [] })).toEqual([]);
+    expect(isOver(two, snapshot({ containers: [exited({ name: "log" })] }), { replaced: new Set(), finished })).toBe(
+      true,
+    );
   });
 });
 

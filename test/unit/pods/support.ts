@@ -82,6 +82,7 @@ export function localOf(changes: Partial<PodLocal> = {}): PodLocal {
     crash: new Map(),
     replaced: new Set(),
     endedAtMs: new Map(),
+    finished: new Set(),
     condemned: new Set(),
     deadContainersMax: 1,
     hooks: new Map(),

@@ -96,6 +96,26 @@ describe("a runtime with faults", () => {
     });
   });
 
+  test("that forgets a container which ended for good gets none in its place", async () => {
+    await using node = new ScriptedNode();
+    await node.start(
+      podOf({
+        restartPolicy: "Never",
+        containers: [
+          { name: "app", image: "image:1" },
+          { name: "log", image: "image:1" },
+        ],
+      }),
+    );
+    await node.exit("app", 0);
+    await node.forget("app");
+    await settle();
+    expect(starts(node)).toBe(1);
+    expect(node.status().containerStatuses?.[0]?.state?.terminated?.exitCode).toBe(0);
+    await node.exit("log", 0);
+    expect(node.status().phase).toBe("Succeeded");
+  });
+
   test("that loses a sandbox gets another one", async () => {
     await using node = new ScriptedNode();
     await node.start(podOf());
