@@ -38,6 +38,9 @@ export function blockersOf(facts: PodFacts, nowMs: number): Blocker[] {
 
 function podBlockers(facts: PodFacts, nowMs: number): Blocker[] {
   const { pod, local, observed, status } = facts;
+  if (local === undefined && facts.isQueued === true) {
+    return [{ what: "pod", why: "waits until the one of its name that was here before is gone" }];
+  }
   if (local === undefined) {
     const next = "decided as soon as all pods of the node are known; a critical pod may first make room";
     return [{ what: "admission", why: "the node has not decided yet whether it takes the pod", next }];

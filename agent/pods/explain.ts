@@ -7,6 +7,9 @@ import { podStateWord } from "./pod-state.ts";
 import { isTerminalPhase } from "./status.ts";
 import { shortened, type Timeline, type TimelineEntry } from "./timeline.ts";
 
+// A few lines of a terminal; the whole of it is in the pod's status and events.
+const whyCharsMax = 480;
+
 /** What the worker of a pod knows of it. */
 export interface WorkerFacts {
   pod: Pod;
@@ -14,8 +17,10 @@ export interface WorkerFacts {
   status: PodStatus;
   /** Undefined until the runtime has been looked at. */
   observed: PodSnapshot | undefined;
-  /** Undefined for a pod that is not admitted yet. */
+  /** Undefined for a pod that nobody works on yet: see `isQueued`. */
   local: PodLocal | undefined;
+  /** The pod has to wait until another one of its name, or with its UID, is gone. */
+  isQueued?: boolean;
   /** The present on the clock that `local` goes by, as Unix ms; see steady-clock.ts. */
   nowMs?: number;
   /** Termination messages, by container ID. */
@@ -31,23 +36,29 @@ export interface PodFacts extends WorkerFacts {
   timeline: Pick<Timeline, "entries" | "omitted"> | undefined;
 }
 
-/** A pod in one line. Instants are RFC 3339. */
-export interface PodLine {
+/** What is told first of a pod. Instants are RFC 3339. */
+interface PodSummary {
   namespace: string;
   name: string;
   uid: string;
   /** A word: "Running", "ImagePullBackOff", "Terminating" … */
   state: string;
   since: string;
+  /** Regular containers that are ready. */
   ready: number;
-  containers: number;
   restarts: number;
+}
+
+/** A pod in one line. */
+export interface PodLine extends PodSummary {
+  /** How many regular containers it has. */
+  containers: number;
   /** What it waits for first; "" if nothing. */
   waitsFor: string;
 }
 
 /** What happened to a pod, and what it waits for now. Instants are RFC 3339, durations milliseconds. */
-export interface Explanation extends Omit<PodLine, "containers" | "waitsFor"> {
+export interface Explanation extends PodSummary {
   phase: string;
   /** Why the pod as a whole is as it is, as its status says; "" as a rule. */
   message: string;
@@ -96,9 +107,8 @@ export interface ExplainedEntry {
 /** Explains one pod. Pure. @param nowMs Unix ms */
 export function explainPod(facts: PodFacts, nowMs: number): Explanation {
   const { pod, status, timeline } = facts;
-  const { containers: _containers, waitsFor: _waitsFor, ...line } = podLine(facts, nowMs);
   return {
-    ...line,
+    ...summary(facts, nowMs),
     phase: status.phase ?? "Pending",
     message: shortened(status.message ?? "", whyCharsMax),
     node: pod.spec.nodeName ?? "",
@@ -112,21 +122,25 @@ export function explainPod(facts: PodFacts, nowMs: number): Explanation {
 
 /** One line about a pod. Pure. @param nowMs Unix ms */
 export function podLine(facts: PodFacts, nowMs: number): PodLine {
-  const { pod, status } = facts;
-  const statuses = status.containerStatuses ?? [];
-  const all = [...(status.initContainerStatuses ?? []), ...statuses];
   const [blocker] = blockersOf(facts, nowMs);
-  const sinceMs = facts.state?.sinceMs ?? facts.timeline?.entries[0]?.atMs ?? nowMs;
+  return {
+    ...summary(facts, nowMs),
+    containers: facts.pod.spec.containers.length,
+    waitsFor: blocker === undefined ? "" : `${blocker.what}: ${shortened(blocker.why, whyCharsMax)}`,
+  };
+}
+
+function summary({ pod, status, state, timeline }: PodFacts, nowMs: number): PodSummary {
+  const { initContainerStatuses = [], containerStatuses = [] } = status;
+  const sinceMs = state?.sinceMs ?? timeline?.entries[0]?.atMs ?? nowMs;
   return {
     namespace: pod.metadata.namespace ?? "",
     name: pod.metadata.name,
     uid: uidOf(pod),
     state: podStateWord(pod, status),
     since: instant(Math.min(deletedAtMs(pod, status) ?? sinceMs, nowMs)),
-    ready: statuses.filter(({ ready }) => ready).length,
-    containers: pod.spec.containers.length,
-    restarts: all.reduce((sum, { restartCount }) => sum + restartCount, 0),
-    waitsFor: blocker === undefined ? "" : `${blocker.what}: ${blocker.why}`,
+    ready: containerStatuses.filter(({ ready }) => ready).length,
+    restarts: [...initContainerStatuses, ...containerStatuses].reduce((sum, one) => sum + one.restartCount, 0),
   };
 }
 
@@ -161,9 +175,6 @@ function stateText(status: ContainerStatus | undefined): string {
   if (terminated !== undefined) return `exited ${terminated.exitCode} (${terminated.reason ?? "unknown"})`;
   return waiting?.reason === undefined ? "waiting" : `waiting: ${waiting.reason}`;
 }
-
-// A few lines of a terminal; the whole of it is in the pod's status and events.
-export const whyCharsMax = 480;
 
 function explainBlocker({ what, why, next = "", sinceMs, nextTryMs, tries }: Blocker): ExplainedBlocker {
   return {

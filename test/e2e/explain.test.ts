@@ -49,6 +49,9 @@ describe.skipIf(!inject("isLocal"))("nodelet explain", () => {
       return first !== undefined && what.test(`${first.what}: ${first.why}`) ? first : undefined;
     });
 
+  const untilNothing = async (name: string) =>
+    await until(`${name} waits for nothing`, async () => (await facts(name)).waitsFor.length === 0);
+
   test("names the ConfigMap that a volume waits for, and what happens next", async () => {
     const { cluster } = env;
     const main = shell("main", "sleep 3600", { volumeMounts: [{ name: "settings", mountPath: "/settings" }] });
@@ -144,6 +147,28 @@ describe.skipIf(!inject("isLocal"))("nodelet explain", () => {
       return said.code === 1 && said.err.includes("was here and is gone") ? said : undefined;
     });
     expect(gone.err).toMatch(/deleted: grace 600 s/);
+  });
+
+  test("tells what is wrong with the node: no API server, no runtime", async () => {
+    const { cluster, local } = env;
+    const readinessProbe = { exec: { command: ["test", "-e", "/tmp/ready"] }, periodSeconds: 1 };
+    const main = shell("main", "sleep 5; touch /tmp/ready; sleep 3600", { readinessProbe });
+    await cluster.createPod(podOf("unheard", [main]));
+    await cluster.waitForPod("unheard", "running", isRunning);
+    process.kill(local.apiServer.pid, "SIGSTOP");
+    try {
+      await untilItWaitsFor("unheard", /API server: has not (taken|answered to) the pod's status/);
+    } finally {
+      process.kill(local.apiServer.pid, "SIGCONT");
+    }
+    await untilNothing("unheard");
+
+    await local.node.containerd.stop();
+    const first = await untilItWaitsFor("unheard", /container runtime: does not answer/);
+    expect(first.next).toMatch(/goes on by itself/);
+    await local.node.containerd.start();
+    await untilNothing("unheard");
+    await cluster.deletePod("unheard", 0);
   });
 
   test("lists all pods, one a line", async () => {

@@ -53,6 +53,11 @@ const cases: Case[] = [
     },
   },
   {
+    name: "a pod of its name that has not ended",
+    facts: factsOf({ local: undefined, observed: undefined, isQueued: true }),
+    want: { what: "pod", why: "waits until the one of its name that was here before is gone" },
+  },
+  {
     name: "a runtime that is down",
     facts: factsOf({ local: localOf({ isRuntimeReady: false }) }),
     want: {
