@@ -1,14 +1,11 @@
-import { createHash } from "node:crypto";
 import type { Container, Pod } from "../kube/types.ts";
-import type { Clock } from "../lib/clock.ts";
 import { AgentError, messageOf } from "../lib/errors.ts";
-import type { Logger } from "../lib/log.ts";
-import { type ImageCredential, stripSource } from "./images-auth.ts";
-import { PullBackoff, PullRate, Turns } from "./images-limits.ts";
+import type { ImageCredential } from "./images-auth.ts";
+import { PullBackoff } from "./images-limits.ts";
 import { defaultPullPolicy, parseImageName, withDefaultTag } from "./images-name.ts";
-import type { PullOutcome, PullRecords } from "./images-records.ts";
+import { createPuller, digestOf, type Pulled, type PullerOptions, untilAborted } from "./images-pull.ts";
 import type { ImageMetrics } from "./metrics.ts";
-import type { ImageInfo, ImageService, PodSandboxConfig } from "./port.ts";
+import type { ImageInfo, PodSandboxConfig } from "./port.ts";
 
 /** The container's waiting reason while its image is not there. */
 export type ImagePullReason =
@@ -37,20 +34,9 @@ export class ImagePullError extends Error {
 /** The part of a container (or an image volume) that says which image it wants. */
 export type ImageUser = Pick<Container, "name" | "image" | "imagePullPolicy">;
 
-export interface ImageManagerOptions {
-  images: ImageService;
-  clock: Clock;
-  log: Logger;
+export interface ImageManagerOptions extends PullerOptions {
   /** Records an event about this container of this pod. */
   onEvent(pod: Pod, container: ImageUser, type: "Normal" | "Warning", reason: string, message: string): void;
-  serializeImagePulls: boolean;
-  /** With parallel pulls: how many at once; undefined: any number. */
-  maxParallelImagePulls?: number;
-  /** 0: no limit. */
-  registryPullQPS: number;
-  registryBurst: number;
-  /** Who may use which pulled image; absent: an image that is present is anyone's. */
-  records?: PullRecords;
   /** The node's own credentials for a repository, tried after the pod's. Asked only where they decide something. */
   nodeCredentials?(pod: Pod, repository: string): Promise<readonly ImageCredential[]>;
   metrics?: ImageMetrics;
@@ -83,20 +69,6 @@ export interface ImageManager {
   forgetPod(podUID: string): void;
 }
 
-/** One pull that several pods may wait for. */
-interface SharedPull {
-  done: Promise<Pulled>;
-  waiters: number;
-  stop: AbortController;
-}
-
-interface Pulled {
-  imageRef: string;
-  image: ImageInfo | undefined;
-  /** Time of the pull itself, without waiting for a turn. */
-  durationMs: number;
-}
-
 /** A container's wish, as the steps of ensuring its image need it. */
 interface Wish {
   pod: Pod;
@@ -112,16 +84,10 @@ interface Wish {
   signal: AbortSignal;
 }
 
-// A pull that takes longer than this is worth a line in the log, and another one this often.
-export const slowPullMs = 30_000;
-export const slowPullRepeatMs = 120_000;
-
 export function createImageManager(options: ImageManagerOptions): ImageManager {
-  const { images, clock, log, onEvent, serializeImagePulls, maxParallelImagePulls } = options;
-  const rate = new PullRate(options.registryPullQPS, options.registryBurst);
-  const turns = new Turns(serializeImagePulls ? 1 : (maxParallelImagePulls ?? Number.POSITIVE_INFINITY));
+  const { images, clock, log, onEvent } = options;
+  const puller = createPuller(options);
   const backoff = new PullBackoff();
-  const pulls = new Map<string, SharedPull>();
 
   async function inspect({ pod, container, written, image }: Wish): Promise<ImageInfo | undefined> {
     try {
@@ -152,7 +118,7 @@ export function createImageManager(options: ImageManagerOptions): ImageManager {
   }
 
   async function pull(wish: Wish): Promise<EnsuredImage> {
-    const { pod, container, written, image, auths, signal } = wish;
+    const { pod, container, written, image, sandboxConfig, auths, signal } = wish;
     const podUID = pod.metadata.uid ?? "";
     const key = `${podUID}_${image}`;
     const credentials = digestOf(auths);
@@ -167,7 +133,11 @@ export function createImageManager(options: ImageManagerOptions): ImageManager {
     options.onPull?.(podUID, "began");
     let pulled: Pulled;
     try {
-      pulled = await sharedPull(wish, await allCredentials(wish));
+      const annotations = pod.metadata.annotations ?? {};
+      pulled = await puller.pull(
+        { image, annotations, sandboxConfig, credentials: await allCredentials(wish) },
+        signal,
+      );
     } catch (err) {
       if (signal.aborted) throw new AgentError("Canceled", `pull image ${image}: canceled`);
       const { reason, message } = pullFailure(written, messageOf(err));
@@ -178,87 +148,14 @@ export function createImageManager(options: ImageManagerOptions): ImageManager {
       options.onPull?.(podUID, "ended");
     }
     const waitedMs = clock.monotonic() - startedAt;
-    const took = `${goDuration(pulled.durationMs)} (${goDuration(waitedMs)} including waiting)`;
+    // Who joined a pull under way got it for less than it took.
+    const tookMs = Math.min(pulled.durationMs, waitedMs);
+    const took = `${goDuration(tookMs)} (${goDuration(waitedMs)} including waiting)`;
     const size = pulled.image?.sizeBytes ?? 0;
     options.metrics?.pulled(pulled.durationMs / 1_000, size);
     const message = `Successfully pulled image ${quote(written)} in ${took}. Image size: ${size} bytes.`;
     onEvent(pod, container, "Normal", "Pulled", message);
     return { imageRef: pulled.imageRef, image: pulled.image };
-  }
-
-  /** Joins a running pull of the same image with the same credentials, or begins one. */
-  async function sharedPull(wish: Wish, credentials: readonly ImageCredential[]): Promise<Pulled> {
-    const { image, signal } = wish;
-    const key = `${image} ${digestOf(credentials)}`;
-    let shared = pulls.get(key);
-    if (shared === undefined) {
-      const stop = new AbortController();
-      const done = turns.run(async () => await pullNow(wish, credentials, stop.signal), stop.signal);
-      shared = { done, waiters: 0, stop };
-      const mine = shared;
-      pulls.set(key, mine);
-      const forget = () => {
-        if (pulls.get(key) === mine) pulls.delete(key);
-      };
-      done.then(forget, forget);
-    }
-    const mine = shared;
-    mine.waiters += 1;
-    try {
-      return await untilAborted(mine.done, signal);
-    } finally {
-      mine.waiters -= 1;
-      // The last one who wanted it is gone: end it, and let a later one begin afresh.
-      if (mine.waiters === 0 && signal.aborted) {
-        if (pulls.get(key) === mine) pulls.delete(key);
-        mine.stop.abort();
-      }
-    }
-  }
-
-  async function pullNow(
-    { pod, image, sandboxConfig }: Wish,
-    credentials: readonly ImageCredential[],
-    signal: AbortSignal,
-  ): Promise<Pulled> {
-    if (!rate.tryTake(clock.now())) throw new Error("pull QPS exceeded");
-    const startedAt = clock.monotonic();
-    const request = { annotations: pod.metadata.annotations ?? {}, sandboxConfig, signal };
-    let info: ImageInfo | undefined;
-    const work = async (): Promise<PullOutcome> => {
-      const pulled = await pullWithAny(images, image, credentials, request);
-      info = await images.imageStatus(pulled.imageRef).catch((err: unknown) => {
-        log.debug({ err: messageOf(err), image }, "looking at a pulled image failed");
-        return undefined;
-      });
-      // Runtimes may answer a pull with another name than that by which they know the image later.
-      return { ...pulled, imageRef: info?.id ?? pulled.imageRef };
-    };
-    const told = tellWhileSlow(image, startedAt);
-    try {
-      const { imageRef } = await (options.records?.recordPull(image, work) ?? work());
-      return { imageRef, image: info, durationMs: clock.monotonic() - startedAt };
-    } finally {
-      told.end();
-    }
-  }
-
-  /** A pull that seems to hang is told in the log while it does, and once more when it ends. */
-  function tellWhileSlow(image: string, startedAt: number): { end(): void } {
-    const seconds = () => Math.round((clock.monotonic() - startedAt) / 1_000);
-    let isTold = false;
-    const tell = () => {
-      isTold = true;
-      log.info({ image, seconds: seconds() }, "image pull is still under way");
-      timer = clock.after(slowPullRepeatMs, tell);
-    };
-    let timer = clock.after(slowPullMs, tell);
-    return {
-      end: () => {
-        timer.cancel();
-        if (isTold) log.info({ image, seconds: seconds() }, "slow image pull has ended");
-      },
-    };
   }
 
   return {
@@ -310,35 +207,6 @@ export function createImageManager(options: ImageManagerOptions): ImageManager {
   };
 }
 
-/** Equal for equal credentials in equal order, wherever they come from; tells nothing of them. */
-function digestOf(credentials: readonly ImageCredential[]): string {
-  return createHash("sha256")
-    .update(JSON.stringify(credentials.map(stripSource)))
-    .digest("hex");
-}
-
-/** Tries each credential until one works; without any, anonymously. The error names every distinct failure. */
-async function pullWithAny(
-  images: ImageService,
-  image: string,
-  auths: readonly ImageCredential[],
-  request: { annotations: Record<string, string>; sandboxConfig: PodSandboxConfig; signal: AbortSignal },
-): Promise<PullOutcome> {
-  if (auths.length === 0) return { imageRef: await images.pullImage(image, request), credential: undefined };
-  const failures = new Set<string>();
-  for (const credential of auths) {
-    try {
-      const imageRef = await images.pullImage(image, { ...request, auth: stripSource(credential) });
-      return { imageRef, credential };
-    } catch (err) {
-      if (request.signal.aborted) throw err;
-      failures.add(messageOf(err));
-    }
-  }
-  const messages = [...failures];
-  throw new Error(messages.length === 1 ? messages[0] : `[${messages.join(", ")}]`);
-}
-
 /** Two kinds of failure are told apart by how the runtime's error begins; CRI defines these words. */
 function pullFailure(image: string, error: string): { reason: ImagePullReason; message: string } {
   if (error.startsWith("RegistryUnavailable")) {
@@ -356,16 +224,6 @@ function pullFailure(image: string, error: string): { reason: ImagePullReason; m
     };
   }
   return { reason: "ErrImagePull", message: error };
-}
-
-/** Resolves with the work, or rejects as soon as `signal` aborts; the work itself goes on. */
-async function untilAborted<T>(work: Promise<T>, signal: AbortSignal): Promise<T> {
-  return await new Promise<T>((resolve, reject) => {
-    const onAbort = () => reject(new AgentError("Canceled", "canceled"));
-    if (signal.aborted) onAbort();
-    signal.addEventListener("abort", onAbort, { once: true });
-    work.then(resolve, reject).finally(() => signal.removeEventListener("abort", onAbort));
-  });
 }
 
 /** Whole milliseconds as Go prints a duration: "0s", "12ms", "1.234s", "1m2.5s", "1h0m3s". */

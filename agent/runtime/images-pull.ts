@@ -1,0 +1,172 @@
+import { createHash } from "node:crypto";
+import type { Clock } from "../lib/clock.ts";
+import { AgentError, messageOf } from "../lib/errors.ts";
+import type { Logger } from "../lib/log.ts";
+import { type ImageCredential, stripSource } from "./images-auth.ts";
+import { PullRate, Turns } from "./images-limits.ts";
+import type { PullOutcome, PullRecords } from "./images-records.ts";
+import type { ImageInfo, ImageService, PodSandboxConfig } from "./port.ts";
+
+export interface PullerOptions {
+  images: ImageService;
+  clock: Clock;
+  log: Logger;
+  serializeImagePulls: boolean;
+  /** With parallel pulls: how many at once; undefined: any number. */
+  maxParallelImagePulls?: number;
+  /** 0: no limit. */
+  registryPullQPS: number;
+  registryBurst: number;
+  /** Who may use which pulled image; absent: an image that is present is anyone's. */
+  records?: PullRecords;
+}
+
+export interface PullRequest {
+  image: string;
+  annotations: Record<string, string>;
+  sandboxConfig: PodSandboxConfig;
+  /** Tried in order; none: anonymous. */
+  credentials: readonly ImageCredential[];
+}
+
+export interface Pulled {
+  /** By which the runtime knows the image from now on. */
+  imageRef: string;
+  /** undefined if the runtime lost it at once. */
+  image: ImageInfo | undefined;
+  /** Time of the pull itself, without waiting for a turn. */
+  durationMs: number;
+}
+
+/** Makes pulls within the limits, and keeps their records. */
+export interface Puller {
+  /**
+   * Joins a running pull of the same image with the same credentials, or begins one when it is its turn. Rejects with
+   * the runtime's errors, or with Canceled once `signal` aborts; the pull itself ends with the last who wants it.
+   */
+  pull(request: PullRequest, signal: AbortSignal): Promise<Pulled>;
+}
+
+// A pull that takes longer than this is worth a line in the log, and another one this often.
+export const slowPullMs = 30_000;
+export const slowPullRepeatMs = 120_000;
+
+/** One pull that several pods may wait for. */
+interface SharedPull {
+  done: Promise<Pulled>;
+  waiters: number;
+  stop: AbortController;
+}
+
+export function createPuller(options: PullerOptions): Puller {
+  const { images, clock, log, records, serializeImagePulls, maxParallelImagePulls } = options;
+  const rate = new PullRate(options.registryPullQPS, options.registryBurst);
+  const turns = new Turns(serializeImagePulls ? 1 : (maxParallelImagePulls ?? Number.POSITIVE_INFINITY));
+  const pulls = new Map<string, SharedPull>();
+
+  function begin(key: string, request: PullRequest): SharedPull {
+    const stop = new AbortController();
+    const done = turns.run(async () => await pullNow(request, stop.signal), stop.signal);
+    const shared = { done, waiters: 0, stop };
+    pulls.set(key, shared);
+    const forget = () => {
+      if (pulls.get(key) === shared) pulls.delete(key);
+    };
+    done.then(forget, forget);
+    return shared;
+  }
+
+  async function pullNow(request: PullRequest, signal: AbortSignal): Promise<Pulled> {
+    const { image } = request;
+    if (!rate.tryTake(clock.now())) throw new Error("pull QPS exceeded");
+    const startedAt = clock.monotonic();
+    let info: ImageInfo | undefined;
+    const work = async (): Promise<PullOutcome> => {
+      const outcome = await pullWithAny(images, request, signal);
+      info = await images.imageStatus(outcome.imageRef).catch((err: unknown) => {
+        log.debug({ err: messageOf(err), image }, "looking at a pulled image failed");
+        return undefined;
+      });
+      // Runtimes may answer a pull with another name than that by which they know the image later.
+      return { ...outcome, imageRef: info?.id ?? outcome.imageRef };
+    };
+    using _told = tellWhileSlow(image, startedAt, { clock, log });
+    const { imageRef } = await (records?.recordPull(image, work) ?? work());
+    return { imageRef, image: info, durationMs: clock.monotonic() - startedAt };
+  }
+
+  return {
+    pull: async (request, signal) => {
+      const key = `${request.image} ${digestOf(request.credentials)}`;
+      const shared = pulls.get(key) ?? begin(key, request);
+      shared.waiters += 1;
+      try {
+        return await untilAborted(shared.done, signal);
+      } finally {
+        shared.waiters -= 1;
+        // The last one who wanted it is gone: end it, and let a later one begin afresh.
+        if (shared.waiters === 0 && signal.aborted) {
+          if (pulls.get(key) === shared) pulls.delete(key);
+          shared.stop.abort();
+        }
+      }
+    },
+  };
+}
+
+/** A pull that seems to hang is told in the log while it does, and once more when it ends. */
+function tellWhileSlow(image: string, startedAt: number, { clock, log }: { clock: Clock; log: Logger }): Disposable {
+  const seconds = () => Math.round((clock.monotonic() - startedAt) / 1_000);
+  let isTold = false;
+  const tell = () => {
+    isTold = true;
+    log.info({ image, seconds: seconds() }, "image pull is still under way");
+    timer = clock.after(slowPullRepeatMs, tell);
+  };
+  let timer = clock.after(slowPullMs, tell);
+  return {
+    [Symbol.dispose]: () => {
+      timer.cancel();
+      if (isTold) log.info({ image, seconds: seconds() }, "slow image pull has ended");
+    },
+  };
+}
+
+/** Equal for equal credentials in equal order, wherever they come from; tells nothing of them. */
+export function digestOf(credentials: readonly ImageCredential[]): string {
+  return createHash("sha256")
+    .update(JSON.stringify(credentials.map(stripSource)))
+    .digest("hex");
+}
+
+/** Tries each credential until one works; without any, anonymously. The error names every distinct failure. */
+async function pullWithAny(
+  images: ImageService,
+  { image, annotations, sandboxConfig, credentials }: PullRequest,
+  signal: AbortSignal,
+): Promise<PullOutcome> {
+  const request = { annotations, sandboxConfig, signal };
+  if (credentials.length === 0) return { imageRef: await images.pullImage(image, request), credential: undefined };
+  const failures = new Set<string>();
+  for (const credential of credentials) {
+    try {
+      const imageRef = await images.pullImage(image, { ...request, auth: stripSource(credential) });
+      return { imageRef, credential };
+    } catch (err) {
+      if (signal.aborted) throw err;
+      failures.add(messageOf(err));
+    }
+  }
+  const messages = [...failures];
+  throw new Error(messages.length === 1 ? messages[0] : `[${messages.join(", ")}]`);
+}
+
+/** Resolves with the work, or rejects as soon as `signal` aborts; the work itself goes on. */
+export async function untilAborted<T>(work: Promise<T>, signal: AbortSignal): Promise<T> {
+  return await new Promise<T>((resolve, reject) => {
+    const onAbort = () => reject(new AgentError("Canceled", "canceled"));
+    if (signal.aborted) onAbort();
+    signal.addEventListener("abort", onAbort, { once: true });
+    work.then(resolve, reject).finally(() => signal.removeEventListener("abort", onAbort));
+  });
+}

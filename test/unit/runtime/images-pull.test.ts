@@ -1,0 +1,227 @@
+import { expect, test } from "vitest";
+import { hasCode } from "../../../agent/lib/errors.ts";
+import { createLogger } from "../../../agent/lib/log.ts";
+import { slowPullMs, slowPullRepeatMs } from "../../../agent/runtime/images-pull.ts";
+import { settle } from "../kube/fake-clock.ts";
+import { info, setUp } from "./images-support.ts";
+
+test("backoff: 10 s doubling to 300 s, told with the last error, over exactly when it says", async () => {
+  const { images, clock, events, ensure, failure } = setUp();
+  images.pullError = () => new Error("away");
+  for (const delaySeconds of [10, 20, 40, 80, 160, 300, 300]) {
+    const first = await failure("app:1");
+    expect(first).toMatchObject({ reason: "ErrImagePull", retryAtMs: clock.now() + delaySeconds * 1000 });
+    const pulls = images.pulls.length;
+    await clock.advance(delaySeconds * 1000 - 1);
+    const waiting = await failure("app:1");
+    expect(waiting).toMatchObject({
+      reason: "ImagePullBackOff",
+      message: 'Back-off pulling image "app:1": ErrImagePull: away',
+      retryAtMs: first.retryAtMs,
+    });
+    expect(events.at(-1)).toBe('web Normal BackOff: Back-off pulling image "app:1"');
+    expect(images.pulls).toHaveLength(pulls);
+    await clock.advance(1);
+  }
+  images.pullError = undefined;
+  await ensure("app:1");
+});
+
+test("backoff is one pod's own, forgotten with the pod and after 600 s", async () => {
+  const { images, clock, manager, failure } = setUp();
+  images.pullError = () => new Error("away");
+  await failure("app:1");
+  expect(await failure("app:1", { pod: "other" })).toMatchObject({ reason: "ErrImagePull" });
+  expect(await failure("app:1")).toMatchObject({ reason: "ImagePullBackOff" });
+  manager.forgetPod("uid-web");
+  expect(await failure("app:1")).toMatchObject({ reason: "ErrImagePull", retryAtMs: clock.now() + 10_000 });
+  await clock.advance(600_001);
+  expect(await failure("app:1")).toMatchObject({ reason: "ErrImagePull", retryAtMs: clock.now() + 10_000 });
+});
+
+test("other credentials of the pod need not wait for the backoff of those that failed", async () => {
+  const { images, clock, ensure, failure } = setUp();
+  images.pullError = (auth) => (auth?.password === "good" ? undefined : new Error("denied"));
+  const bad = { auths: [{ username: "u", password: "bad" }] };
+  expect((await failure("app:1", bad)).retryAtMs).toBe(clock.now() + 10_000);
+  expect((await failure("app:1", bad)).reason).toBe("ImagePullBackOff");
+  const worse = { auths: [{ username: "u", password: "worse" }] };
+  expect(await failure("app:1", worse)).toMatchObject({ reason: "ErrImagePull", retryAtMs: clock.now() + 20_000 });
+  expect((await failure("app:1", worse)).reason).toBe("ImagePullBackOff");
+  await ensure("app:1", { auths: [{ username: "u", password: "good" }] });
+});
+
+test("two containers of a pod that see one pull fail wait as long as one", async () => {
+  const { images, clock, failure } = setUp();
+  images.instant = false;
+  const both = [failure("app:1"), failure("app:1")];
+  await settle();
+  expect(images.pulls).toHaveLength(1);
+  images.pulls[0]?.end(new Error("away"));
+  for (const err of await Promise.all(both)) expect(err.retryAtMs).toBe(clock.now() + 10_000);
+});
+
+test("the node's credentials come after the pod's, and are asked for only to pull", async () => {
+  const asked: string[] = [];
+  const { images, ensure, failure } = setUp({
+    nodeCredentials: async (pod, repository) => {
+      asked.push(`${pod.metadata.name} ${repository}`);
+      return [{ username: "node" }];
+    },
+  });
+  images.present.set("app:1", info("sha256:1"));
+  await ensure("app:1");
+  expect(asked).toEqual([]);
+  images.pullError = () => new Error("denied");
+  await failure("app:2", { auths: [{ username: "pod" }] });
+  expect(images.pulls.map(({ auth }) => auth?.username)).toEqual(["pod", "node"]);
+  await failure("app:2", { auths: [{ username: "pod" }] }); // backs off
+  expect(asked).toEqual(["web docker.io/library/app"]);
+});
+
+test("a pod that goes does not wait for the node's credentials", async () => {
+  const { images, ensure } = setUp({ nodeCredentials: async () => await new Promise(() => {}) });
+  const gone = new AbortController();
+  const pulling = ensure("app:1", { signal: gone.signal }).catch((e: unknown) => e);
+  await settle();
+  gone.abort();
+  expect(hasCode(await pulling, "Canceled")).toBe(true);
+  expect(images.pulls).toEqual([]);
+});
+
+test("a pull that seems to hang is told in the log, now and then and at its end", async () => {
+  const lines: string[] = [];
+  const log = createLogger({ level: "info", stream: { write: (line: string) => void lines.push(line) } });
+  const { images, clock, ensure } = setUp({ log });
+  images.instant = false;
+  const slow = ensure("slow:1");
+  await settle();
+  await clock.advance(slowPullMs - 1);
+  expect(lines).toEqual([]);
+  await clock.advance(1);
+  await clock.advance(slowPullRepeatMs);
+  images.pulls[0]?.end();
+  await slow;
+  const told = lines.map((line) => JSON.parse(line) as Record<string, unknown>);
+  expect(told.map(({ image, seconds, msg }) => [image, seconds, msg])).toEqual([
+    ["slow:1", 30, "image pull is still under way"],
+    ["slow:1", 150, "image pull is still under way"],
+    ["slow:1", 150, "slow image pull has ended"],
+  ]);
+  const quick = ensure("quick:1");
+  await settle();
+  images.pulls[1]?.end();
+  await quick;
+  expect([lines.length, clock.waiting]).toEqual([3, 0]);
+});
+
+test("a registry that hangs holds up the others only as far as the limit says, and is left when its pod goes", async () => {
+  const { images, ensure } = setUp({ serializeImagePulls: true });
+  images.instant = false;
+  const gone = new AbortController();
+  const hanging = ensure("hangs:1", { pod: "a", signal: gone.signal }).catch((e: unknown) => e);
+  const next = ensure("app:1", { pod: "b" });
+  await settle();
+  expect(images.pulls.map(({ image }) => image)).toEqual(["hangs:1"]);
+  gone.abort();
+  await hanging;
+  await settle();
+  expect(images.pulls.map(({ image }) => image)).toEqual(["hangs:1", "app:1"]);
+  images.pulls[1]?.end();
+  await next;
+});
+
+test("credentials are tried in order until one works", async () => {
+  const { images, ensure } = setUp();
+  images.pullError = (auth) => (auth?.username === "good" ? undefined : new Error("denied"));
+  await ensure("app:1", { auths: [{ username: "bad" }, { username: "good" }, { username: "unused" }] });
+  expect(images.pulls.map(({ auth }) => auth?.username)).toEqual(["bad", "good"]);
+});
+
+test("all credentials fail: one text for equal errors, a list for different ones", async () => {
+  const { images, failure } = setUp();
+  images.pullError = () => new Error("denied");
+  expect(await failure("app:1", { auths: [{ username: "a" }, { username: "b" }] })).toMatchObject({
+    message: "denied",
+  });
+  images.pullError = (auth) => new Error(`denied ${auth?.username}`);
+  const err = await failure("app:2", { auths: [{ username: "a" }, { username: "b" }] });
+  expect(err.message).toBe("[denied a, denied b]");
+});
+
+test("pods that want the same with the same credentials share a pull; others do not", async () => {
+  const { images, events, ensure } = setUp();
+  images.instant = false;
+  const all = [
+    ensure("app:1", { pod: "a" }),
+    ensure("app:1", { pod: "b" }),
+    ensure("app:1", { pod: "c", auths: [{ username: "u" }] }),
+    ensure("app:2", { pod: "d" }),
+  ];
+  await settle();
+  expect(images.pulls.map(({ image, auth }) => `${image} ${auth?.username ?? "-"}`)).toEqual([
+    "app:1 -",
+    "app:1 u",
+    "app:2 -",
+  ]);
+  for (const { end } of images.pulls) end();
+  await Promise.all(all);
+  expect(events.filter((event) => event.includes("Successfully pulled"))).toHaveLength(4);
+});
+
+test("a pod that goes leaves a shared pull alone; the last one ends it", async () => {
+  const { images, events, ensure } = setUp();
+  images.instant = false;
+  const [first, second] = [new AbortController(), new AbortController()];
+  const a = ensure("app:1", { pod: "a", signal: first.signal }).catch((e: unknown) => e);
+  const b = ensure("app:1", { pod: "b", signal: second.signal }).catch((e: unknown) => e);
+  await settle();
+  first.abort();
+  expect(hasCode(await a, "Canceled")).toBe(true);
+  expect(images.pulls[0]?.signal?.aborted).toBe(false);
+  second.abort();
+  expect(hasCode(await b, "Canceled")).toBe(true);
+  expect(images.pulls[0]?.signal?.aborted).toBe(true);
+  expect(events.filter((event) => event.includes("Failed"))).toEqual([]);
+});
+
+test("serialized pulls come one after the other, and waiting shows in the event", async () => {
+  const { images, clock, events, ensure } = setUp({ serializeImagePulls: true });
+  images.instant = false;
+  const first = ensure("app:1", { pod: "a" });
+  const second = ensure("app:2", { pod: "b" });
+  await settle();
+  expect(images.pulls).toHaveLength(1);
+  await clock.advance(1_500);
+  images.pulls[0]?.end();
+  await first;
+  await settle();
+  expect(images.pulls.map(({ image }) => image)).toEqual(["app:1", "app:2"]);
+  await clock.advance(40);
+  images.pulls[1]?.end();
+  await second;
+  expect(events.at(-1)).toContain("in 40ms (1.54s including waiting)");
+});
+
+test("parallel pulls stop at their limit", async () => {
+  const { images, ensure } = setUp({ maxParallelImagePulls: 2 });
+  images.instant = false;
+  const all = [1, 2, 3].map(async (n) => await ensure(`app:${n}`));
+  await settle();
+  expect(images.pulls).toHaveLength(2);
+  images.pulls[0]?.end();
+  await settle();
+  expect(images.pulls).toHaveLength(3);
+  for (const { end } of images.pulls) end();
+  await Promise.all(all);
+});
+
+test("more pulls than the bucket holds fail with the reference's words, and refill with time", async () => {
+  const { clock, ensure, failure } = setUp({ registryPullQPS: 1, registryBurst: 2 });
+  await ensure("app:1");
+  await ensure("app:2");
+  expect(await failure("app:3")).toMatchObject({ reason: "ErrImagePull", message: "pull QPS exceeded" });
+  await clock.advance(1_000);
+  await ensure("app:4");
+  expect(await failure("app:5")).toMatchObject({ message: "pull QPS exceeded" });
+});
