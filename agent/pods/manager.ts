@@ -136,7 +136,7 @@ class Manager {
     const waiting = [...pods.list()].flatMap((pod): WorkerFacts[] => {
       if (this.#workers.has(uidOf(pod))) return [];
       const unknown = { observed: undefined, local: undefined, lastWords: new Map(), networkProblem: "" };
-      return [{ pod, status: pod.status ?? {}, ...unknown }];
+      return [{ pod, status: pod.status ?? {}, isQueued: !this.#gate.has(uidOf(pod)), ...unknown }];
     });
     return [...waiting, ...[...this.#workers.values()].map(({ worker }) => worker.facts)].map((facts) => ({
       ...facts,
