@@ -81,8 +81,11 @@ class Manager {
   readonly #probes: ProbeManager;
   readonly #gate: AdmissionGate;
   readonly #static: StaticPods;
-  /** UIDs of pods that have ended and of which the last traces are being removed. */
+  /** UIDs of pods of which, or of whose predecessors, the last traces are being removed: nothing begins before that. */
   readonly #removing = new Set<string>();
+  /** UIDs of static pods in whose way nothing is. */
+  readonly #cleared = new Set<string>();
+  #hasSwept = false;
   readonly #signal: AbortSignal;
   #collectDueMs = 0;
 
@@ -196,11 +199,24 @@ class Manager {
     this.#observe(pod);
     if (present !== undefined) present.worker.update(pod);
     else if (!this.#static.enter(pod)) return;
+    else if (isStaticPod(pod) && !this.#hasSwept && !this.#cleared.has(uid)) void this.#clear(pod);
     // What is over or about to be needs no admission, only an end.
     else if (pod.metadata.deletionTimestamp !== undefined || isTerminalPhase(pod.status?.phase)) {
       this.#gate.leave(uid);
       this.#start(pod);
     } else this.#gate.arrive(pod);
+  }
+
+  // What ran before this agent in the place of a static pod goes first. Never rejects.
+  async #clear(pod: Pod): Promise<void> {
+    const uid = uidOf(pod);
+    this.#removing.add(uid);
+    await this.#orphans.removePredecessors(pod);
+    this.#removing.delete(uid);
+    this.#cleared.add(uid);
+    const present = this.#deps.pods.byUID(uid);
+    if (present === undefined) this.#leave(pod);
+    else this.#onPod({ key: keyOf(present.metadata), old: undefined, object: present });
   }
 
   #observe(pod: Pod): void {
@@ -324,6 +340,7 @@ class Manager {
           if (maySweep) {
             this.#collect(list);
             await this.#orphans.sweep(list);
+            this.#hasSwept = true;
           }
         }
       } catch (err) {

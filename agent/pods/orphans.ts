@@ -1,7 +1,10 @@
 import { rm, readdir } from "node:fs/promises";
 import { join } from "node:path";
+import { configSourceAnnotation } from "../kube/pod-resources.ts";
+import type { Pod } from "../kube/types.ts";
 import { messageOf } from "../lib/errors.ts";
-import type { RuntimeList } from "../runtime/port.ts";
+import type { RuntimeList, SandboxSummary } from "../runtime/port.ts";
+import { podReference } from "./names.ts";
 import type { PodDeps } from "./port.ts";
 
 // Grace of containers of which nobody knows anything: kubelet's 1 s, below CRI's usable minimum of 2 s.
@@ -34,6 +37,22 @@ export class Orphans {
     metrics?.cleanedVolumes.set({}, cleaned);
     metrics?.cleanedVolumeErrors.set({}, remains.length - cleaned);
     await this.#removeLogDirs(inRuntime);
+  }
+
+  /**
+   * Removes static pods that ran under this one's name before this agent: their manifest was edited meanwhile, or another
+   * agent gave them their UID. They are in its way, and need not wait for the API server. Never rejects.
+   */
+  async removePredecessors(pod: Pod): Promise<void> {
+    const { runtime, log } = this.#deps;
+    try {
+      const list = await runtime.list();
+      const found = list.sandboxes.filter((sandbox) => isPredecessor(pod, sandbox)).map(({ podUID }) => podUID);
+      const uids = [...new Set(found)].filter((uid) => !this.#isKnown(uid));
+      await Promise.all(uids.map(async (uid) => await this.#removeFromRuntime(uid, list)));
+    } catch (err) {
+      log.warn({ pod: podReference(pod), err: messageOf(err) }, "runtime not searched for what ran in a pod's place");
+    }
   }
 
   /** Removes directories and cgroup of one pod that is gone from API server and runtime. @returns whether all of it went */
@@ -94,6 +113,13 @@ export class Orphans {
   async #removeLogDir(name: string): Promise<void> {
     await rm(join(this.#deps.settings.podLogsDir, name), { recursive: true, force: true });
   }
+}
+
+function isPredecessor({ metadata }: Pod, { podName, podNamespace, podUID, annotations }: SandboxSummary): boolean {
+  const source = annotations[configSourceAnnotation] ?? "api";
+  return (
+    source !== "api" && podName === metadata.name && podNamespace === metadata.namespace && podUID !== metadata.uid
+  );
 }
 
 // `<namespace>_<name>_<uid>`: neither part can hold an underscore.

@@ -1,4 +1,4 @@
-import { mkdir, mkdtemp, rename, rm, symlink, writeFile } from "node:fs/promises";
+import { mkdir, mkdtemp, readFile, rename, rm, symlink, writeFile } from "node:fs/promises";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { setTimeout as sleep } from "node:timers/promises";
@@ -37,6 +37,15 @@ describe.skipIf(!inject("isLocal"))("static pods", () => {
   const containersOf = async (name: string) =>
     (await env.list()).containers.filter(({ podName, state }) => podName === mirrorOf(name) && state === "running");
 
+  /** A pod that says in a file when it begins and ends. */
+  const stamp = (word: string) => {
+    const script = `echo ${word} began >> /out/log; trap 'sleep 1; echo ${word} ended >> /out/log; exit 0' TERM; while true; do sleep 0.2 & wait $!; done`;
+    const main = shell("main", script, { volumeMounts: [{ name: "out", mountPath: "/out" }] });
+    const volumes = [{ name: "out", hostPath: { path: join(dir, ".out") } }];
+    return podOf("edited", [main], { terminationGracePeriodSeconds: 10, volumes });
+  };
+  const stamps = async () => (await readFile(join(dir, ".out", "log"), "utf8")).trim().split("\n");
+
   test("a manifest becomes a pod, its mirror shows status, owner and source", async () => {
     await put("web.yaml", sleeperOf("web"));
     const mirror = await env.cluster.waitForPod(mirrorOf("web"), "ready", isReady, 20_000);
@@ -74,16 +83,7 @@ describe.skipIf(!inject("isLocal"))("static pods", () => {
   });
 
   test("an edited manifest: the old pod ends before the new one starts", async () => {
-    const stamp = (word: string) => {
-      const script = `echo ${word} began >> /out/log; trap 'sleep 1; echo ${word} ended >> /out/log; exit 0' TERM; while true; do sleep 1 & wait $!; done`;
-      const main = shell("main", script, { volumeMounts: [{ name: "out", mountPath: "/out" }] });
-      return podOf("edited", [main], {
-        terminationGracePeriodSeconds: 10,
-        volumes: [{ name: "out", hostPath: { path: out } }],
-      });
-    };
-    const out = join(dir, ".out");
-    await mkdir(out);
+    await mkdir(join(dir, ".out"));
     await put("edited.yaml", stamp("first"));
     const before = await env.cluster.waitForPod(mirrorOf("edited"), "ready", isReady);
     await put("edited.yaml", stamp("second"));
@@ -94,8 +94,7 @@ describe.skipIf(!inject("isLocal"))("static pods", () => {
         pod.metadata.annotations?.[mirrorAnnotation] !== before.metadata.annotations?.[mirrorAnnotation] &&
         isReady(pod),
     );
-    const { stdout } = await env.local.node.exec("cat", [join(out, "log")]);
-    expect(stdout.trim().split("\n")).toEqual(["first began", "first ended", "second began"]);
+    expect(await stamps()).toEqual(["first began", "first ended", "second began"]);
     expect(await containersOf("edited")).toHaveLength(1);
   });
 
@@ -170,10 +169,15 @@ describe.skipIf(!inject("isLocal"))("static pods", () => {
     await env.local.agent.stop();
     process.kill(env.local.apiServer.pid, "SIGSTOP");
     await put("early.yaml", sleeperOf("early", { hostNetwork: true }));
+    await put("edited.yaml", stamp("third"));
     await env.local.agent.start();
     await until("it runs", async () => (await containersOf("early")).length === 1, 30_000);
     const { stdout } = await env.local.node.exec("wget", ["-qO-", "http://127.0.0.1:10248/healthz"]);
     expect(stdout).toBe("ok");
+    // Edited while no agent ran: what was there before had to go first.
+    await until("the edited one runs", async () => (await stamps()).at(-1) === "third began");
+    expect(await stamps()).toEqual(["first began", "first ended", "second began", "second ended", "third began"]);
+    expect(await containersOf("edited")).toHaveLength(1);
     // Edited before anybody could show it: that takes effect at once, too.
     const [before] = await containersOf("early");
     await put("early.yaml", sleeperOf("early", { hostNetwork: true, hostname: "edited" }));
