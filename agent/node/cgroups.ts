@@ -51,6 +51,15 @@ export interface CgroupDeps {
   kill?: (pid: number) => void;
 }
 
+/** What an in-place resize changes of a pod's cgroup. What is left out is not limited. */
+export interface PodCgroupLimits {
+  cpuShares: number;
+  /** µs per period. */
+  cpuQuotaUs?: number;
+  cpuPeriodUs?: number;
+  memoryBytes?: number;
+}
+
 /**
  * The cgroups that pods live in. Calls for one pod come one after another; calls for different pods run in parallel.
  *
@@ -66,6 +75,10 @@ export interface PodCgroups {
   parentFor(pod: Pod): string;
   /** Makes the pod's cgroup and weighs its QoS class anew. An existing one keeps its limits. Idempotent. */
   ensure(pod: Pod): Promise<void>;
+  /** CPU and memory limits that the pod's cgroup has, made for the resources in the pod's spec. */
+  limitsOf(pod: Pod): PodCgroupLimits;
+  /** Changes limits of the pod's cgroup; what is left out stays. */
+  setLimits(pod: Pod, limits: Partial<PodCgroupLimits>): Promise<void>;
   /** True if the pod's cgroup is there. */
   exists(pod: Pod): Promise<boolean>;
   /** Kills what is left in the pod's cgroup and removes it. Idempotent; rejects with Unavailable if something stays. */
@@ -92,6 +105,8 @@ function flatCgroups({ cgroupRoot }: CgroupOptions): PodCgroups {
     setUp: nothing,
     parentFor: () => (cgroupRoot === "" ? "/" : cgroupRoot),
     ensure: nothing,
+    limitsOf: () => ({ cpuShares: cpuSharesMin }),
+    setLimits: nothing,
     exists: async () => true,
     destroy: nothing,
     podUIDsOnDisk: async () => new Map(),
@@ -143,6 +158,25 @@ class QOSCgroups implements PodCgroups {
     if (!(await this.#hasStarted(components))) await this.#create(components, podCgroupValues(pod, this.#options));
     if (qosClass(pod) !== "Burstable" || this.#burstable.has(podUID)) return;
     this.#burstable.set(podUID, podRequests(pod).cpu ?? 0);
+    await this.#weighBurstable();
+  }
+
+  limitsOf(pod: Pod): PodCgroupLimits {
+    const { cpuShares = cpuSharesMin, cpuQuotaUs, cpuPeriodUs, memoryBytes } = podCgroupValues(pod, this.#options);
+    const isLimited = cpuQuotaUs !== undefined && cpuQuotaUs > 0;
+    return {
+      cpuShares,
+      ...(isLimited ? { cpuQuotaUs, ...(cpuPeriodUs === undefined ? {} : { cpuPeriodUs }) } : {}),
+      ...(memoryBytes === undefined ? {} : { memoryBytes }),
+    };
+  }
+
+  async setLimits(pod: Pod, limits: Partial<PodCgroupLimits>): Promise<void> {
+    const path = this.parentFor(pod);
+    await this.#deps.slices?.set(basename(path), limits);
+    await this.#deps.tree.write(path, limits);
+    if (limits.cpuShares === undefined || qosClass(pod) !== "Burstable") return;
+    this.#burstable.set(pod.metadata.uid ?? "", podRequests(pod).cpu ?? 0);
     await this.#weighBurstable();
   }
 

@@ -23,6 +23,8 @@ export function instrumentCgroups(cgroups: PodCgroups, registry: MetricsRegistry
     setUp: async () => await timed("create", async () => await cgroups.setUp()),
     parentFor: (pod) => cgroups.parentFor(pod),
     ensure: async (pod) => await timed("create", async () => await cgroups.ensure(pod)),
+    limitsOf: (pod) => cgroups.limitsOf(pod),
+    setLimits: async (pod, limits) => await timed("update", async () => await cgroups.setLimits(pod, limits)),
     exists: async (pod) => await cgroups.exists(pod),
     destroy: async (podUID) => await timed("destroy", async () => await cgroups.destroy(podUID)),
     podUIDsOnDisk: async () => await cgroups.podUIDsOnDisk(),

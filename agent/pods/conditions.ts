@@ -1,6 +1,7 @@
 import { isSidecar } from "../kube/pod-resources.ts";
 import type { Condition, ContainerStatus, Pod, PodPhase } from "../kube/types.ts";
 import type { PodEnding } from "./ending.ts";
+import { resizeConditionTypes } from "./resize/conditions.ts";
 
 /** Condition types that the agent writes; all others belong to someone else and are kept as they are. */
 export const ownConditionTypes: readonly string[] = [
@@ -10,6 +11,7 @@ export const ownConditionTypes: readonly string[] = [
   "ContainersReady",
   "PodScheduled",
   "AllContainersRestarting",
+  ...resizeConditionTypes,
 ];
 
 export interface ConditionInputs {

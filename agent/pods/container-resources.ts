@@ -10,21 +10,28 @@ const cpuLimitMilliMin = 10;
 /**
  * What a container has of what it may have: as the runtime says while it runs, else as it was given.
  *
+ * @param known what it was last given, as far as that is known: it counts where the runtime says nothing
  * @param old what was reported of the same instance before; it stays where the runtime says nothing
  */
 export function containerResources(
   container: Container,
   { state, resources: actual }: RuntimeContainer,
+  known: ResourceRequirements | undefined,
   old: ContainerStatus | undefined,
 ): ResourceRequirements {
   const given = container.resources ?? {};
   if (state !== "running") return given;
   const shown: ResourceRequirements = { ...given };
-  const before = old?.state?.running === undefined ? undefined : old.resources;
+  const before = known ?? (old?.state?.running === undefined ? undefined : old.resources);
   if (given.requests !== undefined) {
     const shares = actual?.cpuShares ?? 0;
     const milli = shares > 0 ? Math.ceil((shares * 1_000) / 1_024) : undefined;
-    shown.requests = { ...given.requests, ...cpuOf(given.requests, milli, cpuRequestMilliMin, before?.requests) };
+    const memory = kept("memory", known?.requests);
+    shown.requests = {
+      ...given.requests,
+      ...memory,
+      ...cpuOf(given.requests, milli, cpuRequestMilliMin, before?.requests),
+    };
   }
   if (given.limits !== undefined) {
     const { cpuQuota = 0, cpuPeriod = cpuPeriodUsDefault, memoryLimitBytes = 0 } = actual ?? {};

@@ -70,7 +70,12 @@ function containerStatus(
   const mounts = old?.volumeMounts ?? volumeMounts(container, inputs);
   if (mounts.length > 0) status.volumeMounts = mounts;
   if (newest !== undefined) {
-    status.resources = containerResources(container, newest, isSameInstance(old, status) ? old : undefined);
+    status.resources = containerResources(
+      container,
+      newest,
+      inputs.resize?.actual?.containers[container.name],
+      isSameInstance(old, status) ? old : undefined,
+    );
     const { requests } = container.resources ?? {};
     if (requests !== undefined) status.allocatedResources = requests;
   }

@@ -8,6 +8,7 @@ import { nextInit } from "./init-containers.ts";
 import { type Kill, wantKill } from "./kill.ts";
 import type { PodLocal } from "./local.ts";
 import { isAlive, type Plan, PlanBuilder } from "./plan.ts";
+import { isResizeDue, needsRestart } from "./resize/actuate.ts";
 import { restartAll, restartAllTrigger } from "./restart-all.ts";
 import { policyOf, restartsAfter, shouldRestart } from "./restart-policy.ts";
 import { sandboxState } from "./sandbox.ts";
@@ -122,12 +123,38 @@ function decideContainers(
     }
   }
   killUnfit(pod, inSandbox, local, plan);
+  const resize = wantResize(pod, inSandbox, local, plan);
   // Who debugs a pod does not hold it up: these are not in line with the others.
   for (const container of pod.spec.ephemeralContainers ?? []) {
     const isNew = !observed.containers.some(({ name }) => name === container.name);
     if (isNew) startInOrder([container], observed, sandbox, local, plan);
   }
-  startInOrder(starts, observed, sandbox, local, plan);
+  // What starts now may need the room that the pod's cgroup is about to get.
+  if (resize !== "underWay") startInOrder(starts, observed, sandbox, local, plan);
+}
+
+// Containers that have to be restarted for it stop first; the pod's cgroup may shrink then, too.
+function wantResize(
+  pod: Pod,
+  inSandbox: readonly ContainerStatus[],
+  { resize }: PodLocal,
+  plan: PlanBuilder,
+): "none" | "underWay" | "resting" {
+  if (resize === undefined || !isResizeDue(pod, resize.from, inSandbox)) return "none";
+  const isInTheWay = restartables(pod).some((container) => {
+    const status = inSandbox.find(({ name }) => name === container.name);
+    return status?.state === "running" && resizeRestarts(container, resize);
+  });
+  return isInTheWay ? "underWay" : plan.want({ kind: "ResizePod" });
+}
+
+function resizeRestarts(container: Container, resize: PodLocal["resize"]): boolean {
+  const actual = resize?.actual?.containers[container.name];
+  return actual !== undefined && needsRestart(container, container.resources, actual);
+}
+
+function restartables({ spec }: Pod): Container[] {
+  return [...(spec.initContainers ?? []).filter(isSidecar), ...spec.containers];
 }
 
 function mayStartAgain(pod: Pod, container: Container, newest: ContainerStatus, { replaced }: PodLocal): boolean {
@@ -195,8 +222,7 @@ function wantImage(container: Container, local: PodLocal, plan: PlanBuilder): "p
 
 // Stops what has to run anew: its definition changed, or a probe says that it is of no use as it is.
 function killUnfit(pod: Pod, inSandbox: readonly ContainerStatus[], local: PodLocal, plan: PlanBuilder): void {
-  const sidecars = (pod.spec.initContainers ?? []).filter(isSidecar);
-  for (const container of [...sidecars, ...pod.spec.containers]) {
+  for (const container of restartables(pod)) {
     const status = inSandbox.find(({ name, state }) => name === container.name && state === "running");
     const unfit = status === undefined ? undefined : whyUnfit(pod, container, status, local);
     if (unfit !== undefined) wantKill(unfit, pod, local, plan);
@@ -227,6 +253,10 @@ function whyUnfit(pod: Pod, container: Container, status: ContainerStatus, local
     const why = `${what} ${name} failed ${type.toLowerCase()} probe${isRestarted ? ", will be restarted" : ""}`;
     const graceSeconds = probe.terminationGracePeriodSeconds ?? graceSecondsOf(pod);
     return { status, graceSeconds, why, ...(isRestarted ? { replaces: true } : {}) };
+  }
+  if (resizeRestarts(container, local.resize)) {
+    const why = `Container ${name} resize requires restart`;
+    return { status, graceSeconds: graceSecondsOf(pod), why, replaces: true };
   }
   return undefined;
 }

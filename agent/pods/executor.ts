@@ -13,6 +13,8 @@ import type { ReadyImage } from "./local.ts";
 import { podLogDirName, podReference, type SpecContainer, specContainers, uidOf } from "./names.ts";
 import type { PodAction } from "./plan.ts";
 import type { PodDeps } from "./port.ts";
+import { runResize } from "./resize/run.ts";
+import type { PodResizes } from "./resize/port.ts";
 import { buildSandboxConfig } from "./sandbox.ts";
 
 /** Why a step failed, in the words of a container's waiting reason. `retryAtMs`: something will be different then. */
@@ -45,11 +47,15 @@ export interface StepContext {
   hookSignal: AbortSignal;
 }
 
+export interface ExecutorDeps extends PodDeps {
+  resizes: Pick<PodResizes, "progress" | "starting" | "completed" | "failed">;
+}
+
 /** Carries out actions of pods. Each call does one step and rejects with a `StepError` that says why it could not. */
 export class Executor {
-  readonly #deps: PodDeps;
+  readonly #deps: ExecutorDeps;
 
-  constructor(deps: PodDeps) {
+  constructor(deps: ExecutorDeps) {
     this.#deps = deps;
   }
 
@@ -62,6 +68,8 @@ export class Executor {
         return await this.#createSandbox(action.attempt, context);
       case "EnsureImage":
         return await this.#ensureImage(action.container, context);
+      case "ResizePod":
+        return await this.#resizePod(context);
       case "StartContainer":
         return await this.#startContainer(action, context);
       case "PreStop":
@@ -174,6 +182,17 @@ export class Executor {
     );
     if (problems.length > 0) warn(problems.join(", "));
     return authsFor(container.image ?? "", [keyring]);
+  }
+
+  async #resizePod({ pod, observed }: StepContext): Promise<void> {
+    const { resizes } = this.#deps;
+    try {
+      await runResize(pod, resizes.progress(uidOf(pod))?.from, observed, this.#deps);
+      await resizes.completed(pod);
+    } catch (err) {
+      resizes.failed(pod, messageOf(err));
+      throw new StepError("", messageOf(err));
+    }
   }
 
   async #startContainer(action: PodAction & { kind: "StartContainer" }, context: StepContext): Promise<void> {
@@ -289,6 +308,7 @@ export class Executor {
       throw new StepError("ContainerCreating", "the pod has changed meanwhile");
     }
     const config = await (async () => {
+      await this.#deps.resizes.starting(pod, container);
       const restartCount = await nextRestartCount(pod, container.name, observed, settings.podLogsDir);
       return await buildContainerConfig(
         { pod, container, sandbox, observed, image, restartCount, podIPs, maskedPaths },

@@ -37,6 +37,7 @@ function operationType({ kind }: PodAction, hasContainers: boolean): "create" | 
     case "SetUpVolumes":
     case "CreateSandbox":
     case "EnsureImage":
+    case "ResizePod":
     case "StartContainer":
       return hasContainers ? "sync" : "create";
     case "PreStop":

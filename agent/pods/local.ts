@@ -1,6 +1,7 @@
 import type { ProbeType, Verdict } from "../probes/port.ts";
 import type { EnsuredImage } from "../runtime/images.ts";
 import type { CrashBackoff } from "./crash-backoff.ts";
+import type { ResizeProgress } from "./resize/resizes.ts";
 
 /** Something that takes time, done for one pod; see PodAction. Keys come from `actionKey`. */
 export type Attempt =
@@ -43,6 +44,8 @@ export interface PodLocal {
   readonly isCleanedUp: boolean;
   /** The API server no longer has the object. */
   readonly isGone: boolean;
+  /** How far the pod has come to the resources that it was given; undefined if it has none. */
+  readonly resize: ResizeProgress | undefined;
   readonly isRuntimeReady: boolean;
   readonly isNetworkReady: boolean;
 }

@@ -10,13 +10,14 @@ import { AdmissionGate } from "./admission/gate.ts";
 import type { Rejection } from "./admission/port.ts";
 import { collectIntervalMs, deadContainersToRemove } from "./container-gc.ts";
 import { type PodEnding, rejection } from "./ending.ts";
-import { Executor } from "./executor.ts";
+import { Executor, type ExecutorDeps } from "./executor.ts";
 import type { PodFacts, WorkerFacts } from "./explain.ts";
 import { instrumentExecutor } from "./instrumented-executor.ts";
 import type { WorkerView } from "./metrics-gauges.ts";
 import { podReference, specContainers, uidOf } from "./names.ts";
 import { Orphans } from "./orphans.ts";
 import type { PodDeps } from "./port.ts";
+import { Resizes } from "./resize/resizes.ts";
 import { readMaskedPaths } from "./security.ts";
 import { StaticPods } from "./static-pods.ts";
 import { isTerminalPhase } from "./status.ts";
@@ -35,6 +36,8 @@ export interface HeldPods {
   find(namespace: string, name: string): Pod | undefined;
   /** The status as the worker last made it out; until then, the object's own. */
   status(pod: Pod): PodStatus | undefined;
+  /** The pod with the resources that it was given, which may not be those that its spec asks for by now. */
+  given(pod: Pod): Pod;
   /** What is known of each pod, those included that are gone from their source but not from the node. */
   facts(): PodFacts[];
 }
@@ -53,10 +56,12 @@ export function createPodManager(deps: PodDeps): PodManager {
       list: () => [...deps.pods.list()],
       find: (namespace, name) => deps.pods.find(namespace, name),
       status: (pod) => manager?.status(uidOf(pod)) ?? pod.status,
+      given: (pod) => manager?.given(pod) ?? pod,
       facts: () => manager?.facts() ?? [],
     },
     run: async (signal) => {
       manager = new Manager(deps, await readMaskedPaths(), signal);
+      await manager.load();
       await manager.run();
     },
   };
@@ -80,6 +85,7 @@ class Manager {
   readonly #orphans: Orphans;
   readonly #probes: ProbeManager;
   readonly #gate: AdmissionGate;
+  readonly #resizes: Resizes;
   readonly #static: StaticPods;
   /** UIDs of pods of which, or of whose predecessors, the last traces are being removed: nothing begins before that. */
   readonly #removing = new Set<string>();
@@ -110,11 +116,13 @@ class Manager {
       },
       onChange: (uid) => this.#workers.get(uid)?.worker.wake(),
     });
+    this.#resizes = this.#createResizes();
     this.#gate = this.#createGate();
     this.#workerDeps = {
       ...deps,
       probes: this.#probes,
-      executor: executorOf(deps),
+      resizes: this.#resizes,
+      executor: executorOf({ ...deps, resizes: this.#resizes }),
       writer: this.#writer,
       maskedPaths,
       onFinished: (uid) => this.#finish(uid),
@@ -128,6 +136,15 @@ class Manager {
       writer: this.#writer,
       isEnding: (uid) => this.#workers.get(uid)?.worker.isGone === true,
     });
+  }
+
+  given(pod: Pod): Pod {
+    return this.#resizes.given(pod);
+  }
+
+  /** Reads what the agent before this one left. Never rejects. */
+  async load(): Promise<void> {
+    await this.#resizes.load();
   }
 
   status(podUID: string): PodStatus | undefined {
@@ -171,6 +188,7 @@ class Manager {
       await this.#gate.settled();
       await Promise.all([...this.#workers.values()].map(({ done }) => done));
       await this.#probes.close();
+      await this.#resizes.close();
     }
   }
 
@@ -197,8 +215,11 @@ class Manager {
     if (this.#removing.has(uid) || present?.worker.isGone === true) return;
     this.#deps.metrics?.seen(pod);
     this.#observe(pod);
-    if (present !== undefined) present.worker.update(pod);
-    else if (!this.#static.enter(pod)) return;
+    if (present !== undefined) {
+      const before = present.worker.pod;
+      present.worker.update(pod);
+      this.#resizes.updated(before, pod);
+    } else if (!this.#static.enter(pod)) return;
     else if (isStaticPod(pod) && !this.#hasSwept && !this.#cleared.has(uid)) void this.#clear(pod);
     // What is over or about to be needs no admission, only an end.
     else if (pod.metadata.deletionTimestamp !== undefined || isTerminalPhase(pod.status?.phase)) {
@@ -224,17 +245,39 @@ class Manager {
     else this.#writer.observe(pod);
   }
 
+  #active(): Pod[] {
+    return [...this.#workers.values()].flatMap(({ worker }) => (worker.isActive ? [worker.pod] : []));
+  }
+
+  #createResizes(): Resizes {
+    const { clock, log, recorder, settings, admission, resizeMetrics } = this.#deps;
+    return new Resizes({
+      clock,
+      log,
+      recorder,
+      rootDir: settings.rootDir,
+      policy: { ...settings.staticPolicies, resources: settings.resources },
+      admission,
+      active: () => this.#active(),
+      onChange: (uid) => this.#workers.get(uid)?.worker.wake(),
+      ...(resizeMetrics === undefined ? {} : { metrics: resizeMetrics }),
+    });
+  }
+
   #createGate(): AdmissionGate {
     const { admission, client, node, recorder, log } = this.#deps;
     return new AdmissionGate({
       context: admission,
-      active: () => [...this.#workers.values()].flatMap(({ worker }) => (worker.isActive ? [worker.pod] : [])),
+      given: (pod) => this.#resizes.reserved(pod),
+      active: () => this.#active().map((pod) => this.#resizes.reserved(pod)),
       fetchNode: async () =>
         await client.get(nodes, { name: node.nodeName }, { signal: this.#signal, timeoutMs: fetchNodeTimeoutMs }),
       preempt: async (victim, resource) => await this.#preempt(victim, resource),
       onAdmitted: (pod) => {
         this.#deps.timelines?.admitted(pod);
+        this.#resizes.admitted(pod);
         this.#start(pod);
+        this.#resizes.evaluate("pods_added");
       },
       onRejected: (pod, { reason, message }: Rejection) => {
         recorder.event(podReference(pod), "Warning", reason, message);
@@ -300,6 +343,7 @@ class Manager {
   // Nothing of a pod is left: who waited for that may begin.
   #leave(pod: Pod): void {
     this.#deps.timelines?.ended(uidOf(pod));
+    this.#resizes.removed(uidOf(pod));
     const next = this.#static.leave(pod);
     if (next !== undefined) this.#onPod({ key: keyOf(next.metadata), old: undefined, object: next });
   }
@@ -326,6 +370,7 @@ class Manager {
       .synced(signal)
       .then(() => {
         this.#gate.open();
+        this.#resizes.open((uid) => pods.byUID(uid) !== undefined || this.#workers.has(uid));
         this.#static.allKnown();
         synced.abort();
       })
@@ -380,7 +425,7 @@ class Manager {
   }
 }
 
-function executorOf(deps: PodDeps): Pick<Executor, "execute"> {
+function executorOf(deps: ExecutorDeps): Pick<Executor, "execute"> {
   const plain = new Executor(deps);
   const executor = deps.timelines?.executor(plain) ?? plain;
   return deps.metrics === undefined ? executor : instrumentExecutor(executor, deps.metrics, deps.clock);

@@ -6,6 +6,8 @@ export type PodAction =
   | { kind: "SetUpVolumes" }
   | { kind: "CreateSandbox"; attempt: number }
   | { kind: "EnsureImage"; container: string }
+  /** Gives running containers and the pod's cgroup the resources that are the pod's now. */
+  | { kind: "ResizePod" }
   /** `createdID`: an instance that was made but never started (the agent died in between). */
   | { kind: "StartContainer"; container: string; sandboxID: string; createdID: string | undefined }
   /** Says why the container is stopped, then runs its preStop hook for `graceSeconds` at most. */
@@ -40,6 +42,8 @@ export function actionKey(action: PodAction): string {
       return "sandbox";
     case "EnsureImage":
       return `image/${action.container}`;
+    case "ResizePod":
+      return "resize";
     case "StartContainer":
       return `start/${action.container}`;
     case "PreStop":

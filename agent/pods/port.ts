@@ -13,6 +13,9 @@ import type { DeadContainerLimits } from "./container-gc.ts";
 import type { CrashBackoffLimits } from "./crash-backoff.ts";
 import type { DNSConfig } from "./dns.ts";
 import type { PodMetrics } from "./metrics.ts";
+import type { PodLimits } from "./resize/actuate.ts";
+import type { ResizeMetrics } from "./resize/metrics.ts";
+import type { ResizePolicy } from "./resize/evaluate.ts";
 import type { MirrorSet, PodSet } from "./sources/port.ts";
 import type { TimelineRecorder } from "./timeline-recorder.ts";
 
@@ -45,6 +48,7 @@ export interface PodDeps {
   admission(): Omit<AdmissionContext, "others">;
   settings: PodSettings;
   metrics?: PodMetrics;
+  resizeMetrics?: ResizeMetrics;
   /** Where what happens to pods is written down for people. */
   timelines?: TimelineRecorder;
 }
@@ -53,6 +57,8 @@ export interface PodDeps {
 export interface PodCgroupPort {
   parentFor(pod: Pod): string;
   ensure(pod: Pod): Promise<void>;
+  limitsOf(pod: Pod): PodLimits;
+  setLimits(pod: Pod, limits: Partial<PodLimits>): Promise<void>;
   exists(pod: Pod): Promise<boolean>;
   destroy(podUID: string): Promise<void>;
   podUIDsOnDisk(): Promise<ReadonlyMap<string, unknown>>;
@@ -90,6 +96,8 @@ export interface PodSettings {
   readResolvConf(): Promise<DNSConfig | undefined>;
   seccompDefault: boolean;
   resources: ResourceContext;
+  /** What the managers of CPUs and memory rule out for resizes; swap is in `resources`. */
+  staticPolicies: Omit<ResizePolicy, "resources">;
   crashBackoff: CrashBackoffLimits;
   deadContainers: DeadContainerLimits;
   selinuxEnabled: boolean;

@@ -18,6 +18,9 @@ const ownFields = [
   "containerStatuses",
   "ephemeralContainerStatuses",
   "qosClass",
+  "resources",
+  "allocatedResources",
+  "resize", // of older agents, which said there what conditions say now
 ] as const satisfies readonly (keyof PodStatus)[];
 
 /**

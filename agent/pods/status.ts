@@ -5,6 +5,8 @@ import { disruptionTarget, ownConditionTypes, podConditions } from "./conditions
 import { containerStatuses, formatSeconds, unknownExitCode } from "./container-status.ts";
 import type { PodEnding } from "./ending.ts";
 import { podPhase } from "./phase.ts";
+import type { PodResources } from "./resize/allocation.ts";
+import { resizeConditions, type ResizeStates } from "./resize/conditions.ts";
 import { restartAllTrigger } from "./restart-all.ts";
 
 export interface StatusInputs {
@@ -30,6 +32,8 @@ export interface StatusInputs {
   hasRecursiveReadOnly(handler: string): boolean;
   /** The node ends the pod, and nothing of it runs any more. */
   ending: PodEnding | undefined;
+  /** What its containers have of cpu and memory, and resizes that wait or are under way. */
+  resize?: { actual: PodResources | undefined; states: ResizeStates };
   isStarted(container: Container, status: RuntimeContainer | undefined): boolean;
   isReady(container: Container, status: RuntimeContainer | undefined): boolean;
 }
@@ -79,6 +83,7 @@ export function buildPodStatus(inputs: StatusInputs, nowMs: number): PodStatus {
     },
     now,
   );
+  const resizes = isTerminated ? [] : resizeConditions(inputs.resize?.states ?? {}, formatSeconds);
   // The node's addresses are unknown for a moment after a start of the agent.
   const hostIPs = inputs.hostIPs.length > 0 ? inputs.hostIPs : (previous.hostIPs ?? []).map(({ ip }) => ip);
   const [hostIP] = hostIPs;
@@ -86,7 +91,7 @@ export function buildPodStatus(inputs: StatusInputs, nowMs: number): PodStatus {
   return {
     phase,
     ...observedGeneration(pod, previous),
-    conditions: [...own, ...disruptionTarget(pod, isSamePhase ? undefined : ending, foreign, now)],
+    conditions: [...own, ...resizes, ...disruptionTarget(pod, isSamePhase ? undefined : ending, foreign, now)],
     ...(why.reason === undefined ? {} : { reason: why.reason }),
     ...(why.message === undefined ? {} : { message: why.message }),
     ...(hostIP === undefined ? {} : { hostIP, hostIPs: hostIPs.map((ip) => ({ ip })) }),
@@ -96,6 +101,19 @@ export function buildPodStatus(inputs: StatusInputs, nowMs: number): PodStatus {
     containerStatuses: statuses,
     ...(ephemeral.length === 0 ? {} : { ephemeralContainerStatuses: ephemeral }),
     qosClass: qosClass(pod),
+    ...podLevelResources(inputs),
+  };
+}
+
+function podLevelResources({
+  pod: { spec },
+  resize,
+}: StatusInputs): Pick<PodStatus, "resources" | "allocatedResources"> {
+  if (spec.resources === undefined) return {};
+  const { requests } = spec.resources;
+  return {
+    resources: resize?.actual?.pod ?? spec.resources,
+    ...(requests === undefined ? {} : { allocatedResources: requests }),
   };
 }
 

@@ -157,6 +157,8 @@ export class TimelineRecorder {
         return this.#keep(this.#images, context, action.container, timeline.begin("image", action.container));
       case "StartContainer":
         return this.#beginStart(action, context);
+      case "ResizePod":
+        return timeline.begin("resize");
       case "PreStop":
         return timeline.begin("preStop", action.container);
       case "KillContainer":

@@ -21,6 +21,9 @@ import { describePod, podReference, specContainers, uidOf } from "./names.ts";
 import { PodObserver } from "./observer.ts";
 import { actionKey, isAlive, type Plan, type PodAction } from "./plan.ts";
 import type { PodDeps } from "./port.ts";
+import { isResizeDue } from "./resize/actuate.ts";
+import { isSameRequirements, resizableContainers } from "./resize/allocation.ts";
+import type { PodResizes } from "./resize/port.ts";
 import { buildPodStatus, isTerminalPhase } from "./status.ts";
 import {
   finishedContainers,
@@ -49,6 +52,7 @@ export interface WorkerDeps extends PodDeps {
   executor: Pick<Executor, "execute">;
   writer: StatusWriter;
   probes: ProbeManager;
+  resizes: PodResizes;
   maskedPaths: readonly string[];
   /** The worker has nothing left to do and its pod is gone. */
   onFinished(podUID: string): void;
@@ -79,6 +83,7 @@ export class PodWorker {
   readonly #waits = new AbortController();
   readonly #ended = Promise.withResolvers<void>();
   #pod: Pod;
+  #given: Pod | undefined;
   #volumes: PodLocal["volumes"] = "unknown";
   #volumesDueMs: number | undefined;
   #termination: Termination | undefined;
@@ -140,8 +145,6 @@ export class PodWorker {
       const old = specContainers(before).find((candidate) => candidate.container.name === container.name)?.container;
       if (old === undefined) continue;
       if (old.image !== container.image) this.#forgetImage(container.name);
-      // With other resources it may live: what it crashed for may be over.
-      else if (!isDeepStrictEqual(old.resources, container.resources)) this.#instances.crash.delete(container.name);
     }
     const isSameText =
       isDeepStrictEqual(before.metadata.labels, pod.metadata.labels) &&
@@ -272,7 +275,7 @@ export class PodWorker {
     const { clock, writer, node } = this.#deps;
     const observed = await this.#observer.observe(this.#pod, (id) => this.#steps.isRunning(`kill/${id}/`));
     this.#failedLooks = 0;
-    const pod = this.#pod;
+    const pod = this.#givenPod();
     const nowMs = this.#clock.now();
     const wallMs = clock.now();
     this.#instances.observe(observed, nowMs, wallMs);
@@ -285,6 +288,7 @@ export class PodWorker {
     if (this.#termination === undefined && node.isRuntimeReady()) this.#deps.objects.register(pod);
 
     let plan = decide(pod, observed, this.#local(), nowMs);
+    this.#noteResize(pod, observed);
     const status = this.#status(pod, observed, plan, wallMs);
     if (!this.#isGone) {
       writer.set(this.uid, withheldWhileAlive(status, writer.wanted(this.uid) ?? pod.status, observed));
@@ -304,6 +308,35 @@ export class PodWorker {
     return Math.min(resyncMs, Math.max(1, restMs));
   }
 
+  // With the resources that it was given, which may not be those that its spec asks for by now.
+  #givenPod(): Pod {
+    const before = this.#given;
+    const pod = this.#deps.resizes.given(this.#pod);
+    this.#given = pod;
+    if (before === undefined || before === pod) return pod;
+    const old = new Map(resizableContainers(before.spec).map(({ name, resources }) => [name, resources]));
+    const changed = resizableContainers(pod.spec).filter(
+      ({ name, resources }) => !isSameRequirements(old.get(name), resources),
+    );
+    // With other resources it may live: what it crashed for may be over.
+    for (const { name } of changed) this.#instances.crash.delete(name);
+    if (changed.length > 0) {
+      this.#contentIsOld(); // downward API volumes show them
+      this.#forgetFailures();
+    }
+    return pod;
+  }
+
+  #noteResize(pod: Pod, { containers }: PodSnapshot): void {
+    const progress = this.#deps.resizes.progress(this.uid);
+    if (progress === undefined || this.#termination !== undefined) return;
+    const isReplacing = resizableContainers(pod.spec).some(({ name }) => {
+      const newest = containers.find((container) => container.name === name);
+      return newest?.state === "exited" && this.#instances.replaced.has(newest.id);
+    });
+    this.#deps.resizes.observed(pod, isReplacing || isResizeDue(pod, progress.from, containers));
+  }
+
   #observeProbes(pod: Pod, observed: PodSnapshot): void {
     if (this.#isCleanedUp) return;
     const [podIP = ""] = this.#podIPs(pod);
@@ -318,12 +351,18 @@ export class PodWorker {
   // What we said last; before that, what the API server has.
   #previous(pod: Pod): PodStatus {
     const { writer } = this.#deps;
-    return previousStatus(writer.wanted(this.uid), writer.known(this.uid)?.status ?? pod.status ?? {});
+    return previousStatus(writer.wanted(this.uid), this.#shown(pod) ?? pod.status ?? {});
+  }
+
+  // As the API server has it. That a static pod has ended once means nothing, as to kubelet: after a shutdown of the machine,
+  // say, it begins anew.
+  #shown(pod: Pod): PodStatus | undefined {
+    const status = this.#deps.writer.known(this.uid)?.status;
+    return isStaticPod(pod) && isTerminalPhase(status?.phase) ? undefined : status;
   }
 
   #updateTermination(pod: Pod, observed: PodSnapshot, nowMs: number, wallMs: number): void {
-    const known = this.#deps.writer.known(this.uid)?.status?.phase;
-    const isOver = isTerminalPhase(known) || isTerminalPhase(pod.status?.phase);
+    const isOver = isTerminalPhase(this.#shown(pod)?.phase) || isTerminalPhase(pod.status?.phase);
     const isDue = isOver || (activeDeadlineMs(pod, this.#previous(pod)) ?? Number.POSITIVE_INFINITY) <= wallMs;
     if (isDue && !isOver && this.#ending === undefined && this.#termination === undefined) {
       this.#ending = deadlineExceeded;
@@ -371,6 +410,7 @@ export class PodWorker {
       terminating: this.#termination,
       isCleanedUp: this.#isCleanedUp,
       isGone: this.#isGone,
+      resize: this.#deps.resizes.progress(this.uid),
       isRuntimeReady: this.#deps.node.isRuntimeReady(),
       isNetworkReady: this.#deps.node.isNetworkReady(),
     };
@@ -401,6 +441,10 @@ export class PodWorker {
         replaced: this.#instances.replacedNames(observed),
         hasRecursiveReadOnly: (handler) => node.hasRecursiveReadOnly(handler),
         ending: isTerminated ? this.#ending : undefined,
+        resize: {
+          actual: this.#deps.resizes.progress(this.uid)?.actual,
+          states: this.#deps.resizes.states(this.uid),
+        },
         isStarted: (container, status) => this.#passes(container, status, "Startup"),
         isReady: (container, status) => this.#passes(container, status, "Readiness"),
       },
@@ -434,7 +478,7 @@ export class PodWorker {
   async #run(action: PodAction, observed: PodSnapshot): Promise<void> {
     const hook = action.kind === "PreStop" ? this.#instances.hooks.get(action.containerID) : undefined;
     await this.#deps.executor.execute(action, {
-      pod: this.#pod,
+      pod: this.#givenPod(),
       observed,
       podIPs: this.#podIPs(this.#pod),
       images: this.#images,
@@ -452,6 +496,7 @@ export class PodWorker {
     } else if (action.kind === "CleanUp") {
       this.#isCleanedUp = true;
       this.#deps.probes.remove(this.uid);
+      this.#deps.resizes.ended(this.uid);
       this.#ended.resolve();
     } else if (action.kind !== "EnsureImage" && action.kind !== "PreStop") this.#observer.invalidate();
   }

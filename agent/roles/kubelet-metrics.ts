@@ -7,6 +7,7 @@ import { registerProcessMetrics } from "../lib/metrics-process.ts";
 import { goArch } from "../node/facts.ts";
 import { createNodeStartup, type NodeStartup } from "../node/metrics.ts";
 import { createPodMetrics, type PodMetrics } from "../pods/metrics.ts";
+import { createResizeMetrics, type ResizeMetrics } from "../pods/resize/metrics.ts";
 import { createImageMetrics, type ImageMetrics } from "../runtime/metrics.ts";
 import { registerIdentity } from "../server/metrics/identity.ts";
 import { registerVolumeStats } from "../server/metrics/volume-stats.ts";
@@ -23,6 +24,7 @@ export interface KubeletMetrics {
   restClient: RestClientMetrics;
   startup: NodeStartup;
   pods: PodMetrics;
+  resizes: ResizeMetrics;
   images: ImageMetrics;
   volumes: VolumeMetrics;
 }
@@ -43,6 +45,7 @@ export function createKubeletMetrics({ clock, parts }: { clock: Clock; parts: Ru
     restClient: createRestClientMetrics(registry),
     startup: createNodeStartup(registry, clock, { processStartMs: processStartMs() }),
     pods: createPodMetrics(registry, clock),
+    resizes: createResizeMetrics(registry),
     images: createImageMetrics(registry),
     volumes: createVolumeMetrics(registry, clock),
   };

@@ -67,6 +67,7 @@ export async function startPods(options: StartPodsOptions, surroundings: Surroun
     prober: createProber(runtime),
     probeMetrics: options.measures.probes,
     metrics: timelines.metrics(options.measures.pods),
+    resizeMetrics: options.measures.resizes,
     timelines,
     admission: () => ({
       node: nodeView.node(),
@@ -78,7 +79,9 @@ export async function startPods(options: StartPodsOptions, surroundings: Surroun
     }),
     settings: podSettings(settings, { selinuxEnabled: options.selinuxEnabled, resources }),
   });
-  parts.start("QoS weights", (signal) => keepQOSWeights({ cgroups, pods: sources, clock, log }, signal));
+  parts.start("QoS weights", (signal) =>
+    keepQOSWeights({ cgroups, pods: sources, given: manager.held.given, clock, log }, signal),
+  );
   health.syncLoop.tick(); // from here on it counts how long the runtime has not been listed
   parts.start("pods", (signal) => manager.run(signal));
   startLogRotation(options, manager.held, surroundings);

@@ -97,6 +97,10 @@ export function podSettings(
     readResolvConf: () => readResolvConf(config.resolvConf),
     seccompDefault: config.seccompDefault,
     resources,
+    staticPolicies: {
+      hasStaticCPUs: config.cpuManagerPolicy === "static",
+      hasStaticMemory: config.memoryManagerPolicy === "Static",
+    },
     crashBackoff: {
       initialMs: crashBackoffDefaults.initialMs,
       maxMs: config.crashLoopBackOff.maxContainerRestartPeriod,

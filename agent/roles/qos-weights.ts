@@ -14,12 +14,14 @@ export async function keepQOSWeights(
   deps: {
     cgroups: Pick<PodCgroups, "refreshQOS">;
     pods: Pick<PodSet, "hasSynced" | "list">;
+    /** The pod with the resources that it was given. */
+    given(pod: Pod): Pod;
     clock: Clock;
     log: Logger;
   },
   signal: AbortSignal,
 ): Promise<void> {
-  const { cgroups, pods, clock, log } = deps;
+  const { cgroups, pods, given, clock, log } = deps;
   const loop = new Loop({
     clock,
     resyncMs: refreshMs,
@@ -27,7 +29,7 @@ export async function keepQOSWeights(
     onError: (err) => log.warn({ err: messageOf(err) }, "cannot weigh the QoS classes"),
     pass: async () => {
       const isActive = ({ status }: Pod) => status?.phase !== "Succeeded" && status?.phase !== "Failed";
-      if (pods.hasSynced) await cgroups.refreshQOS([...pods.list()].filter(isActive));
+      if (pods.hasSynced) await cgroups.refreshQOS([...pods.list()].filter(isActive).map(given));
       return undefined;
     },
   });

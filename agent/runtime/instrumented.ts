@@ -41,6 +41,7 @@ export function instrumentRuntime(runtime: Runtime, registry: MetricsRegistry, c
     removeContainer: timed(["remove_container"], runtime.removeContainer.bind(runtime)),
     containerStatus: timed(["container_status"], runtime.containerStatus.bind(runtime)),
     updateContainerResources: timed(["update_container"], runtime.updateContainerResources.bind(runtime)),
+    updatePodSandboxResources: timed(["update_podsandbox_resources"], runtime.updatePodSandboxResources.bind(runtime)),
     reopenContainerLog: timed(["reopen_container_log"], runtime.reopenContainerLog.bind(runtime)),
     execSync: timed(["exec_sync"], runtime.execSync.bind(runtime)),
     list: async (podUID) => {

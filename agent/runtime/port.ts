@@ -31,6 +31,8 @@ export interface Runtime {
   /** Rejects with NotFound. */
   containerStatus(containerID: string): Promise<ContainerStatus>;
   updateContainerResources(containerID: string, resources: LinuxResources): Promise<void>;
+  /** Tells a runtime that sizes sandboxes by their resources of new ones. Rejects with Unimplemented where it has no use for them. */
+  updatePodSandboxResources(sandboxID: string, sizes: Pick<PodSandboxConfig, "resources" | "overhead">): Promise<void>;
   reopenContainerLog(containerID: string): Promise<void>;
   /**
    * Runs a command to its end. When `signal` aborts, the runtime is told to end the command.

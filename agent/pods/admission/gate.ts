@@ -9,6 +9,8 @@ import type { Admission, AdmissionContext, Rejection } from "./port.ts";
 export interface GateDeps {
   /** Everything but the other pods, as it is now. */
   context(): Omit<AdmissionContext, "others">;
+  /** The pod with the resources that it was given before, if any: with those it is let in again. */
+  given(pod: Pod): Pod;
   /** Pods that were let in and still use the node. */
   active(): readonly Pod[];
   /** The Node as the API server has it at this moment: what we hold may be a little behind. */
@@ -71,9 +73,10 @@ export class AdmissionGate {
 
   async #drain(): Promise<void> {
     for (let pod = this.#oldest(); pod !== undefined; pod = this.#oldest()) {
-      const admission = admit(pod, this.#context());
+      const given = this.#deps.given(pod);
+      const admission = admit(given, this.#context());
       // Nearly all are decided without a wait: the pods of one delivery start together.
-      const settled = isFinal(admission) ? admission : await this.#reconsider(pod, admission);
+      const settled = isFinal(admission) ? admission : await this.#reconsider(given, admission);
       if (!this.#waiting.delete(uidOf(pod))) continue; // it left while we thought
       if (settled.kind === "rejected") this.#deps.onRejected(pod, settled.rejection);
       else this.#deps.onAdmitted(pod);

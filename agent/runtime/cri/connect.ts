@@ -214,6 +214,18 @@ class CRIRuntime implements Runtime {
     await this.#calls.call("UpdateContainerResources", request, `update resources of container ${containerID}`);
   }
 
+  async updatePodSandboxResources(
+    sandboxID: string,
+    { resources, overhead }: Parameters<Runtime["updatePodSandboxResources"]>[1],
+  ) {
+    const request = {
+      pod_sandbox_id: sandboxID,
+      resources: resources === undefined ? null : resourcesToWire(resources),
+      overhead: overhead === undefined ? null : resourcesToWire(overhead),
+    };
+    await this.#calls.call("UpdatePodSandboxResources", request, `update resources of sandbox ${sandboxID}`);
+  }
+
   async reopenContainerLog(containerID: string) {
     await this.#calls.call(
       "ReopenContainerLog",

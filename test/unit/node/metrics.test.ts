@@ -16,6 +16,8 @@ test("work on cgroups is passed on and timed", async () => {
   const inner: PodCgroups = {
     setUp: slow("setUp"),
     parentFor: () => "/kubepods/pod1",
+    limitsOf: () => ({ cpuShares: 2 }),
+    setLimits: async () => {},
     ensure: slow("ensure"),
     exists: async () => true,
     destroy: slow("destroy"),

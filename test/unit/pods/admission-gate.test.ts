@@ -22,6 +22,7 @@ function setUp(changes: Partial<GateDeps> = {}) {
       isAppArmorEnabled: false,
       isShuttingDown: false,
     }),
+    given: (pod) => pod,
     active: () => admitted,
     fetchNode: async () => await Promise.resolve(node),
     preempt: async (victim, resource) => {

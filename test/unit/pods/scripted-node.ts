@@ -1,11 +1,12 @@
 import type { ApiClient } from "../../../agent/kube/port.ts";
-import type { Condition, Pod, PodStatus } from "../../../agent/kube/types.ts";
+import type { Condition, Container, Pod, PodStatus } from "../../../agent/kube/types.ts";
 import { AgentError } from "../../../agent/lib/errors.ts";
 import { silentLogger } from "../../../agent/lib/log.ts";
 import { StepError } from "../../../agent/pods/executor.ts";
 import { uidOf } from "../../../agent/pods/names.ts";
 import type { PodAction } from "../../../agent/pods/plan.ts";
 import { StatusWriter } from "../../../agent/pods/status-writer.ts";
+import type { PodResizes } from "../../../agent/pods/resize/port.ts";
 import { PodWorker, type WorkerDeps } from "../../../agent/pods/worker.ts";
 import type { ProbeType, Verdict } from "../../../agent/probes/port.ts";
 import type { ContainerStatus, PodSnapshot, SandboxStatus } from "../../../agent/runtime/port.ts";
@@ -44,6 +45,17 @@ export class ScriptedNode {
   /** Containers whose hook does not end, or after so many ms. */
   readonly hookMs = new Map<string, number>();
   losesEvents = false;
+  /** Who gives pods their resources; by default, everybody has what they ask for. */
+  resizes: PodResizes = {
+    given: (pod) => pod,
+    progress: () => undefined,
+    states: () => ({}),
+    observed: () => {},
+    starting: async () => {},
+    completed: async () => {},
+    failed: () => {},
+    ended: () => {},
+  };
   patchesInFlightMost = 0;
   readonly #sandboxes: SandboxStatus[] = [];
   #containers: ContainerStatus[] = [];
@@ -213,6 +225,7 @@ export class ScriptedNode {
           await this.#execute(action, context),
       },
       writer: this.#writer,
+      resizes: this.resizes,
       maskedPaths: [],
       onFinished: (uid: string) => {
         this.workers.get(uid)?.stop.abort();
@@ -261,7 +274,12 @@ export class ScriptedNode {
       case "CreateSandbox":
         this.#sandboxes.unshift(sandboxOf({ id: `${uid}-s${action.attempt}`, podUID: uid, attempt: action.attempt }));
         break;
+      case "ResizePod":
+        this.calls.push("resize");
+        await this.resizes.completed(pod);
+        break;
       case "StartContainer":
+        await this.resizes.starting(pod, containerNamed(pod, action.container));
         this.#startContainer(action, uid, observed);
         break;
       case "PreStop":
@@ -378,4 +396,11 @@ export class ScriptedNode {
     this.#writer.forget(uidOf(pod));
     this.workers.get(uidOf(pod))?.worker.remove();
   }
+}
+
+function containerNamed({ spec }: Pod, name: string): Container {
+  const { initContainers = [], containers, ephemeralContainers = [] } = spec;
+  const found = [...initContainers, ...containers, ...ephemeralContainers].find((container) => container.name === name);
+  if (found === undefined) throw new Error(`the pod has no container ${name}`);
+  return found;
 }

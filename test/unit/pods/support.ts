@@ -91,6 +91,7 @@ export function localOf(changes: Partial<PodLocal> = {}): PodLocal {
     terminating: undefined,
     isCleanedUp: false,
     isGone: false,
+    resize: undefined,
     isRuntimeReady: true,
     isNetworkReady: true,
     ...changes,

@@ -1,0 +1,217 @@
+import type { Container, Pod, ResourceRequirements } from "../../kube/types.ts";
+import type { ContainerStatus } from "../../runtime/port.ts";
+import { isAlive } from "../plan.ts";
+import {
+  amountOf,
+  changedResources,
+  type PodResources,
+  type Resizable,
+  resizableContainers,
+  withResources,
+} from "./allocation.ts";
+
+/** Limits of a pod's cgroup that a resize changes, as the node computes them. What is left out is not limited. */
+export interface PodLimits {
+  cpuShares: number;
+  cpuQuotaUs?: number;
+  cpuPeriodUs?: number;
+  memoryBytes?: number;
+}
+
+/** One step of a resize, in the order in which they have to be taken. */
+export type ResizeStep =
+  | { kind: "podCgroup"; values: Partial<PodLimits> }
+  /** `resources`: what the container has after this step. */
+  | {
+      kind: "container";
+      container: string;
+      containerID: string;
+      changes: Resizable;
+      resources: ResourceRequirements;
+    };
+
+/** True if the container has to be restarted to get `wanted`, by its resize policy for what changes. */
+export function needsRestart(
+  { resizePolicy = [] }: Container,
+  wanted: ResourceRequirements | undefined,
+  actual: ResourceRequirements | undefined,
+): boolean {
+  return changedResources(wanted, actual).some((name) =>
+    resizePolicy.some(
+      ({ resourceName, restartPolicy }) => resourceName === name && restartPolicy === "RestartContainer",
+    ),
+  );
+}
+
+/**
+ * True if a container, or the pod as a whole, has not yet got what it was given; also if nobody knows what it has.
+ *
+ * @param pod with the resources that it was given
+ */
+export function isResizeDue(
+  { spec }: Pod,
+  actual: PodResources | undefined,
+  containers: readonly ContainerStatus[],
+): boolean {
+  if (actual !== undefined && changedResources(spec.resources, actual.pod).length > 0) return true;
+  return resizableContainers(spec).some(({ name, resources }) => {
+    const has = actual?.containers[name];
+    if (has !== undefined) return changedResources(resources, has).length > 0;
+    const newest = containers.find((container) => container.name === name);
+    return newest !== undefined && isAlive(newest) && states(resources);
+  });
+}
+
+export interface ActuationInputs {
+  /** With the resources that it was given. */
+  pod: Pod;
+  /** What containers have; one that is not in it has nobody knows what. */
+  actual: PodResources;
+  /** The runtime's containers, newest first. */
+  containers: readonly ContainerStatus[];
+  limitsOf(pod: Pod): PodLimits;
+}
+
+/**
+ * The steps from what the pod has to what it was given; memory first, then cpu. For each: a pod's cgroup grows before
+ * its containers do and shrinks after them, limits before requests when growing; of the containers, those that shrink go
+ * first. Pure; the steps may be repeated from the start at any time.
+ */
+export function planActuation({ pod, actual, containers, limitsOf }: ActuationInputs): ResizeStep[] {
+  const before = limitsOf(withResources(pod, actual));
+  const after = limitsOf(pod);
+  const running = resizableContainers(pod.spec).flatMap((container) => {
+    const newest = containers.find(({ name }) => name === container.name);
+    return newest !== undefined && isAlive(newest) ? [{ container, id: newest.id }] : [];
+  });
+  const reached = new Map(running.map(({ container: { name } }) => [name, actual.containers[name] ?? {}]));
+  const steps: ResizeStep[] = [];
+  for (const resource of ["memory", "cpu"] as const) {
+    const [grow, shrink] = podSteps(resource, before, after);
+    const updates = running
+      .flatMap(({ container: { name, resources }, id }) => {
+        const has = reached.get(name);
+        // What is not known is written once more: that changes nothing if it is right.
+        const isUnknown = actual.containers[name] === undefined;
+        if (!isUnknown && !changedResources(resources, has).includes(resource)) return [];
+        if (isUnknown && (resource === "cpu" || !states(resources))) return [];
+        const next = isUnknown ? (resources ?? {}) : mixed(resource, resources, has);
+        reached.set(name, next);
+        const difference = (limitOf(next, resource) ?? 0) - (limitOf(has, resource) ?? 0);
+        return [
+          {
+            step: {
+              kind: "container",
+              container: name,
+              containerID: id,
+              changes: resource,
+              resources: next,
+            } as const,
+            difference,
+          },
+        ];
+      })
+      .toSorted((a, b) => a.difference - b.difference)
+      .map(({ step }) => step);
+    steps.push(...grow, ...updates, ...shrink);
+  }
+  return steps;
+}
+
+function states({ requests = {}, limits = {} }: ResourceRequirements = {}): boolean {
+  return ["cpu", "memory"].some((name) => requests[name] !== undefined || limits[name] !== undefined);
+}
+
+function limitOf({ requests, limits }: ResourceRequirements = {}, name: Resizable): number | undefined {
+  return amountOf(limits, name) ?? amountOf(requests, name);
+}
+
+// One resource as it was given, the others as they are.
+function mixed(
+  resource: Resizable,
+  given: ResourceRequirements = {},
+  has: ResourceRequirements = {},
+): ResourceRequirements {
+  const pick = (part: "requests" | "limits") => {
+    const { [resource]: _old, ...rest } = has[part] ?? {};
+    const quantity = given[part]?.[resource];
+    const list = quantity === undefined ? rest : { ...rest, [resource]: quantity };
+    return Object.keys(list).length === 0 ? {} : { [part]: list };
+  };
+  return { ...pick("requests"), ...pick("limits") };
+}
+
+function podSteps(
+  resource: Resizable,
+  before: PodLimits,
+  after: PodLimits,
+): [grow: ResizeStep[], shrink: ResizeStep[]] {
+  const grow: ResizeStep[] = [];
+  const shrink: ResizeStep[] = [];
+  const step = (values: Partial<PodLimits>): ResizeStep => ({
+    kind: "podCgroup",
+    values,
+  });
+  if (resource === "memory") {
+    const { memoryBytes } = after;
+    // A limit that is not there any more stays: taking one away is not supported.
+    if (memoryBytes === undefined) return [grow, shrink];
+    const values = step({ memoryBytes });
+    if (memoryBytes > (before.memoryBytes ?? Number.POSITIVE_INFINITY)) grow.push(values);
+    else if (memoryBytes < (before.memoryBytes ?? Number.POSITIVE_INFINITY)) shrink.push(values);
+    return [grow, shrink];
+  }
+  const { cpuQuotaUs, cpuPeriodUs, cpuShares } = after;
+  const had = before.cpuQuotaUs ?? Number.POSITIVE_INFINITY;
+  const quota = step({
+    ...(cpuQuotaUs === undefined ? {} : { cpuQuotaUs }),
+    ...(cpuPeriodUs === undefined ? {} : { cpuPeriodUs }),
+  });
+  if (cpuQuotaUs !== undefined && cpuQuotaUs > had) grow.push(quota);
+  if (cpuShares > before.cpuShares) grow.push(step({ cpuShares }));
+  if (cpuShares < before.cpuShares) shrink.push(step({ cpuShares }));
+  if (cpuQuotaUs !== undefined && cpuQuotaUs < had) shrink.push(quota);
+  return [grow, shrink];
+}
+
+/** Which memory limits of the pod's running containers shrink, and to how many bytes; `undefined` as name: the pod's own. */
+export function shrinkingMemory({ pod, actual, containers, limitsOf }: ActuationInputs): MemoryShrink[] {
+  const shrinks: MemoryShrink[] = [];
+  const podBytes = limitsOf(pod).memoryBytes;
+  if (
+    podBytes !== undefined &&
+    podBytes < (limitsOf(withResources(pod, actual)).memoryBytes ?? Number.POSITIVE_INFINITY)
+  ) {
+    shrinks.push({ container: undefined, bytes: podBytes });
+  }
+  for (const { name, resources } of resizableContainers(pod.spec)) {
+    const newest = containers.find((container) => container.name === name);
+    const bytes = amountOf(resources?.limits, "memory");
+    const had = actual.containers[name];
+    if (newest === undefined || !isAlive(newest) || bytes === undefined) continue;
+    if (bytes < (amountOf(had?.limits, "memory") ?? Number.POSITIVE_INFINITY)) {
+      shrinks.push({ container: { name, id: newest.id }, bytes });
+    }
+  }
+  return shrinks;
+}
+
+export interface MemoryShrink {
+  container: { name: string; id: string } | undefined;
+  bytes: number;
+}
+
+/** The reason why memory cannot shrink now, if any: what is used does not fit. */
+export function refusedShrink(
+  shrinks: readonly MemoryShrink[],
+  usageBytes: ReadonlyMap<string, number>,
+  podUsageBytes: number,
+): string | undefined {
+  for (const { container, bytes } of shrinks) {
+    const used = container === undefined ? podUsageBytes : usageBytes.get(container.id);
+    if (used === undefined || used < bytes) continue;
+    const what = container === undefined ? "pod" : `container "${container.name}"`;
+    return `attempting to set ${what} memory limit (${bytes}) below current usage (${used})`;
+  }
+  return undefined;
+}
