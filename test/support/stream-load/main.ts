@@ -23,8 +23,9 @@ async function session(url: string): Promise<number> {
   error.end();
   const failure = collect(error);
   const stdin = load.direction === "in" ? await open("stdin") : undefined;
+  // Its half towards the runtime stays open: the runtime closes as soon as it has written everything, and a frame that
+  // comes later would make its kernel reset the connection, with what we have not read yet.
   const stdout = await open("stdout");
-  stdout.end();
   let received = 0;
   const done = new Promise<void>((resolve) => {
     stdout.on("data", (chunk: Buffer) => (received += chunk.length)).on("end", resolve);
