@@ -1,4 +1,4 @@
-import { type Clock, systemClock } from "../lib/clock.ts";
+import { type Clock, systemClock, type Timer } from "../lib/clock.ts";
 
 export interface Deadline {
   /** For everything together; undefined: none. */
@@ -9,9 +9,15 @@ export interface Deadline {
   clock?: Clock;
 }
 
+/** A timer that fires later than this says that we did not get to run, in ms. */
+export const stallMsMin = 20;
+
 /**
  * Does `work` with a signal that aborts at the deadline. Nothing of it is left behind: `signal` may live for as long as the
  * agent does, and `AbortSignal.any` would hang something on it for each probe.
+ *
+ * Where the whole process stood still, answers may have come that nobody could read: timers fire before anything is read. The
+ * time lost is then given once more, up to the timeout itself, so that no container is found dead because of us.
  */
 export async function withDeadline<T>(
   { timeoutMs, signal, clock = systemClock }: Deadline,
@@ -21,7 +27,15 @@ export async function withDeadline<T>(
   const abort = () => own.abort();
   if (signal.aborted) abort();
   signal.addEventListener("abort", abort, { once: true });
-  const timer = timeoutMs === undefined ? undefined : clock.after(timeoutMs, abort);
+  let timer: Timer | undefined;
+  if (timeoutMs !== undefined) {
+    const dueMs = clock.monotonic() + timeoutMs;
+    timer = clock.after(timeoutMs, () => {
+      const lateMs = clock.monotonic() - dueMs;
+      if (lateMs < stallMsMin) abort();
+      else timer = clock.after(Math.min(lateMs, timeoutMs), abort);
+    });
+  }
   try {
     return await work(own.signal);
   } finally {

@@ -1,7 +1,8 @@
 /**
  * Probes: whether 500 of them with a period of a second keep their schedule, and what they cost; then, on a local cluster,
  * how soon a passed readiness probe is seen by others, and how soon a container that ended is started anew. The second part
- * needs root and dist/nodelet (`npm run build`); `--schedule` runs the first alone.
+ * needs root and dist/nodelet (`npm run build`); `--schedule` runs the first alone. On a machine that has other work, run that
+ * as `chrt -f 5 .ci/node test/bench/probes.ts --schedule`.
  */
 import { spawn } from "node:child_process";
 import { once } from "node:events";
