@@ -4,7 +4,7 @@ import { join } from "node:path";
 import { setTimeout as sleep } from "node:timers/promises";
 import { afterAll, beforeAll, describe, expect, inject, test } from "vitest";
 import { stringify } from "yaml";
-import { events } from "../../agent/kube/resources.ts";
+import { events, pods } from "../../agent/kube/resources.ts";
 import type { Pod } from "../../agent/kube/types.ts";
 import { isReady, isRunning, until } from "./support/cluster.ts";
 import { openKubectl } from "./support/kubectl.ts";
@@ -163,6 +163,22 @@ describe.skipIf(!inject("isLocal"))("static pods", () => {
     expect(after.metadata.uid).toBe(before.metadata.uid);
     expect(identityOf(after)).toEqual(identityOf(before));
     expect(await containersOf("web")).toHaveLength(1);
+  });
+
+  test("what the API server says of their end means nothing: after a shutdown they are to run again", async () => {
+    const before = await env.cluster.getPod(mirrorOf("web"));
+    await env.local.agent.stop();
+    const key = { namespace: env.cluster.namespace, name: mirrorOf("web") };
+    const status = {
+      phase: "Failed",
+      reason: "Terminated",
+      message: "Pod was terminated in response to imminent node shutdown.",
+    };
+    await env.cluster.client.patch(pods, key, { status }, { type: "merge", subresource: "status" });
+    await env.local.agent.start();
+    const after = await env.cluster.waitForPod(mirrorOf("web"), "shown as running again", isRunning);
+    expect(after.status?.reason).toBeUndefined();
+    expect(identityOf(after)).toEqual(identityOf(before));
   });
 
   test("they start while the API server is away, and health is served meanwhile", async () => {
