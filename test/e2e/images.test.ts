@@ -1,4 +1,4 @@
-import { chmod, mkdir, mkdtemp, readFile, rm, writeFile } from "node:fs/promises";
+import { chmod, mkdir, mkdtemp, readdir, readFile, rm, writeFile } from "node:fs/promises";
 import { createServer, type Server, type Socket } from "node:net";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
@@ -239,6 +239,11 @@ describe.skipIf(!inject("isLocal"))("a private registry", () => {
     await cluster.createPod(runs("beside-pulls", "team/json:1", withSecret("good"), "Always"));
     await cluster.waitForPod("beside-pulls", "ready", isReady);
     expect(waitingOf(await cluster.getPod("hangs"))?.reason).toBe("ContainerCreating");
+    const before = hanging.accepted();
+    await restartAgent(env, "SIGKILL");
+    await until("the registry is asked again", async () => hanging.accepted() > before);
+    const intents = join(local.rootDir, "image_manager", "pulling");
+    await until("the pull is noted again", async () => (await readdir(intents)).length === 1);
     await cluster.deletePod("hangs");
     await cluster.waitForPodGone("hangs", 10_000);
     await until("the pull is given up", async () => hanging.connections() === 0, 10_000);
@@ -327,12 +332,16 @@ interface HangingServer extends AsyncDisposable {
   address: string;
   /** How many wait for an answer now. */
   connections(): number;
+  /** How many came so far. */
+  accepted(): number;
 }
 
 /** Takes connections and never says anything. */
 async function startHangingServer(host: string): Promise<HangingServer> {
   const open = new Set<Socket>();
+  let accepted = 0;
   const server: Server = createServer((socket) => {
+    accepted += 1;
     open.add(socket);
     socket.on("error", () => {});
     socket.on("close", () => open.delete(socket));
@@ -347,6 +356,7 @@ async function startHangingServer(host: string): Promise<HangingServer> {
   return {
     address: `${host}:${address.port}`,
     connections: () => open.size,
+    accepted: () => accepted,
     [Symbol.asyncDispose]: async () => {
       for (const socket of open) socket.destroy();
       await new Promise((resolve) => void server.close(resolve));
