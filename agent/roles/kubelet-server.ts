@@ -136,6 +136,8 @@ async function openStats(options: StartServerOptions, { clock, log, parts }: Sur
     rootDir: flags.rootDir,
     podLogsDir,
     volumeStatsAggPeriodMs: volumeStatsAggPeriod,
+    // All volumes that have figures lie in directories of the agent's own as yet: claims are not mounted.
+    mountedAt: () => undefined,
     clock,
     log,
   });

@@ -12,6 +12,8 @@ export const linksMax = 100_000;
 const concurrency = 8;
 // Entries of one directory that are read together.
 const batchEntries = 256;
+// Entries between two rests: some 20 ms of work.
+export const restEntries = 1_024;
 
 // A container may swap a directory for a link to the host's files at any moment: each step goes through the descriptor of
 // the directory above and refuses links.
@@ -22,16 +24,21 @@ const directoryFlags = constants.O_RDONLY | constants.O_DIRECTORY | constants.O_
  * followed, no other filesystem entered. What vanishes meanwhile is left out.
  *
  * @param directory its parents must not be changeable by a container
+ * @param rest called, and waited for, after each {@link restEntries} entries, so that a huge tree leaves others their share
  * Rejects if the directory itself cannot be opened, and with the signal's reason when it aborts.
  */
-export async function directoryUsage(directory: string, signal: AbortSignal): Promise<DiskUsage> {
+export async function directoryUsage(
+  directory: string,
+  signal: AbortSignal,
+  rest: () => Promise<void> = async () => {},
+): Promise<DiskUsage> {
   const usage = { bytes: 0, inodes: 0 };
   const links = new Set<string>();
   const handle = await open(directory, directoryFlags);
   try {
     const status = await handle.stat();
     add(status, usage, links);
-    await addBelow(handle, { device: status.dev, usage, links, signal }, 1);
+    await addBelow(handle, { device: status.dev, usage, links, signal, rest, untilRest: restEntries }, 1);
   } finally {
     await handle.close();
   }
@@ -43,6 +50,8 @@ interface Walk {
   usage: DiskUsage;
   links: Set<string>;
   signal: AbortSignal;
+  rest(): Promise<void>;
+  untilRest: number;
 }
 
 async function addBelow(directory: FileHandle, walk: Walk, depth: number): Promise<void> {
@@ -52,8 +61,13 @@ async function addBelow(directory: FileHandle, walk: Walk, depth: number): Promi
   try {
     for (;;) {
       const batch = await nextBatch(stream);
-      if (batch.length === 0) return;
       walk.signal.throwIfAborted();
+      if (batch.length === 0) return;
+      walk.untilRest -= batch.length;
+      if (walk.untilRest <= 0) {
+        walk.untilRest = restEntries;
+        await walk.rest();
+      }
       const subdirectories = await addEntries(path, batch, walk);
       if (depth >= depthMax) continue;
       for (const name of subdirectories) await enter(`${path}/${name}`, walk, depth + 1);

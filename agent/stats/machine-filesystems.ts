@@ -1,19 +1,21 @@
 import type { DeviceFilesystem } from "./cadvisor-rows.ts";
-import { filesystemOf } from "./filesystem.ts";
 import { parseDiskstats } from "./parse.ts";
 import type { FileReader } from "./read.ts";
+import type { RemoteFilesystems } from "./remote-filesystem.ts";
 
 /**
  * One mount point of each block device, from /proc/self/mountinfo; the shortest one, which is less likely to go away.
- * Others are left out: asking a network filesystem whose server has gone would never end.
+ * Others are left out: asking a filesystem whose server has gone would never end, and what FUSE serves has `/dev/fuse` or
+ * any other name as its source. Real devices have a major number; btrfs shows 0 there, though it lies on one.
  */
 export function blockDeviceMounts(mountinfo: string): Map<string, string> {
   const mounts = new Map<string, string>();
   for (const line of mountinfo.split("\n")) {
     const [before = "", after = ""] = line.split(" - ");
-    const mountPoint = before.split(" ")[4] ?? "";
-    const device = after.split(" ")[1] ?? "";
-    if (!device.startsWith("/dev/")) continue;
+    const [, , number = "", , mountPoint = ""] = before.split(" ");
+    const [type = "", device = ""] = after.split(" ");
+    if (!device.startsWith("/dev/") || type.startsWith("fuse")) continue;
+    if (number.startsWith("0:") && type !== "btrfs") continue;
     const known = mounts.get(device);
     if (known === undefined || mountPoint.length < known.length) mounts.set(device, unescaped(mountPoint));
   }
@@ -25,19 +27,27 @@ function unescaped(path: string): string {
   return path.replaceAll(/\\([0-7]{3})/g, (_all, octal: string) => String.fromCharCode(Number.parseInt(octal, 8)));
 }
 
-/** The machine's filesystems on block devices, with what their disks have done. Those that cannot be asked are left out. */
-export async function readMachineFilesystems(reader: FileReader): Promise<DeviceFilesystem[]> {
+/**
+ * The machine's filesystems on block devices, with what their disks have done. Those that cannot be asked, or do not answer,
+ * are left out.
+ */
+export async function readMachineFilesystems(
+  reader: FileReader,
+  filesystems: RemoteFilesystems,
+): Promise<DeviceFilesystem[]> {
   const [mountinfo, diskstats] = await Promise.all([
     reader.list("/proc/self/mountinfo"),
     reader.list("/proc/diskstats"),
   ]);
   const disks = parseDiskstats(diskstats);
-  const filesystems: DeviceFilesystem[] = [];
+  const found: DeviceFilesystem[] = [];
+  const never = new AbortController().signal; // each question has a limit of its own
   for (const [device, mountPoint] of blockDeviceMounts(mountinfo ?? "")) {
-    const figures = await filesystemOf(mountPoint).catch(() => undefined);
+    // A disk that has failed hangs like a server that is away.
+    const figures = await filesystems.ask(mountPoint, never).catch(() => undefined);
     if (figures === undefined) continue;
     const disk = disks.get(device);
-    filesystems.push({ device, figures, ...(disk === undefined ? {} : { disk }) });
+    found.push({ device, figures, ...(disk === undefined ? {} : { disk }) });
   }
-  return filesystems;
+  return found;
 }

@@ -4,23 +4,24 @@ import { close, type NoParamCallback, open, read } from "node:fs";
 export interface FileReader {
   /** A file that the kernel gives in one piece (most of cgroups). Undefined if it cannot be read. */
   text(path: string): Promise<string | undefined>;
-  /** A file that the kernel may give in several pieces: lists of processes, mounts or interfaces. */
+  /**
+   * A file that the kernel may give in several pieces: lists of processes, mounts or interfaces. A piece holds whole lines,
+   * so that it may be short when the next line is long; only an empty one is the end.
+   */
   list(path: string): Promise<string | undefined>;
 }
 
 // memory.stat, the longest file given in one piece, has 2 KiB.
 const chunkBytes = 8_192;
-// The kernel fills a page with whole lines and gives what it has: less than this was the end, if no line has 3 KiB.
-const shortReadBytes = 1_024;
 // Lists of processes: 7 bytes each, so 140 000 processes. What is longer is not read on.
 const listBytesMax = 1 << 20;
 // Buffers kept for the next read; more reads at a time than this only allocate.
 const buffersKept = 16;
 
 /**
- * Makes a reader. It opens, reads and closes: three trips to the thread pool and some 30 µs of CPU a file, where
- * `readFile` takes five and twice the time, which counts with thousands of files a round. Files are read by callback for
- * the same reason.
+ * Makes a reader. It opens, reads and closes: three trips to the thread pool, four for a list, and some 30 µs of CPU a file,
+ * where `readFile` takes five and twice the time, which counts with thousands of files a round. Files are read by callback
+ * for the same reason.
  */
 export function createFileReader(): FileReader {
   const buffers: Buffer[] = [];
@@ -47,7 +48,7 @@ export function createFileReader(): FileReader {
               return;
             }
             text += buffer.toString("latin1", 0, count);
-            const mayHaveMore = toEnd ? count >= shortReadBytes : count === chunkBytes;
+            const mayHaveMore = toEnd ? count > 0 : count === chunkBytes;
             if (mayHaveMore && text.length < listBytesMax) next();
             else finish(text);
           });

@@ -31,6 +31,7 @@ import { parseNetDev, parsePartitions, parseTopology } from "./parse.ts";
 import type { Stats, Summary } from "./port.ts";
 import { createProcessMeter } from "./process-details.ts";
 import { createFileReader, type FileReader, forEachLimited } from "./read.ts";
+import { createRemoteFilesystems } from "./remote-filesystem.ts";
 import { resourceFamilies } from "./resource-metrics.ts";
 import { type PodDisk, podFigures, podStats, sumUsage } from "./summary.ts";
 import { createVolumeMeter, type VolumeMeter } from "./volumes.ts";
@@ -61,7 +62,7 @@ export interface StatsDeps {
   podLogsDir: string;
   volumeStatsAggPeriodMs: number;
   /** Where a volume that is no directory of the agent's own is mounted; undefined: it is not. */
-  mountedAt?: (pod: Pod, volume: Volume) => string | undefined;
+  mountedAt: (pod: Pod, volume: Volume) => string | undefined;
   clock: Clock;
   log: Logger;
   /** Found below /sys/fs/cgroup unless given. */
@@ -90,7 +91,8 @@ export async function createStats(deps: StatsDeps): Promise<Stats> {
     clock,
     log,
   });
-  const volumes = createVolumeMeter({ ...deps, periodMs: deps.volumeStatsAggPeriodMs });
+  const filesystems = createRemoteFilesystems(clock);
+  const volumes = createVolumeMeter({ ...deps, filesystems, periodMs: deps.volumeStatsAggPeriodMs });
   const processes = createProcessMeter(reader, clock);
 
   const summary: Stats["summary"] = async ({ onlyCPUAndMemory, signal = new AbortController().signal }) => {
@@ -119,16 +121,16 @@ export async function createStats(deps: StatsDeps): Promise<Stats> {
         containers.map(({ container, cgroup }) => [container.id, cgroup?.pids ?? []] as const),
       ),
     );
-    const [netDev, partitions, filesystems, details] = await Promise.all([
+    const [netDev, partitions, devices, details] = await Promise.all([
       reader.list("/proc/1/net/dev"),
       reader.list("/proc/partitions"),
-      readMachineFilesystems(reader),
+      readMachineFilesystems(reader, filesystems),
       processes.measure(pids),
     ]);
     const nowMs = clock.now();
     const interfaces = parseNetDev(netDev);
     const machineNetwork = interfaces === undefined ? undefined : { atMs: nowMs, interfaces };
-    const rows = cadvisorRows(observation, { machineNetwork, filesystems, processes: details });
+    const rows = cadvisorRows(observation, { machineNetwork, filesystems: devices, processes: details });
     return cadvisorFamilies(rows, { nowMs, deviceNames: parsePartitions(partitions) });
   };
 

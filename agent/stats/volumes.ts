@@ -1,13 +1,14 @@
+import { addAbortListener } from "node:events";
 import type { Pod, Volume } from "../kube/types.ts";
 import type { Clock } from "../lib/clock.ts";
-import { isAbort, messageOf } from "../lib/errors.ts";
+import { messageOf } from "../lib/errors.ts";
 import type { Logger } from "../lib/log.ts";
 import { Loop } from "../lib/loop.ts";
 import { podDirOf, volumeDirOf } from "../volumes/pod-dirs.ts";
 import { directoryUsage } from "./directory-usage.ts";
 import { type FilesystemFigures, filesystemOf } from "./filesystem.ts";
 import type { VolumeStats } from "./port.ts";
-import { createRemoteFilesystems, type RemoteFilesystems } from "./remote-filesystem.ts";
+import type { RemoteFilesystems } from "./remote-filesystem.ts";
 import { rfc3339 } from "./time.ts";
 
 /** One measured volume of a pod. */
@@ -23,7 +24,10 @@ export interface VolumeMeterDeps {
   /** `volumeStatsAggPeriod`; 0 and less: volumes are not measured. */
   periodMs: number;
   /** Where a volume of a claim, or one that others mount, is on the node; undefined: not mounted. */
-  mountedAt?: (pod: Pod, volume: Volume) => string | undefined;
+  mountedAt: (pod: Pod, volume: Volume) => string | undefined;
+  filesystems: RemoteFilesystems;
+  /** Default: {@link measureTree}. */
+  measure?: typeof measureTree;
   clock: Clock;
   log: Logger;
   random?: () => number;
@@ -41,6 +45,18 @@ export interface VolumeMeter {
 // Nobody has asked for this long: stop measuring. Monitoring asks each few minutes at most.
 export const idleAfterMs = 10 * 60_000;
 
+// Pods measured at a time: one with huge volumes does not hold up the others, and the disk has other work.
+export const lanes = 3;
+// Walking a tree of a million files takes this long. A volume that takes longer, or grows while it is walked, keeps its
+// last figures.
+export const volumeTimeoutMs = 30_000;
+// A pod rests at least so many times as long as its measuring took, as far as that is no age: pods with endless volumes
+// take a tenth of a lane.
+const restFactor = 9;
+const restAddedMsMax = 10 * 60_000;
+// After each thousand entries of a tree.
+const restMs = 5;
+
 interface PodResult {
   nextAtMs: number;
   volumes: MeasuredVolume[];
@@ -48,13 +64,33 @@ interface PodResult {
   unchanging: Map<string, VolumeStats>;
 }
 
-/** Each pod is measured once a period, lengthened by up to the period itself, so that pods spread over time. One at a time. */
+/**
+ * Each pod is measured once a period, lengthened by up to the period itself, so that pods spread over time;
+ * {@link lanes} at a time.
+ */
 export function createVolumeMeter(deps: VolumeMeterDeps): VolumeMeter {
   const { pods, periodMs, clock, log, random = Math.random } = deps;
-  const measuring = { ...deps, remote: createRemoteFilesystems(clock) };
   const results = new Map<string, PodResult>();
   let askedAtMs = Number.NEGATIVE_INFINITY;
   const waiting = new Set<() => void>();
+  const underWay = new Map<string, Promise<void>>();
+
+  /** Never rejects. */
+  const measure = async (pod: Pod, signal: AbortSignal): Promise<void> => {
+    const uid = uidOf(pod);
+    const begunAtMs = clock.monotonic();
+    try {
+      const { volumes: last = [], unchanging = new Map<string, VolumeStats>() } = results.get(uid) ?? {};
+      const volumes = await measurePod(deps, pod, { last, unchanging }, signal);
+      const addedMs = Math.min(restFactor * (clock.monotonic() - begunAtMs), restAddedMsMax);
+      results.set(uid, { nextAtMs: clock.now() + periodMs * (1 + random()) + addedMs, volumes, unchanging });
+    } catch (err) {
+      if (!signal.aborted) log.warn({ podUID: uid, err: messageOf(err) }, "volumes of a pod could not be measured");
+    } finally {
+      underWay.delete(uid);
+      loop.wake();
+    }
+  };
 
   const pass = async (signal: AbortSignal): Promise<number | undefined> => {
     if (periodMs <= 0) return undefined;
@@ -63,21 +99,20 @@ export function createVolumeMeter(deps: VolumeMeterDeps): VolumeMeter {
       return undefined;
     }
     const present = pods.list();
-    const uids = new Set(present.map(({ metadata }) => metadata.uid ?? ""));
+    const uids = new Set(present.map(uidOf));
     for (const uid of results.keys()) if (!uids.has(uid)) results.delete(uid);
-    const nextAtMs = (pod: Pod) => results.get(pod.metadata.uid ?? "")?.nextAtMs ?? 0;
+    const nextAtMs = (pod: Pod) => results.get(uidOf(pod))?.nextAtMs ?? 0;
     // Those without results come first: somebody may wait for them.
-    const due = present.filter((pod) => nextAtMs(pod) <= clock.now()).sort((a, b) => nextAtMs(a) - nextAtMs(b));
-    for (const pod of due) {
-      const uid = pod.metadata.uid ?? "";
-      const known = results.get(uid)?.unchanging ?? new Map<string, VolumeStats>();
-      const volumes = await measurePod(measuring, pod, known, signal);
-      results.set(uid, { nextAtMs: clock.now() + periodMs * (1 + random()), volumes, unchanging: known });
+    const idle = present.filter((pod) => !underWay.has(uidOf(pod))).sort((a, b) => nextAtMs(a) - nextAtMs(b));
+    const due = idle.filter((pod) => nextAtMs(pod) <= clock.now());
+    for (const pod of due.slice(0, lanes - underWay.size)) underWay.set(uidOf(pod), measure(pod, signal));
+    if (present.every((pod) => results.has(uidOf(pod)))) {
+      for (const done of waiting) done();
+      waiting.clear();
     }
-    for (const done of waiting) done();
-    waiting.clear();
-    const next = Math.min(...[...results.values()].map(({ nextAtMs }) => nextAtMs));
-    return Number.isFinite(next) ? Math.max(0, next - clock.now()) : undefined;
+    // The end of one that is under way is a wake of its own.
+    const next = idle[due.length];
+    return next === undefined ? undefined : nextAtMs(next) - clock.now();
   };
 
   const loop = new Loop({
@@ -89,14 +124,17 @@ export function createVolumeMeter(deps: VolumeMeterDeps): VolumeMeter {
   });
 
   return {
-    run: (signal) => loop.run(signal),
+    run: async (signal) => {
+      await loop.run(signal);
+      await Promise.all(underWay.values());
+    },
     of: (podUID) => {
       askedAtMs = clock.now();
       return results.get(podUID)?.volumes ?? [];
     },
     settle: async (withinMs, signal) => {
       askedAtMs = clock.now();
-      const isMissing = pods.list().some(({ metadata }) => !results.has(metadata.uid ?? ""));
+      const isMissing = pods.list().some((pod) => !results.has(uidOf(pod)));
       if (periodMs <= 0 || !isMissing) return;
       if (results.size > 0) {
         loop.wake();
@@ -114,24 +152,37 @@ export function createVolumeMeter(deps: VolumeMeterDeps): VolumeMeter {
   };
 }
 
-type MeasuringDeps = VolumeMeterDeps & { remote: RemoteFilesystems };
+function uidOf({ metadata: { uid } }: Pod): string {
+  return uid ?? "";
+}
 
+/** What is known of a pod's volumes from before. */
+type Known = { last: readonly MeasuredVolume[] } & Pick<PodResult, "unchanging">;
+
+/** Rejects only when `signal` aborts. */
 async function measurePod(
-  deps: MeasuringDeps,
+  deps: VolumeMeterDeps,
   pod: Pod,
-  unchanging: PodResult["unchanging"],
+  { last, unchanging }: Known,
   signal: AbortSignal,
 ): Promise<MeasuredVolume[]> {
   const measured: MeasuredVolume[] = [];
   for (const volume of pod.spec.volumes ?? []) {
+    const limit = new AbortController();
+    const timer = deps.clock.after(volumeTimeoutMs, () => limit.abort(new Error(`it took ${volumeTimeoutMs} ms`)));
+    using _link = addAbortListener(signal, () => limit.abort(signal.reason));
     try {
-      const stats = await measureVolume(deps, pod, volume, unchanging, signal);
+      const stats = await measureVolume(deps, pod, volume, unchanging, limit.signal);
       if (stats !== undefined) measured.push({ stats, isLocalEphemeral: isLocalEphemeral(volume) });
     } catch (err) {
-      if (signal.aborted || isAbort(err)) throw err;
+      signal.throwIfAborted();
+      const before = last.find(({ stats: { name } }) => name === volume.name);
+      if (limit.signal.aborted && before !== undefined) measured.push(before);
       const { name, namespace } = pod.metadata;
-      // Not mounted yet, or just removed.
+      // Too large, not mounted yet, or just removed.
       deps.log.debug({ pod: `${namespace}/${name}`, volume: volume.name, err: messageOf(err) }, "volume not measured");
+    } finally {
+      timer.cancel();
     }
   }
   return measured;
@@ -139,25 +190,25 @@ async function measurePod(
 
 /** Undefined for kinds without figures: hostPath and image volumes belong to others. */
 async function measureVolume(
-  deps: MeasuringDeps,
+  deps: VolumeMeterDeps,
   pod: Pod,
   volume: Volume,
   unchanging: PodResult["unchanging"],
   signal: AbortSignal,
 ): Promise<VolumeStats | undefined> {
   const kind = measuredKinds.find(({ field }) => volume[field] !== undefined && volume[field] !== null);
-  const { clock, rootDir, remote } = deps;
+  const { clock, rootDir, filesystems } = deps;
   if (kind !== undefined) {
-    const directory = volumeDirOf(podDirOf(rootDir, pod.metadata.uid ?? ""), kind.plugin, volume.name);
+    const directory = volumeDirOf(podDirOf(rootDir, uidOf(pod)), kind.plugin, volume.name);
     const before = unchanging.get(volume.name);
     if (before !== undefined) return before;
-    const stats = await duStats(volume.name, directory, clock, signal);
+    const stats = await duStats(volume.name, directory, deps, signal);
     if (kind.isUnchanging) unchanging.set(volume.name, stats);
     return stats;
   }
-  const directory = deps.mountedAt?.(pod, volume);
+  const directory = deps.mountedAt(pod, volume);
   if (directory === undefined) return undefined;
-  const stats = statfsStats(volume.name, await remote.ask(directory, signal), clock.now());
+  const stats = statfsStats(volume.name, await filesystems.ask(directory, signal), clock.now());
   const claim = claimOf(pod, volume);
   return claim === undefined ? stats : { ...stats, pvcRef: { name: claim, namespace: pod.metadata.namespace ?? "" } };
 }
@@ -175,8 +226,19 @@ const measuredKinds: readonly {
   { field: "projected", plugin: "kubernetes.io/projected", isUnchanging: true },
 ];
 
-async function duStats(name: string, directory: string, clock: Clock, signal: AbortSignal): Promise<VolumeStats> {
-  const [usage, filesystem] = await Promise.all([directoryUsage(directory, signal), filesystemOf(directory)]);
+/** What a directory's tree takes, and the filesystem that it lies on. Rejects as {@link directoryUsage} does. */
+async function measureTree(directory: string, signal: AbortSignal, rest: () => Promise<void>) {
+  const [usage, filesystem] = await Promise.all([directoryUsage(directory, signal, rest), filesystemOf(directory)]);
+  return { usage, filesystem };
+}
+
+async function duStats(
+  name: string,
+  directory: string,
+  { clock, measure = measureTree }: Pick<VolumeMeterDeps, "clock" | "measure">,
+  signal: AbortSignal,
+): Promise<VolumeStats> {
+  const { usage, filesystem } = await measure(directory, signal, async () => await clock.sleep(restMs, signal));
   return {
     name,
     time: rfc3339(clock.now()),

@@ -71,6 +71,7 @@ beforeAll(async () => {
     rootDir,
     podLogsDir,
     volumeStatsAggPeriodMs: 60_000,
+    mountedAt: () => undefined,
     clock: systemClock,
     log: silentLogger,
   });

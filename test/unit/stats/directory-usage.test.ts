@@ -3,7 +3,7 @@ import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { beforeEach, expect, onTestFinished, test } from "vitest";
 import { exec } from "../../../agent/lib/exec.ts";
-import { depthMax, directoryUsage } from "../../../agent/stats/directory-usage.ts";
+import { depthMax, directoryUsage, restEntries } from "../../../agent/stats/directory-usage.ts";
 import { filesDirectlyIn, fileUsage } from "../../../agent/stats/filesystem.ts";
 
 let dir: string;
@@ -82,6 +82,18 @@ test("a tree deeper than descriptors go round is counted down to a depth", async
   expect(made.failure).toBeUndefined();
   const { inodes } = await directoryUsage(dir, never);
   expect(inodes).toBe(depthMax + 1);
+});
+
+test("rests now and then, over all directories together", async () => {
+  for (const name of ["a", "b", "c"]) {
+    await mkdir(join(dir, name));
+    await Promise.all(Array.from({ length: 700 }, async (_, k) => await writeFile(join(dir, name, `${k}`), "")));
+  }
+  let rests = 0;
+  const { inodes } = await directoryUsage(dir, never, async () => void (rests += 1));
+  expect(inodes).toBe(2_104);
+  expect(rests).toBeGreaterThanOrEqual(1);
+  expect(rests).toBeLessThanOrEqual(2_104 / restEntries);
 });
 
 test("ends when it is told to", async () => {

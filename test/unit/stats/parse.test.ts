@@ -213,11 +213,17 @@ test("one mount point of each block device, none of the network", () => {
     "24 1 0:50 / /mnt rw - nfs server:/export rw",
     "25 1 0:51 / /run rw - tmpfs tmpfs rw",
     "26 1 254:16 / /data\\040disk rw shared:1 - xfs /dev/vdb rw",
+    "27 1 0:52 / /mnt/sshfs rw - fuse /dev/fuse rw",
+    "28 1 0:53 / /var/lib/lxcfs rw - fuse.lxcfs lxcfs rw",
+    "29 1 8:17 / /mnt/ntfs rw - fuseblk /dev/sdb1 rw",
+    "30 1 0:54 / /mnt/named-like-a-disk rw - 9p /dev/vda1 rw",
+    "31 1 0:55 / /mnt/btrfs rw - btrfs /dev/sdc rw",
   ].join("\n");
   expect(blockDeviceMounts(mountinfo)).toEqual(
     new Map([
       ["/dev/vda", "/"],
       ["/dev/vdb", "/data disk"],
+      ["/dev/sdc", "/mnt/btrfs"],
     ]),
   );
 });

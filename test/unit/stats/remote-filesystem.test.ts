@@ -1,5 +1,5 @@
 import { expect, test } from "vitest";
-import { createRemoteFilesystems, statfsTimeoutMs } from "../../../agent/stats/remote-filesystem.ts";
+import { createRemoteFilesystems, hangingMax, statfsTimeoutMs } from "../../../agent/stats/remote-filesystem.ts";
 import { FakeClock } from "../kube/fake-clock.ts";
 
 const figures = { capacityBytes: 1, availableBytes: 1, usedBytes: 0, inodes: 1, inodesFree: 1 };
@@ -27,6 +27,27 @@ test("a server that is away holds one thread, however often it is asked", async 
   answer.resolve(figures);
   await clock.advance(0);
   expect(await remote.ask("/mnt", never)).toEqual(figures);
+});
+
+test("servers that are away hold few threads altogether, and give them back", async () => {
+  const clock = new FakeClock();
+  const answer = Promise.withResolvers<typeof figures>();
+  let asked = 0;
+  const remote = createRemoteFilesystems(clock, async (directory) => {
+    asked += 1;
+    return directory === "/local" ? figures : await answer.promise;
+  });
+  for (let i = 0; i < hangingMax; i += 1) {
+    const hangs = expect(remote.ask(`/mnt/${i}`, never)).rejects.toThrow("did not answer");
+    await clock.advance(statfsTimeoutMs);
+    await hangs;
+  }
+  await expect(remote.ask("/mnt/more", never)).rejects.toThrow("/mnt/more is not asked: 4 other filesystems");
+  expect(asked).toBe(hangingMax);
+  answer.resolve(figures);
+  await clock.advance(0);
+  expect(await remote.ask("/local", never)).toEqual(figures);
+  expect(clock.waiting).toBe(0);
 });
 
 test("the agent's end does not wait for it", async () => {

@@ -4,7 +4,14 @@ import { join } from "node:path";
 import { beforeEach, expect, onTestFinished, test } from "vitest";
 import type { Pod, Volume } from "../../../agent/kube/types.ts";
 import { silentLogger } from "../../../agent/lib/log.ts";
-import { createVolumeMeter, idleAfterMs, type VolumeMeterDeps } from "../../../agent/stats/volumes.ts";
+import { createRemoteFilesystems } from "../../../agent/stats/remote-filesystem.ts";
+import {
+  createVolumeMeter,
+  idleAfterMs,
+  lanes,
+  type VolumeMeterDeps,
+  volumeTimeoutMs,
+} from "../../../agent/stats/volumes.ts";
 import { FakeClock } from "../kube/fake-clock.ts";
 
 const periodMs = 60_000;
@@ -36,6 +43,8 @@ function start(change: Partial<VolumeMeterDeps> = {}) {
     rootDir,
     periodMs,
     clock,
+    mountedAt: () => undefined,
+    filesystems: createRemoteFilesystems(clock),
     log: silentLogger,
     random: () => 0.5,
     ...change,
@@ -48,6 +57,18 @@ function start(change: Partial<VolumeMeterDeps> = {}) {
   });
   return { meter, settle: async () => await meter.settle(2_000, stop.signal) };
 }
+
+/** A tree that grows faster than it is walked. */
+const endless = async (_directory: string, signal: AbortSignal) =>
+  await new Promise<never>((_resolve, reject) => {
+    signal.addEventListener("abort", () => reject(new Error("aborted")));
+  });
+
+/** Without a disk, so that no time passes meanwhile. */
+const measured = (bytes: number) => ({
+  usage: { bytes, inodes: 1 },
+  filesystem: { capacityBytes: 10, availableBytes: 5, usedBytes: 5, inodes: 10, inodesFree: 5 },
+});
 
 test("the first to ask waits for figures; later ones have them at once", async () => {
   await addPod("u1", [{ name: "scratch", emptyDir: {} }]);
@@ -89,15 +110,15 @@ test("what only the agent writes is measured once", async () => {
 
 test("nobody asks for a while: measuring stops, and the next one waits for fresh figures", async () => {
   await addPod("u1", [{ name: "scratch", emptyDir: {} }]);
-  await fill("u1", "kubernetes.io~empty-dir", "scratch", 1_000);
-  const { meter, settle } = start();
+  let count = 0;
+  const { meter, settle } = start({ measure: async () => measured((count += 1)) });
   await settle();
   expect(meter.of("u1")).toHaveLength(1);
-  const rest = async () => await expect.poll(() => clock.waiting, { interval: 1 }).toBe(1);
-  for (let passedMs = 0; passedMs <= idleAfterMs + 2 * periodMs; passedMs += periodMs) {
-    await rest();
-    await clock.advance(periodMs);
-  }
+  await clock.advance(idleAfterMs + 2 * periodMs);
+  const before = count;
+  expect(before).toBeGreaterThan(5);
+  await clock.advance(10 * periodMs);
+  expect(count).toBe(before);
   expect(meter.of("u1")).toEqual([]);
   await settle();
   expect(meter.of("u1")).toHaveLength(1);
@@ -146,10 +167,44 @@ test("a period of 0 switches it off, and nobody waits", async () => {
 
 test("the wait for figures has an end, and so has the measuring", async () => {
   await addPod("u1", [{ name: "scratch", emptyDir: {} }]);
-  const meter = createVolumeMeter({ pods: { list: () => pods }, rootDir, periodMs, clock, log: silentLogger });
-  const waited = meter.settle(2_000, new AbortController().signal); // nobody runs it
-  await expect.poll(() => clock.waiting, { interval: 1 }).toBe(1);
+  const { meter, settle } = start({ measure: endless });
+  const waited = settle();
+  await expect.poll(() => clock.waiting, { interval: 1 }).toBeGreaterThan(1);
   await clock.advance(2_000);
   await waited;
-  expect(clock.waiting).toBe(0);
+  expect(meter.of("u1")).toEqual([]);
+});
+
+test("a pod whose volumes are endless holds up nobody, and keeps its last figures", async () => {
+  let isEndless = false;
+  let bytes = 0;
+  const measure: VolumeMeterDeps["measure"] = async (directory, signal) =>
+    isEndless && directory.includes("huge") ? await endless(directory, signal) : measured(bytes);
+  const conf = { name: "conf", configMap: { name: "c" } };
+  for (let i = 0; i < lanes - 1; i += 1) await addPod(`huge-${i}`, [{ name: "scratch", emptyDir: {} }, conf]);
+  for (const uid of ["a", "b"]) await addPod(uid, [{ name: "scratch", emptyDir: {} }]);
+  const { meter, settle } = start({ measure });
+  await settle();
+  const used = (uid: string) => meter.of(uid).map(({ stats: { name, usedBytes } }) => [name, usedBytes]);
+  const first = [
+    ["scratch", 0],
+    ["conf", 0],
+  ];
+  expect(used("huge-0")).toEqual(first);
+
+  isEndless = true;
+  bytes = 1;
+  await clock.advance(periodMs * 1.5);
+  expect([used("a"), used("b")]).toEqual([[["scratch", 1]], [["scratch", 1]]]);
+  const before = meter.of("huge-0");
+  await clock.advance(volumeTimeoutMs);
+  expect(meter.of("huge-0")).not.toBe(before);
+  expect(used("huge-0")).toEqual(first);
+
+  // And it is left alone for longer than the others.
+  isEndless = false;
+  await clock.advance(periodMs * 1.5);
+  expect(used("huge-0")).toEqual(first);
+  await clock.advance(9 * volumeTimeoutMs);
+  expect(used("huge-0")[0]).toEqual(["scratch", 1]);
 });
