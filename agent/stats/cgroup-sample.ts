@@ -114,8 +114,18 @@ export async function completeRoot(
   };
 }
 
-/** When the cgroup was made, in Unix ms; undefined if it is not there. Its files' times are those of their making. */
-export async function cgroupCreatedAt(mounts: CgroupMounts, path: string): Promise<number | undefined> {
+/**
+ * When the cgroup was made, in Unix ms, as the reference tells it; undefined if it is not there. Good enough to be shown and
+ * no more: the kernel makes the inodes of cgroups when somebody looks at them, and again after it needed the memory, so
+ * their times may be those of our own first look.
+ *
+ * @param bootedAtMs nothing is older
+ */
+export async function cgroupCreatedAt(
+  mounts: CgroupMounts,
+  path: string,
+  bootedAtMs: number,
+): Promise<number | undefined> {
   const directory = cgroupDir(mounts, "cpu", path) ?? cgroupDir(mounts, "memory", path);
   if (directory === undefined) return undefined;
   // The directory's own time moves with every cgroup made below it.
@@ -129,7 +139,7 @@ export async function cgroupCreatedAt(mounts: CgroupMounts, path: string): Promi
     ),
   );
   const earliest = Math.min(...times);
-  return Number.isFinite(earliest) ? earliest : undefined;
+  return Number.isFinite(earliest) ? Math.max(earliest, bootedAtMs) : undefined;
 }
 
 class CgroupFiles {

@@ -15,7 +15,7 @@ import {
   sampleLevels,
 } from "./cgroup-sample.ts";
 import { type RunningPod, runningPods } from "./inventory.ts";
-import { type InterfaceCounters, parseNetDev } from "./parse.ts";
+import { type InterfaceCounters, parseBootTime, parseNetDev } from "./parse.ts";
 import { type FileReader, forEachLimited } from "./read.ts";
 import { moveBase, rateWindowMsMax, rateWindowMsMin, type UsagePoint, usageNanoCores } from "./usage-rate.ts";
 
@@ -36,7 +36,7 @@ export interface CgroupReading extends CgroupSample {
   path: string;
   /** Absent at the first sight of the cgroup. */
   usageNanoCores?: number;
-  /** Unix ms. */
+  /** Unix ms: what the runtime says of the container or sandbox, else a guess from the cgroup's files. */
   createdAtMs?: number;
 }
 
@@ -102,6 +102,7 @@ export function createObserver(deps: ObserverDeps): Observer {
   const processes = new Map<string, SandboxProcess>();
   const podCgroups = new Map<string, string>();
   const context = { mounts, reader, now: () => clock.now() };
+  let bootedAtMs: number | undefined;
   let latest: Observation | undefined;
   let baseline: Promise<void> | undefined;
   const running = new Map<SampleLevel, Promise<Observation>>();
@@ -131,28 +132,38 @@ export function createObserver(deps: ObserverDeps): Observer {
 
   type Located = Awaited<ReturnType<typeof locate>>;
 
-  const pathsOf = (located: Located, level: SampleLevel): Set<string> => {
-    const paths = new Set(["/", ...deps.namedCgroups(level)]);
-    for (const { sandbox, path, cgroups } of located) {
-      if (path !== undefined) paths.add(path);
-      for (const [id, cgroup] of cgroups) if (level === "all" || id !== sandbox.id) paths.add(cgroup);
+  /** What to read: path, and when its use of CPU began at nothing, where that is known. */
+  const pathsOf = (located: Located, level: SampleLevel): Map<string, number | undefined> => {
+    const paths = new Map<string, number | undefined>(
+      ["/", ...deps.namedCgroups(level)].map((path) => [path, undefined]),
+    );
+    for (const { sandbox, containers, path, cgroups } of located) {
+      // A pod's cgroup outlives its sandbox: the next one finds what the first had used.
+      if (path !== undefined) paths.set(path, sandbox.attempt === 0 ? sandbox.createdAtMs : undefined);
+      for (const { id, createdAtMs } of [...(level === "all" ? [sandbox] : []), ...containers]) {
+        const cgroup = cgroups.get(id);
+        if (cgroup !== undefined) paths.set(cgroup, createdAtMs);
+      }
     }
     return paths;
   };
 
-  const read = async (path: string, level: SampleLevel): Promise<CgroupReading | undefined> => {
+  const read = async (
+    path: string,
+    bornAtMs: number | undefined,
+    level: SampleLevel,
+  ): Promise<CgroupReading | undefined> => {
     const sample = await sampleCgroup(context, path, level);
     if (sample === undefined) return undefined;
     const known = points.get(path);
-    const createdAtMs = known?.createdAtMs ?? (await cgroupCreatedAt(mounts, path));
+    bootedAtMs ??= parseBootTime(await reader.list("/proc/stat")) ?? 0;
+    const createdAtMs = bornAtMs ?? known?.createdAtMs ?? (await cgroupCreatedAt(mounts, path, bootedAtMs));
     const reading: CgroupReading = { ...sample, path, ...(createdAtMs === undefined ? {} : { createdAtMs }) };
     if (sample.cpu === undefined) return reading;
     const next = { atMs: sample.atMs, usageNs: sample.cpu.usageNs };
-    // A cgroup that is younger than the window began with nothing used: its birth is as good as a sample.
-    const birth =
-      createdAtMs !== undefined && createdAtMs < next.atMs && path !== "/"
-        ? { atMs: createdAtMs, usageNs: 0 }
-        : undefined;
+    // What is younger than the window began with nothing used: its birth is as good as a sample. The cgroup's own files
+    // do not tell it: after a restart of the agent, hours of CPU time would have been used in the moment since then.
+    const birth = bornAtMs !== undefined && bornAtMs < next.atMs ? { atMs: bornAtMs, usageNs: 0 } : undefined;
     const base = moveBase(known?.base ?? birth, known?.last, next);
     // Only points that are a window apart are kept: else frequent requests would leave nothing to compare with.
     const isStep = known === undefined || next.atMs - known.last.atMs >= rateWindowMsMin;
@@ -196,8 +207,8 @@ export function createObserver(deps: ObserverDeps): Observer {
     const readings = new Map<string, CgroupReading>();
     const isPartial = located.some(({ containers, cgroups }) => containers.some(({ id }) => !cgroups.has(id)));
     const ofRuntime = runtimeStats(level !== "usage" || isPartial);
-    await forEachLimited(paths, concurrency, async (path) => {
-      const reading = await read(path, level);
+    await forEachLimited(paths, concurrency, async ([path, bornAtMs]) => {
+      const reading = await read(path, bornAtMs, level);
       if (reading !== undefined) readings.set(path, reading);
     });
     const networks = new Map<string, ObservedPod["network"]>();
@@ -251,7 +262,7 @@ export function createObserver(deps: ObserverDeps): Observer {
 
   const takeBaseline = async () => {
     const paths = pathsOf(await locate(), "summary");
-    await forEachLimited(paths, concurrency, async (path) => void (await read(path, "usage")));
+    await forEachLimited(paths, concurrency, async ([path, bornAtMs]) => void (await read(path, bornAtMs, "usage")));
   };
 
   const shared = async (level: SampleLevel): Promise<Observation> => {

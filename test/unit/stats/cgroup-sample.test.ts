@@ -2,6 +2,7 @@ import { mkdir, mkdtemp, rm, utimes, writeFile } from "node:fs/promises";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { afterAll, beforeAll, describe, expect, test } from "vitest";
+import { exec } from "../../../agent/lib/exec.ts";
 import type { CgroupMounts } from "../../../agent/stats/cgroup-mounts.ts";
 import { cgroupCreatedAt, completeRoot, sampleCgroup } from "../../../agent/stats/cgroup-sample.ts";
 import { createFileReader } from "../../../agent/stats/read.ts";
@@ -115,11 +116,13 @@ describe("cgroup v2", () => {
     expect(await sampleCgroup(context(), "/rubbish", "all")).toBeUndefined();
   });
 
-  test("when it was made: children that come later do not move it", async () => {
+  test("when it was made: children that come later do not move it, and it cannot have been before the boot", async () => {
     await writeCgroup2(dir, "/born", {});
     await utimes(join(dir, "born/cgroup.events"), 1_700_000_000, 1_700_000_000);
-    expect(await cgroupCreatedAt(context().mounts, "/born")).toBe(1_700_000_000_000);
-    expect(await cgroupCreatedAt(context().mounts, "/gone")).toBeUndefined();
+    const bootedAtMs = 1_600_000_000_000;
+    expect(await cgroupCreatedAt(context().mounts, "/born", bootedAtMs)).toBe(1_700_000_000_000);
+    expect(await cgroupCreatedAt(context().mounts, "/gone", bootedAtMs)).toBeUndefined();
+    expect(await cgroupCreatedAt(context().mounts, "/born", 1_700_000_001_000)).toBe(1_700_000_001_000);
   });
 });
 
@@ -224,6 +227,16 @@ describe("cgroup v1", () => {
       swap: { usageBytes: 50, limitBytes: 1 << 20 },
     });
   });
+});
+
+test("a list that comes in short pieces is read to its end", async () => {
+  const path = join(dir, "pieces");
+  await exec("mkfifo", [path], { timeoutMs: 5_000 });
+  const written = exec("sh", ["-c", '{ printf one; sleep 0.05; printf two; } > "$1"', "sh", path], {
+    timeoutMs: 5_000,
+  });
+  expect(await reader.list(path)).toBe("onetwo");
+  await written;
 });
 
 test("files longer than one read are read to their end", async () => {

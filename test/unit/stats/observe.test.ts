@@ -226,12 +226,37 @@ describe("measuring", () => {
     await pass(reduced(), baselineGapMs);
     await clock.advance(15_000);
     await node.addPod("new", ["app"], { usageUs: 2_000_000 });
-    const born = new Date(clock.now() - 4_000);
-    const path = join(node.cgroupRoot, "kubepods/besteffort/poduid-new/c-new-app");
-    await utimes(join(path, "cgroup.events"), born, born);
-    await utimes(path, born, born);
+    for (const one of [...node.list.containers, ...node.list.sandboxes]) {
+      if (one.podName === "new") one.createdAtMs = clock.now() - 4_000;
+    }
     const pod = (await reduced()).pods.find(({ podRef }) => podRef.name === "new");
     expect(pod?.containers?.[0]?.cpu?.usageNanoCores).toBe(500_000_000);
+    expect(pod?.cpu?.usageNanoCores).toBe(500_000_000);
+  });
+
+  test("a second sandbox of a pod finds what the first one's containers had used", async () => {
+    await pass(reduced(), baselineGapMs);
+    await clock.advance(15_000);
+    await node.addPod("again", ["app"], { usageUs: 2_000_000 });
+    for (const one of node.list.sandboxes.filter(({ podName }) => podName === "again")) {
+      Object.assign(one, { createdAtMs: clock.now() - 4_000, attempt: 1 });
+    }
+    const pod = (await reduced()).pods.find(({ podRef }) => podRef.name === "again");
+    expect(pod?.cpu?.usageNanoCores).toBe(0);
+  });
+
+  test("an agent that has just started takes no cgroup for newborn because it looks at it for the first time", async () => {
+    await use(1_000_000_000);
+    for (const path of ["", podPath, `${podPath}/c-web-app`]) {
+      const seen = new Date(clock.now() - 1_000); // when the kernel made the inodes, for our look
+      await utimes(join(node.cgroupRoot, path, "cgroup.events"), seen, seen).catch(() => {});
+      await utimes(join(node.cgroupRoot, path), seen, seen);
+    }
+    const first = reduced();
+    await expect.poll(() => clock.waiting, { interval: 1 }).toBeGreaterThan(0);
+    await use(1_000_200_000);
+    await clock.advance(baselineGapMs);
+    expect(cpuOf(await first)?.usageNanoCores).toBe(100_000_000);
   });
 
   test("a sandbox's process is asked for once", async () => {
