@@ -109,7 +109,9 @@ describe("commands of /run", () => {
     const execSync: AgentServerOptions["runtime"]["execSync"] = async (_id, command, _timeout, signal) => {
       left -= 1;
       if (left === 0) begun.resolve();
-      await new Promise<void>((resolve) => void signal?.addEventListener("abort", () => resolve()));
+      await new Promise<void>((resolve) => {
+        signal?.addEventListener("abort", () => resolve());
+      });
       ended.push(command.join(" "));
       throw new AgentError("Canceled", "canceled");
     };
