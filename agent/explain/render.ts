@@ -117,11 +117,11 @@ function entryLines(entry: ExplainedEntry, begin: string, now: string, style: Te
   const text = `${title}${detail === "" ? "" : `: ${harmless(detail)}`}${repeats}`;
   const indent = atColumns + tookColumns + 4;
   const [first = "", ...more] = wrapped(text, style.columns - indent);
-  const times_ = `+${offsetText(between(begin, at))}`.padStart(atColumns) + took.padStart(tookColumns + 1);
+  const when = `+${offsetText(between(begin, at))}`.padStart(atColumns) + took.padStart(tookColumns + 1);
   const colour = state === "failed" ? "red" : state === "running" ? "yellow" : undefined;
   const paint = (line: string) => (colour === undefined ? line : painted(line, colour, style));
   const mark = state === "failed" ? "!" : state === "running" ? ">" : " ";
-  return [`${times_} ${mark} ${paint(first)}`, ...more.map((line) => `${" ".repeat(indent)}${paint(line)}`)];
+  return [`${when} ${mark} ${paint(first)}`, ...more.map((line) => `${" ".repeat(indent)}${paint(line)}`)];
 }
 
 // Milliseconds count where pods start, not hours later.

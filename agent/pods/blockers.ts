@@ -70,7 +70,7 @@ function podBlockers(facts: PodFacts, nowMs: number): Blocker[] {
     ),
     ...stoppingBlockers(facts, local),
   ];
-  return [...found, ...(found.length > 0 ? [] : readinessBlockers(facts))];
+  return [...found, ...(found.length > 0 ? [] : readinessBlockers(facts)), ...resizeBlockers(facts)];
 }
 
 function volumeBlockers({ pod, timeline }: PodFacts, local: PodLocal): Blocker[] {
@@ -280,10 +280,19 @@ function readinessBlockers({ status }: PodFacts): Blocker[] {
   return [{ what: "pod", why: `${ready.reason}: ${ready.message}` }];
 }
 
+function resizeBlockers({ status }: PodFacts): Blocker[] {
+  return (status.conditions ?? []).flatMap(({ type, status: is, reason = "", message = "" }): Blocker[] => {
+    if (is !== "True" || (type !== "PodResizePending" && type !== "PodResizeInProgress")) return [];
+    const why = [type === "PodResizePending" ? "not made yet" : "under way", reason, message];
+    return [{ what: "resize", why: why.filter((text) => text !== "").join(": ") }];
+  });
+}
+
 // Far longer than a patch takes.
 const patchMsUsual = 2_000;
 
-function unsentStatus({ timeline }: PodFacts, nowMs: number): Blocker[] {
+function unsentStatus({ timeline, local }: PodFacts, nowMs: number): Blocker[] {
+  if (local?.isGone === true) return []; // nobody wants to know
   const open = openEntry(timeline?.entries, "status");
   if (open !== undefined && nowMs - open.atMs > patchMsUsual) {
     return [{ what: "API server", why: "has not answered to the pod's status yet", sinceMs: open.atMs }];

@@ -28,9 +28,8 @@ export class TimelineRecorder {
   readonly timelines: Timelines;
   readonly #clock: Clock;
   readonly #last = new Map<string, Last>();
-  // Pulls and starts under way: events say how far they are. By UID and container.
-  readonly #images = new Map<string, OpenEntry>();
-  readonly #starts = new Map<string, { open: OpenEntry; context: StepContext }>();
+  // Pulls and starts under way: events say how far they are. By keyOf.
+  readonly #underWay = new Map<string, { open: OpenEntry; pod: Pod }>();
 
   constructor(clock: Clock) {
     this.#clock = clock;
@@ -138,8 +137,8 @@ export class TimelineRecorder {
     };
   }
 
-  #beginStep(action: PodAction, context: StepContext): Pick<OpenEntry, "done" | "failed" | "forget"> {
-    const timeline = this.timelines.open(context.pod);
+  #beginStep(action: PodAction, { pod }: StepContext): Step {
+    const timeline = this.timelines.open(pod);
     switch (action.kind) {
       case "SetUpVolumes": {
         const failedBefore = failuresOf("volume");
@@ -154,9 +153,16 @@ export class TimelineRecorder {
       case "CreateSandbox":
         return timeline.begin("sandbox", "", action.attempt === 0 ? "" : `attempt ${action.attempt}`);
       case "EnsureImage":
-        return this.#keep(this.#images, context, action.container, timeline.begin("image", action.container));
-      case "StartContainer":
-        return this.#beginStart(action, context);
+        return this.#follow(
+          keyOf("image", uidOf(pod), action.container),
+          pod,
+          timeline.begin("image", action.container),
+        );
+      case "StartContainer": {
+        // Create, start and postStart hook are one step, of which events tell the parts.
+        const what = action.createdID === undefined ? "create" : "start";
+        return this.#follow(keyOf("start", uidOf(pod), action.container), pod, timeline.begin(what, action.container));
+      }
       case "ResizePod":
         return timeline.begin("resize");
       case "PreStop":
@@ -166,7 +172,6 @@ export class TimelineRecorder {
       case "StopSandbox":
         return timeline.begin("sandbox stop");
       case "RemoveContainer":
-        return { ...nothing, failed: (message) => timeline.note("remove", "", message, { isFailure: true }) };
       case "RemoveSandbox":
         return { ...nothing, failed: (message) => timeline.note("remove", "", message, { isFailure: true }) };
       case "CleanUp":
@@ -180,43 +185,16 @@ export class TimelineRecorder {
     }
   }
 
-  #keep(open: Map<string, OpenEntry>, { pod }: StepContext, container: string, entry: OpenEntry): OpenEntry {
-    const key = `${uidOf(pod)}/${container}`;
-    open.set(key, entry);
-    const forget = () => open.delete(key);
-    return {
-      ...entry,
-      done: (detail) => {
-        forget();
-        entry.done(detail);
-      },
-      failed: (detail, retryAtMs) => {
-        forget();
-        entry.failed(detail, retryAtMs);
-      },
-      forget: () => {
-        forget();
-        entry.forget();
-      },
-    };
-  }
-
-  // Create, start and postStart hook are one step, of which events tell the parts.
-  #beginStart(
-    { container, createdID }: PodAction & { kind: "StartContainer" },
-    context: StepContext,
-  ): Pick<OpenEntry, "done" | "failed" | "forget"> {
-    const key = `${uidOf(context.pod)}/${container}`;
-    const open = this.timelines.open(context.pod).begin(createdID === undefined ? "create" : "start", container);
-    const start = { open, context };
-    this.#starts.set(key, start);
+  #follow(key: string, pod: Pod, open: OpenEntry): Step {
+    const step = { open, pod };
+    this.#underWay.set(key, step);
     const end = () => {
-      this.#starts.delete(key);
-      return start.open;
+      this.#underWay.delete(key);
+      return step.open;
     };
     return {
       done: () => end().done(),
-      failed: (message) => end().failed(message),
+      failed: (message, retryAtMs) => end().failed(message, retryAtMs),
       forget: () => end().forget(),
     };
   }
@@ -225,14 +203,14 @@ export class TimelineRecorder {
     const timeline = this.timelines.get(uid);
     if (timeline === undefined) return;
     const container = /\{(.*)\}$/.exec(fieldPath)?.[1] ?? "";
-    const key = `${uid}/${container}`;
-    const start = this.#starts.get(key);
+    const image = this.#underWay.get(keyOf("image", uid, container));
+    const start = this.#underWay.get(keyOf("start", uid, container));
     switch (reason) {
       case "Pulling":
-        this.#images.get(key)?.note(message);
+        image?.open.note(message);
         return;
       case "Pulled":
-        this.#images.get(key)?.note(pulledText(message));
+        image?.open.note(pulledText(message));
         return;
       case "Created":
         if (start === undefined) return;
@@ -242,7 +220,7 @@ export class TimelineRecorder {
       case "Started":
         if (start === undefined) return;
         start.open.done();
-        if (hasPostStart(start.context.pod, container)) start.open = timeline.begin("postStart", container);
+        if (hasPostStart(start.pod, container)) start.open = timeline.begin("postStart", container);
         return;
       case "Unhealthy":
       case "ProbeWarning": {
@@ -307,7 +285,9 @@ export class TimelineRecorder {
   }
 }
 
-const nothing: Pick<OpenEntry, "done" | "failed" | "forget"> = { done: () => {}, failed: () => {}, forget: () => {} };
+type Step = Pick<OpenEntry, "done" | "failed" | "forget">;
+
+const nothing: Step = { done: () => {}, failed: () => {}, forget: () => {} };
 
 // Events that say what an entry of a step says already.
 const toldBySteps: ReadonlySet<string> = new Set([
@@ -321,6 +301,10 @@ const toldBySteps: ReadonlySet<string> = new Set([
   "InspectFailed",
   "Killing",
 ]);
+
+function keyOf(step: "image" | "start", podUID: string, container: string): string {
+  return `${step}/${podUID}/${container}`;
+}
 
 function pulledText(message: string): string {
   const pulled = /pulled image "(.*)" in .* Image size: (\d+) bytes/.exec(message);

@@ -201,13 +201,13 @@ describe.skipIf(!inject("isLocal"))("nodelet explain", () => {
     await local.agent.stop("SIGKILL");
     const killed = await explain("runs");
     expect(killed).toMatchObject({ code: 1, out: "" });
-    expect(killed.err).toMatch(/^nodelet: no agent answers at .*: it has ended without taking its socket away/);
+    expect(killed.err).toMatch(/^nodelet: no agent answers at .*: it has ended without taking its socket away/m);
     await local.agent.start();
     await until("an answer", async () => (await explain("runs")).code === 0);
     await local.agent.stop();
     const ended = await explain("runs");
     expect(ended.code).toBe(1);
-    expect(ended.err).toMatch(/^nodelet: no agent answers: there is no .*nodelet\.sock/);
+    expect(ended.err).toMatch(/^nodelet: no agent answers: there is no .*nodelet\.sock/m);
     await writeFile(socket, "not a socket");
     await local.agent.start();
     await cluster.waitForPod("runs", "ready", isReady);

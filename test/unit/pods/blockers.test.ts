@@ -302,6 +302,26 @@ const cases: Case[] = [
     facts: factsOf({ observed: snapshot({ containers: [containerOf()] }) }),
     want: undefined,
   },
+  {
+    name: "room for a resize",
+    facts: factsOf({
+      observed: snapshot({ containers: [containerOf()] }),
+      status: {
+        phase: "Running",
+        conditions: [{ type: "PodResizePending", status: "True", reason: "Deferred", message: "no cpu" }],
+      },
+    }),
+    want: { what: "resize", why: "not made yet: Deferred: no cpu" },
+  },
+  {
+    name: "nothing, when the API server has the pod no more",
+    facts: factsOf({
+      observed: snapshot({ containers: [containerOf()] }),
+      local: localOf({ isGone: true }),
+      entries: [entry("status", "", { detail: 'pods "web" not found' })],
+    }),
+    want: undefined,
+  },
   { name: "nothing, when it has ended", facts: factsOf({ status: { phase: "Succeeded" } }), want: undefined },
 ];
 
