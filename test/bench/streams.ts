@@ -38,10 +38,11 @@ try {
   const runtime = await connectRuntime(node);
   await startPod();
   const containerID = await kubectl("get", "pod", "bench", "-o", "jsonpath={.status.containerStatuses[0].containerID}");
+  // What reads must keep its standard output open: without that, containerd takes the session to be over.
   const session = (direction: "out" | "in", bytes: number): StreamingRequest & { kind: "exec" } => ({
     kind: "exec",
     containerID: containerID.replace(/^.*:\/\//, ""),
-    command: direction === "out" ? ["head", "-c", String(bytes), "/dev/zero"] : ["sh", "-c", "cat > /dev/null"],
+    command: direction === "out" ? ["head", "-c", String(bytes), "/dev/zero"] : ["wc", "-c"],
     tty: false,
     stdin: direction === "in",
     stdout: true,
