@@ -70,6 +70,12 @@ export class LogWatch {
     return was ? "event" : "time";
   }
 
+  /** Ends the wait, as an event does. */
+  wake(): void {
+    this.#isWoken = true;
+    this.#rest?.abort();
+  }
+
   close(): void {
     this.#watcher?.close();
     this.#watcher = undefined;
@@ -77,12 +83,11 @@ export class LogWatch {
 
   #onEvent(event: string, name: string | Buffer | null): void {
     if (name !== null && String(name) !== this.#base) return;
-    this.#isWoken = true;
     if (event === "rename") {
       this.#isReplaced = true;
       this.#onReplaced();
     }
-    this.#rest?.abort();
+    this.wake();
   }
 
   #onFailure(err: unknown): void {

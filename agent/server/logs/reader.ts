@@ -13,7 +13,10 @@ import { findTail } from "./tail.ts";
 export interface LogReadDeps {
   readonly clock: Clock;
   readonly log: Logger;
-  /** Whether the container still runs; asked while there is nothing new to read. A rejection ends the read. */
+  /**
+   * Whether the container still runs; asked beside the reading, one question at a time, so that a runtime that takes its
+   * time delays no line. A rejection ends the read.
+   */
   isRunning(): Promise<boolean>;
   /** Takes the next piece of output; when it resolves, the piece's memory may be used again. */
   write(chunk: Buffer): Promise<void>;
@@ -91,6 +94,9 @@ class LogReader {
   /** For the next read; nothing in it is needed. */
   #spare: Buffer | undefined;
   #locating: Promise<void> | undefined;
+  /** What the runtime said last: the container has ended, or why it cannot say. */
+  #liveness: "running" | "ended" | { failure: unknown } = "running";
+  #isAsking = false;
   /** Of the open file, once it was renamed. */
   #ownName: string | undefined;
 
@@ -121,13 +127,14 @@ class LogReader {
   }
 
   async follow(): Promise<void> {
-    const { clock, isRunning } = this.#deps;
-    let hasEnded = false;
+    const { clock } = this.#deps;
     let mayBeReplaced = false;
     this.#watch.arm(); // before the first read: what is written during it wakes us
     for (;;) {
       const passAtMs = clock.monotonic();
       const from = this.#position;
+      if (typeof this.#liveness === "object") throw this.#liveness.failure;
+      const hasEnded = this.#liveness === "ended"; // what it wrote last was there before that: one more look
       if (await this.#drain()) return;
       const isNew = this.#position !== from;
       if (this.#watch.takeReplaced() || mayBeReplaced || hasEnded || this.#file.rotatedAs !== undefined) {
@@ -137,16 +144,26 @@ class LogReader {
         if (found === "again") continue;
       }
       if (hasEnded) break;
-      if (!(await isRunning())) {
-        hasEnded = true; // what it wrote last may have come after our look
-        continue;
-      }
+      void this.#askWhetherRunning();
       const restMs = passAtMs + followIntervalMs - clock.monotonic();
       if (isNew && restMs > 0) await clock.sleep(restMs, this.#signal);
       this.#watch.arm();
       mayBeReplaced = (await this.#watch.wait(followPollMs, this.#signal)) === "time";
     }
     await this.#finishLine();
+  }
+
+  /** Asks unless a question is open; wakes when the container has ended. Never rejects. Nobody waits for it at the end. */
+  async #askWhetherRunning(): Promise<void> {
+    if (this.#isAsking) return;
+    this.#isAsking = true;
+    try {
+      this.#liveness = (await this.#deps.isRunning()) ? "running" : "ended";
+    } catch (failure) {
+      this.#liveness = { failure };
+    }
+    this.#isAsking = false;
+    if (this.#liveness !== "running") this.#watch.wake();
   }
 
   async [Symbol.asyncDispose](): Promise<void> {
@@ -235,9 +252,12 @@ class LogReader {
       await this.#deps.clock.sleep(rotationSettleMs, this.#signal);
       if (await this.#drain()) return "done";
     }
-    if (await this.#finishLine()) return "done";
     const next = await this.#openSuccessor();
-    if (next === undefined) return "none";
+    if (next === undefined) return "none"; // an unfinished line may still get its end
+    if (await this.#finishLine()) {
+      await next.close();
+      return "done";
+    }
     await this.#file.close();
     this.#file = next;
     this.#ownName = next.rotatedAs;

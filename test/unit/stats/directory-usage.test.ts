@@ -85,10 +85,11 @@ test("a tree deeper than descriptors go round is counted down to a depth", async
 });
 
 test("rests now and then, over all directories together", async () => {
-  for (const name of ["a", "b", "c"]) {
+  const fill = async (name: string) => {
     await mkdir(join(dir, name));
     await Promise.all(Array.from({ length: 700 }, async (_, k) => await writeFile(join(dir, name, `${k}`), "")));
-  }
+  };
+  for (const name of ["a", "b", "c"]) await fill(name);
   let rests = 0;
   const { inodes } = await directoryUsage(dir, never, async () => void (rests += 1));
   expect(inodes).toBe(2_104);

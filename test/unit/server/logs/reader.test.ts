@@ -167,6 +167,33 @@ test("an answer of the runtime that is an error ends the follower with it", asyn
   expect(await openIn(t.dir)).toEqual([]);
 });
 
+test("a runtime that does not answer delays no line and keeps no file of a client that has gone", async () => {
+  await using t = await logDir();
+  await t.append("a");
+  const r = reading(t.path, { follow: true }, { isRunning: () => new Promise(() => {}) });
+  await r.saw("a\n");
+  await t.append("b");
+  await r.saw("a\nb\n");
+  await t.rotate();
+  await t.append("c");
+  await r.saw("a\nb\nc\n");
+  await r[Symbol.asyncDispose]();
+  expect(await openIn(t.dir)).toEqual([]);
+  expect(await isWatched(t.dir)).toBe(false);
+});
+
+test("an unfinished line is told once, although its successor is listed and cannot be opened", async () => {
+  await using t = await logDir();
+  await t.append("a");
+  await appendFile(t.path, line("cut off").slice(0, -1));
+  await using r = reading(t.path, { follow: true });
+  await r.saw("a\n");
+  await t.rotate();
+  await symlink(join(t.dir, "nowhere"), join(t.dir, "0.log.20260102-030459"));
+  await new Promise((resolve) => void setTimeout(resolve, 300)); // several looks
+  expect(await r.end()).toBe("a\ncut off");
+});
+
 test("a rotation loses and doubles nothing, whatever is written to the old file until the new one is used", async () => {
   await using t = await logDir();
   await t.append("0");
