@@ -60,6 +60,12 @@ describe.skipIf(!inject("isLocal"))("static pods", () => {
     const [container] = await containersOf("web");
     expect(status?.containerStatuses?.[0]?.containerID).toBe(`containerd://${container?.id ?? ""}`);
     expect(container?.podUID).toBe(metadata.annotations?.[mirrorAnnotation]);
+    const sandbox = (await env.list()).sandboxes.find(({ id }) => id === container?.sandboxID);
+    expect(sandbox?.annotations).toMatchObject({
+      "kubernetes.io/config.source": "file",
+      "kubernetes.io/config.hash": container?.podUID,
+      "kubernetes.io/config.seen": expect.stringMatching(/^\d{4}-.*\.\d{9}Z$/) as string,
+    });
   });
 
   test("logs and exec reach it by its mirror's name", async () => {

@@ -18,6 +18,8 @@ export const manifestBytesMax = 10 << 20;
 export const settleMs = 50;
 /** A file that makes no sense may be half written: it is complained about when it has not changed for this long. */
 export const quietMs = 500;
+// Of a directory in which something is written all the time, this much of a second is left to others.
+const intervalMsMin = 200;
 // The reference's: 1 s doubling to 20 s.
 const listRetry = { baseMs: 1_000, maxMs: 20_000 };
 
@@ -70,6 +72,7 @@ class FileSource {
       onError: (err) => log.warn({ path, err: messageOf(err) }, "static pods not read, those known stay; trying again"),
       retryMs: (failures) => backoffMs(failures, listRetry),
       resyncMs: options.checkMs,
+      minIntervalMs: Math.min(intervalMsMin, options.checkMs),
     });
   }
 
