@@ -38,11 +38,12 @@ export async function execStream(
     });
     child.on("close", (code, killedBy) => resolve({ code, killedBy }));
   });
+  // There are none, whatever the types say, if the process was out of file descriptors.
+  const outputs = [child.stdout, child.stderr].filter((source: Readable | undefined) => source !== undefined);
   const kill = () => {
     child.kill("SIGKILL");
     // A child of the child may hold the other ends open.
-    child.stdout.destroy();
-    child.stderr.destroy();
+    for (const source of outputs) source.destroy();
   };
   signal.addEventListener("abort", kill, { once: true });
 
@@ -54,7 +55,7 @@ export async function execStream(
     }
   };
   const writeErrors: unknown[] = [];
-  const pumps = [child.stdout, child.stderr].map((source) =>
+  const pumps = outputs.map((source) =>
     pump(source).catch((err: unknown) => {
       if (signal.aborted || child.pid === undefined) return; // the source was destroyed
       writeErrors.push(err);

@@ -1,4 +1,6 @@
+import { fileURLToPath } from "node:url";
 import { expect, test } from "vitest";
+import { exec } from "../../../agent/lib/exec.ts";
 import { execStream } from "../../../agent/lib/exec-stream.ts";
 
 const never = new AbortController().signal;
@@ -73,4 +75,26 @@ test("a signal that is not ours", async () => {
 test("whoever takes no more ends the command", async () => {
   const write = () => Promise.reject(new Error("client gone"));
   await expect(execStream("yes", [], { write, signal: never })).rejects.toThrow("client gone");
+});
+
+test("without a free file descriptor it cannot be started, and an abort meanwhile is no error", async () => {
+  const module = JSON.stringify(fileURLToPath(new URL("../../../agent/lib/exec-stream.ts", import.meta.url)));
+  const script = `
+    const { execStream } = await import(${module});
+    const { closeSync, openSync } = await import("node:fs");
+    const open = [];
+    try { for (;;) open.push(openSync("/dev/null")); } catch {}
+    const stop = new AbortController();
+    const running = execStream("true", [], { write: async () => {}, signal: stop.signal });
+    stop.abort();
+    const aborted = await running;
+    const failed = await execStream("true", [], { write: async () => {}, signal: new AbortController().signal });
+    for (const fd of open) closeSync(fd);
+    console.log(JSON.stringify([aborted.failure, failed.failure, failed.message]));
+  `;
+  // Few descriptors are soon used up.
+  const limited = 'ulimit -n 100; exec "$0" --input-type=module -e "$1"';
+  const { stdout, stderr } = await exec("sh", ["-c", limited, process.execPath, script], { timeoutMs: 4_000 });
+  expect(stderr).toBe("");
+  expect(JSON.parse(stdout)).toEqual(["canceled", "spawn", "true could not be started (spawn true EMFILE)"]);
 });

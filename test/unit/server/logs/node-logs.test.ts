@@ -8,12 +8,19 @@ import { expect, test } from "vitest";
 import { systemClock } from "../../../../agent/lib/clock.ts";
 import { exec } from "../../../../agent/lib/exec.ts";
 import { silentLogger } from "../../../../agent/lib/log.ts";
+import { GzipBody } from "../../../../agent/server/logs/node-journal.ts";
 import { createNodeLogsHandler } from "../../../../agent/server/logs/node-logs.ts";
+import { heapBytes } from "../../../support/heap.ts";
 import { serve } from "./http.ts";
 import { hurried, openIn } from "./support.ts";
 
-/** A stand-in for journalctl: what it does for its units is `script`. */
-async function setup({ enableQuery = false, script = 'printf "%s\\n" "$@"', hurry = 1 } = {}) {
+/** A stand-in for journalctl: what it does for its units is `script`, how it says that it knows one is `asked`. */
+async function setup({
+  enableQuery = false,
+  script = 'printf "%s\\n" "$@"',
+  asked = 'case "$*" in *=known.*|*=other.*) echo _SYSTEMD_UNIT=it; esac',
+  hurry = 1,
+} = {}) {
   const dir = await mkdtemp(join(tmpdir(), "nodelet-node-logs-"));
   const rootDir = join(dir, "log");
   await mkdir(join(rootDir, "sub"), { recursive: true });
@@ -21,7 +28,7 @@ async function setup({ enableQuery = false, script = 'printf "%s\\n" "$@"', hurr
   await utimes(join(rootDir, "a.log"), new Date("2026-01-02T03:04:05.678Z"), new Date("2026-01-02T03:04:05.678Z"));
   await writeFile(join(dir, "secret"), "top secret");
   const journalctl = join(dir, "journalctl");
-  const known = `if [ "$1" = --field=_SYSTEMD_UNIT ]; then echo known.service; echo other.service; exit; fi`;
+  const known = `case "$*" in *_SYSTEMD_UNIT=*) ${asked}; exit; esac`;
   await writeFile(journalctl, `#!/bin/sh\n${known}\n${script}\n`);
   await chmod(journalctl, 0o755);
   const clock = hurry === 1 ? systemClock : hurried(hurry);
@@ -211,6 +218,35 @@ test("services that the journal does not know have files", async () => {
   const both = await t.get("/logs/?query=known&query=one&tailLines=1");
   expect(both.text).toContain("--unit=known");
   expect(both.text).toContain("try without options");
+});
+
+test("a journal that cannot be asked is no journal that does not know the service", async () => {
+  await using t = await setup({ enableQuery: true, asked: "echo Failed to open journal >&2; exit 1" });
+  await writeFile(join(t.rootDir, "two.log"), "second");
+  const why = "the journal could not be asked (";
+  const { text } = await t.get("/logs/?query=known");
+  expect(text).toContain(`no log of known: ${why}`);
+  expect(text).toContain("exited with 1: Failed to open journal)");
+  expect((await t.get("/logs/?query=known&tailLines=1")).text).toContain(`no log of known: ${why}`);
+  expect((await t.get("/logs/?query=two")).text).toBe("second");
+});
+
+test("a journal that ends with 1 where it has nothing just does not know the service", async () => {
+  await using t = await setup({ enableQuery: true, asked: "exit 1" });
+  expect((await t.get("/logs/?query=known")).text).toContain("no log of known: the journal does not know it");
+});
+
+test("each piece of a long body leaves nothing behind", async () => {
+  using body = new GzipBody(async () => {});
+  const piece = Buffer.from("x");
+  const writeMany = async () => {
+    for (let i = 0; i < 10_000; i += 1) await body.write(piece);
+  };
+  await writeMany();
+  const before = heapBytes();
+  await writeMany();
+  expect(heapBytes() - before).toBeLessThan(1 << 19);
+  await body.end();
 });
 
 test("a queried file must lie in the root", async () => {
