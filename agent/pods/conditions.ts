@@ -1,6 +1,7 @@
 import { isSidecar } from "../kube/pod-resources.ts";
 import type { Condition, ContainerStatus, Pod, PodPhase } from "../kube/types.ts";
 import type { PodEnding } from "./ending.ts";
+import { canRestartAll } from "./restart-all.ts";
 import { resizeConditionTypes } from "./resize/conditions.ts";
 
 /** Condition types that the agent writes; all others belong to someone else and are kept as they are. */
@@ -50,12 +51,6 @@ export function podConditions(inputs: ConditionInputs, now: string): Condition[]
       lastTransitionTime: old?.status === verdict.status ? (old.lastTransitionTime ?? now) : now,
     };
   });
-}
-
-function canRestartAll({ spec }: Pod): boolean {
-  return [...(spec.initContainers ?? []), ...spec.containers].some(({ restartPolicyRules = [] }) =>
-    restartPolicyRules.some(({ action }) => action === "RestartAllContainers"),
-  );
 }
 
 function restartingVerdict({ isRestartingAll, phase }: ConditionInputs): Verdict {

@@ -4,8 +4,8 @@ import type { ContainerStatus as RuntimeContainer } from "../runtime/port.ts";
 import { restartCountOf } from "./container-annotations.ts";
 import { containerResources } from "./container-resources.ts";
 import { type ContainerKind, specContainers } from "./names.ts";
-import { restartingAllReason } from "./restart-all.ts";
-import { initExitCode, shouldRestart } from "./restart-policy.ts";
+import { canRestartAll, restartingAllReason } from "./restart-all.ts";
+import { initExitCode, restartsAfter, shouldRestart } from "./restart-policy.ts";
 import type { StatusInputs } from "./status.ts";
 
 /** Exit code that stands for "we do not know": 128 + SIGKILL. */
@@ -96,6 +96,7 @@ function containerStatus(
     if (status.state?.terminated !== undefined) status.lastState = status.state;
     status.state = { waiting: { reason: why.reason, message: why.message } };
   }
+  if (kind !== "ephemeral" && old !== undefined && !mayFollow(pod, container, old, status)) return { ...old };
   if (kind !== "ephemeral") {
     const isRunning = status.state?.running !== undefined;
     const isInit = kind === "init" && !isSidecar(container);
@@ -106,6 +107,15 @@ function containerStatus(
       : isRunning && started && inputs.isReady(container, newest);
   }
   return status;
+}
+
+// The API server refuses a whole status in which a container comes back from its end against the restart policy. An init
+// container does, when a new sandbox is initialized; it is shown as it ended until it has ended again.
+function mayFollow(pod: Pod, container: Container, old: ContainerStatus, { state }: ContainerStatus): boolean {
+  const end = old.state?.terminated;
+  if (end === undefined || state?.terminated !== undefined) return true;
+  if (pod.spec.restartPolicy === "Always" || canRestartAll(pod)) return true;
+  return restartsAfter(pod, container, end.exitCode);
 }
 
 function isSameInstance(old: ContainerStatus | undefined, { containerID }: ContainerStatus): boolean {

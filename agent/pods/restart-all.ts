@@ -7,6 +7,13 @@ import { ruleAfter } from "./restart-policy.ts";
 /** Why a container is not there that was removed so that all begin anew; also what ended the instance before. */
 export const restartingAllReason = "RestartingAllContainers";
 
+/** True for a pod in which the exit of some container may ask for a restart of all. */
+export function canRestartAll({ spec }: Pod): boolean {
+  return [...(spec.initContainers ?? []), ...spec.containers].some(({ restartPolicyRules = [] }) =>
+    restartPolicyRules.some(({ action }) => action === "RestartAllContainers"),
+  );
+}
+
 /**
  * The instance whose exit asks for a restart of all containers, by a rule of its own; undefined if there is none. It is
  * the only record of that wish, which is why it is removed last.

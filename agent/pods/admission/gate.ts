@@ -73,13 +73,23 @@ export class AdmissionGate {
 
   async #drain(): Promise<void> {
     for (let pod = this.#oldest(); pod !== undefined; pod = this.#oldest()) {
-      const given = this.#deps.given(pod);
-      const admission = admit(given, this.#context());
+      const admission = this.#decide(pod);
       // Nearly all are decided without a wait: the pods of one delivery start together.
-      const settled = isFinal(admission) ? admission : await this.#reconsider(given, admission);
+      const settled = isFinal(admission) ? admission : await this.#reconsider(pod, admission);
       if (!this.#waiting.delete(uidOf(pod))) continue; // it left while we thought
       if (settled.kind === "rejected") this.#deps.onRejected(pod, settled.rejection);
       else this.#deps.onAdmitted(pod);
+    }
+  }
+
+  // A pod of which we can make nothing is turned away like others: it must not hold up those behind it.
+  #decide(pod: Pod, changes: Partial<AdmissionContext> = {}): Admission {
+    try {
+      return admit(this.#deps.given(pod), { ...this.#context(), ...changes });
+    } catch (err) {
+      const { name, namespace = "" } = pod.metadata;
+      this.#deps.log.error({ pod: `${namespace}/${name}`, err: messageOf(err) }, "admission of a pod failed");
+      return { kind: "rejected", rejection: { reason: "UnexpectedAdmissionError", message: messageOf(err) } };
     }
   }
 
@@ -104,7 +114,7 @@ export class AdmissionGate {
     }
     try {
       const node = await this.#deps.fetchNode();
-      const again = admit(pod, { ...this.#context(), node });
+      const again = this.#decide(pod, { node });
       return isFinal(again) || again.kind === "rejected" ? again : await this.#reconsider(pod, again);
     } catch (err) {
       this.#deps.log.warn({ err: messageOf(err) }, "node not read again, deciding by what is known of it");

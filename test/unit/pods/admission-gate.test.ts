@@ -116,3 +116,16 @@ test("static pods do not wait for what others are there", async () => {
   await settle();
   expect(told).toEqual(["static admitted", "ordinary admitted"]);
 });
+
+test("a pod of which nothing can be made is turned away and holds up nobody", async () => {
+  const given = (pod: Pod) => {
+    if (pod.metadata.name === "odd") throw new Error("cannot be");
+    return pod;
+  };
+  const { gate, told } = setUp({ given });
+  gate.open();
+  gate.arrive(asking("odd", "100m", {}, 1_000));
+  gate.arrive(asking("good", "100m", {}, 2_000));
+  await settle();
+  expect(told).toEqual(["odd UnexpectedAdmissionError", "good admitted"]);
+});

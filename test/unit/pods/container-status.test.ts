@@ -267,6 +267,47 @@ describe("what the runtime forgot", () => {
   test.each(rows)("$name", ({ inputs, want }) => expect(appOf(inputs)).toMatchObject(want));
 });
 
+describe("an end that was told", () => {
+  const done: PodStatus = {
+    initContainerStatuses: [
+      {
+        name: "init",
+        ready: true,
+        restartCount: 0,
+        image: "image:1",
+        imageID: "",
+        state: { terminated: { exitCode: 0 } },
+      },
+    ],
+  };
+  const again = snapshot({ containers: [containerOf({ name: "init", attempt: 1 })] });
+  const stateUnder = (restartPolicy: "Always" | "OnFailure" | "Never", exitCode = 0) => {
+    const [init] = done.initContainerStatuses ?? [];
+    const previous: PodStatus = {
+      initContainerStatuses: init === undefined ? [] : [{ ...init, state: { terminated: { exitCode } } }],
+    };
+    const pod = podOf({ ...withInit.spec, restartPolicy });
+    return Object.keys(initOf({ pod, previous, observed: again })?.state ?? {})[0];
+  };
+  test("stays where the API server would not take it back", () => {
+    expect(stateUnder("OnFailure")).toBe("terminated");
+    expect(stateUnder("Never")).toBe("terminated");
+    expect(stateUnder("Never", 1)).toBe("terminated");
+  });
+  test("is followed by what comes where it would", () => {
+    expect(stateUnder("Always")).toBe("running");
+    expect(stateUnder("OnFailure", 1)).toBe("running");
+  });
+  test("is followed by the next end", () => {
+    const observed = snapshot({ containers: [exited({ name: "init", attempt: 1, exitCode: 5 })] });
+    const pod = podOf({ ...withInit.spec, restartPolicy: "OnFailure" });
+    expect(initOf({ pod, previous: done, observed })).toMatchObject({
+      restartCount: 1,
+      state: { terminated: { exitCode: 5 } },
+    });
+  });
+});
+
 describe("restart counts", () => {
   const counted = (attempt: number, previous: PodStatus = {}) =>
     appOf({ previous, observed: snapshot({ containers: [containerOf({ attempt, id: `new-${attempt}` })] }) })
