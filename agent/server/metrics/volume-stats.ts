@@ -14,35 +14,51 @@ const volumeGauges: readonly (readonly [name: string, field: Exclude<keyof FsSta
 
 const logName = "kubelet_container_log_filesystem_used_bytes";
 
-// Volumes are measured every minute; what is this much older says nothing any more.
+// Volumes are measured every minute: a scrape shows what is younger at once, and measures for the next one.
+export const freshMs = 60_000;
+// What is this much older says nothing any more.
 export const staleMs = 5 * 60_000;
+// Scrapers wait 10 s. A first measurement takes 2 s for its second sample of CPU time; one that takes longer than this hangs.
+export const waitMs = 3_000;
 
 /**
- * Registers what /metrics tells of disks: volumes of claims, and containers' logs. A scrape shows what the one before it
- * had measured, and begins to measure anew: it never waits for a disk or the runtime, and fails with neither.
+ * Registers what /metrics tells of disks: volumes of claims, and containers' logs. Without fresh figures a scrape waits for
+ * the measurement under way, {@link waitMs} from its beginning at most, so that no disk or runtime holds it up for longer;
+ * and it fails with neither.
  *
  * @param summary the summary API's figures
  */
 export function registerVolumeStats(
   registry: MetricsRegistry,
-  { summary, clock }: { summary: () => Promise<Summary>; clock: Pick<Clock, "monotonic"> },
+  { summary, clock }: { summary: () => Promise<Summary>; clock: Pick<Clock, "monotonic" | "after"> },
 ): void {
   let latest: { families: MetricFamily[]; atMs: number } | undefined;
-  let isMeasuring = false;
+  /** Resolves when the measurement under way has ended, or has taken too long to be waited for. */
+  let underWay: Promise<void> | undefined;
   const measure = async () => {
-    isMeasuring = true;
     try {
       latest = { families: volumeFamilies(await summary()), atMs: clock.monotonic() };
     } catch {
       // The summary's own endpoint says why.
     } finally {
-      isMeasuring = false;
+      underWay = undefined;
     }
   };
-  registry.collect("kubelet_volume_stats_", () => {
-    const shown = latest !== undefined && clock.monotonic() - latest.atMs < staleMs ? latest.families : [];
-    if (!isMeasuring) void measure();
-    return shown;
+  const begin = () => {
+    const { promise, resolve } = Promise.withResolvers<void>();
+    const late = clock.after(waitMs, resolve);
+    underWay = promise;
+    void measure().then(() => {
+      late.cancel();
+      resolve();
+    });
+    return promise;
+  };
+  const isYounger = (ms: number) => latest !== undefined && clock.monotonic() - latest.atMs < ms;
+  registry.collect("kubelet_volume_stats_", async () => {
+    const waiting = underWay ?? begin();
+    if (!isYounger(freshMs)) await waiting;
+    return latest !== undefined && isYounger(staleMs) ? latest.families : [];
   });
 }
 

@@ -1,6 +1,6 @@
 import { expect, test } from "vitest";
 import { MetricsRegistry } from "../../../../agent/lib/metrics.ts";
-import { registerVolumeStats, staleMs } from "../../../../agent/server/metrics/volume-stats.ts";
+import { freshMs, registerVolumeStats, staleMs, waitMs } from "../../../../agent/server/metrics/volume-stats.ts";
 import type { PodStats, Summary } from "../../../../agent/stats/port.ts";
 import { FakeClock, settle } from "../../kube/fake-clock.ts";
 import { metricsText } from "../../lib/metrics-support.ts";
@@ -18,13 +18,8 @@ function setUp(summary: () => Promise<Summary>) {
   return { clock, scrape: () => metricsText(registry) };
 }
 
-/** What the second scrape shows: the first one only begins to measure. */
-async function shown(summary: () => Promise<Summary>): Promise<string> {
-  const { scrape } = setUp(summary);
-  expect(await scrape()).toBe("\n");
-  await settle();
-  return await scrape();
-}
+/** What the first scrape shows. */
+const shown = async (summary: () => Promise<Summary>): Promise<string> => await setUp(summary).scrape();
 
 test("volumes of claims are shown once for each claim, and nothing else's", async () => {
   const claim = {
@@ -72,19 +67,46 @@ test("a summary that cannot be had leaves the other metrics alone", async () => 
   expect(await shown(async () => await Promise.reject(new Error("runtime is away")))).toBe("\n");
 });
 
-test("a scrape does not wait for a disk that hangs, and old figures are not shown for ever", async () => {
-  const logs = { time, usedBytes: 4096 };
-  const containers = [{ name: "app", startTime: time, logs }];
+const containers = [{ name: "app", startTime: time, logs: { time, usedBytes: 4096 } }];
+const answer: Summary = { node: { nodeName: "n", startTime: time }, pods: [podStats("a", { containers })] };
+
+test("rare scrapes show what is now, frequent ones do not wait", async () => {
+  let usedBytes = 0;
+  const { clock, scrape } = setUp(async () => {
+    usedBytes += 1;
+    const logs = { time, usedBytes };
+    return { ...answer, pods: [podStats("a", { containers: [{ name: "app", startTime: time, logs }] })] };
+  });
+  expect(await scrape()).toMatch(/ 1\n$/);
+  expect(await scrape()).toMatch(/ 1\n$/);
+  await settle();
+  expect(await scrape()).toMatch(/ 2\n$/);
+  await settle();
+  await clock.advance(2 * staleMs);
+  expect(await scrape()).toMatch(/ 4\n$/);
+  expect(clock.waiting).toBe(0);
+});
+
+test("a disk that hangs is waited for once, and old figures are not shown for ever", async () => {
   let asked = 0;
   const { clock, scrape } = setUp(async () => {
     asked += 1;
     if (asked > 1) await new Promise(() => {});
-    return { node: { nodeName: "n", startTime: time }, pods: [podStats("a", { containers })] };
+    return answer;
   });
-  await scrape();
-  await settle();
+  expect(await scrape()).toContain(" 4096\n");
   for (let i = 0; i < 3; i += 1) expect(await scrape()).toContain(" 4096\n");
   expect(asked).toBe(2); // one at a time
+  await clock.advance(freshMs);
+  expect(await scrape()).toContain(" 4096\n"); // it began long ago
   await clock.advance(staleMs);
   expect(await scrape()).toBe("\n");
+});
+
+test("the wait has an end", async () => {
+  const { clock, scrape } = setUp(async () => await new Promise(() => {}));
+  const scraped = scrape();
+  await clock.advance(waitMs);
+  expect(await scraped).toBe("\n");
+  expect(clock.waiting).toBe(0);
 });
