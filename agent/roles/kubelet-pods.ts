@@ -11,6 +11,7 @@ import { createPodManager, type HeldPods } from "../pods/manager.ts";
 import { podReference } from "../pods/names.ts";
 import type { TimelineRecorder } from "../pods/timeline-recorder.ts";
 import type { CredentialProviderConfig } from "../runtime/credential-provider-config.ts";
+import { instrumentPLEG } from "../runtime/instrumented.ts";
 import { createPodVolumes, type VolumeManager } from "../volumes/manager.ts";
 import { createObjectSource, type OwnedObjectSource } from "../volumes/object-source.ts";
 import type { Cluster, Surroundings } from "./cluster.ts";
@@ -58,7 +59,7 @@ export async function startPods(options: StartPodsOptions, surroundings: Surroun
     ...(cluster === undefined ? {} : { mirrors: { pods: sources.mirrors, ownNode } }),
     services: options.services,
     runtimeClasses: options.runtimeClassStore,
-    runtime: tickOnList(runtime, health.syncLoop),
+    runtime: tickOnList(instrumentPLEG(runtime, options.measures.registry, clock), health.syncLoop),
     images,
     volumes,
     objects,

@@ -1,7 +1,7 @@
 import type { Clock } from "../lib/clock.ts";
 import type { MetricsRegistry } from "../lib/metrics.ts";
-import { createRuntimeMetrics, type RuntimeMetrics } from "./metrics.ts";
-import type { ImageService, Runtime } from "./port.ts";
+import { createPLEGMetrics, createRuntimeMetrics, type RuntimeMetrics } from "./metrics.ts";
+import type { ImageService, Runtime, RuntimeEvent } from "./port.ts";
 
 /**
  * The runtime, with its calls counted and timed on `registry` under CRI's names of operations. Where one method makes
@@ -10,10 +10,6 @@ import type { ImageService, Runtime } from "./port.ts";
 export function instrumentRuntime(runtime: Runtime, registry: MetricsRegistry, clock: Clock): Runtime {
   const metrics = createRuntimeMetrics(registry);
   const timed = timer(metrics, clock);
-  let relistedAtMs: number | undefined;
-  const seen = () => metrics.lastSeenSeconds.set({}, clock.now() / 1_000);
-  const snapshot = timed(["podsandbox_status", "container_status"], runtime.podSnapshot.bind(runtime));
-  const list = timed(["list_podsandbox", "list_containers"], runtime.list.bind(runtime));
   const run = timed(["run_podsandbox"], runtime.runPodSandbox.bind(runtime));
 
   return {
@@ -44,37 +40,9 @@ export function instrumentRuntime(runtime: Runtime, registry: MetricsRegistry, c
     updatePodSandboxResources: timed(["update_podsandbox_resources"], runtime.updatePodSandboxResources.bind(runtime)),
     reopenContainerLog: timed(["reopen_container_log"], runtime.reopenContainerLog.bind(runtime)),
     execSync: timed(["exec_sync"], runtime.execSync.bind(runtime)),
-    list: async (podUID) => {
-      if (podUID !== undefined) return await list(podUID);
-      const startedAtMs = clock.monotonic();
-      if (relistedAtMs !== undefined) metrics.relistIntervalSeconds.observe({}, (startedAtMs - relistedAtMs) / 1_000);
-      relistedAtMs = startedAtMs;
-      try {
-        const found = await list();
-        seen();
-        return found;
-      } finally {
-        metrics.relistSeconds.observe({}, (clock.monotonic() - startedAtMs) / 1_000);
-      }
-    },
-    podSnapshot: async (podUID) => {
-      const startedAtMs = clock.monotonic();
-      try {
-        const found = await snapshot(podUID);
-        seen();
-        return found;
-      } finally {
-        metrics.podRelistSeconds.observe({}, (clock.monotonic() - startedAtMs) / 1_000);
-      }
-    },
-    events: async (onEvent, signal) => {
-      await runtime.events((event) => {
-        // Without a pod: the stream has begun, or begun again.
-        if (event.podUID === undefined) metrics.eventConnections.inc({});
-        seen();
-        onEvent(event);
-      }, signal);
-    },
+    list: timed(["list_podsandbox", "list_containers"], runtime.list.bind(runtime)),
+    podSnapshot: timed(["podsandbox_status", "container_status"], runtime.podSnapshot.bind(runtime)),
+    events: runtime.events.bind(runtime),
     images: instrumentImages(runtime.images, timed),
     containerStats: timed(["list_container_stats"], runtime.containerStats.bind(runtime)),
     sandboxProcess: timed(["podsandbox_status"], runtime.sandboxProcess.bind(runtime)),
@@ -84,6 +52,54 @@ export function instrumentRuntime(runtime: Runtime, registry: MetricsRegistry, c
       return await timed([type], runtime.streamingURL.bind(runtime))(request);
     },
     close: () => runtime.close(),
+  };
+}
+
+/**
+ * The runtime for whoever works on pods, with the lists, looks and events by which it hears of what runs measured on
+ * `registry`. Others list, too, for statistics or logs: those must not count.
+ */
+export function instrumentPLEG<R extends Pick<Runtime, "list" | "podSnapshot" | "events">>(
+  runtime: R,
+  registry: MetricsRegistry,
+  clock: Clock,
+): R {
+  const metrics = createPLEGMetrics(registry);
+  let relistedAtMs: number | undefined;
+  const seen = () => metrics.lastSeenSeconds.set({}, clock.now() / 1_000);
+  return {
+    ...runtime,
+    list: async (podUID?: string) => {
+      if (podUID !== undefined) return await runtime.list(podUID);
+      const startedAtMs = clock.monotonic();
+      if (relistedAtMs !== undefined) metrics.relistIntervalSeconds.observe({}, (startedAtMs - relistedAtMs) / 1_000);
+      relistedAtMs = startedAtMs;
+      try {
+        const found = await runtime.list();
+        seen();
+        return found;
+      } finally {
+        metrics.relistSeconds.observe({}, (clock.monotonic() - startedAtMs) / 1_000);
+      }
+    },
+    podSnapshot: async (podUID: string) => {
+      const startedAtMs = clock.monotonic();
+      try {
+        const found = await runtime.podSnapshot(podUID);
+        seen();
+        return found;
+      } finally {
+        metrics.podRelistSeconds.observe({}, (clock.monotonic() - startedAtMs) / 1_000);
+      }
+    },
+    events: async (onEvent: (event: RuntimeEvent) => void, signal: AbortSignal) => {
+      await runtime.events((event) => {
+        // Without a pod: the stream has begun, or begun again.
+        if (event.podUID === undefined) metrics.eventConnections.inc({});
+        seen();
+        onEvent(event);
+      }, signal);
+    },
   };
 }
 

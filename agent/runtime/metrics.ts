@@ -1,13 +1,17 @@
 import { readdir } from "node:fs/promises";
 import { type Counter, defaultBuckets, type Gauge, type Histogram, type MetricsRegistry } from "../lib/metrics.ts";
 
-/** Calls to the runtime, by CRI's names of operations, and what is known of its event stream. */
+/** Calls to the runtime, by CRI's names of operations. */
 export interface RuntimeMetrics {
   operations: Counter<"operation_type">;
   operationErrors: Counter<"operation_type">;
   operationSeconds: Histogram<"operation_type">;
   sandboxSeconds: Histogram<"runtime_handler">;
   sandboxErrors: Counter<"runtime_handler">;
+}
+
+/** How the pods' workers hear of what runs. */
+export interface PLEGMetrics {
   relistSeconds: Histogram;
   relistIntervalSeconds: Histogram;
   podRelistSeconds: Histogram;
@@ -19,13 +23,10 @@ export interface RuntimeMetrics {
 // The reference's: 5 ms growing by 2.5 to 745 s.
 const operationBuckets = Array.from({ length: 14 }, (_, i) => 0.005 * 2.5 ** i);
 
-/** Registers `kubelet_runtime_operations_*`, `kubelet_run_podsandbox_*` and `kubelet_pleg_*`. */
+/** Registers `kubelet_runtime_operations_*` and `kubelet_run_podsandbox_*`. */
 export function createRuntimeMetrics(registry: MetricsRegistry): RuntimeMetrics {
   const byOperation = ["operation_type"] as const;
   const byHandler = ["runtime_handler"] as const;
-  // Events are wakes without content: none is ever dropped for want of room, and their age is not told.
-  registry.counter("kubelet_pleg_discard_events", "Always 0: no event has to be discarded.");
-  registry.counter("kubelet_evented_pleg_connection_error_count", "Always 0: the stream is made anew by itself.");
   return {
     operations: registry.counter("kubelet_runtime_operations_total", "Calls to the runtime.", byOperation),
     operationErrors: registry.counter(
@@ -50,6 +51,15 @@ export function createRuntimeMetrics(registry: MetricsRegistry): RuntimeMetrics 
       "Sandboxes that could not be run.",
       byHandler,
     ),
+  };
+}
+
+/** Registers `kubelet_pleg_*` and `kubelet_evented_pleg_*`. */
+export function createPLEGMetrics(registry: MetricsRegistry): PLEGMetrics {
+  // Events are wakes without content: none is ever dropped for want of room, and their age is not told.
+  registry.counter("kubelet_pleg_discard_events", "Always 0: no event has to be discarded.");
+  registry.counter("kubelet_evented_pleg_connection_error_count", "Always 0: the stream is made anew by itself.");
+  return {
     relistSeconds: registry.histogram(
       "kubelet_pleg_relist_duration_seconds",
       "Time to list everything in the runtime.",

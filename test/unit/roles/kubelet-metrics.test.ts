@@ -6,7 +6,7 @@ import type { PodCgroups } from "../../../agent/node/cgroups.ts";
 import { instrumentCgroups } from "../../../agent/node/metrics.ts";
 import { createKubeletMetrics, registerNodeMetrics } from "../../../agent/roles/kubelet-metrics.ts";
 import { RunningParts } from "../../../agent/roles/parts.ts";
-import { instrumentRuntime } from "../../../agent/runtime/instrumented.ts";
+import { instrumentPLEG, instrumentRuntime } from "../../../agent/runtime/instrumented.ts";
 import type { Runtime } from "../../../agent/runtime/port.ts";
 import { createRequestMetrics } from "../../../agent/server/request-metrics.ts";
 import type { Stats } from "../../../agent/stats/port.ts";
@@ -25,7 +25,7 @@ afterEach(async () => {
 function everything() {
   const { registry } = createKubeletMetrics({ clock, parts });
   const methods: unknown = new Proxy({}, { get: (_, name) => (name === "images" ? methods : async () => {}) });
-  instrumentRuntime(methods as Runtime, registry, clock); // nothing is called
+  instrumentPLEG(instrumentRuntime(methods as Runtime, registry, clock), registry, clock); // nothing is called
   instrumentCgroups(methods as PodCgroups, registry, clock);
   createRequestMetrics(registry, clock);
   clientCertificateMetrics(registry, () => ({ current: () => undefined, subscribe: () => () => {} }), clock);

@@ -3,7 +3,7 @@ import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { describe, expect, test } from "vitest";
 import { MetricsRegistry } from "../../../agent/lib/metrics.ts";
-import { instrumentRuntime } from "../../../agent/runtime/instrumented.ts";
+import { instrumentPLEG, instrumentRuntime } from "../../../agent/runtime/instrumented.ts";
 import { createImageMetrics, createPullRecordMetrics, imageSizeLabel } from "../../../agent/runtime/metrics.ts";
 import type { Runtime, RuntimeEvent } from "../../../agent/runtime/port.ts";
 import { FakeClock } from "../kube/fake-clock.ts";
@@ -114,7 +114,8 @@ test("lists, looks and events say when the runtime was last heard of", async () 
   const clock = new FakeClock();
   const { runtime, state } = fakeRuntime(clock);
   const registry = new MetricsRegistry();
-  const instrumented = instrumentRuntime(runtime, registry, clock);
+  const shared = instrumentRuntime(runtime, registry, clock);
+  const instrumented = instrumentPLEG(shared, registry, clock);
   const events: RuntimeEvent[] = [];
   await instrumented.events((event) => events.push(event), new AbortController().signal);
   state.onEvent?.({ kind: "unknown", podUID: undefined, containerID: undefined });
@@ -127,13 +128,14 @@ test("lists, looks and events say when the runtime was last heard of", async () 
   await instrumented.podSnapshot("u");
   const seenAtMs = clock.now();
   await clock.advance(5_000);
+  await shared.list(); // for statistics, say
   const shown = await metricsText(registry);
   expect(shown).toContain("kubelet_evented_pleg_connection_success_count 1\n");
   expect(shown).toContain("kubelet_pleg_relist_duration_seconds_count 2\n");
   expect(shown).toContain("kubelet_pleg_relist_interval_seconds_sum 1.02\n");
   expect(shown).toContain("kubelet_pleg_pod_relist_duration_seconds_sum 0.02\n");
   expect(Number(/\nkubelet_pleg_last_seen_seconds (\S+)/.exec(shown)?.[1])).toBeCloseTo(seenAtMs / 1_000, 3);
-  expect(shown).toContain('kubelet_runtime_operations_total{operation_type="list_containers"} 3\n');
+  expect(shown).toContain('kubelet_runtime_operations_total{operation_type="list_containers"} 4\n');
   expect(shown).toContain('kubelet_runtime_operations_total{operation_type="container_status"} 1\n');
 });
 
