@@ -44,8 +44,8 @@ export function pendingState(
   { reason, message, generation }: Omit<ResizeState, "sinceMs">,
   nowMs: number,
 ): ResizeState {
-  if (old !== undefined && old.reason === reason && old.message === message && old.generation === generation)
-    return old;
+  const isSame = old?.reason === reason && old.message === message && old.generation === generation;
+  if (old !== undefined && isSame) return old;
   return {
     reason,
     message,

@@ -55,8 +55,8 @@ function neverPossible(pod: Pod, given: Pod, policy: ResizePolicy): ResizeVerdic
 
 // How much may be swapped follows from the memory request, and is only set when a container starts.
 function changesSwap(pod: Pod, given: Pod, { resources }: ResizePolicy): boolean {
-  if (resources.cgroupVersion === 1 || !resources.swapControllerAvailable || qosClass(pod) !== "Burstable")
-    return false;
+  const maySwap = resources.cgroupVersion === 2 && resources.swapControllerAvailable && qosClass(pod) === "Burstable";
+  if (!maySwap) return false;
   return resizableContainers(pod.spec).some((container) => {
     const policy = container.resizePolicy?.find(({ resourceName }) => resourceName === "memory");
     if (policy?.restartPolicy === "RestartContainer") return false;
