@@ -164,10 +164,12 @@ describe.skipIf(!inject("isLocal"))("nodelet explain", () => {
     await untilNothing("unheard");
 
     await local.node.containerd.stop();
-    const first = await untilItWaitsFor("unheard", /container runtime: does not answer/);
-    expect(first.next).toMatch(/goes on by itself/);
+    await cluster.createPod(sleeperOf("unmade"));
+    await untilItWaitsFor("unmade", /container runtime: (has not said yet what it has of this pod: .|does not answer)/);
     await local.node.containerd.start();
-    await untilNothing("unheard");
+    await cluster.waitForPod("unmade", "ready", isReady);
+    await untilNothing("unmade");
+    await cluster.deletePod("unmade", 0);
     await cluster.deletePod("unheard", 0);
   });
 
