@@ -91,7 +91,7 @@ export function createStreaming(deps: StreamingDeps): Streaming {
       await prepare(exchange);
       throw plainError(500, "Upgrade request required");
     },
-    upgrade: async (upgrade) => {
+    upgrade: legible(what, async (upgrade) => {
       const { request, wanted } = await prepare(upgrade);
       const url = await sessionURL(runtime, request);
       if (extendWebSockets && isWebSocket(upgrade.request) && offersV5(upgrade)) {
@@ -100,7 +100,7 @@ export function createStreaming(deps: StreamingDeps): Streaming {
       } else {
         await splice(upgrade, url, clock);
       }
-    },
+    }),
   });
 
   return {
@@ -111,7 +111,7 @@ export function createStreaming(deps: StreamingDeps): Streaming {
         await portForward(exchange);
         throw plainError(500, "Upgrade request required");
       },
-      upgrade: async (upgrade) => {
+      upgrade: legible("forwarding ports", async (upgrade) => {
         const url = await sessionURL(runtime, await portForward(upgrade));
         if (extendWebSockets && isWebSocket(upgrade.request) && offeredTunnels(upgrade.request).length > 0) {
           translated.inc({ subresource: "portforward" });
@@ -119,9 +119,24 @@ export function createStreaming(deps: StreamingDeps): Streaming {
         } else {
           await splice(upgrade, url, clock);
         }
-      },
+      }),
     },
     run: createRun({ pods, runtime }),
+  };
+}
+
+/**
+ * Clients of the field try to read the answer to a refused upgrade as a Status in YAML: a text of the form `one: other` is a
+ * valid one, whose message is empty, and that is all that kubectl shows then. With a second colon it is just text.
+ */
+function legible(what: string, serve: UpgradeHandler): UpgradeHandler {
+  return async (upgrade) => {
+    try {
+      await serve(upgrade);
+    } catch (err) {
+      if (!(err instanceof HttpError) || !err.message.includes(": ")) throw err;
+      throw new HttpError(err.status, `error ${what}: ${err.message}`, err.headers);
+    }
   };
 }
 

@@ -12,14 +12,17 @@ export function podOf(pods: ServedPods, params: Params): Pod {
   return pod;
 }
 
-/** The ID of the pod's running container of that name. Rejects with HttpError 500, as the reference does. */
+/**
+ * The ID of the pod's running container of that name. Rejects with HttpError 500, as the reference does, and says so if the
+ * container has ended.
+ */
 export async function containerOf(runtime: Pick<Runtime, "list">, pod: Pod, name: string): Promise<string> {
   const { containers } = await asking(runtime.list(pod.metadata.uid));
-  const [newest] = containers
-    .filter((container) => container.name === name && container.state === "running")
-    .sort((a, b) => b.createdAtMs - a.createdAtMs);
-  if (newest === undefined) throw new HttpError(500, `container not found ("${name}")`);
-  return newest.id;
+  const instances = containers.filter((container) => container.name === name);
+  const [newest] = instances.filter(({ state }) => state === "running").sort((a, b) => b.createdAtMs - a.createdAtMs);
+  if (newest !== undefined) return newest.id;
+  const hasEnded = instances.some(({ state }) => state === "exited");
+  throw new HttpError(500, `container not found ("${name}")${hasEnded ? ", it has ended" : ""}`);
 }
 
 /** The ID of the pod's newest sandbox that is ready. Rejects with HttpError 500. */

@@ -1,6 +1,7 @@
 import { createHash, randomBytes } from "node:crypto";
 import { connect, type Socket } from "node:net";
 import { afterEach, describe, expect, test } from "vitest";
+import { parseDocument } from "yaml";
 import { AgentError } from "../../../../agent/lib/errors.ts";
 import { answerTimeoutMs } from "../../../../agent/server/streaming/dial.ts";
 import { halfClosedIdleMs } from "../../../../agent/server/streaming/pump.ts";
@@ -12,7 +13,14 @@ import {
   startAgentServer,
   webPod,
 } from "../../../support/streaming/agent-server.ts";
-import { rawRequest, readAll, spdyClient, spdyUpgrade } from "../../../support/streaming/clients.ts";
+import {
+  type RawAnswer,
+  rawRequest,
+  readAll,
+  spdyClient,
+  spdyUpgrade,
+  webSocketUpgrade,
+} from "../../../support/streaming/clients.ts";
 import { type FakeRuntimeOptions, startFakeRuntime } from "../../../support/streaming/fake-runtime.ts";
 import { CertificateAuthority } from "../../../support/apiserver/pki.ts";
 import { FakeClock } from "../../kube/fake-clock.ts";
@@ -39,6 +47,12 @@ async function body(url: string, init?: RequestInit): Promise<string> {
   return `${response.status} ${(await response.text()).trim()}`;
 }
 
+/** The body of an answer in one chunk, or in none. */
+async function textOf({ rest, socket }: RawAnswer): Promise<string> {
+  const body = Buffer.concat([rest, await readAll(socket)]).toString();
+  return body.replace(/^[0-9a-f]+\r\n/, "").replace(/\r\n0\r\n\r\n$/, "");
+}
+
 describe("requests that are answered and not upgraded", () => {
   const upgradeCases: { path: string; want: string }[] = [
     { path: "/exec/default/web/app", want: "400 you must specify at least 1 of stdin, stdout, stderr" },
@@ -46,7 +60,7 @@ describe("requests that are answered and not upgraded", () => {
     { path: "/exec/default/nobody/app?output=1", want: "404 pod does not exist" },
     { path: "/exec/other/web/app?output=1", want: "404 pod does not exist" },
     { path: "/exec/default/web/nosuch?output=1", want: '500 container not found ("nosuch")' },
-    { path: "/exec/default/web/gone?output=1", want: '500 container not found ("gone")' },
+    { path: "/exec/default/web/gone?output=1", want: '500 container not found ("gone"), it has ended' },
     { path: "/exec/default/web/app?output=1", want: "500 Upgrade request required" },
     { path: "/exec/default/web/any-uid/app?output=1", want: "500 Upgrade request required" },
     { path: "/attach/default/web/app", want: "400 you must specify at least 1 of stdin, stdout, stderr" },
@@ -79,6 +93,45 @@ describe("requests that are answered and not upgraded", () => {
       expect(/^retry-after: 60$/im.test(answer.head)).toBe(want.includes("429"));
       expect(Buffer.concat([answer.rest, await readAll(answer.socket)]).toString()).toContain(err.message);
     }
+  });
+
+  test("no answer to a refused upgrade can be taken for a Status without a message", async () => {
+    const err = new AgentError("Internal", "attach to container app-1: container is in CONTAINER_EXITED state");
+    const ended = fakeRuntimeCalls(() => Promise.reject(err)).runtime;
+    const away = fakeRuntimeCalls(() => "http://127.0.0.1:1").runtime;
+    const strange = await startFakeRuntime({ raw: (_r, socket) => void socket.write("HTTP/1.1 200 OK\r\n\r\n") });
+    stack.push(strange);
+    for (const runtime of [ended, away, fakeRuntimeCalls(() => strange.url).runtime]) {
+      const agent = await startAgentServer({ pods: servedPods(webPod), runtime });
+      stack.push(agent);
+      for (const path of [
+        "/attach/default/web/app?output=1",
+        "/exec/default/web/gone?output=1",
+        "/portForward/default/web",
+      ]) {
+        for (const lines of [spdyUpgrade(path), webSocketUpgrade(path, "v5.channel.k8s.io")]) {
+          const answer = await rawRequest(agent.url, lines);
+          if (answer.status === 101) {
+            answer.socket.destroy(); // what fails later is told by a Status
+            continue;
+          }
+          const text = await textOf(answer);
+          const read = parseDocument(text);
+          expect(text.length).toBeGreaterThan(10);
+          expect(read.errors.length > 0 || typeof read.toJS() === "string", text).toBe(true);
+        }
+      }
+    }
+  });
+
+  test("attaching to a container that ends meanwhile says so", async () => {
+    const err = new AgentError("Internal", "attach to container app-1: container is in CONTAINER_EXITED state");
+    const { runtime } = fakeRuntimeCalls(() => Promise.reject(err));
+    const agent = await startAgentServer({ pods: servedPods(webPod), runtime });
+    stack.push(agent);
+    expect(await textOf(await rawRequest(agent.url, spdyUpgrade("/attach/default/web/app?output=1")))).toBe(
+      "error attaching to container: attach to container app-1: container is in CONTAINER_EXITED state",
+    );
   });
 
   test("/run answers with stdout and then stderr, and with 500 if the command fails", async () => {

@@ -196,7 +196,8 @@ describe("remote command over WebSocket v5", () => {
     const { pathname, search } = new URL(exec("input=1&output=1"));
     const { socket } = await rawRequest(agent.url, webSocketUpgrade(pathname + search, "v5.channel.k8s.io"));
     const frame = (...payload: number[]) => Buffer.of(0x82, 0x80 | payload.length, 0, 0, 0, 0, ...payload);
-    const send = async (bytes: Buffer) => await new Promise<void>((resolve) => void socket.write(bytes, () => resolve()));
+    const send = async (bytes: Buffer) =>
+      await new Promise<void>((resolve) => void socket.write(bytes, () => resolve()));
     const many = Buffer.alloc(400_000 * 8, frame(close, stdout));
     const before = heapBytes();
     await send(many);
