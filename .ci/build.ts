@@ -56,6 +56,7 @@ async function main(entry: string, out: string): Promise<void> {
     await makeExecutable(blob, out);
     // Rarely the file came out damaged and crashed at its start; why is not known. A build hands out none that does.
     const { code, output } = await capture(out, ["--version"]);
+    if (output.includes("Code cache data rejected")) throw new Error(`${out} does not take its code cache`);
     if (code === 0) break;
     if (attempt === attemptsMax) throw new Error(`${out} does not start (exit code ${code}): ${output.trim()}`);
     console.log("the executable does not start, making it again");
@@ -167,8 +168,8 @@ async function makeBlob(script: string, output: string): Promise<void> {
     execArgv: nodeFlags,
   };
   await writeFile(config, JSON.stringify(options));
-  // The node that will run the blob must make it: the code cache fits no other.
-  await demand(process.execPath, ["--experimental-sea-config", config]);
+  // The node that will run the blob must make it, with the flags that it will run with: the code cache fits no other.
+  await demand(process.execPath, [...nodeFlags, "--experimental-sea-config", config]);
   await rm(config);
 }
 
