@@ -98,11 +98,12 @@ export class ResourceCheckpoint {
     this.#clock.after(lazySaveMs, () => void this.flush());
   }
 
-  /** Writes what waits for `saveSoon`. Never rejects. */
+  /** Writes what waits for `saveSoon`; resolves when nothing is under way. Never rejects. */
   async flush(): Promise<void> {
-    if (!this.#isSaveDue) return;
+    const isDue = this.#isSaveDue;
     this.#isSaveDue = false;
-    await this.save().catch((err: unknown) => {
+    const saved = isDue ? this.save() : (this.#next ?? this.#writing);
+    await saved?.catch((err: unknown) => {
       this.#log.warn(
         { path: this.#path, err: messageOf(err) },
         "resources of pods not saved, trying again with the next change",

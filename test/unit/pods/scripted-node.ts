@@ -373,6 +373,7 @@ export class ScriptedNode {
         ({ type }) => !changed.some((c) => c.type === type),
       );
       for (const one of changed) {
+        if ("$patch" in one) continue; // deleted
         const old = pod.status?.conditions?.find(({ type }) => type === one.type);
         conditions.push({ ...old, ...one });
       }
