@@ -158,7 +158,9 @@ export class NodeProxy {
 
   #target(info: RequestInfo, url: URL): Target {
     const nodeName = info.plural === "nodes" ? info.name.split(":")[0] : undefined;
-    if (nodeName !== undefined) return { ...this.#nodeAddress(nodeName), path: `/${encodeURI(info.rest)}${url.search}` };
+    if (nodeName !== undefined) {
+      return { ...this.#nodeAddress(nodeName), path: `/${encodeURI(info.rest)}${url.search}` };
+    }
     const found = this.#store.get("pods", `${info.namespace}/${info.name}`);
     if (found === undefined) throw notFound({ group: "", plural: "pods" }, info.name);
     const pod = typed<Pod>(found);
