@@ -48,7 +48,7 @@ export interface StepContext {
 }
 
 export interface ExecutorDeps extends PodDeps {
-  resizes: Pick<PodResizes, "progress" | "starting" | "completed" | "failed">;
+  resizes: Pick<PodResizes, "progress" | "cgroupMade" | "starting" | "completed" | "failed">;
 }
 
 /** Carries out actions of pods. Each call does one step and rejects with a `StepError` that says why it could not. */
@@ -110,6 +110,7 @@ export class Executor {
     }
     try {
       await cgroups.ensure(pod);
+      this.#deps.resizes.cgroupMade(pod);
     } catch (err) {
       this.#event(
         pod,

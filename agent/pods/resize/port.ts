@@ -10,6 +10,7 @@ export interface PodResizes {
   progress(podUID: string): ResizeProgress | undefined;
   states(podUID: string): ResizeStates;
   observed(pod: Pod, isDue: boolean): void;
+  cgroupMade(pod: Pod): void;
   starting(pod: Pod, container: Container): Promise<void>;
   completed(pod: Pod): Promise<void>;
   failed(pod: Pod, message: string): void;

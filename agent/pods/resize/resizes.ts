@@ -1,11 +1,10 @@
 import { join } from "node:path";
-import type { EventRecorder } from "../../kube/port.ts";
 import type { Container, Pod } from "../../kube/types.ts";
 import type { Clock, Timer } from "../../lib/clock.ts";
 import { messageOf } from "../../lib/errors.ts";
 import type { Logger } from "../../lib/log.ts";
 import type { AdmissionContext } from "../admission/port.ts";
-import { podReference, uidOf } from "../names.ts";
+import { uidOf } from "../names.ts";
 import {
   changedResources,
   hasResources,
@@ -16,18 +15,18 @@ import {
   withResources,
 } from "./allocation.ts";
 import { ResourceCheckpoint } from "./checkpoint.ts";
-import { inProgressState, pendingState, reportedStates, resizeMessage, type ResizeStates } from "./conditions.ts";
+import type { ResizeStates } from "./conditions.ts";
 import { evaluateResize, givesBack, inTurn, type PendingResize, type ResizePolicy } from "./evaluate.ts";
-import { type RequestedChange, requestedChanges, type ResizeMetrics, type RetryTrigger } from "./metrics.ts";
+import { requestedChanges, type RetryTrigger } from "./metrics.ts";
+import { ResizeReports, type ResizeReportsDeps } from "./reports.ts";
 
 // The reference's periods, for what no event tells: until all sources are known, and from then on.
 export const firstRetryMs = 30_000;
 export const retryMs = 180_000;
 
-export interface ResizesDeps {
+export interface ResizesDeps extends ResizeReportsDeps {
   clock: Clock;
   log: Logger;
-  recorder: EventRecorder;
   rootDir: string;
   policy: ResizePolicy;
   /** What an evaluation depends on beside the other pods, as it is now. */
@@ -36,7 +35,6 @@ export interface ResizesDeps {
   active(): readonly Pod[];
   /** The pod's worker has to look at it again. */
   onChange(podUID: string): void;
-  metrics?: ResizeMetrics;
 }
 
 /** How far a pod has come to what it was given. */
@@ -66,9 +64,7 @@ export class Resizes {
   /** What pods had before an attempt that failed: from there it is made again, whatever was started meanwhile. */
   readonly #unfinished = new Map<string, PodResources>();
   readonly #pending = new Set<string>();
-  readonly #states = new Map<string, ResizeStates>();
-  /** When resizes that are under way were accepted, on the clock that never goes back. */
-  readonly #acceptedAtMs = new Map<string, number>();
+  readonly #reports: ResizeReports;
   #isOpen = false;
   #retry: Timer | undefined;
 
@@ -77,7 +73,7 @@ export class Resizes {
     const { rootDir, clock, log } = deps;
     this.#given = new ResourceCheckpoint(join(rootDir, "allocated_pods_state"), { clock, log });
     this.#actual = new ResourceCheckpoint(join(rootDir, "actuated_pods_state"), { clock, log });
-    deps.metrics?.follow(() => this.#states.values());
+    this.#reports = new ResizeReports(deps);
   }
 
   /** Reads what an agent before this one left. Never rejects. */
@@ -110,18 +106,16 @@ export class Resizes {
       this.#given.saveSoon();
       return;
     }
-    const { pending, ...rest } = reportedStates(pod);
     const isPending = !isSameResources(wanted, given);
     if (isPending) this.#pending.add(uid);
-    this.#states.set(uid, isPending && pending !== undefined ? { ...rest, pending } : rest);
+    this.#reports.resume(pod, isPending);
   }
 
   /** The source has another object for the pod. */
   updated(before: Pod, pod: Pod): void {
     const [old, wanted] = [resourcesOf(before), resourcesOf(pod)];
     if (isSameResources(old, wanted)) return;
-    const changes: RequestedChange[] = requestedChanges(old, wanted);
-    this.#deps.metrics?.requested(changes);
+    this.#deps.metrics?.requested(requestedChanges(old, wanted));
     if (this.#given.get(uidOf(pod)) === undefined) return;
     this.#pending.add(uidOf(pod));
     this.evaluate("pod_updated");
@@ -145,8 +139,7 @@ export class Resizes {
 
   #leave(podUID: string): void {
     this.#pending.delete(podUID);
-    this.#acceptedAtMs.delete(podUID);
-    this.#states.delete(podUID);
+    this.#reports.forget(podUID);
   }
 
   /** With the resources that are reserved for it: what others see of it. */
@@ -168,7 +161,7 @@ export class Resizes {
   }
 
   states(podUID: string): ResizeStates {
-    return this.#states.get(podUID) ?? {};
+    return this.#reports.of(podUID);
   }
 
   /** Decides about all resizes that wait. */
@@ -197,24 +190,24 @@ export class Resizes {
       const uid = uidOf(pod);
       if (isSameResources(resourcesOf(pod), resourcesOf(given))) {
         this.#pending.delete(uid);
-        if (!this.#effective.has(uid)) this.#setPending(pod, undefined);
+        if (!this.#effective.has(uid)) this.#say(pod, undefined);
         continue;
       }
       const verdict = this.#evaluated(resize, pods);
       if (verdict.kind === "deferred") {
-        this.#setPending(pod, { reason: "Deferred", message: verdict.message });
+        this.#say(pod, { reason: "Deferred", message: verdict.message });
         continue;
       }
       this.#pending.delete(uid);
       if (verdict.kind === "infeasible") {
         metrics?.infeasible(verdict.detail);
-        this.#setPending(pod, {
+        this.#say(pod, {
           reason: "Infeasible",
           message: verdict.message,
         });
         continue;
       }
-      if (this.states(uid).pending?.reason === "Deferred") metrics?.deferredAccepted(trigger);
+      if (this.#reports.of(uid).pending?.reason === "Deferred") metrics?.deferredAccepted(trigger);
       if (givesBack(resize) && this.#pending.size > 0) hasRoomMade = true;
       void this.#accept(pod);
     }
@@ -230,7 +223,7 @@ export class Resizes {
       {
         pod,
         given: this.reserved(pod),
-        sinceMs: this.states(uid).pending?.sinceMs,
+        sinceMs: this.#reports.of(uid).pending?.sinceMs,
       },
     ];
   }
@@ -240,9 +233,12 @@ export class Resizes {
     return evaluateResize(pod, given, { ...this.#deps.admission(), others }, this.#deps.policy);
   }
 
+  #say(pod: Pod, why: Parameters<ResizeReports["pending"]>[1]): void {
+    if (this.#reports.pending(pod, why)) this.#deps.onChange(uidOf(pod));
+  }
+
   // It counts for others at once, and for the pod itself when it is on disk. Never rejects.
   async #accept(pod: Pod): Promise<void> {
-    const { clock, log } = this.#deps;
     const uid = uidOf(pod);
     const before = this.#effective.get(uid) ?? this.#given.get(uid);
     const wanted = resourcesOf(pod);
@@ -252,7 +248,7 @@ export class Resizes {
       await this.#given.save();
     } catch (err) {
       if (this.#given.get(uid) !== wanted) return; // gone, or given something else meanwhile
-      log.error({ podUID: uid, err: messageOf(err) }, "accepted resize not saved, trying again later");
+      this.#deps.log.error({ podUID: uid, err: messageOf(err) }, "accepted resize not saved, trying again later");
       if (before !== undefined) this.#given.set(uid, before);
       this.#effective.delete(uid);
       this.#pending.add(uid);
@@ -261,68 +257,28 @@ export class Resizes {
     }
     if (this.#given.get(uid) !== wanted) return;
     this.#effective.delete(uid);
-    this.#acceptedAtMs.set(uid, clock.monotonic());
-    const { generation } = pod.metadata;
-    const inProgress = inProgressState(undefined, { reason: "", message: "", generation }, clock.now());
-    this.#states.set(uid, { inProgress });
-    this.#event(pod, "Normal", "ResizeStarted", resizeMessage("started", pod, generation));
+    this.#reports.accepted(pod);
     this.#deps.onChange(uid);
   }
 
-  #setPending(pod: Pod, why: { reason: "Deferred" | "Infeasible"; message: string } | undefined): void {
-    const uid = uidOf(pod);
-    const { pending: old, ...rest } = this.states(uid);
-    const { generation } = pod.metadata;
-    if (why === undefined) {
-      if (old === undefined) return;
-      this.#states.set(uid, rest);
-    } else {
-      const pending = pendingState(old, { ...why, generation }, this.#deps.clock.now());
-      if (pending === old) return;
-      this.#states.set(uid, { ...rest, pending });
-      const message = resizeMessage(why.reason, pod, generation, why.message);
-      this.#event(pod, "Warning", `Resize${why.reason}`, message);
-    }
-    this.#deps.onChange(uid);
-  }
-
-  /** The worker looked at its pod (with the resources that it was given). @param isDue it has not got all of them yet */
+  /** The worker looked at its pod, which has the resources that it was given. @param isDue not all of them have arrived yet */
   observed(pod: Pod, isDue: boolean): void {
-    const { clock, metrics } = this.#deps;
-    const uid = uidOf(pod);
-    const { inProgress: old, ...rest } = this.states(uid);
-    const { generation } = pod.metadata;
-    if (isDue) {
-      const inProgress = inProgressState(old, { reason: "", message: "", generation }, clock.now());
-      if (inProgress !== old) this.#states.set(uid, { ...rest, inProgress });
-      return;
-    }
-    if (old === undefined) return;
-    this.#states.set(uid, rest);
-    const acceptedAtMs = this.#acceptedAtMs.get(uid);
-    this.#acceptedAtMs.delete(uid);
-    if (acceptedAtMs !== undefined) metrics?.took(clock.monotonic() - acceptedAtMs, true);
-    this.#event(pod, "Normal", "ResizeCompleted", resizeMessage("completed", pod, old.generation));
+    this.#reports.observed(pod, isDue);
   }
 
   /** An attempt to give a pod what is its own failed; it is made again. */
   failed(pod: Pod, message: string): void {
-    const { clock, metrics } = this.#deps;
+    const from = this.progress(uidOf(pod))?.from;
+    if (from !== undefined) this.#unfinished.set(uidOf(pod), from);
+    this.#reports.failed(pod, message);
+  }
+
+  /** The pod's cgroup was made. One that was there before, and what runs in it, stays what it is. */
+  cgroupMade(pod: Pod): void {
     const uid = uidOf(pod);
-    const { inProgress: old, ...rest } = this.states(uid);
-    const next = {
-      reason: "Error",
-      message,
-      generation: pod.metadata.generation,
-    };
-    const inProgress = inProgressState(old, next, clock.now());
-    const from = this.progress(uid)?.from;
-    if (from !== undefined) this.#unfinished.set(uid, from);
-    const acceptedAtMs = this.#acceptedAtMs.get(uid);
-    if (acceptedAtMs !== undefined) metrics?.took(clock.monotonic() - acceptedAtMs, false);
-    if (inProgress === old) return;
-    this.#states.set(uid, { ...rest, inProgress });
-    this.#event(pod, "Warning", "ResizeError", resizeMessage("error", pod, inProgress.generation, message));
+    if (this.#given.get(uid) === undefined || this.#actual.get(uid) !== undefined) return;
+    this.#actual.set(uid, resourcesOf(pod));
+    this.#actual.saveSoon();
   }
 
   /**
@@ -350,10 +306,6 @@ export class Resizes {
     this.#actual.set(uid, resourcesOf(pod));
     await this.#actual.save();
     this.#unfinished.delete(uid);
-  }
-
-  #event(pod: Pod, type: "Normal" | "Warning", reason: string, message: string): void {
-    this.#deps.recorder.event(podReference(pod), type, reason, message);
   }
 }
 

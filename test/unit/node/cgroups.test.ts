@@ -61,6 +61,26 @@ describe("cgroup v2", () => {
     expect(await cgroups.podUIDsOnDisk()).toEqual(new Map([["b-1", "Burstable"]]));
   });
 
+  test("a pod's limits change one by one, and the Burstable class weighs it anew", async () => {
+    await cgroups.setUp();
+    await cgroups.ensure(guaranteed);
+    expect(cgroups.limitsOf(guaranteed)).toEqual({
+      cpuShares: 512,
+      cpuQuotaUs: 50_000,
+      cpuPeriodUs: 100_000,
+      memoryBytes: 64 << 20,
+    });
+    await cgroups.setLimits(guaranteed, { memoryBytes: 128 << 20 });
+    expect(kernel.file("/cg/kubepods/podg-1/memory.max")).toBe(String(128 << 20));
+    expect(kernel.file("/cg/kubepods/podg-1/cpu.max")).toBe("50000 100000");
+    await cgroups.ensure(burstable);
+    const grown = pod([container("a", { cpu: "500m" })], {}, { uid: "b-1" });
+    expect(cgroups.limitsOf(grown)).toEqual({ cpuShares: 512 });
+    await cgroups.setLimits(grown, { cpuShares: 512 });
+    expect(kernel.file("/cg/kubepods/burstable/podb-1/cpu.weight")).toBe("20");
+    expect(kernel.file("/cg/kubepods/burstable/cpu.weight")).toBe("20");
+  });
+
   test("destroying kills what is left, also below, and is done when nothing is there", async () => {
     await cgroups.setUp();
     await cgroups.ensure(burstable);

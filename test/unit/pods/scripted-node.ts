@@ -51,6 +51,7 @@ export class ScriptedNode {
     progress: () => undefined,
     states: () => ({}),
     observed: () => {},
+    cgroupMade: () => {},
     starting: async () => {},
     completed: async () => {},
     failed: () => {},
@@ -272,6 +273,7 @@ export class ScriptedNode {
         images.set(action.container, { imageRef: "sha256:1", image: undefined, wanted: "image:1" });
         return;
       case "CreateSandbox":
+        this.resizes.cgroupMade(pod);
         this.#sandboxes.unshift(sandboxOf({ id: `${uid}-s${action.attempt}`, podUID: uid, attempt: action.attempt }));
         break;
       case "ResizePod":

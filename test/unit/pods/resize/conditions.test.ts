@@ -1,4 +1,5 @@
 import { describe, expect, test } from "vitest";
+import type { ContainerStatus } from "../../../../agent/runtime/port.ts";
 import { formatSeconds } from "../../../../agent/pods/container-status.ts";
 import {
   inProgressState,
@@ -8,7 +9,7 @@ import {
   resizeMessage,
 } from "../../../../agent/pods/resize/conditions.ts";
 import { statusPatch } from "../../../../agent/pods/status-patch.ts";
-import { podOf, statusOf } from "../support.ts";
+import { containerOf, podOf, snapshot, statusOf } from "../support.ts";
 import { both, requests, sized, sizedPod } from "./support.ts";
 
 const at = (minute: number) => Date.UTC(2026, 0, 1, 0, minute);
@@ -115,4 +116,35 @@ test("messages of events name the resources", () => {
   expect(resizeMessage("Deferred", pod, 3, "full")).toBe(
     'Pod resize Deferred: {"initContainers":[{"name":"init","resources":{}}],"containers":[{"name":"app","resources":{}}],"generation":3,"error":"full"}',
   );
+});
+
+describe("what a container has, where the runtime does not say", () => {
+  const pod = sizedPod("web", both("2", "2Gi"));
+  const shown = (changes: Partial<ContainerStatus>, actual?: ReturnType<typeof both>) => {
+    const containers = actual === undefined ? {} : { app: actual };
+    const observed = snapshot({ containers: [containerOf(changes)] });
+    const [status] =
+      statusOf({ pod, observed, resize: { actual: { containers }, states: {} } }).containerStatuses ?? [];
+    return status;
+  };
+
+  test("is what it was last told while it runs", () => {
+    expect(shown({}, both("1", "1Gi"))).toMatchObject({
+      resources: both("1", "1Gi"),
+      allocatedResources: { cpu: "2", memory: "2Gi" },
+    });
+  });
+
+  test("is what the runtime says, where it does", () => {
+    const resources = { cpuShares: 1536, cpuQuota: 150_000, cpuPeriod: 100_000, memoryLimitBytes: 3 << 29 };
+    expect(shown({ resources }, both("1", "1Gi"))?.resources).toEqual({
+      requests: { cpu: "1500m", memory: "1Gi" },
+      limits: { cpu: "1500m", memory: "1536Mi" },
+    });
+  });
+
+  test("is what it was given when it does not run, or nobody knows", () => {
+    expect(shown({ state: "exited" }, both("1", "1Gi"))?.resources).toEqual(both("2", "2Gi"));
+    expect(shown({})?.resources).toEqual(both("2", "2Gi"));
+  });
 });

@@ -156,6 +156,17 @@ describe("a running pod", () => {
   });
 });
 
+test("a pod that is resized before it starts has the room when it does", async () => {
+  await using node = new ResizingNode();
+  node.delay("EnsureImage", 10 * second);
+  await node.start(web());
+  await node.ask(both("100m", "128Mi"));
+  await node.settled(() => expect(node.calls).toEqual(["resize"]));
+  await node.clock.advance(20 * second);
+  await node.settled(() => expect(node.isRunning("other")).toBe(true));
+  expect(node.calls).toEqual(["resize", "start app", "start other"]);
+});
+
 test("a crash loop begins anew with other resources", async () => {
   await using node = new ResizingNode();
   await node.start(web());
