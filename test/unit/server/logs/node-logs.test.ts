@@ -266,7 +266,7 @@ test("a queried file must lie in the root", async () => {
 });
 
 test("a journalctl that does not end is killed", async () => {
-  await using t = await setup({ enableQuery: true, script: "echo begin; exec sleep 1000", hurry: 200 });
+  await using t = await setup({ enableQuery: true, script: "echo begin; exec sleep 1000", hurry: 15 });
   expect((await t.get("/logs/?query=known")).text).toBe("begin\n");
   expect((await exec("pgrep", ["-f", `${t.dir}/journalctl`], { timeoutMs: 5_000 })).stdout).toBe("");
 });
