@@ -1,12 +1,13 @@
 import { randomUUID } from "node:crypto";
 import type { Clock } from "../../../agent/lib/clock.ts";
-import type { ObjectMeta } from "../../../agent/kube/types.ts";
+import type { ObjectMeta, Pod } from "../../../agent/kube/types.ts";
 import { applyConfiguration } from "./apply.ts";
 import { decideDelete, type DeleteOptions } from "./deletion.ts";
 import { checkIdentity } from "./identity.ts";
 import { isObject, jsonEqual, objectAt } from "./json.ts";
 import { jsonPatch, mergePatch } from "./patch.ts";
 import { apiVersionOf, resourceOf } from "./resources.ts";
+import { validateResize } from "./pod-resize.ts";
 import type { ServiceNetwork } from "./service-network.ts";
 import {
   ApiError,
@@ -25,7 +26,7 @@ import type { Store, StoreEvent } from "./store.ts";
 import { strategicMerge } from "./strategic-merge.ts";
 import { mergeSchemaOf } from "./strategic-schema.ts";
 import { randomName, type StrategyContext, strategyOf } from "./strategies.ts";
-import type { ApiObject, ResourceType } from "./types.ts";
+import { type ApiObject, type ResourceType, typed } from "./types.ts";
 import { scopedWrite, updatedMetadata } from "./write-scope.ts";
 import { checkShape } from "./shape.ts";
 import { validateMetadata } from "./validation.ts";
@@ -303,6 +304,7 @@ export class Registry {
       const errors = validateMetadata(resource, next);
       const context = this.#context(resource);
       if (options.subresource === undefined) errors.push(...(strategy.update?.(next, old, context) ?? []));
+      if (options.subresource === "resize") errors.push(...validateResize(typed<Pod>(next).spec, typed<Pod>(old).spec));
       this.#refuse(resource, next, errors);
     }
     const isChanged = resource.generationOf?.some((field) => !jsonEqual(next[field], old[field])) === true;

@@ -1,6 +1,7 @@
 import type { ObjectMeta, Pod } from "../../../agent/kube/types.ts";
 import { objectAt } from "./json.ts";
 import { applyEphemeralContainerDefaults } from "./pod-defaults.ts";
+import { resized } from "./pod-resize.ts";
 import { type ApiObject, type ResourceType, typed } from "./types.ts";
 
 /**
@@ -36,19 +37,6 @@ export function scopedWrite(
     default:
       return input;
   }
-}
-
-// The resize subresource touches resources and resize policies of containers that exist, nothing else.
-function resized(old: Pod, input: Pod): Pod["spec"] {
-  const spec = structuredClone(old.spec);
-  for (const field of ["containers", "initContainers"] as const) {
-    for (const container of spec[field] ?? []) {
-      const wanted = input.spec[field]?.find((c) => c.name === container.name);
-      if (wanted?.resources !== undefined) container.resources = wanted.resources;
-      if (wanted?.resizePolicy !== undefined) container.resizePolicy = wanted.resizePolicy;
-    }
-  }
-  return spec;
 }
 
 /** Metadata after a write: labels, annotations, finalizers and owners may change; the rest is the server's. */

@@ -359,7 +359,8 @@ describe("subresources of pods", () => {
   });
 
   test("ephemeralcontainers and resize touch only their part", async () => {
-    await client.post(path("pods"), simplePod("p"));
+    const containers = [{ name: "c", image: "busybox:1", resources: { requests: { cpu: "1" } } }];
+    await client.post(path("pods"), simplePod("p", { spec: { containers } }));
     const debug = await client.patch(path("pods/p/ephemeralcontainers"), "strategic-merge-patch+json", {
       spec: { ephemeralContainers: [{ name: "d", image: "busybox:1" }], hostname: "h" },
     });
@@ -375,5 +376,21 @@ describe("subresources of pods", () => {
       image: "busybox:1",
       resources: { requests: { cpu: "2" } },
     });
+    expect(objectAt(resized.body, "metadata")["generation"]).toBe(3);
+  });
+
+  test.each([
+    ["another QoS class", { limits: { cpu: "1", memory: "1Gi" } }, "Pod QOS Class may not change"],
+    ["a request taken away", { requests: { cpu: null } }, "resource requests cannot be removed"],
+    ["another resource", { requests: { "ephemeral-storage": "1Gi" } }, "only cpu and memory resources are mutable"],
+    ["more than the limit", { requests: { memory: "2Gi" }, limits: { memory: "1Gi" } }, "must be less than or equal"],
+  ])("resize refuses %s", async (_name, resources, why) => {
+    const own = { requests: { cpu: "1", memory: "1Gi" } };
+    const containers = [{ name: "c", image: "busybox:1", resources: own }];
+    await client.post(path("pods"), simplePod("p", { spec: { containers } }));
+    const body = { spec: { containers: [{ name: "c", resources }] } };
+    const answer = await client.patch(path("pods/p/resize"), "strategic-merge-patch+json", body);
+    expect(answer.code).toBe(422);
+    expect(stringAt(answer.body, "message")).toContain(why);
   });
 });
