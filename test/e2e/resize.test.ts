@@ -129,6 +129,23 @@ describe("a pod that is resized in place", () => {
     expect(await limitsInside(kubectl, "with-sidecar", "side")).toEqual({ milliCPU: 80, memoryBytes: 48 * mib });
   });
 
+  test("has its own resources resized, and with them what containers have that have none", async () => {
+    const resources = both("100m", "64Mi");
+    await cluster.createPod(podOf("whole", waits, { resources }));
+    const before = await cluster.waitForPod("whole", "ready", isReady);
+    const wanted = both("150m", "96Mi");
+    const patch = JSON.stringify({ spec: { resources: wanted } });
+    await kubectl.demand(["patch", "pod", "whole", "--subresource", "resize", "--patch", patch]);
+    const pod = await cluster.waitForPod(
+      "whole",
+      "resized",
+      (p) => isSettled(p) && p.status?.resources?.limits?.["memory"] === "96Mi",
+    );
+    expect(pod.status).toMatchObject({ resources: wanted, allocatedResources: wanted.requests });
+    expect(await limitsInside(kubectl, "whole")).toEqual({ milliCPU: 150, memoryBytes: 96 * mib });
+    expect(identityOf(pod)).toEqual(identityOf(before));
+  });
+
   test("waits while others have what it wants, and gets it when they are gone", async () => {
     const [node] = await cluster.readyNodes();
     const allocatable = quantityValue(node?.status?.allocatable?.["memory"]);

@@ -21,13 +21,13 @@ export interface PodLimits {
 /** One step of a resize, in the order in which they have to be taken. */
 export type ResizeStep =
   | { kind: "podCgroup"; values: Partial<PodLimits> }
-  /** `resources`: what the container has after this step. */
+  /** `resources` and `podLevel`: what the container, and its pod as a whole, have after this step. */
   | {
       kind: "container";
       container: string;
       containerID: string;
-      changes: Resizable;
       resources: ResourceRequirements;
+      podLevel: ResourceRequirements | undefined;
     };
 
 /** True if the container has to be restarted to get `wanted`, by its resize policy for what changes. */
@@ -58,7 +58,7 @@ export function isResizeDue(
     const has = actual?.containers[name];
     if (has !== undefined) return changedResources(resources, has).length > 0;
     const newest = containers.find((container) => container.name === name);
-    return newest !== undefined && isAlive(newest) && states(resources);
+    return newest !== undefined && isAlive(newest) && (states(resources) || states(spec.resources));
   });
 }
 
@@ -77,65 +77,64 @@ export interface ActuationInputs {
  * its containers do and shrinks after them, limits before requests when growing; of the containers, those that shrink go
  * first. Pure; the steps may be repeated from the start at any time.
  */
-export function planActuation({ pod, actual, containers, limitsOf }: ActuationInputs): ResizeStep[] {
+export function planActuation(inputs: ActuationInputs): ResizeStep[] {
+  const { pod, actual, limitsOf } = inputs;
   const before = limitsOf(withResources(pod, actual));
   const after = limitsOf(pod);
-  const running = resizableContainers(pod.spec).flatMap((container) => {
-    const newest = containers.find(({ name }) => name === container.name);
-    return newest !== undefined && isAlive(newest) ? [{ container, id: newest.id }] : [];
-  });
-  const reached = new Map(running.map(({ container: { name } }) => [name, actual.containers[name] ?? {}]));
   const steps: ResizeStep[] = [];
   for (const resource of ["memory", "cpu"] as const) {
     const [grow, shrink] = podSteps(resource, before, after);
-    const updates = running
-      .flatMap(({ container: { name, resources }, id }) => {
-        const has = reached.get(name);
-        // What is not known is written once more: that changes nothing if it is right.
-        const isUnknown = actual.containers[name] === undefined;
-        if (!isUnknown && !changedResources(resources, has).includes(resource)) return [];
-        if (isUnknown && (resource === "cpu" || !states(resources))) return [];
-        const next = isUnknown ? (resources ?? {}) : mixed(resource, resources, has);
-        reached.set(name, next);
-        const difference = (limitOf(next, resource) ?? 0) - (limitOf(has, resource) ?? 0);
-        return [
-          {
-            step: {
-              kind: "container",
-              container: name,
-              containerID: id,
-              changes: resource,
-              resources: next,
-            } as const,
-            difference,
-          },
-        ];
-      })
-      .toSorted((a, b) => a.difference - b.difference)
-      .map(({ step }) => step);
-    steps.push(...grow, ...updates, ...shrink);
+    steps.push(...grow, ...containerSteps(resource, inputs), ...shrink);
   }
   return steps;
+}
+
+// Memory comes first: when it changes, cpu is as it was; when cpu changes, memory is as it will be.
+function containerSteps(changes: Resizable, { pod, actual, containers }: ActuationInputs): ResizeStep[] {
+  const { resources: whole } = pod.spec;
+  const podLevel = changes === "memory" ? mixed(whole, actual.pod) : whole;
+  const steps = resizableContainers(pod.spec).flatMap(({ name, resources }) => {
+    const newest = containers.find((container) => container.name === name);
+    if (newest === undefined || !isAlive(newest)) return [];
+    const has = actual.containers[name];
+    const isInherited =
+      amountOf(resources?.limits, changes) === undefined &&
+      amountOf(whole?.limits, changes) !== amountOf(actual.pod?.limits, changes);
+    // What is not known is written once, all of it: that changes nothing if it is right.
+    const isMeant =
+      has === undefined
+        ? changes === "memory" && (states(resources) || states(whole))
+        : isInherited || changedResources(resources, has).includes(changes);
+    if (!isMeant) return [];
+    const next = has === undefined || changes === "cpu" ? (resources ?? {}) : mixed(resources, has);
+    const by = limitOf(changes, next, whole) - limitOf(changes, has, actual.pod);
+    const step: ResizeStep = {
+      kind: "container",
+      container: name,
+      containerID: newest.id,
+      resources: next,
+      podLevel: has === undefined ? whole : podLevel,
+    };
+    return [{ step, by }];
+  });
+  return steps.toSorted((a, b) => a.by - b.by).map(({ step }) => step);
 }
 
 function states({ requests = {}, limits = {} }: ResourceRequirements = {}): boolean {
   return ["cpu", "memory"].some((name) => requests[name] !== undefined || limits[name] !== undefined);
 }
 
-function limitOf({ requests, limits }: ResourceRequirements = {}, name: Resizable): number | undefined {
-  return amountOf(limits, name) ?? amountOf(requests, name);
+// A container without a limit of its own has its pod's; one without any is told apart by what it asks for.
+function limitOf(name: Resizable, own: ResourceRequirements = {}, podLevel: ResourceRequirements = {}): number {
+  return amountOf(own.limits, name) ?? amountOf(podLevel.limits, name) ?? amountOf(own.requests, name) ?? 0;
 }
 
-// One resource as it was given, the others as they are.
-function mixed(
-  resource: Resizable,
-  given: ResourceRequirements = {},
-  has: ResourceRequirements = {},
-): ResourceRequirements {
+// Memory as it was given, the rest as it is.
+function mixed(given: ResourceRequirements = {}, has: ResourceRequirements = {}): ResourceRequirements {
   const pick = (part: "requests" | "limits") => {
-    const { [resource]: _old, ...rest } = has[part] ?? {};
-    const quantity = given[part]?.[resource];
-    const list = quantity === undefined ? rest : { ...rest, [resource]: quantity };
+    const { memory: _old, ...rest } = has[part] ?? {};
+    const memory = given[part]?.["memory"];
+    const list = memory === undefined ? rest : { ...rest, memory };
     return Object.keys(list).length === 0 ? {} : { [part]: list };
   };
   return { ...pick("requests"), ...pick("limits") };

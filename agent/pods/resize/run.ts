@@ -62,8 +62,14 @@ async function take(step: ResizeStep, pod: Pod, { runtime, cgroups, settings }: 
   }
   const spec = resizableContainers(pod.spec).find(({ name }) => name === step.container);
   if (spec === undefined) return;
-  const resources = linuxResources(pod, { ...spec, resources: step.resources }, settings.resources);
+  const whole = withPodLevel(pod, step.podLevel);
+  const resources = linuxResources(whole, { ...spec, resources: step.resources }, settings.resources);
   await runtime.updateContainerResources(step.containerID, resources);
+}
+
+function withPodLevel(pod: Pod, resources: Pod["spec"]["resources"]): Pod {
+  const { resources: _old, ...spec } = pod.spec;
+  return { ...pod, spec: { ...spec, ...(resources === undefined ? {} : { resources }) } };
 }
 
 // For runtimes that run pods in virtual machines. Others need not care.

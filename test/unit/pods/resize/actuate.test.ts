@@ -34,6 +34,10 @@ function told(inputs: ActuationInputs): string[] {
   return planActuation(inputs).map((step) => {
     if (step.kind === "container") {
       const { requests: asked = {}, limits = {} } = step.resources;
+      const whole = step.podLevel?.limits;
+      if (Object.keys(limits).length === 0 && whole !== undefined) {
+        return `${step.container}: pod's cpu ${whole["cpu"]} memory ${whole["memory"]}`;
+      }
       return `${step.container}: cpu ${asked["cpu"]}/${limits["cpu"]} memory ${asked["memory"]}/${limits["memory"]}`;
     }
     const { cpuShares, cpuQuotaUs, memoryBytes } = step.values;
@@ -128,10 +132,22 @@ const orders: { name: string; from: Pod; to: Pod; containers?: ContainerStatus[]
     want: ["pod: quota 20000", "pod: shares 204"],
   },
   {
-    name: "the pod's own resources",
+    name: "the pod's own resources: who has no limits has the pod's",
     from: sizedPod("web", {}, { resources: both("100m", "64Mi") }),
     to: sizedPod("web", {}, { resources: both("200m", "32Mi") }),
-    want: ["pod: memory 32Mi", "pod: quota 20000", "pod: shares 204"],
+    want: [
+      "app: pod's cpu 100m memory 32Mi",
+      "pod: memory 32Mi",
+      "pod: quota 20000",
+      "pod: shares 204",
+      "app: pod's cpu 200m memory 32Mi",
+    ],
+  },
+  {
+    name: "the pod's own resources, and a container with limits: it stays as it is",
+    from: sizedPod("web", both("50m", "32Mi"), { resources: both("100m", "64Mi") }),
+    to: sizedPod("web", both("50m", "32Mi"), { resources: both("200m", "128Mi") }),
+    want: ["pod: memory 128Mi", "pod: quota 20000", "pod: shares 204"],
   },
 ];
 describe("the order of steps", () => {
