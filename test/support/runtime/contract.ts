@@ -2,7 +2,7 @@ import { mkdir, readFile, rename, stat, writeFile } from "node:fs/promises";
 import { join } from "node:path";
 import { setTimeout as sleep } from "node:timers/promises";
 import { afterAll, beforeAll, describe, expect, test } from "vitest";
-import { messageOf } from "../../../agent/lib/errors.ts";
+import { hasCode, messageOf } from "../../../agent/lib/errors.ts";
 import type { ContainerConfig, ContainerStatus, PodSandboxConfig, Runtime } from "../../../agent/runtime/port.ts";
 import { customImage } from "../images/images.ts";
 import type { Image } from "../images/oci.ts";
@@ -279,6 +279,16 @@ export function runtimeContract(name: string, make: () => Promise<RuntimeUnderTe
         expect(stdout.toString().trim()).toBe(String(128 << 20));
         await runtime.stopContainer(id, 0);
         await runtime.removeContainer(id);
+      });
+
+      test("a sandbox hears of its pod's new resources, or the runtime says that it has no use for them", async () => {
+        const resources = { memoryLimitBytes: 128 << 20, cpuShares: 512 };
+        const told = runtime.updatePodSandboxResources(sandbox.id, { resources, overhead: undefined });
+        const outcome = await told.then(
+          () => "told",
+          (err: unknown) => (hasCode(err, "Unimplemented") ? "told" : String(err)),
+        );
+        expect(outcome).toBe("told");
       });
 
       test("figures of running containers: processor, memory and what was written", async () => {
