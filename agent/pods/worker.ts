@@ -249,9 +249,9 @@ export class PodWorker {
 
   /** What explains the pod's state; the rest is in its timeline. */
   get facts(): WorkerFacts {
-    const { writer, node } = this.#deps;
+    const { writer, node, resizes } = this.#deps;
     return {
-      pod: this.#pod,
+      pod: resizes.given(this.#pod),
       status: writer.wanted(this.uid) ?? this.#pod.status ?? {},
       observed: this.observed,
       local: this.#local(),

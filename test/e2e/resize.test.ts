@@ -282,6 +282,29 @@ describe.skipIf(!inject("isLocal"))("an agent that is killed while it resizes", 
     expect(await memoryOfPod()).toBe(40 * mib);
   });
 
+  test("at any moment of a restart that a resize needs: as many restarts as resizes, at most", async () => {
+    const { cluster } = env;
+    const resizePolicy: Container["resizePolicy"] = [{ resourceName: "memory", restartPolicy: "RestartContainer" }];
+    await cluster.createPod(podOf("restarts", [sized("main", both("50m", "16Mi"), { resizePolicy })]));
+    await cluster.waitForPod("restarts", "ready", isReady);
+    const sizes = ["24Mi", "20Mi", "32Mi", "28Mi"];
+    for (const memory of sizes) {
+      await resize(kubectl, "restarts", both("50m", memory));
+      await sleep(Math.random() * 300);
+      await restartAgent(env, "SIGKILL");
+    }
+    const pod = await cluster.waitForPod("restarts", "resized", has(both("50m", "28Mi")));
+    expect(statusOf(pod)?.restartCount).toBeGreaterThanOrEqual(1);
+    expect(statusOf(pod)?.restartCount).toBeLessThanOrEqual(sizes.length);
+    expect((await limitsInside(kubectl, "restarts")).memoryBytes).toBe(28 * mib);
+    const before = identityOf(pod);
+    await restartAgent(env, "SIGKILL");
+    await sleep(2_000);
+    expect(identityOf(await cluster.getPod("restarts"))).toEqual(before);
+    await cluster.deletePod("restarts");
+    await cluster.waitForPodGone("restarts");
+  });
+
   test("with damaged records, it goes by the specs and restarts nothing", async () => {
     const { cluster, local } = env;
     const before = await cluster.getPod("witness");

@@ -47,6 +47,15 @@ const asking = (name: string, cpu: string, more: Partial<Pod["spec"]> = {}, crea
     { name, uid: name, creationTimestamp: new Date(createdAt).toISOString() },
   );
 
+test("a pod is let in again with what it was given before, whatever it asks for by now", async () => {
+  const given = (pod: Pod) => asking(pod.metadata.name, "1");
+  const { gate, told } = setUp({ given });
+  gate.open();
+  gate.arrive(asking("resized", "64"));
+  await settle();
+  expect(told).toEqual(["resized admitted"]);
+});
+
 test("pods that arrive in one breath are all decided about", async () => {
   const { gate, told } = setUp();
   gate.open();
