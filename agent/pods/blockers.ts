@@ -42,7 +42,7 @@ function podBlockers(facts: PodFacts, nowMs: number): Blocker[] {
     return [{ what: "pod", why: "waits until the one of its name that was here before is gone" }];
   }
   if (local === undefined) {
-    const next = "decided as soon as all pods of the node are known; a critical pod may first make room";
+    const next = "decided as soon as the API server has told all pods of the node; a critical pod may first make room";
     return [{ what: "admission", why: "the node has not decided yet whether it takes the pod", next }];
   }
   if (local.terminating !== undefined) return terminationBlockers(facts, local, nowMs);

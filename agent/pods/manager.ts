@@ -366,10 +366,14 @@ class Manager {
     const { clock, runtime, log, pods, node } = this.#deps;
     const signal = this.#signal;
     const synced = new AbortController();
+    // A manifest's URL may be out of reach for long: the pods of the API server must not wait for what it would say.
+    const admitting = pods
+      .apiSynced(signal)
+      .then(() => this.#gate.open())
+      .catch(ignoreAbort);
     const opened = pods
       .synced(signal)
       .then(() => {
-        this.#gate.open();
         this.#resizes.open((uid) => pods.byUID(uid) !== undefined || this.#workers.has(uid));
         this.#static.allKnown();
         synced.abort();
@@ -394,7 +398,7 @@ class Manager {
       const rest = maySweep ? signal : AbortSignal.any([signal, synced.signal]);
       await clock.sleep(relistMs, rest).catch(ignoreAbort);
     }
-    await opened;
+    await Promise.all([admitting, opened]);
   }
 
   // Now and then, dead containers of which there are too many go. Their workers see to it: each owns its pod.

@@ -52,7 +52,7 @@ export class AdmissionGate {
     this.#waiting.delete(podUID);
   }
 
-  /** Lets pods in from now on: all that were there before are known. Static pods, which come first anyway, do not wait. */
+  /** Lets pods in from now on: all that the API server has are known. Static pods, which come first anyway, do not wait. */
   open(): void {
     this.#isOpen = true;
     this.#work();

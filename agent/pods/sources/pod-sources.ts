@@ -45,6 +45,10 @@ export class PodSources implements PodSet {
     await unlessAborted(this.#synced.promise, signal);
   }
 
+  async apiSynced(signal: AbortSignal): Promise<void> {
+    await unlessAborted(this.#apiSynced.promise, signal);
+  }
+
   *list(): Generator<Pod> {
     for (const pods of this.#static.values()) yield* pods.values();
     yield* this.#fromApi.values();
@@ -70,7 +74,7 @@ export class PodSources implements PodSet {
   }
 
   readonly mirrors: MirrorSet = {
-    synced: async (signal) => await unlessAborted(this.#apiSynced.promise, signal),
+    synced: async (signal) => await this.apiSynced(signal),
     get: (key) => this.#mirrors.get(key),
     list: () => this.#mirrors.values(),
     subscribe: (listener) => subscribe(this.#mirrorListeners, listener, this.#mirrors.values()),
@@ -153,11 +157,11 @@ export class PodSources implements PodSet {
 
   #seen(source: PodSourceName): void {
     this.#awaited.delete(source);
-    if (source === "api") this.#apiSynced.resolve();
     this.#settle();
   }
 
   #settle(): void {
+    if (!this.#awaited.has("api")) this.#apiSynced.resolve();
     if (this.hasSynced) this.#synced.resolve();
   }
 }

@@ -7,6 +7,8 @@ export interface PodSet {
   readonly hasSynced: boolean;
   /** Resolves when `hasSynced` becomes true; rejects with an AbortError when `signal` aborts. */
   synced(signal: AbortSignal): Promise<void>;
+  /** Resolves once the API server has told all that it has, at once if there is none; rejects as `synced` does. */
+  apiSynced(signal: AbortSignal): Promise<void>;
   list(): Iterable<Pod>;
   byUID(podUID: string): Pod | undefined;
   /** By name; a static pod before one of the API server's. */

@@ -49,7 +49,7 @@ const cases: Case[] = [
     want: {
       what: "admission",
       why: "the node has not decided yet whether it takes the pod",
-      next: "decided as soon as all pods of the node are known; a critical pod may first make room",
+      next: "decided as soon as the API server has told all pods of the node; a critical pod may first make room",
     },
   },
   {

@@ -80,6 +80,20 @@ test("all sources have told what they have once each of them did, also if that i
   expect(setUp().set.hasSynced).toBe(true);
 });
 
+test("the API server has told what it has whatever other sources say; where there is none, at once", async () => {
+  const { set } = setUp("api", "file", "http");
+  const store = new MemoryStore<Pod>();
+  set.follow(store);
+  let isSynced = false;
+  const synced = set.apiSynced(never).then(() => (isSynced = true));
+  await settle();
+  expect(isSynced).toBe(false);
+  store.markSynced();
+  await synced;
+  expect(set.hasSynced).toBe(false);
+  await setUp("http").set.apiSynced(never);
+});
+
 test("waiting for it ends with the agent", async () => {
   const stop = new AbortController();
   const { set } = setUp("api");

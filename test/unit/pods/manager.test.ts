@@ -1,0 +1,92 @@
+import { afterEach, expect, test } from "vitest";
+import type { Pod } from "../../../agent/kube/types.ts";
+import { silentLogger } from "../../../agent/lib/log.ts";
+import { MetricsRegistry } from "../../../agent/lib/metrics.ts";
+import { createPodManager, type PodManager } from "../../../agent/pods/manager.ts";
+import type { PodDeps } from "../../../agent/pods/port.ts";
+import { PodSources } from "../../../agent/pods/sources/pod-sources.ts";
+import type { PodSourceName } from "../../../agent/pods/sources/static-pod.ts";
+import type { RuntimeList } from "../../../agent/runtime/port.ts";
+import { MemoryStore } from "../../support/memory-store.ts";
+import { FakeClock, settle } from "../kube/fake-clock.ts";
+import { podOf } from "./support.ts";
+
+let end: () => Promise<void> = async () => {};
+afterEach(async () => await end());
+
+/** A manager whose runtime has nothing, and says of pods nothing at all: they come as far as their worker. */
+async function setUp(...sources: PodSourceName[]) {
+  const clock = new FakeClock();
+  const set = new PodSources({ sources, onDuplicate: () => {} });
+  const store = new MemoryStore<Pod>();
+  set.follow(store);
+  const runtime = { list: async (): Promise<RuntimeList> => await Promise.resolve({ sandboxes: [], containers: [] }) };
+  const deps = {
+    clock,
+    log: silentLogger,
+    client: {},
+    recorder: { event: () => {} },
+    pods: set,
+    objects: { onChange: () => () => {}, register: () => {} },
+    volumes: { onChange: () => () => {}, podUIDsOnDisk: async () => await Promise.resolve([]) },
+    cgroups: { podUIDsOnDisk: async () => await Promise.resolve(new Map()) },
+    runtime: {
+      list: async () => await runtime.list(),
+      events: async () => await Promise.resolve(),
+      podSnapshot: async () => await Promise.reject(new Error("it says nothing")),
+    },
+    node: {
+      nodeName: "node-1",
+      subscribe: () => () => {},
+      isRuntimeReady: () => true,
+      isNetworkReady: () => true,
+      networkProblem: () => "",
+      hostIPs: () => [],
+    },
+    probeMetrics: new MetricsRegistry(),
+    admission: () => ({
+      node: { metadata: { name: "node-1" }, status: { allocatable: { cpu: "2", memory: "1Gi", pods: "10" } } },
+      pressures: [],
+      allowedUnsafeSysctls: [],
+      kernelVersion: "6.1.0",
+      isAppArmorEnabled: false,
+      isShuttingDown: false,
+    }),
+    settings: {
+      rootDir: "/nonexistent",
+      podLogsDir: "/nonexistent",
+      staticPolicies: {},
+      crashBackoff: { initialMs: 10_000, maxMs: 300_000 },
+      deadContainers: { perContainer: 1, total: -1, ageMsMin: 0 },
+    },
+  } as unknown as PodDeps;
+  const manager = createPodManager(deps);
+  const stop = new AbortController();
+  const ended = manager.run(stop.signal);
+  end = async () => {
+    stop.abort();
+    await clock.advance(0);
+    await ended;
+  };
+  await settle();
+  return { set, store, clock, runtime, manager };
+}
+
+/** What each pod waits for: "admission", "others", or nothing, as it has a worker. */
+const waiting = ({ held }: PodManager) =>
+  Object.fromEntries(
+    held
+      .facts()
+      .map(({ pod, isQueued }) => [
+        pod.metadata.name,
+        isQueued === undefined ? "nothing" : isQueued ? "others" : "admission",
+      ]),
+  );
+
+test("pods of the API server do not wait for a manifest that is out of reach", async () => {
+  const { set, store, manager } = await setUp("api", "http");
+  store.put(podOf()).markSynced();
+  await settle();
+  expect(set.hasSynced).toBe(false);
+  expect(waiting(manager)).toEqual({ web: "nothing" });
+});
