@@ -75,6 +75,7 @@ class Plugin {
   readonly #provider: CredentialProvider;
   readonly #options: CredentialProvidersOptions;
   readonly #metrics: ProviderMetrics | undefined;
+  /** Times are monotonic: an answer is not kept for an hour longer because the machine's clock was set back. */
   readonly #answers = new Map<string, { auths: ProviderResponse["auths"]; expiresAtMs: number }>();
   readonly #running = new Map<string, Promise<ProviderResponse["auths"]>>();
   #purgedAtMs: number;
@@ -83,7 +84,7 @@ class Plugin {
     this.#provider = provider;
     this.#options = options;
     this.#metrics = metrics;
-    this.#purgedAtMs = options.clock.now();
+    this.#purgedAtMs = options.clock.monotonic();
   }
 
   async ask(pod: Pod, repository: string): Promise<Entry[]> {
@@ -157,7 +158,8 @@ class Plugin {
     try {
       const answer = await run(this.#provider, request, { env, signal: stop });
       const keepMs = answer.cacheDurationMs ?? defaultCacheDurationMs;
-      if (keepMs > 0) this.#keep(answerKey(answer.cacheKeyType, image, whose), answer.auths, clock.now() + keepMs);
+      const key = answerKey(answer.cacheKeyType, image, whose);
+      if (keepMs > 0) this.#keep(key, answer.auths, clock.monotonic() + keepMs);
       return answer.auths;
     } catch (err) {
       this.#metrics?.errors.inc({ plugin_name: name });
@@ -168,7 +170,7 @@ class Plugin {
   }
 
   #kept(image: string, whose: string): ProviderResponse["auths"] | undefined {
-    const nowMs = this.#options.clock.now();
+    const nowMs = this.#options.clock.monotonic();
     this.#purge(nowMs);
     for (const type of ["Image", "Registry", "Global"] as const) {
       const answer = this.#answers.get(answerKey(type, image, whose));

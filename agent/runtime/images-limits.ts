@@ -16,6 +16,7 @@ export class PullRate {
     this.#tokens = burst;
   }
 
+  /** @param nowMs monotonic: a machine's clock that is set back would stop the refill */
   tryTake(nowMs: number): boolean {
     if (this.#perSecond <= 0) return true;
     const elapsedMs = Math.max(0, nowMs - (this.#filledAtMs ?? nowMs));
@@ -86,33 +87,35 @@ interface Failure {
 /**
  * Failed pulls by pod and image. In memory only: a restarted agent tries at once. Whoever mends a pull secret need not
  * wait: other credentials than those that failed may be tried at once, but their failure lengthens the rest all the same.
+ * Times are monotonic ms, so that nobody waits longer because somebody set the machine's clock.
  */
 export class PullBackoff {
   readonly #failures = new Map<string, Failure>();
 
-  /** The failure that `key` still waits out at `nowMs`, and when that ends. */
-  waiting(key: string, credentials: string, nowMs: number): { untilMs: number; message: string } | undefined {
+  /** The failure that `key` still waits out at `nowMs`, and for how long. */
+  waiting(key: string, credentials: string, nowMs: number): { restMs: number; message: string } | undefined {
     const failure = this.#failures.get(key);
     if (failure === undefined || failure.credentials !== credentials) return undefined;
-    if (nowMs - failure.atMs >= failure.delayMs) return undefined;
-    return { untilMs: failure.atMs + failure.delayMs, message: failure.message };
+    const restMs = failure.atMs + failure.delayMs - nowMs;
+    // Whoever comes back counts in whole milliseconds, on another clock.
+    return restMs < 1 ? undefined : { restMs, message: failure.message };
   }
 
   /**
    * Records a failure. One that comes while the same credentials rest is the same pull, seen by another container.
    *
-   * @returns Unix ms at which the next attempt may be made
+   * @returns ms after which the next attempt may be made
    */
   fail(key: string, credentials: string, message: string, nowMs: number): number {
     const resting = this.waiting(key, credentials, nowMs);
-    if (resting !== undefined) return resting.untilMs;
+    if (resting !== undefined) return resting.restMs;
     for (const [other, { atMs }] of this.#failures) {
       if (nowMs - atMs > backoffExpiryMs) this.#failures.delete(other);
     }
     const last = this.#failures.get(key);
     const delayMs = last === undefined ? backoffBaseMs : Math.min(backoffMaxMs, last.delayMs * 2);
     this.#failures.set(key, { atMs: nowMs, delayMs, message, credentials });
-    return nowMs + delayMs;
+    return delayMs;
   }
 
   forgetPod(podUID: string): void {

@@ -78,7 +78,7 @@ export function createPuller(options: PullerOptions): Puller {
 
   async function pullNow(request: PullRequest, signal: AbortSignal): Promise<Pulled> {
     const { image } = request;
-    if (!rate.tryTake(clock.now())) throw new Error("pull QPS exceeded");
+    if (!rate.tryTake(clock.monotonic())) throw new Error("pull QPS exceeded");
     const startedAt = clock.monotonic();
     let info: ImageInfo | undefined;
     const work = async (): Promise<PullOutcome> => {

@@ -21,7 +21,7 @@ export type ImagePullReason =
 export class ImagePullError extends Error {
   override readonly name = "ImagePullError";
   readonly reason: ImagePullReason;
-  /** Unix ms at which another attempt will be made; undefined: the ordinary retry is soon enough. */
+  /** Unix ms, as the machine's clock stands, of the next attempt; undefined: the ordinary retry is soon enough. */
   readonly retryAtMs: number | undefined;
 
   constructor(reason: ImagePullReason, message: string, retryAtMs?: number) {
@@ -122,11 +122,11 @@ export function createImageManager(options: ImageManagerOptions): ImageManager {
     const podUID = pod.metadata.uid ?? "";
     const key = `${podUID}_${image}`;
     const credentials = digestOf(auths);
-    const waiting = backoff.waiting(key, credentials, clock.now());
+    const waiting = backoff.waiting(key, credentials, clock.monotonic());
     if (waiting !== undefined) {
       const message = `Back-off pulling image ${quote(written)}`;
       onEvent(pod, container, "Normal", "BackOff", message);
-      throw new ImagePullError("ImagePullBackOff", `${message}: ${waiting.message}`, waiting.untilMs);
+      throw new ImagePullError("ImagePullBackOff", `${message}: ${waiting.message}`, clock.now() + waiting.restMs);
     }
     onEvent(pod, container, "Normal", "Pulling", `Pulling image ${quote(written)}`);
     const startedAt = clock.monotonic();
@@ -142,8 +142,8 @@ export function createImageManager(options: ImageManagerOptions): ImageManager {
       if (signal.aborted) throw new AgentError("Canceled", `pull image ${image}: canceled`);
       const { reason, message } = pullFailure(written, messageOf(err));
       onEvent(pod, container, "Warning", "Failed", `Failed to pull image ${quote(written)}: ${messageOf(err)}`);
-      const retryAtMs = backoff.fail(key, credentials, `${reason}: ${message}`, clock.now());
-      throw new ImagePullError(reason, message, retryAtMs);
+      const restMs = backoff.fail(key, credentials, `${reason}: ${message}`, clock.monotonic());
+      throw new ImagePullError(reason, message, clock.now() + restMs);
     } finally {
       options.onPull?.(podUID, "ended");
     }

@@ -22,6 +22,7 @@ import {
 } from "../../../agent/runtime/credential-provider-exec.ts";
 import { FakeClock } from "../kube/fake-clock.ts";
 import { metricsText } from "../lib/metrics-support.ts";
+import { settable } from "./images-support.ts";
 
 const v1 = "credentialprovider.kubelet.k8s.io/v1";
 const image = "registry.io/team/app";
@@ -185,6 +186,20 @@ test("without a duration the configured one counts, and 0 keeps nothing", async 
   await forgetful.credentials(pod, image);
   await forgetful.credentials(pod, image);
   expect(await requests()).toHaveLength(4);
+});
+
+test("an answer is kept as long as it says, also when the machine's clock is set", async () => {
+  const even = new FakeClock();
+  const clock = settable(even);
+  const { plugins } = open([await plugin("p", answerOf({ cacheDuration: "1m" }))], { clock });
+  await plugins.credentials(pod, image);
+  clock.set(60 * minute);
+  await plugins.credentials(pod, image);
+  expect(await requests()).toHaveLength(1);
+  clock.set(-120 * minute);
+  await even.advance(minute);
+  await plugins.credentials(pod, image);
+  expect(await requests()).toHaveLength(2);
 });
 
 test("equal questions that come together are asked once", async () => {

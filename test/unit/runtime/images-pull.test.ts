@@ -2,8 +2,8 @@ import { expect, test } from "vitest";
 import { hasCode } from "../../../agent/lib/errors.ts";
 import { createLogger } from "../../../agent/lib/log.ts";
 import { slowPullMs, slowPullRepeatMs } from "../../../agent/runtime/images-pull.ts";
-import { settle } from "../kube/fake-clock.ts";
-import { info, setUp } from "./images-support.ts";
+import { FakeClock, settle } from "../kube/fake-clock.ts";
+import { info, settable, setUp } from "./images-support.ts";
 
 test("backoff: 10 s doubling to 300 s, told with the last error, over exactly when it says", async () => {
   const { images, clock, events, ensure, failure } = setUp();
@@ -37,6 +37,22 @@ test("backoff is one pod's own, forgotten with the pod and after 600 s", async (
   expect(await failure("app:1")).toMatchObject({ reason: "ErrImagePull", retryAtMs: clock.now() + 10_000 });
   await clock.advance(600_001);
   expect(await failure("app:1")).toMatchObject({ reason: "ErrImagePull", retryAtMs: clock.now() + 10_000 });
+});
+
+test("a clock that is set back an hour makes nobody wait longer, and one that is set ahead no shorter", async () => {
+  for (const setMs of [-3_600_000, 3_600_000]) {
+    const even = new FakeClock();
+    const clock = settable(even);
+    const { images, ensure, failure } = setUp({ clock, registryPullQPS: 1, registryBurst: 1 });
+    images.pullError = () => new Error("away");
+    await failure("app:1");
+    clock.set(setMs);
+    expect(await failure("app:1")).toMatchObject({ reason: "ImagePullBackOff", retryAtMs: clock.now() + 10_000 });
+    expect(await failure("app:2", { pod: "other" })).toMatchObject({ message: "pull QPS exceeded" });
+    images.pullError = undefined;
+    await even.advance(10_000);
+    await ensure("app:1");
+  }
 });
 
 test("other credentials of the pod need not wait for the backoff of those that failed", async () => {

@@ -1,4 +1,5 @@
 import type { Pod } from "../../../agent/kube/types.ts";
+import type { Clock } from "../../../agent/lib/clock.ts";
 import { AgentError } from "../../../agent/lib/errors.ts";
 import { silentLogger } from "../../../agent/lib/log.ts";
 import { createImageManager, type ImageManagerOptions, ImagePullError } from "../../../agent/runtime/images.ts";
@@ -51,6 +52,15 @@ class FakeImages implements ImageService {
 
 const never = new AbortController().signal;
 const sandbox = {} as PodSandboxConfig; // travels to the runtime untouched
+
+/** The machine's clock as people set it, while `clock` goes on evenly. */
+export function settable(clock: FakeClock): Clock & { set(byMs: number): void } {
+  let shiftMs = 0;
+  const set = (byMs: number) => {
+    shiftMs += byMs;
+  };
+  return { now: () => clock.now() + shiftMs, monotonic: clock.monotonic, sleep: clock.sleep, after: clock.after, set };
+}
 
 /** An image manager over a fake runtime, that notes its events. */
 export function setUp(change: Partial<ImageManagerOptions> = {}) {
