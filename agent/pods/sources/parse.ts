@@ -1,6 +1,6 @@
 import { isScalar, parseAllDocuments } from "yaml";
 import type { Pod } from "../../kube/types.ts";
-import { AgentError, messageOf } from "../../lib/errors.ts";
+import { AgentError, hasCode, messageOf } from "../../lib/errors.ts";
 import { podShape } from "./pod-shape.ts";
 import { isObject, shapeProblem, withoutNulls } from "./shape.ts";
 
@@ -20,18 +20,47 @@ export function parsePod(text: string): Manifest {
   return { pods: [podOf(value, "")], warnings };
 }
 
-/** Reads one Pod or a PodList. Throws Invalid. */
-export function parsePods(text: string): Manifest {
+/** One pod of several: what its manifest says, or why that makes no sense. */
+export interface ListedPod {
+  /** `namespace/name`, as far as it can be read. */
+  key: string;
+  manifest: Pod | { problem: string };
+}
+
+/**
+ * Reads one Pod or a PodList. Throws Invalid if it is neither; a list may hold pods that make no sense beside others.
+ */
+export function parsePods(text: string): { listed: ListedPod[]; warnings: string[] } {
   const { value, warnings } = parseText(text);
-  if (!isObject(value) || value["kind"] !== "PodList") return { pods: [podOf(value, "")], warnings };
+  if (!isObject(value) || value["kind"] !== "PodList") {
+    const pod = podOf(value, "");
+    return { listed: [{ key: keyOfManifest(pod), manifest: pod }], warnings };
+  }
   const { apiVersion, items = [] } = value;
   if (apiVersion !== "v1") throw new AgentError("Invalid", `apiVersion must be v1, not ${JSON.stringify(apiVersion)}`);
   if (!Array.isArray(items)) throw new AgentError("Invalid", "items: must be a list");
   // Items of a list need not say what they are.
-  const pods = items.map((item: unknown, i) =>
-    podOf(isObject(item) ? { ...item, apiVersion, kind: "Pod" } : item, `items[${i}]`),
-  );
-  return { pods, warnings };
+  const listed = items.map((item: unknown, i): ListedPod => {
+    const value = isObject(item) ? { ...item, apiVersion, kind: "Pod" } : item;
+    return { key: keyOfManifest(value), manifest: podOrProblem(value, `items[${i}]`) };
+  });
+  return { listed, warnings };
+}
+
+function podOrProblem(value: unknown, path: string): Pod | { problem: string } {
+  try {
+    return podOf(value, path);
+  } catch (err) {
+    if (!hasCode(err, "Invalid")) throw err;
+    return { problem: err.message };
+  }
+}
+
+function keyOfManifest(value: unknown): string {
+  const metadata = isObject(value) && isObject(value["metadata"]) ? value["metadata"] : {};
+  const { name, namespace } = metadata;
+  const part = (text: unknown) => (typeof text === "string" ? text : "");
+  return `${part(namespace) || "default"}/${part(name)}`;
 }
 
 function podOf(value: unknown, path: string): Pod {

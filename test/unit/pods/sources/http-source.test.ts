@@ -98,7 +98,7 @@ const failures: [what: string, answer: (response: ServerResponse) => void][] = [
     (response) => void response.writeHead(200, { "content-length": "100" }).write("{", () => response.destroy()),
   ],
   ["nonsense", says(200, "<html>")],
-  ["a list with one bad pod", says(200, list("a", "_"))],
+  ["a list of bad pods only", says(200, list("_"))],
 ];
 test.each(failures)("%s changes nothing", async (_what, failure) => {
   answer = says(200, list("a"));
@@ -113,13 +113,43 @@ test.each(failures)("%s changes nothing", async (_what, failure) => {
   expect(delivered).toEqual([["a-node-1"], ["b-node-1"]]);
 });
 
-test("an answer that cannot be used is told about once, without the URL", async () => {
+test("one bad pod of a list holds up no other, and what it was before stays", async () => {
+  const bad = (name: string) => manifestOf({ restartPolicy: "Sometimes" }, { name });
+  const listOf = (...items: object[]) => JSON.stringify({ apiVersion: "v1", kind: "PodList", items });
+  answer = says(200, list("a", "b", "c"));
+  const { delivered, problems, look, resting } = setUp();
+  await resting();
+  const good = (name: string) => manifestOf({}, { name });
+  answer = says(200, listOf(good("a"), bad("b"), bad("new"), { metadata: "?" }, bad("d"), good("d")));
+  await look();
+  expect(delivered.at(-1)).toEqual(["a-node-1", "d-node-1", "b-node-1"]);
+  answer = says(200, listOf(bad("b"), good("e")));
+  await look();
+  expect(delivered.at(-1)).toEqual(["e-node-1", "b-node-1"]);
+  answer = says(200, listOf(good("e")));
+  await look();
+  expect(delivered.at(-1)).toEqual(["e-node-1"]);
+  expect(problems.map((problem) => problem.replace(/must be .*/, "…"))).toEqual([
+    "static pod default/b of staticPodURL is not used: spec.restartPolicy: …",
+    "static pod default/new of staticPodURL is not used: spec.restartPolicy: …",
+    "static pod default/ of staticPodURL is not used: items[3].metadata: …",
+    "static pod default/d of staticPodURL is not used: spec.restartPolicy: …",
+  ]);
+});
+
+test("what cannot be used is told about once, without the URL", async () => {
   answer = says(200, list("_"));
   const { problems, look, resting } = setUp();
   await resting();
   await look();
+  answer = says(200, list("_", "a"));
+  await look();
+  answer = says(200, "<html>");
+  await look();
+  await look();
   expect(problems).toEqual([
-    expect.stringMatching(/^static pods of staticPodURL are not used: metadata\.name: must be/),
+    expect.stringMatching(/^static pod default\/_ of staticPodURL is not used: metadata\.name: must be/),
+    expect.stringMatching(/^static pods of staticPodURL are not used: the document: must be a Pod$/),
   ]);
 });
 

@@ -92,20 +92,28 @@ describe("parsePod", () => {
 });
 
 describe("parsePods", () => {
+  const parse = (value: unknown) => parsePods(JSON.stringify(value)).listed;
+
   test("reads a list, whose items need not say what they are", () => {
     const { apiVersion: _, kind: __, ...bare } = manifestOf();
-    const list = { apiVersion: "v1", kind: "PodList", items: [bare, manifestOf({}, { name: "two" })] };
-    expect(parsePods(JSON.stringify(list)).pods.map(({ metadata }) => metadata.name)).toEqual(["web", "two"]);
-    expect(parsePods(JSON.stringify({ apiVersion: "v1", kind: "PodList" })).pods).toEqual([]);
-    expect(parsePods(JSON.stringify(manifestOf())).pods).toHaveLength(1);
+    const list = { apiVersion: "v1", kind: "PodList", items: [bare, manifestOf({}, { name: "two", namespace: "ns" })] };
+    expect(parse(list).map(({ key }) => key)).toEqual(["default/web", "ns/two"]);
+    expect(parse({ apiVersion: "v1", kind: "PodList" })).toEqual([]);
+    expect(parse(manifestOf())).toEqual([{ key: "default/web", manifest: manifestOf() }]);
   });
 
-  test("names the item that is wrong", () => {
-    const list = { apiVersion: "v1", kind: "PodList", items: [manifestOf(), manifestOf({ hostNetwork: "yes" })] };
-    expect(() => parsePods(JSON.stringify(list))).toThrow(
-      'items[1].spec.hostNetwork: must be true or false, not "yes"',
-    );
-    expect(() => parsePods(JSON.stringify({ apiVersion: "v2", kind: "PodList" }))).toThrow("apiVersion must be v1");
-    expect(() => parsePods('{"apiVersion": "v1", "kind": "PodList", "items": 5}')).toThrow("items: must be a list");
+  test("names the item that is wrong, and reads the others", () => {
+    const list = { apiVersion: "v1", kind: "PodList", items: [5, manifestOf(), manifestOf({ hostNetwork: "yes" })] };
+    expect(parse(list)).toEqual([
+      { key: "default/", manifest: { problem: "items[0]: must be a Pod" } },
+      { key: "default/web", manifest: manifestOf() },
+      { key: "default/web", manifest: { problem: expect.stringContaining("items[2].spec.hostNetwork: must be") } },
+    ]);
+  });
+
+  test("refuses what is neither a Pod nor a list of them", () => {
+    expect(() => parse({ apiVersion: "v2", kind: "PodList" })).toThrow("apiVersion must be v1");
+    expect(() => parse({ apiVersion: "v1", kind: "PodList", items: 5 })).toThrow("items: must be a list");
+    expect(() => parse(manifestOf({ hostNetwork: "yes" }))).toThrow("spec.hostNetwork: must be true or false");
   });
 });
