@@ -10,6 +10,8 @@ export interface ExecOptions {
   cwd?: string;
   /** Bytes of stdout and of stderr kept, each; the rest is read and dropped. Default 1 MiB. */
   outputBytesMax?: number;
+  /** `message` says nothing of stderr: what the command complains about may be secret. */
+  isStderrSecret?: boolean;
 }
 
 /** How a child ended. `failure` is absent exactly if it exited with 0. */
@@ -21,7 +23,7 @@ export interface ExecResult {
   truncated: boolean;
   durationMs: number;
   failure?: "exit" | "signal" | "timeout" | "canceled" | "spawn";
-  /** One line for people: file, how it ended, the first line of stderr. */
+  /** One line for people: file, how it ended, the first line of stderr unless that is secret. */
   message: string;
 }
 
@@ -93,7 +95,7 @@ export async function exec(file: string, args: readonly string[], options: ExecO
             : failure === "canceled"
               ? "was canceled"
               : `could not be started (${spawnError?.message})`;
-  const firstLine = stderr.trim().split("\n", 1)[0] ?? "";
+  const firstLine = options.isStderrSecret === true ? "" : (stderr.trim().split("\n", 1)[0] ?? "");
   return {
     code: ended.code ?? undefined,
     signal: ended.signal ?? undefined,

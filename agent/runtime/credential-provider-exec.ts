@@ -43,9 +43,14 @@ export async function execProvider(
     env: { ...env, ...Object.fromEntries(provider.env.map((variable) => [variable.name, variable.value])) },
     timeoutMs,
     outputBytesMax,
+    // A plugin that complains may quote a token, a variable, or what a registry sent it, in whatever form.
+    isStderrSecret: true,
     signal,
   });
-  if (result.failure !== undefined) throw failed(name, withoutSecrets(result.message, provider, request));
+  if (result.failure !== undefined) {
+    const hint = result.failure === "exit" ? "; run it by hand to see why" : "";
+    throw failed(name, `${result.message}${hint}`);
+  }
   if (result.truncated) throw failed(name, `it wrote more than ${outputBytesMax} bytes`);
   return parseResponse(result.stdout, provider);
 }
@@ -86,16 +91,6 @@ function readAuths(value: unknown, name: string): ProviderResponse["auths"] {
     }
     return { registry, auth: { username, password } };
   });
-}
-
-// A plugin that complains may quote what it was given.
-function withoutSecrets(
-  text: string,
-  { env }: CredentialProvider,
-  { serviceAccountToken = "" }: ProviderRequest,
-): string {
-  const secrets = [serviceAccountToken, ...env.map(({ value }) => value)].filter((secret) => secret.length >= 8);
-  return secrets.reduce((shown, secret) => shown.replaceAll(secret, "…"), text);
 }
 
 function failed(name: string, what: string): AgentError {
