@@ -240,7 +240,7 @@ describe("a pod that is resized in place", () => {
     await cluster.waitForPod("again", "ready", isReady);
     await resize(kubectl, "again", both("70m", "48Mi"));
     await cluster.waitForPod("again", "resized", has(both("70m", "48Mi")));
-    await kubectl.demand(["exec", "again", "--", "sh", "-c", "kill 1"]);
+    await kubectl.run(["exec", "again", "--", "sh", "-c", "kill 1"]); // which may end with it
     await cluster.waitForPod("again", "restarted", (pod) => statusOf(pod)?.restartCount === 1 && isReady(pod));
     expect(await limitsInside(kubectl, "again")).toEqual({ milliCPU: 70, memoryBytes: 48 * mib });
   });

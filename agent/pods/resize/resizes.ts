@@ -201,10 +201,7 @@ export class Resizes {
       this.#pending.delete(uid);
       if (verdict.kind === "infeasible") {
         metrics?.infeasible(verdict.detail);
-        this.#say(pod, {
-          reason: "Infeasible",
-          message: verdict.message,
-        });
+        this.#say(pod, { reason: "Infeasible", message: verdict.message });
         continue;
       }
       if (this.#reports.of(uid).pending?.reason === "Deferred") metrics?.deferredAccepted(trigger);
@@ -219,13 +216,7 @@ export class Resizes {
       if (pod !== undefined) this.#pending.delete(uid);
       return [];
     }
-    return [
-      {
-        pod,
-        given: this.reserved(pod),
-        sinceMs: this.#reports.of(uid).pending?.sinceMs,
-      },
-    ];
+    return [{ pod, given: this.reserved(pod), sinceMs: this.#reports.of(uid).pending?.sinceMs }];
   }
 
   #evaluated({ pod, given }: PendingResize, pods: ReadonlyMap<string, Pod>) {
@@ -291,10 +282,7 @@ export class Resizes {
     if (!isKnown || !resizableContainers(pod.spec).some((container) => container.name === name)) return;
     const old = this.#actual.get(uid) ?? withPodLevel({ containers: {} }, pod);
     const had = old.containers[name];
-    this.#actual.set(uid, {
-      ...old,
-      containers: { ...old.containers, [name]: resources },
-    });
+    this.#actual.set(uid, { ...old, containers: { ...old.containers, [name]: resources } });
     if (had === undefined || changedResources(had, resources).length === 0) this.#actual.saveSoon();
     else await this.#actual.save();
   }
