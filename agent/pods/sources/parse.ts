@@ -1,8 +1,8 @@
 import { isScalar, parseAllDocuments } from "yaml";
 import type { Pod } from "../../kube/types.ts";
-import { AgentError, hasCode, messageOf } from "../../lib/errors.ts";
+import { AgentError, hasCode } from "../../lib/errors.ts";
 import { podShape } from "./pod-shape.ts";
-import { isObject, shapeProblem, withoutNulls } from "./shape.ts";
+import { isObject, kindOf, shapeProblem, withoutNulls } from "./shape.ts";
 
 /** What a manifest says, and what is odd about it. */
 export interface Manifest {
@@ -37,7 +37,7 @@ export function parsePods(text: string): { listed: ListedPod[]; warnings: string
     return { listed: [{ key: keyOfManifest(pod), manifest: pod }], warnings };
   }
   const { apiVersion, items = [] } = value;
-  if (apiVersion !== "v1") throw new AgentError("Invalid", `apiVersion must be v1, not ${JSON.stringify(apiVersion)}`);
+  if (apiVersion !== "v1") throw new AgentError("Invalid", `apiVersion must be v1, not ${shownWord(apiVersion)}`);
   if (!Array.isArray(items)) throw new AgentError("Invalid", "items: must be a list");
   // Items of a list need not say what they are.
   const listed = items.map((item: unknown, i): ListedPod => {
@@ -67,7 +67,7 @@ function podOf(value: unknown, path: string): Pod {
   if (!isObject(value)) throw new AgentError("Invalid", `${path === "" ? "the document" : path}: must be a Pod`);
   const { apiVersion, kind } = value;
   if (apiVersion !== "v1" || kind !== "Pod") {
-    const found = `apiVersion ${JSON.stringify(apiVersion) ?? "none"}, kind ${JSON.stringify(kind) ?? "none"}`;
+    const found = `apiVersion ${shownWord(apiVersion)}, kind ${shownWord(kind)}`;
     throw new AgentError("Invalid", `must be apiVersion v1, kind Pod, not ${found}`);
   }
   const problem = shapeProblem(value, podShape, path);
@@ -80,6 +80,13 @@ function podOf(value: unknown, path: string): Pod {
     throw new AgentError("Invalid", `${path === "" ? "" : `${path}.`}spec.containers: must be a list of containers`);
   }
   return value as unknown as Pod; // its shape has just been checked
+}
+
+// Messages go where many can read them: of what a manifest holds, they show what looks like an API's word and no more.
+const apiWord = /^[A-Za-z][A-Za-z0-9./-]{0,62}$/;
+
+function shownWord(value: unknown): string {
+  return typeof value === "string" && apiWord.test(value) ? `"${value}"` : kindOf(value);
 }
 
 function parseText(text: string): { value: unknown; warnings: string[] } {
@@ -101,6 +108,7 @@ function parseYAML(text: string): { value: unknown; warnings: string[] } {
     version: "1.1",
     stringKeys: true,
     uniqueKeys: false, // the reference's parser takes the last one
+    logLevel: "error", // its warnings would quote the text
     customTags: (tags) =>
       tags.filter((tag) => typeof tag === "string" || (tag.format !== "TIME" && !tag.tag.endsWith(":timestamp"))),
   });
@@ -112,13 +120,17 @@ function parseYAML(text: string): { value: unknown; warnings: string[] } {
   if (document === undefined) throw new AgentError("Invalid", "is empty");
   const [error] = document.errors;
   if (error !== undefined) {
-    throw new AgentError("Invalid", `is not valid YAML: ${error.message.split("\n", 1)[0]?.replace(/:$/, "") ?? ""}`);
+    // Its message may quote the text.
+    const [at] = error.linePos ?? [];
+    const where = at === undefined ? "" : ` at line ${at.line}, column ${at.col}`;
+    throw new AgentError("Invalid", `is not valid YAML: ${error.code}${where}`);
   }
   let value: unknown;
   try {
     value = withoutNulls(document.toJS());
-  } catch (err) {
-    throw new AgentError("Invalid", `is not valid YAML: ${messageOf(err)}`); // such as aliases that multiply
+  } catch {
+    const why = "it has aliases or merge keys that lead nowhere, to themselves, or to too much";
+    throw new AgentError("Invalid", `is not valid YAML: ${why}`);
   }
   const { length } = documents;
   const warnings = length > 1 ? [`only the first of its ${length} documents is used: a file holds one Pod`] : [];

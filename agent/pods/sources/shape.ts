@@ -66,12 +66,24 @@ function isScalarOf(value: unknown, shape: keyof typeof names): boolean {
   }
 }
 
-const shownLengthMax = 40;
-
+// Never the value: it may be a password, and this goes to the log and to an event that many may read.
 function mismatch(path: string, wanted: string, value: unknown): string {
-  const text = JSON.stringify(value) ?? "nothing";
-  const shown = text.length > shownLengthMax ? `${text.slice(0, shownLengthMax)}…` : text;
-  return `${path === "" ? "the document" : path}: must be ${wanted}, not ${shown}`;
+  return `${path === "" ? "the document" : path}: must be ${wanted}, not ${kindOf(value)}`;
+}
+
+/** What sort of JSON value it is, in words; nothing of what it holds. */
+export function kindOf(value: unknown): string {
+  if (Array.isArray(value)) return "a list";
+  switch (typeof value) {
+    case "string":
+      return "a string";
+    case "boolean":
+      return "a boolean";
+    case "number":
+      return Number.isInteger(value) ? "a number" : "a number with a fraction";
+    default:
+      return isObject(value) ? "an object" : "nothing";
+  }
 }
 
 function firstOf<T>(items: Iterable<T>, problemOf: (item: T) => string | undefined): string | undefined {

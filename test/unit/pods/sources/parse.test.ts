@@ -1,4 +1,5 @@
 import { describe, expect, test } from "vitest";
+import { messageOf } from "../../../../agent/lib/errors.ts";
 import { parsePod, parsePods } from "../../../../agent/pods/sources/parse.ts";
 import { manifestOf } from "./support.ts";
 
@@ -57,32 +58,60 @@ describe("parsePod", () => {
       "apiVersion: apps/v1\nkind: Deployment",
       'must be apiVersion v1, kind Pod, not apiVersion "apps/v1", kind "Deployment"',
     ],
-    ["no kind", "metadata: {name: web}", "must be apiVersion v1, kind Pod, not apiVersion none, kind none"],
+    ["no kind", "metadata: {name: web}", "must be apiVersion v1, kind Pod, not apiVersion nothing, kind nothing"],
     ["no name", "apiVersion: v1\nkind: Pod\nspec: {containers: []}", "metadata.name: must be set"],
     [
       "no containers",
       "apiVersion: v1\nkind: Pod\nmetadata: {name: a}",
       "spec.containers: must be a list of containers",
     ],
-    ["a number for a string", yaml.replace('"30"', "30"), "spec.containers[0].command[1]: must be a string, not 30"],
+    [
+      "a number for a string",
+      yaml.replace('"30"', "30"),
+      "spec.containers[0].command[1]: must be a string, not a number",
+    ],
     [
       "a string for a list",
       yaml.replace('[sleep, "30"]', "sleep 30"),
-      'spec.containers[0].command: must be a list, not "sleep 30"',
+      "spec.containers[0].command: must be a list, not a string",
     ],
     [
       "a string for a number",
       yaml.replace("hostNetwork: on", 'terminationGracePeriodSeconds: "5"'),
-      'spec.terminationGracePeriodSeconds: must be a whole number, not "5"',
+      "spec.terminationGracePeriodSeconds: must be a whole number, not a string",
     ],
     [
       "an object for a quantity",
       yaml.replace("cpu: 2", "cpu: {a: 1}"),
-      'spec.containers[0].resources.limits.cpu: must be a quantity such as "500m" or 2, not {"a":1}',
+      'spec.containers[0].resources.limits.cpu: must be a quantity such as "500m" or 2, not an object',
     ],
   ];
   test.each(bad)("says what is wrong with %s", (_what, text, message) => {
     expect(() => parsePod(text)).toThrow(message);
+  });
+
+  // What people mistype may be a password, and messages go to the log and to events.
+  const secrets: [what: string, text: string][] = [
+    ["a value of another type", yaml.replace("hostNetwork: on", "hostNetwork: hunter2")],
+    ["a list where a string belongs", yaml.replace("value: 12:30:45", "value: [hunter2]")],
+    ["an object where a string belongs", yaml.replace("value: 12:30:45", "value: {hunter2: x}")],
+    ["a kind", "apiVersion: v1\nkind: hunter2 hunter2"],
+    ["a kind that is an object", "apiVersion: v1\nkind: {hunter2: x}"],
+    ["an alias without an anchor", yaml.replace("value: 12:30:45", "value: *hunter2")],
+    ["an unknown directive", `%hunter2\n${yaml}}}`],
+    ["a quote without an end", yaml.replace("value: 12:30:45", 'value: "hunter2')],
+    ["a key that is no string", `${yaml}\n? [hunter2]\n: a`],
+    ["a merge of what is no object", `${yaml}\n<<: hunter2`],
+  ];
+  test.each(secrets)("does not show %s", (_what, text) => {
+    let message = "";
+    try {
+      parsePod(text);
+    } catch (err) {
+      message = messageOf(err);
+    }
+    expect(message).toMatch(/must be|is not valid YAML/);
+    expect(message).not.toContain("hunter2");
   });
 
   test("aliases that multiply do not fill the memory", () => {
