@@ -187,8 +187,9 @@ export function shrinkingMemory({ pod, actual, containers, limitsOf }: Actuation
     const newest = containers.find((container) => container.name === name);
     const bytes = amountOf(resources?.limits, "memory");
     const had = actual.containers[name];
-    if (newest === undefined || !isAlive(newest) || bytes === undefined) continue;
-    if (bytes < (amountOf(had?.limits, "memory") ?? Number.POSITIVE_INFINITY)) {
+    // One of which nothing is known has its limit already, but for an accident; a full cache would look like too much use.
+    if (newest === undefined || !isAlive(newest) || bytes === undefined || had === undefined) continue;
+    if (bytes < (amountOf(had.limits, "memory") ?? Number.POSITIVE_INFINITY)) {
       shrinks.push({ container: { name, id: newest.id }, bytes });
     }
   }

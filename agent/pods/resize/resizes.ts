@@ -254,6 +254,8 @@ export class Resizes {
 
   /** The worker looked at its pod, which has the resources that it was given. @param isDue not all of them have arrived yet */
   observed(pod: Pod, isDue: boolean): void {
+    // Making sure of what nobody has written down is no resize that anyone asked for.
+    if (isDue && this.progress(uidOf(pod))?.from === undefined) return;
     this.#reports.observed(pod, isDue);
   }
 

@@ -293,7 +293,8 @@ describe("memory that shrinks", () => {
     expect(used(31, 65)).toBe("attempting to set pod memory limit (100663296) below current usage (100663296)");
   });
 
-  test("is not looked at for what grows or does not run", () => {
+  test("is not looked at for what grows, does not run, or is not known", () => {
+    expect(shrinkingMemory(inputs(to, { containers: {} }))).toEqual([]);
     expect(shrinkingMemory(inputs(pair(both("1", "256Mi"), both("1", "64Mi")), from))).toEqual([]);
     expect(shrinkingMemory(inputs(to, from, [])).map(({ container }) => container)).toEqual([undefined]);
   });

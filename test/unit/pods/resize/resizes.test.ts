@@ -335,6 +335,14 @@ describe("after a restart of the agent", () => {
   });
 });
 
+test("nothing is said of containers of which nobody knows what they have", () => {
+  world.add(sizedPod("web", requests("100m", "64Mi")));
+  world.resizes.observed(world.pod("web"), true);
+  world.resizes.observed(world.pod("web"), false);
+  expect(world.resizes.states("web")).toEqual({});
+  expect(world.events).toEqual([]);
+});
+
 test("a resize that cannot be saved is not begun, and is tried again", async () => {
   world.add(sizedPod("web", requests("100m", "64Mi")));
   await world.resizes.close();
