@@ -37,7 +37,11 @@ export function blockersOf(facts: PodFacts, nowMs: number): Blocker[] {
 }
 
 function podBlockers(facts: PodFacts, nowMs: number): Blocker[] {
-  const { pod, local, observed, status } = facts;
+  const { pod, local, observed, obstacle, status } = facts;
+  if (local === undefined && obstacle !== undefined) {
+    const { message, retryAtMs, failures } = obstacle;
+    return [{ what: "pod", why: `waits for what ran in its place: ${message}`, nextTryMs: retryAtMs, tries: failures }];
+  }
   if (local === undefined && facts.isQueued === true) {
     return [{ what: "pod", why: "waits until the one of its name that was here before is gone" }];
   }

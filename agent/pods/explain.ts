@@ -3,6 +3,7 @@ import type { PodSnapshot } from "../runtime/port.ts";
 import { type Blocker, blockersOf } from "./blockers.ts";
 import type { PodLocal } from "./local.ts";
 import { specContainers, uidOf } from "./names.ts";
+import type { Obstacle } from "./predecessors.ts";
 import { podStateWord } from "./pod-state.ts";
 import { isTerminalPhase } from "./status.ts";
 import { shortened, type Timeline, type TimelineEntry } from "./timeline.ts";
@@ -21,6 +22,8 @@ export interface WorkerFacts {
   local: PodLocal | undefined;
   /** The pod has to wait until another one of its name, or with its UID, is gone. */
   isQueued?: boolean;
+  /** Of a static pod: what ran in its place before this agent could not be removed yet. */
+  obstacle?: Obstacle;
   /** The present on the clock that `local` goes by, as Unix ms; see steady-clock.ts. */
   nowMs?: number;
   /** Termination messages, by container ID. */

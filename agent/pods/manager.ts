@@ -17,6 +17,7 @@ import type { WorkerView } from "./metrics-gauges.ts";
 import { podReference, specContainers, uidOf } from "./names.ts";
 import { Orphans } from "./orphans.ts";
 import type { PodDeps } from "./port.ts";
+import { Predecessors } from "./predecessors.ts";
 import { Resizes } from "./resize/resizes.ts";
 import { readMaskedPaths } from "./security.ts";
 import { StaticPods } from "./static-pods.ts";
@@ -89,6 +90,7 @@ class Manager {
   readonly #static: StaticPods;
   /** UIDs of pods of which, or of whose predecessors, the last traces are being removed: nothing begins before that. */
   readonly #removing = new Set<string>();
+  readonly #predecessors: Predecessors;
   /** UIDs of static pods in whose way nothing is. */
   readonly #cleared = new Set<string>();
   #hasSwept = false;
@@ -131,6 +133,11 @@ class Manager {
       deps,
       (uid) => this.#workers.has(uid) || this.#removing.has(uid) || this.#gate.has(uid),
     );
+    this.#predecessors = new Predecessors({
+      remove: async (pod) => await this.#orphans.removePredecessors(pod),
+      clock,
+      log,
+    });
     this.#static = new StaticPods({
       ...deps,
       writer: this.#writer,
@@ -156,7 +163,9 @@ class Manager {
     const waiting = [...pods.list()].flatMap((pod): WorkerFacts[] => {
       if (this.#workers.has(uidOf(pod))) return [];
       const unknown = { observed: undefined, local: undefined, lastWords: new Map(), networkProblem: "" };
-      return [{ pod, status: pod.status ?? {}, isQueued: !this.#gate.has(uidOf(pod)), ...unknown }];
+      const obstacle = this.#predecessors.obstacle(uidOf(pod));
+      const isQueued = !this.#gate.has(uidOf(pod));
+      return [{ pod, status: pod.status ?? {}, isQueued, ...unknown, ...(obstacle === undefined ? {} : { obstacle }) }];
     });
     return [...waiting, ...[...this.#workers.values()].map(({ worker }) => worker.facts)].map((facts) => ({
       ...facts,
@@ -207,7 +216,8 @@ class Manager {
       this.#gate.leave(uid);
       const entry = this.#workers.get(uid);
       if (entry !== undefined) entry.worker.remove();
-      else if (!this.#removing.has(uid)) this.#leave(pod);
+      else if (this.#removing.has(uid)) this.#predecessors.leave(uid);
+      else this.#leave(pod);
       return;
     }
     const present = this.#workers.get(uid);
@@ -232,9 +242,10 @@ class Manager {
   async #clear(pod: Pod): Promise<void> {
     const uid = uidOf(pod);
     this.#removing.add(uid);
-    await this.#orphans.removePredecessors(pod);
+    const isClear = await this.#predecessors.clear(pod, this.#signal);
     this.#removing.delete(uid);
-    this.#cleared.add(uid);
+    if (this.#signal.aborted) return;
+    if (isClear) this.#cleared.add(uid);
     const present = this.#deps.pods.byUID(uid);
     if (present === undefined) this.#leave(pod);
     else this.#onPod({ key: keyOf(present.metadata), old: undefined, object: present });
@@ -388,8 +399,8 @@ class Manager {
           this.#compare(list);
           if (maySweep) {
             this.#collect(list);
-            await this.#orphans.sweep(list);
-            this.#hasSwept = true;
+            // Until one has removed all, what ran in a static pod's place may be there.
+            if (await this.#orphans.sweep(list)) this.#hasSwept = true;
           }
         }
       } catch (err) {

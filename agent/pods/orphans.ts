@@ -4,7 +4,6 @@ import { configSourceAnnotation } from "../kube/pod-resources.ts";
 import type { Pod } from "../kube/types.ts";
 import { messageOf } from "../lib/errors.ts";
 import type { RuntimeList, SandboxSummary } from "../runtime/port.ts";
-import { podReference } from "./names.ts";
 import type { PodDeps } from "./port.ts";
 
 // Grace of containers of which nobody knows anything: kubelet's 1 s, below CRI's usable minimum of 2 s.
@@ -24,12 +23,18 @@ export class Orphans {
     this.#isKnown = isKnown;
   }
 
-  /** One sweep. Call it only when all pods of the node are known. Failures are logged; the next sweep tries again. */
-  async sweep({ sandboxes, containers }: RuntimeList): Promise<void> {
+  /**
+   * One sweep. Call it only when all pods of the node are known. Failures are logged; the next sweep tries again.
+   *
+   * @returns true if nothing runs any more that belongs to no pod
+   */
+  async sweep({ sandboxes, containers }: RuntimeList): Promise<boolean> {
     const { volumes, cgroups, metrics } = this.#deps;
     const inRuntime = new Set([...sandboxes, ...containers].map(({ podUID }) => podUID));
     const gone = [...inRuntime].filter((uid) => uid !== "" && !this.#isKnown(uid));
-    await Promise.all(gone.map(async (uid) => await this.#removeFromRuntime(uid, { sandboxes, containers })));
+    const problems = await Promise.all(
+      gone.map(async (uid) => await this.#removeFromRuntime(uid, { sandboxes, containers })),
+    );
     const onDisk = [...(await volumes.podUIDsOnDisk()), ...(await cgroups.podUIDsOnDisk()).keys()];
     const remains = [...new Set(onDisk)].filter((uid) => !this.#isKnown(uid) && !inRuntime.has(uid));
     let cleaned = 0;
@@ -37,21 +42,24 @@ export class Orphans {
     metrics?.cleanedVolumes.set({}, cleaned);
     metrics?.cleanedVolumeErrors.set({}, remains.length - cleaned);
     await this.#removeLogDirs(inRuntime);
+    return problems.every((problem) => problem === undefined);
   }
 
   /**
    * Removes static pods that ran under this one's name before this agent: their manifest was edited meanwhile, or another
    * agent gave them their UID. They are in its way, and need not wait for the API server. Never rejects.
+   *
+   * @returns why some of it may still run; undefined if none does
    */
-  async removePredecessors(pod: Pod): Promise<void> {
-    const { runtime, log } = this.#deps;
+  async removePredecessors(pod: Pod): Promise<string | undefined> {
     try {
-      const list = await runtime.list();
+      const list = await this.#deps.runtime.list();
       const found = list.sandboxes.filter((sandbox) => isPredecessor(pod, sandbox)).map(({ podUID }) => podUID);
       const uids = [...new Set(found)].filter((uid) => !this.#isKnown(uid));
-      await Promise.all(uids.map(async (uid) => await this.#removeFromRuntime(uid, list)));
+      const problems = await Promise.all(uids.map(async (uid) => await this.#removeFromRuntime(uid, list)));
+      return problems.find((problem) => problem !== undefined);
     } catch (err) {
-      log.warn({ pod: podReference(pod), err: messageOf(err) }, "runtime not searched for what ran in a pod's place");
+      return `the runtime does not say what it has: ${messageOf(err)}`;
     }
   }
 
@@ -70,7 +78,8 @@ export class Orphans {
     }
   }
 
-  async #removeFromRuntime(uid: string, { sandboxes, containers }: RuntimeList): Promise<void> {
+  // @returns why not all of it has gone
+  async #removeFromRuntime(uid: string, { sandboxes, containers }: RuntimeList): Promise<string | undefined> {
     const { runtime, log, metrics } = this.#deps;
     log.info({ podUID: uid }, "removing containers of a pod that is gone");
     metrics?.orphanedPods.inc({});
@@ -86,13 +95,13 @@ export class Orphans {
         await runtime.stopPodSandbox(id);
         await runtime.removePodSandbox(id);
       }
-      await this.removePod(uid);
     } catch (err) {
-      log.warn(
-        { podUID: uid, err: messageOf(err) },
-        "containers of a pod that is gone not removed, trying again later",
-      );
+      const message = messageOf(err);
+      log.warn({ podUID: uid, err: message }, "containers of a pod that is gone not removed, trying again later");
+      return `containers of pod ${uid} not removed: ${message}`;
     }
+    await this.removePod(uid);
+    return undefined;
   }
 
   async #removeLogDirs(inRuntime: ReadonlySet<string>): Promise<void> {

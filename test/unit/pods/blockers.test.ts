@@ -58,6 +58,21 @@ const cases: Case[] = [
     want: { what: "pod", why: "waits until the one of its name that was here before is gone" },
   },
   {
+    name: "what ran in its place before",
+    facts: factsOf({
+      local: undefined,
+      observed: undefined,
+      isQueued: true,
+      obstacle: { message: "containers of pod u0 not removed: busy", retryAtMs: 104_000, failures: 3 },
+    }),
+    want: {
+      what: "pod",
+      why: "waits for what ran in its place: containers of pod u0 not removed: busy",
+      nextTryMs: 104_000,
+      tries: 3,
+    },
+  },
+  {
     name: "a runtime that is down",
     facts: factsOf({ local: localOf({ isRuntimeReady: false }) }),
     want: {

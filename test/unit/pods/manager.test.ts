@@ -4,12 +4,14 @@ import { silentLogger } from "../../../agent/lib/log.ts";
 import { MetricsRegistry } from "../../../agent/lib/metrics.ts";
 import { createPodManager, type PodManager } from "../../../agent/pods/manager.ts";
 import type { PodDeps } from "../../../agent/pods/port.ts";
+import { clearRetry } from "../../../agent/pods/predecessors.ts";
 import { PodSources } from "../../../agent/pods/sources/pod-sources.ts";
 import type { PodSourceName } from "../../../agent/pods/sources/static-pod.ts";
 import type { RuntimeList } from "../../../agent/runtime/port.ts";
 import { MemoryStore } from "../../support/memory-store.ts";
 import { FakeClock, settle } from "../kube/fake-clock.ts";
-import { podOf } from "./support.ts";
+import { staticPodOf } from "./sources/support.ts";
+import { containerOf, podOf, sandboxOf } from "./support.ts";
 
 let end: () => Promise<void> = async () => {};
 afterEach(async () => await end());
@@ -20,7 +22,10 @@ async function setUp(...sources: PodSourceName[]) {
   const set = new PodSources({ sources, onDuplicate: () => {} });
   const store = new MemoryStore<Pod>();
   set.follow(store);
-  const runtime = { list: async (): Promise<RuntimeList> => await Promise.resolve({ sandboxes: [], containers: [] }) };
+  const runtime = {
+    list: async (): Promise<RuntimeList> => await Promise.resolve({ sandboxes: [], containers: [] }),
+    stopPodSandbox: async () => await Promise.resolve(),
+  };
   const deps = {
     clock,
     log: silentLogger,
@@ -28,11 +33,23 @@ async function setUp(...sources: PodSourceName[]) {
     recorder: { event: () => {} },
     pods: set,
     objects: { onChange: () => () => {}, register: () => {} },
-    volumes: { onChange: () => () => {}, podUIDsOnDisk: async () => await Promise.resolve([]) },
-    cgroups: { podUIDsOnDisk: async () => await Promise.resolve(new Map()) },
+    volumes: {
+      onChange: () => () => {},
+      podUIDsOnDisk: async () => await Promise.resolve([]),
+      tearDown: async () => await Promise.resolve(),
+      removePodDir: async () => await Promise.resolve(),
+    },
+    cgroups: {
+      podUIDsOnDisk: async () => await Promise.resolve(new Map()),
+      destroy: async () => await Promise.resolve(),
+    },
     runtime: {
       list: async () => await runtime.list(),
       events: async () => await Promise.resolve(),
+      stopContainer: async () => await Promise.resolve(),
+      removeContainer: async () => await Promise.resolve(),
+      stopPodSandbox: async () => await runtime.stopPodSandbox(),
+      removePodSandbox: async () => await Promise.resolve(),
       podSnapshot: async () => await Promise.reject(new Error("it says nothing")),
     },
     node: {
@@ -89,4 +106,39 @@ test("pods of the API server do not wait for a manifest that is out of reach", a
   await settle();
   expect(set.hasSynced).toBe(false);
   expect(waiting(manager)).toEqual({ web: "nothing" });
+});
+
+const formerly = { podUID: "old", podName: "web-node-1", podNamespace: "default" };
+const runsFormer = async (): Promise<RuntimeList> => {
+  const sandbox = sandboxOf({ ...formerly, annotations: { "kubernetes.io/config.source": "file" } });
+  return await Promise.resolve({ sandboxes: [sandbox], containers: [containerOf(formerly)] });
+};
+const fails = async () => await Promise.reject(new Error("it is stuck"));
+const static1 = staticPodOf({}, { uid: "new" });
+
+test("a static pod is not begun beside what ran in its place, whether sources are all known or not", async () => {
+  for (const sources of [["file"], ["api", "file"]] as const) {
+    const { set, runtime, clock, manager } = await setUp(...sources);
+    [runtime.list, runtime.stopPodSandbox] = [runsFormer, fails];
+    set.receiver("file")([static1]);
+    await clock.advance(60_000);
+    expect(waiting(manager)).toEqual({ "web-node-1": "others" });
+    expect(manager.held.facts()[0]?.obstacle?.message).toBe("containers of pod old not removed: it is stuck");
+    runtime.stopPodSandbox = async () => await Promise.resolve();
+    await clock.advance(clearRetry.maxMs);
+    expect(waiting(manager)).toEqual({ "web-node-1": "nothing" });
+    await end();
+  }
+});
+
+test("a static pod that goes while it waits leaves its turn to the next one", async () => {
+  const { set, runtime, clock, manager } = await setUp("api", "file");
+  [runtime.list, runtime.stopPodSandbox] = [runsFormer, fails];
+  set.receiver("file")([static1]);
+  await clock.advance(60_000);
+  set.receiver("file")([staticPodOf({}, { uid: "newer" })]);
+  await settle();
+  runtime.stopPodSandbox = async () => await Promise.resolve();
+  await clock.advance(clearRetry.maxMs);
+  expect(manager.held.facts().map(({ pod, isQueued }) => [pod.metadata.uid, isQueued])).toEqual([["newer", undefined]]);
 });

@@ -20,10 +20,11 @@ function runtimeWith(...sandboxes: Partial<SandboxSummary>[]): RuntimeList {
   return { sandboxes: made, containers };
 }
 
-function setUp(list: RuntimeList | Error, known: string[] = []) {
+function setUp(list: RuntimeList | Error, known: string[] = [], stuck: string[] = []) {
   const calls: string[] = [];
   const note = (what: string) => async (id: string) => {
     await Promise.resolve();
+    if (stuck.includes(`${what} ${id}`)) throw new Error(`cannot ${what}`);
     calls.push(`${what} ${id}`);
   };
   const deps = {
@@ -34,8 +35,12 @@ function setUp(list: RuntimeList | Error, known: string[] = []) {
       stopPodSandbox: note("stop"),
       removePodSandbox: note("remove"),
     },
-    volumes: { tearDown: note("tear down"), removePodDir: note("remove directory of") },
-    cgroups: { destroy: note("destroy cgroup of") },
+    volumes: {
+      tearDown: note("tear down"),
+      removePodDir: note("remove directory of"),
+      podUIDsOnDisk: async () => await Promise.resolve([]),
+    },
+    cgroups: { destroy: note("destroy cgroup of"), podUIDsOnDisk: async () => await Promise.resolve(new Map()) },
     settings: { podLogsDir: "/nonexistent" },
     log: silentLogger,
   } as unknown as PodDeps;
@@ -47,7 +52,7 @@ describe("what ran in the place of a static pod", () => {
 
   test("goes, with all that belonged to it", async () => {
     const { calls, orphans } = setUp(runtimeWith({ podUID: "old" }));
-    await orphans.removePredecessors(pod);
+    expect(await orphans.removePredecessors(pod)).toBeUndefined();
     expect(calls).toEqual([
       "stop c-old",
       "remove c-old",
@@ -69,13 +74,32 @@ describe("what ran in the place of a static pod", () => {
   ];
   test.each(others)("is not %s", async (_what, sandbox, known) => {
     const { calls, orphans } = setUp(runtimeWith(sandbox), known);
-    await orphans.removePredecessors(pod);
+    expect(await orphans.removePredecessors(pod)).toBeUndefined();
     expect(calls).toEqual([]);
   });
 
-  test("is not waited for if the runtime does not say", async () => {
+  test("may be there if the runtime does not say", async () => {
     const { calls, orphans } = setUp(new Error("no answer"));
-    await orphans.removePredecessors(pod);
+    expect(await orphans.removePredecessors(pod)).toBe("the runtime does not say what it has: no answer");
     expect(calls).toEqual([]);
   });
+
+  test.each(["stop c-old", "remove c-old", "stop s-old", "remove s-old"])(
+    "is there after a failed %s",
+    async (stuck) => {
+      const { orphans } = setUp(runtimeWith({ podUID: "old" }), [], [stuck]);
+      expect(await orphans.removePredecessors(pod)).toMatch(/^containers of pod old not removed: cannot /);
+    },
+  );
+
+  test("does not run any more although its directory stays", async () => {
+    const { orphans } = setUp(runtimeWith({ podUID: "old" }), [], ["remove directory of old"]);
+    expect(await orphans.removePredecessors(pod)).toBeUndefined();
+  });
+});
+
+test("a sweep tells whether all is gone that runs and belongs to no pod", async () => {
+  const list = runtimeWith({ podUID: "old" }, { podUID: "mine" });
+  expect(await setUp(list, ["mine"]).orphans.sweep(list)).toBe(true);
+  expect(await setUp(list, ["mine"], ["stop s-old"]).orphans.sweep(list)).toBe(false);
 });
