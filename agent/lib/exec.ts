@@ -1,9 +1,9 @@
-import { spawn } from "node:child_process";
+import { type ChildProcess, spawn } from "node:child_process";
 
 export interface ExecOptions {
   /** Written to the child's standard input, which is then closed. */
   stdin?: string | Uint8Array;
-  /** The child gets SIGKILL after this long. */
+  /** The child and what it started get SIGKILL after this long. */
   timeoutMs: number;
   signal?: AbortSignal;
   env?: NodeJS.ProcessEnv;
@@ -28,10 +28,17 @@ export interface ExecResult {
 }
 
 const outputBytesMaxDefault = 1 << 20;
+// What a child wrote before it ended is read at once. Only what it left running in the background can hold its outputs
+// open for longer, and nobody waits for that.
+export const pipesWaitMs = 500;
 
 /**
  * Runs `file` with an argument array; there is no shell. Never rejects: how it ended is data.
  * The first reason wins (a child killed for its timeout is a "timeout", not a "signal").
+ *
+ * The child leads a process group and a session of its own: what it started ends with it when it is killed, it has no
+ * terminal to ask on, and an interrupt typed at the agent's terminal reaches it by way of `signal` only. A child that ends by
+ * itself may leave something running.
  */
 export async function exec(file: string, args: readonly string[], options: ExecOptions): Promise<ExecResult> {
   const { stdin, timeoutMs, signal, env, cwd, outputBytesMax = outputBytesMaxDefault } = options;
@@ -49,27 +56,40 @@ export async function exec(file: string, args: readonly string[], options: ExecO
     }
     const child = spawn(file, [...args], {
       stdio: [stdin === undefined ? "ignore" : "pipe", "pipe", "pipe"],
+      detached: true,
       ...(env === undefined ? {} : { env }),
       ...(cwd === undefined ? {} : { cwd }),
     });
+    let exited: { code: number | null; signal: NodeJS.Signals | null } | undefined;
+    let pipesTimer: NodeJS.Timeout | undefined;
+    const closePipes = () => {
+      for (const pipe of [child.stdin, child.stdout, child.stderr]) pipe?.destroy();
+    };
     const stop = (why: "timeout" | "canceled") => {
-      reason ??= why;
-      child.kill("SIGKILL");
-      // What it started itself may hold these open for long.
-      child.stdout?.destroy();
-      child.stderr?.destroy();
+      // Afterwards its process ID may be somebody else's.
+      if (exited === undefined) {
+        reason ??= why;
+        killGroup(child);
+      }
+      // What left the group may hold these open for long.
+      closePipes();
     };
     const timer = setTimeout(() => stop("timeout"), timeoutMs);
     const onAbort = () => stop("canceled");
     signal?.addEventListener("abort", onAbort, { once: true });
     const finish = (end: { code: number | null; signal: NodeJS.Signals | null }) => {
       clearTimeout(timer);
+      clearTimeout(pipesTimer);
       signal?.removeEventListener("abort", onAbort);
       resolve(end);
     };
     child.on("error", (e) => {
       spawnError = e;
       finish({ code: null, signal: null });
+    });
+    child.on("exit", (code, sig) => {
+      exited = { code, signal: sig };
+      pipesTimer = setTimeout(closePipes, pipesWaitMs);
     });
     child.on("close", (code, sig) => finish({ code, signal: sig }));
     child.stdout?.on("data", out.add);
@@ -106,6 +126,16 @@ export async function exec(file: string, args: readonly string[], options: ExecO
     ...(failure === undefined ? {} : { failure }),
     message: `${file} ${how}${firstLine === "" ? "" : `: ${firstLine}`}`,
   };
+}
+
+/** Kills a child that leads a process group, with the group. */
+function killGroup(child: ChildProcess): void {
+  if (child.pid === undefined) return; // it never began
+  try {
+    process.kill(-child.pid, "SIGKILL");
+  } catch {
+    child.kill("SIGKILL"); // the group may not be signalled, or is gone
+  }
 }
 
 function collector(bytesMax: number) {
