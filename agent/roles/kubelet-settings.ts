@@ -76,7 +76,12 @@ export function cgroupOptions(
 }
 
 // Features whose presence the control plane asks nodes about, and that are all there is of them here.
-const declarable = ["ExtendWebSocketsToKubelet", "RestartAllContainersOnContainerExits"];
+const declarable = [
+  "ExtendWebSocketsToKubelet",
+  "InPlacePodLevelResourcesVerticalScaling",
+  "InPlacePodVerticalScalingInitContainers",
+  "RestartAllContainersOnContainerExits",
+];
 
 function declaredFeatures({ featureGates }: KubeletSettings["config"]): string[] {
   if (!isGateOn(featureGates, "NodeDeclaredFeatures")) return [];
