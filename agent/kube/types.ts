@@ -79,6 +79,8 @@ export interface PodSpec {
   dnsPolicy?: "ClusterFirst" | "ClusterFirstWithHostNet" | "Default" | "None";
   dnsConfig?: { nameservers?: string[]; searches?: string[]; options?: { name?: string; value?: string }[] };
   serviceAccountName?: string;
+  /** The older name of `serviceAccountName`. */
+  serviceAccount?: string;
   automountServiceAccountToken?: boolean;
   hostNetwork?: boolean;
   hostPID?: boolean;

@@ -165,6 +165,7 @@ const spec: Shape = {
       "restartPolicy",
       "dnsPolicy",
       "serviceAccountName",
+      "serviceAccount",
       "hostname",
       "hostnameOverride",
       "subdomain",

@@ -38,7 +38,9 @@ export function buildStaticPod(
   const { name, namespace = "", uid = "", annotations, labels } = manifest.metadata;
   const ownUID =
     uid === "" ? uidOfManifest(manifest, nodeName, source === "file" ? `file:${origin}` : `url:${origin}`) : uid;
-  const { tolerations = [] } = manifest.spec;
+  const { tolerations = [], serviceAccountName = "", serviceAccount = "" } = manifest.spec;
+  // The older name of the field means the same.
+  const account = serviceAccountName === "" ? serviceAccount : serviceAccountName;
   const pod = withPodDefaults({
     apiVersion: "v1",
     kind: "Pod",
@@ -48,7 +50,7 @@ export function buildStaticPod(
       uid: ownUID,
       ...(labels === undefined ? {} : { labels }),
       annotations: {
-        ...annotations,
+        ...withoutOurs(annotations),
         [configHashAnnotation]: ownUID,
         [configSeenAnnotation]: rfc3339Nano(seenAtMs),
         [configSourceAnnotation]: source,
@@ -57,6 +59,7 @@ export function buildStaticPod(
     spec: {
       ...manifest.spec,
       nodeName,
+      ...(account === "" ? {} : { serviceAccountName: account }),
       ...(source === "file" ? { tolerations: [...tolerations, staysOnNode] } : {}),
     },
     status: { phase: "Pending" },
@@ -68,6 +71,11 @@ export function buildStaticPod(
   const problem = podProblem(pod);
   if (problem !== undefined) throw new AgentError("Invalid", problem);
   return pod;
+}
+
+// What a pod is and where it comes from is for us to say. A manifest may be a copy of what the API server shows of it.
+function withoutOurs(annotations: Readonly<Record<string, string>> = {}): Record<string, string> {
+  return Object.fromEntries(Object.entries(annotations).filter(([key]) => !key.startsWith("kubernetes.io/config.")));
 }
 
 /**

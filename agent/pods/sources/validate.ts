@@ -1,5 +1,15 @@
+import { isLabelKey, isLabelValue } from "../../config/labels.ts";
 import { parseQuantity } from "../../kube/quantity.ts";
-import type { Container, LifecycleHandler, Pod, PodSpec, Probe, ResourceList, Volume } from "../../kube/types.ts";
+import type {
+  Container,
+  LifecycleHandler,
+  Pod,
+  PodSpec,
+  Probe,
+  ResourceList,
+  Volume,
+  VolumeMount,
+} from "../../kube/types.ts";
 
 // RFC 1123 names as the API server checks them.
 const label = /^[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?$/;
@@ -8,6 +18,9 @@ const subdomainLengthMax = 253;
 // A UID becomes the name of directories and cgroups.
 const podUID = /^[A-Za-z0-9]([A-Za-z0-9-]{0,62})$/;
 const portName = /^(?=.*[a-z])[a-z0-9]([-a-z0-9]{0,13}[a-z0-9])?$/;
+
+// The API server's limit of all annotations of an object together.
+const annotationBytesMax = 256 << 10;
 
 type Check = string | undefined;
 
@@ -22,8 +35,38 @@ export function podProblem(pod: Pod): Check {
     unless(isName, "metadata.name", `must be a DNS subdomain, together with the node's name, not "${name}"`) ??
     unless(label.test(namespace), "metadata.namespace", `must be a DNS label, not "${namespace}"`) ??
     unless(podUID.test(uid), "metadata.uid", `must be up to 63 letters, digits and "-", not "${uid}"`) ??
+    labelsProblem(pod.metadata.labels ?? {}) ??
+    annotationsProblem(pod.metadata.annotations ?? {}) ??
     specProblem(pod.spec)
   );
+}
+
+function labelsProblem(labels: Readonly<Record<string, string>>): Check {
+  return first(
+    Object.entries(labels),
+    ([key, value]) =>
+      keyProblem("metadata.labels", key, key) ??
+      unless(
+        isLabelValue(value),
+        `metadata.labels.${key}`,
+        'must be up to 63 letters, digits, "-", "_" and ".", with a letter or digit at both ends',
+      ),
+  );
+}
+
+function annotationsProblem(annotations: Readonly<Record<string, string>>): Check {
+  const entries = Object.entries(annotations);
+  const bytes = entries.reduce((sum, [key, value]) => sum + Buffer.byteLength(key) + Buffer.byteLength(value), 0);
+  return (
+    // As there, the case of their prefix does not matter.
+    first(entries, ([key]) => keyProblem("metadata.annotations", key, key.toLowerCase())) ??
+    unless(bytes <= annotationBytesMax, "metadata.annotations", `must not be more than ${annotationBytesMax >> 10} KiB`)
+  );
+}
+
+/** @param checked the key as it counts */
+function keyProblem(path: string, key: string, checked: string): Check {
+  return unless(isLabelKey(checked), path, `must have keys such as "app" or "example.com/app", not "${key}"`);
 }
 
 function specProblem(spec: PodSpec): Check {
@@ -100,7 +143,9 @@ function containerProblem(path: string, container: Container, spec: PodSpec): Ch
           (spec.volumes ?? []).some((volume) => volume.name === mount.name),
           at(`volumeMounts[${i}].name`),
           `must be one of the pod's volumes, not "${mount.name}"`,
-        ) ?? unless((mount.mountPath ?? "") !== "", at(`volumeMounts[${i}].mountPath`), "must be set"),
+        ) ??
+        unless((mount.mountPath ?? "") !== "", at(`volumeMounts[${i}].mountPath`), "must be set") ??
+        subPathProblem(at(`volumeMounts[${i}]`), mount),
     ) ??
     twice(
       at("volumeMounts"),
@@ -115,6 +160,22 @@ function containerProblem(path: string, container: Container, spec: PodSpec): Ch
       return handler === undefined ? undefined : handlerProblem(at(`lifecycle.${hook}`), handler);
     }) ??
     resourcesProblem(at("resources"), container.resources)
+  );
+}
+
+function subPathProblem(path: string, { subPath = "", subPathExpr = "" }: VolumeMount): Check {
+  const fields = [
+    ["subPath", subPath],
+    ["subPathExpr", subPathExpr],
+  ] as const;
+  return (
+    unless(subPath === "" || subPathExpr === "", `${path}.subPathExpr`, "must not be set beside subPath") ??
+    first(
+      fields,
+      ([field, value]) =>
+        unless(!value.startsWith("/"), `${path}.${field}`, "must be relative to its volume") ??
+        unless(!value.split("/").includes(".."), `${path}.${field}`, 'must not hold ".."'),
+    )
   );
 }
 
@@ -142,6 +203,16 @@ function probeProblem(path: string, kind: string, probe: Probe): Check {
       kind === "readinessProbe" || (probe.successThreshold ?? 1) === 1,
       `${path}.successThreshold`,
       "must be 1 for liveness and startup probes",
+    ) ??
+    unless(
+      kind !== "readinessProbe" || probe.terminationGracePeriodSeconds === undefined,
+      `${path}.terminationGracePeriodSeconds`,
+      "must not be set for readiness probes, which end no container",
+    ) ??
+    unless(
+      (probe.terminationGracePeriodSeconds ?? 1) >= 1,
+      `${path}.terminationGracePeriodSeconds`,
+      "must be 1 or more",
     )
   );
 }

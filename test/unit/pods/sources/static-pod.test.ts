@@ -1,5 +1,5 @@
 import { describe, expect, test } from "vitest";
-import { isCriticalPod, isStaticPod } from "../../../../agent/kube/pod-resources.ts";
+import { isCriticalPod, isMirrorPod, isStaticPod } from "../../../../agent/kube/pod-resources.ts";
 import type { Pod } from "../../../../agent/kube/types.ts";
 import { buildStaticPod } from "../../../../agent/pods/sources/static-pod.ts";
 import { manifestOf, options, staticPodOf } from "./support.ts";
@@ -32,6 +32,19 @@ describe("identity", () => {
   test("the UID is the same for the same manifest, whatever the order of its fields", () => {
     const { metadata, spec, ...rest } = manifestOf();
     expect(build({ spec, metadata, ...rest }).metadata.uid).toBe(build(manifestOf()).metadata.uid);
+  });
+
+  test("what a manifest claims to be does not count", () => {
+    const names = ["hash", "seen", "source", "mirror", "other"].map((name) => `kubernetes.io/config.${name}`);
+    const annotations = Object.fromEntries([...names, "mine"].map((name) => [name, "api"]));
+    const pod = build(manifestOf({}, { annotations }));
+    expect([isStaticPod(pod), isMirrorPod(pod)]).toEqual([true, false]);
+    expect(pod.metadata.annotations).toEqual({
+      mine: "api",
+      "kubernetes.io/config.hash": pod.metadata.uid,
+      "kubernetes.io/config.seen": "2026-01-02T03:04:05.006000000Z",
+      "kubernetes.io/config.source": "file",
+    });
   });
 
   const others: [what: string, pod: () => Pod][] = [
@@ -158,6 +171,7 @@ const container = { name: "app", image: "busybox" };
 describe("references to objects of the API server are refused", () => {
   const cases: [field: string, spec: object][] = [
     ["spec.serviceAccountName", { serviceAccountName: "default" }],
+    ["spec.serviceAccountName", { serviceAccount: "default" }],
     ["spec.imagePullSecrets", { imagePullSecrets: [{ name: "a" }] }],
     ["spec.resourceClaims", { resourceClaims: [{ name: "gpu" }] }],
     [
@@ -203,6 +217,13 @@ describe("references to objects of the API server are refused", () => {
     const manifest = manifestOf({ serviceAccountName: "default" });
     const pod = buildStaticPod(manifest, file, { ...options, refusesReferences: false }, 0);
     expect(pod.spec.serviceAccountName).toBe("default");
+    const older = buildStaticPod(
+      manifestOf({ serviceAccount: "a" }),
+      file,
+      { ...options, refusesReferences: false },
+      0,
+    );
+    expect(older.spec.serviceAccountName).toBe("a");
   });
 
   const allowed: object[] = [
@@ -218,12 +239,39 @@ describe("references to objects of the API server are refused", () => {
   });
 });
 
+const mounting = (mount: object) => ({
+  volumes: [{ name: "v" }],
+  containers: [{ ...container, volumeMounts: [{ name: "v", mountPath: "/v", ...mount }] }],
+});
+const subPathCases: [message: string, spec: object][] = [
+  ['spec.containers[0].volumeMounts[0].subPath: must not hold ".."', mounting({ subPath: "a/../../b" })],
+  ["spec.containers[0].volumeMounts[0].subPath: must be relative to its volume", mounting({ subPath: "/a" })],
+  ['spec.containers[0].volumeMounts[0].subPathExpr: must not hold ".."', mounting({ subPathExpr: "../$(A)" })],
+  [
+    "spec.containers[0].volumeMounts[0].subPathExpr: must not be set beside subPath",
+    mounting({ subPath: "a", subPathExpr: "b" }),
+  ],
+];
+
 describe("what the API server would not take is refused, by field", () => {
   const cases: [message: string | RegExp, spec: object, metadata?: object][] = [
     ['metadata.name: must be a DNS subdomain, together with the node\'s name, not "We_b-node-1"', {}, { name: "We_b" }],
     [/^metadata\.name: /, {}, { name: "a".repeat(250) }],
     ['metadata.namespace: must be a DNS label, not "../etc"', {}, { namespace: "../etc" }],
     ['metadata.uid: must be up to 63 letters, digits and "-", not "../../x"', {}, { uid: "../../x" }],
+    [
+      'metadata.labels: must have keys such as "app" or "example.com/app", not "a b"',
+      {},
+      { labels: { app: "web", "a b": "c" } },
+    ],
+    [/^metadata\.labels: .*not "Example\.com\/a"$/, {}, { labels: { "Example.com/a": "" } }],
+    [/^metadata\.labels: .*not "\/a"$/, {}, { labels: { "/a": "" } }],
+    [/^metadata\.labels: .*not "a\/b\/c"$/, {}, { labels: { "a/b/c": "" } }],
+    [/^metadata\.labels: /, {}, { labels: { ["a".repeat(64)]: "" } }],
+    [/^metadata\.labels\.app: must be up to 63 letters/, {}, { labels: { app: "not a value" } }],
+    [/^metadata\.labels\.app: must be up to 63 letters/, {}, { labels: { app: "a".repeat(64) } }],
+    [/^metadata\.annotations: must have keys such as .* not "a b"$/, {}, { annotations: { "a b": "c" } }],
+    ["metadata.annotations: must not be more than 256 KiB", {}, { annotations: { a: "x".repeat(256 << 10) } }],
     ["spec.containers: must have at least one container", { containers: [] }],
     ['spec.containers[0].name: must be a DNS label, not "a/b"', { containers: [{ name: "a/b", image: "x" }] }],
     ['spec.containers[0].image: must be the name of an image, not ""', { containers: [{ name: "a" }] }],
@@ -260,6 +308,19 @@ describe("what the API server would not take is refused, by field", () => {
         ],
       },
     ],
+    ...subPathCases,
+    [
+      "spec.containers[0].livenessProbe.terminationGracePeriodSeconds: must be 1 or more",
+      {
+        containers: [{ ...container, livenessProbe: { exec: { command: ["a"] }, terminationGracePeriodSeconds: -1 } }],
+      },
+    ],
+    [
+      "spec.containers[0].readinessProbe.terminationGracePeriodSeconds: must not be set for readiness probes",
+      {
+        containers: [{ ...container, readinessProbe: { exec: { command: ["a"] }, terminationGracePeriodSeconds: 1 } }],
+      },
+    ],
     [
       "spec.containers[0].ports[0].containerPort: must be a port from 1 to 65535, not 0",
       { containers: [{ ...container, ports: [{ containerPort: 0 }] }] },
@@ -287,5 +348,12 @@ describe("what the API server would not take is refused, by field", () => {
   ];
   test.each(cases)("%s", (message, spec, metadata = {}) => {
     expect(() => staticPodOf(spec, metadata)).toThrow(message);
+  });
+
+  test("labels, annotations and paths that it takes are taken", () => {
+    const labels = { app: "", "example.com/App_1.x": "a_B-c.9", x: "y" };
+    const annotations = { "Example.com/Any": "any text, \n even this" };
+    const pod = staticPodOf(mounting({ subPath: "a/..b/c" }), { labels, annotations });
+    expect(pod.metadata).toMatchObject({ labels, annotations });
   });
 });
