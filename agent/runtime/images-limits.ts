@@ -2,7 +2,8 @@ import { AgentError } from "../lib/errors.ts";
 
 /**
  * Lets `burst` pulls begin at once and `perSecond` after that. `perSecond` 0: no limit.
- * Like kubelet, a pull that finds the bucket empty fails at once; its backoff brings it back.
+ * Like kubelet, a pull that finds the bucket empty fails at once; its backoff brings it back. One that goes on with another credential
+ * waits: it could never come to its last credentials if it had to begin with the first each time.
  */
 export class PullRate {
   readonly #perSecond: number;
@@ -19,12 +20,24 @@ export class PullRate {
   /** @param nowMs monotonic: a machine's clock that is set back would stop the refill */
   tryTake(nowMs: number): boolean {
     if (this.#perSecond <= 0) return true;
-    const elapsedMs = Math.max(0, nowMs - (this.#filledAtMs ?? nowMs));
-    this.#tokens = Math.min(this.#burst, this.#tokens + (elapsedMs / 1000) * this.#perSecond);
-    this.#filledAtMs = nowMs;
+    this.#fill(nowMs);
     if (this.#tokens < 1) return false;
     this.#tokens -= 1;
     return true;
+  }
+
+  /** For a pull under way that asks the registry once more: takes one in any case. @returns ms until it may be used */
+  reserve(nowMs: number): number {
+    if (this.#perSecond <= 0) return 0;
+    this.#fill(nowMs);
+    this.#tokens -= 1;
+    return this.#tokens >= 0 ? 0 : (-this.#tokens / this.#perSecond) * 1000;
+  }
+
+  #fill(nowMs: number): void {
+    const elapsedMs = Math.max(0, nowMs - (this.#filledAtMs ?? nowMs));
+    this.#tokens = Math.min(this.#burst, this.#tokens + (elapsedMs / 1000) * this.#perSecond);
+    this.#filledAtMs = nowMs;
   }
 }
 

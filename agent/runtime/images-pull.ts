@@ -25,7 +25,7 @@ export interface PullRequest {
   image: string;
   annotations: Record<string, string>;
   sandboxConfig: PodSandboxConfig;
-  /** Tried in order; none: anonymous. */
+  /** Tried in order, equal ones once and {@link attemptsMax} at most; none: anonymous. */
   credentials: readonly ImageCredential[];
 }
 
@@ -50,6 +50,9 @@ export interface Puller {
 // A pull that takes longer than this is worth a line in the log, and another one this often.
 export const slowPullMs = 30_000;
 export const slowPullRepeatMs = 120_000;
+
+// Credentials tried for one pull. Whoever writes a pod names its secrets, and others wait for their turn meanwhile.
+export const attemptsMax = 32;
 
 /** One pull that several pods may wait for. */
 interface SharedPull {
@@ -82,7 +85,11 @@ export function createPuller(options: PullerOptions): Puller {
     const startedAt = clock.monotonic();
     let info: ImageInfo | undefined;
     const work = async (): Promise<PullOutcome> => {
-      const outcome = await pullWithAny(images, request, signal);
+      const nextTurn = async () => {
+        const waitMs = rate.reserve(clock.monotonic());
+        if (waitMs > 0) await clock.sleep(waitMs, signal);
+      };
+      const outcome = await pullWithAny(images, request, { nextTurn, signal });
       info = await images.imageStatus(outcome.imageRef).catch((err: unknown) => {
         log.debug({ err: messageOf(err), image }, "looking at a pulled image failed");
         return undefined;
@@ -139,16 +146,22 @@ export function digestOf(credentials: readonly ImageCredential[]): string {
     .digest("hex");
 }
 
-/** Tries each credential until one works; without any, anonymously. The error names every distinct failure. */
+/**
+ * Tries each credential until one works; without any, anonymously. The error names every distinct failure.
+ *
+ * @param nextTurn resolves when the registry may be asked once more
+ */
 async function pullWithAny(
   images: ImageService,
   { image, annotations, sandboxConfig, credentials }: PullRequest,
-  signal: AbortSignal,
+  { nextTurn, signal }: { nextTurn: () => Promise<void>; signal: AbortSignal },
 ): Promise<PullOutcome> {
   const request = { annotations, sandboxConfig, signal };
   if (credentials.length === 0) return { imageRef: await images.pullImage(image, request), credential: undefined };
+  const different = withoutRepeats(credentials);
   const failures = new Set<string>();
-  for (const credential of credentials) {
+  for (const [i, credential] of different.slice(0, attemptsMax).entries()) {
+    if (i > 0) await nextTurn();
     try {
       const imageRef = await images.pullImage(image, { ...request, auth: stripSource(credential) });
       return { imageRef, credential };
@@ -158,7 +171,19 @@ async function pullWithAny(
     }
   }
   const messages = [...failures];
-  throw new Error(messages.length === 1 ? messages[0] : `[${messages.join(", ")}]`);
+  const rest = `only the first ${attemptsMax} of ${different.length} matching credentials were tried, name fewer secrets`;
+  const why = messages.length === 1 ? messages[0] : `[${messages.join(", ")}]`;
+  throw new Error(different.length > attemptsMax ? `${why} (${rest})` : why);
+}
+
+/** Of equal credentials the first, wherever they come from. */
+function withoutRepeats(credentials: readonly ImageCredential[]): ImageCredential[] {
+  const byContent = new Map<string, ImageCredential>();
+  for (const credential of credentials) {
+    const content = JSON.stringify(stripSource(credential));
+    if (!byContent.has(content)) byContent.set(content, credential);
+  }
+  return [...byContent.values()];
 }
 
 /** Resolves with the work, or rejects as soon as `signal` aborts; the work itself goes on. */

@@ -1,7 +1,7 @@
 import { expect, test } from "vitest";
 import { hasCode } from "../../../agent/lib/errors.ts";
 import { createLogger } from "../../../agent/lib/log.ts";
-import { slowPullMs, slowPullRepeatMs } from "../../../agent/runtime/images-pull.ts";
+import { attemptsMax, slowPullMs, slowPullRepeatMs } from "../../../agent/runtime/images-pull.ts";
 import { FakeClock, settle } from "../kube/fake-clock.ts";
 import { info, settable, setUp } from "./images-support.ts";
 
@@ -152,6 +152,50 @@ test("credentials are tried in order until one works", async () => {
   images.pullError = (auth) => (auth?.username === "good" ? undefined : new Error("denied"));
   await ensure("app:1", { auths: [{ username: "bad" }, { username: "good" }, { username: "unused" }] });
   expect(images.pulls.map(({ auth }) => auth?.username)).toEqual(["bad", "good"]);
+});
+
+test("equal credentials are tried once, and no more than 32 in one pull, which people are told", async () => {
+  const { images, failure } = setUp();
+  images.pullError = () => new Error("denied");
+  const named = (count: number) => Array.from({ length: count }, (_, n) => ({ username: `u${n}` }));
+  const secret = { uid: "s", namespace: "ns", name: "again" };
+  const repeated = [...named(attemptsMax), ...named(attemptsMax).map((auth) => ({ ...auth, secret }))];
+  expect((await failure("app:1", { auths: repeated })).message).toBe("denied");
+  expect(images.pulls.map(({ auth }) => auth?.username)).toEqual(named(32).map(({ username }) => username));
+  expect((await failure("app:2", { auths: named(40) })).message).toBe(
+    "denied (only the first 32 of 40 matching credentials were tried, name fewer secrets)",
+  );
+  expect(images.pulls).toHaveLength(64);
+});
+
+test("each credential that is tried counts for the rate, and the next one waits for it", async () => {
+  const { images, clock, ensure, failure } = setUp({ registryPullQPS: 1, registryBurst: 2 });
+  images.pullError = (auth) => (auth?.username === "u3" ? undefined : new Error("denied"));
+  const auths = ["u0", "u1", "u2", "u3"].map((username) => ({ username }));
+  const pulled = ensure("app:1", { auths });
+  await settle();
+  expect(images.pulls).toHaveLength(2);
+  expect(await failure("app:2", { pod: "other" })).toMatchObject({ message: "pull QPS exceeded" });
+  await clock.advance(1_000);
+  expect(images.pulls).toHaveLength(3);
+  await clock.advance(1_000);
+  await pulled;
+  expect(images.pulls).toHaveLength(4);
+});
+
+test("a pod that goes while its next credential waits for the rate ends the pull", async () => {
+  const { images, clock, ensure } = setUp({ registryPullQPS: 1, registryBurst: 1 });
+  images.pullError = () => new Error("denied");
+  const gone = new AbortController();
+  const pulled = ensure("app:1", { auths: [{ username: "a" }, { username: "b" }], signal: gone.signal });
+  const ended = pulled.catch((err: unknown) => err);
+  await settle();
+  expect(clock.waiting).toBe(2); // for the rate, and to tell of a slow pull
+  gone.abort();
+  expect(hasCode(await ended, "Canceled")).toBe(true);
+  await settle();
+  expect(clock.waiting).toBe(0);
+  expect(images.pulls).toHaveLength(1);
 });
 
 test("all credentials fail: one text for equal errors, a list for different ones", async () => {
