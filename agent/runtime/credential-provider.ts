@@ -7,6 +7,7 @@ import { defaultBuckets, type MetricsRegistry } from "../lib/metrics.ts";
 import type { CredentialProvider, CredentialProviderConfig } from "./credential-provider-config.ts";
 import { execProvider, type ProviderRequest, type ProviderResponse } from "./credential-provider-exec.ts";
 import { authsFor, type Coordinates, type ImageCredential, keyMatches, keyringOf } from "./images-auth.ts";
+import { Turns } from "./images-limits.ts";
 
 /** A service account as the API server has it. */
 export interface Account extends Coordinates {
@@ -48,6 +49,8 @@ export interface CredentialProviders {
 export const purgeMs = 900_000;
 // Answers kept by one plugin. A node has some hundred images at most; the oldest answer goes first.
 export const answersMax = 1_000;
+// Processes of one plugin at once; further questions wait. Each plugin has its own, so that one that hangs holds up no other.
+export const runsMax = 4;
 
 /** Runs credential provider plugins, and keeps their answers as long as they say. */
 export function createCredentialProviders(options: CredentialProvidersOptions): CredentialProviders {
@@ -78,6 +81,7 @@ class Plugin {
   /** Times are monotonic: an answer is not kept for an hour longer because the machine's clock was set back. */
   readonly #answers = new Map<string, { auths: ProviderResponse["auths"]; expiresAtMs: number }>();
   readonly #running = new Map<string, Promise<ProviderResponse["auths"]>>();
+  readonly #turns = new Turns(runsMax);
   #purgedAtMs: number;
 
   constructor(provider: CredentialProvider, options: CredentialProvidersOptions, metrics: ProviderMetrics | undefined) {
@@ -139,7 +143,9 @@ class Plugin {
     const key = `${whose} ${image}`;
     let running = this.#running.get(key);
     if (running === undefined) {
-      running = this.#run(image, identity, whose).finally(() => this.#running.delete(key));
+      // One that ran meanwhile may have answered for the whole registry.
+      const work = async () => this.#kept(image, whose) ?? (await this.#run(image, identity, whose));
+      running = this.#turns.run(work, this.#options.stop).finally(() => this.#running.delete(key));
       this.#running.set(key, running);
     }
     return await running;

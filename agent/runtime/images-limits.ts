@@ -75,7 +75,7 @@ export class Turns {
       };
       const onAbort = () => {
         this.#waiting.splice(this.#waiting.indexOf(turn), 1);
-        reject(new AgentError("Canceled", "canceled while waiting for other image pulls"));
+        reject(new AgentError("Canceled", "canceled while waiting for its turn"));
       };
       this.#waiting.push(turn);
       signal.addEventListener("abort", onAbort, { once: true });

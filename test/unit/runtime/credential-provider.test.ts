@@ -12,6 +12,7 @@ import {
   createCredentialProviders,
   type CredentialProvidersOptions,
   purgeMs,
+  runsMax,
 } from "../../../agent/runtime/credential-provider.ts";
 import type { CredentialProvider } from "../../../agent/runtime/credential-provider-config.ts";
 import {
@@ -20,7 +21,7 @@ import {
   outputBytesMax,
   parseResponse,
 } from "../../../agent/runtime/credential-provider-exec.ts";
-import { FakeClock } from "../kube/fake-clock.ts";
+import { FakeClock, settle } from "../kube/fake-clock.ts";
 import { metricsText } from "../lib/metrics-support.ts";
 import { settable } from "./images-support.ts";
 
@@ -207,6 +208,46 @@ test("equal questions that come together are asked once", async () => {
   const all = [1, 2, 3].map(async () => await plugins.credentials(pod, image));
   expect(await Promise.all(all)).toEqual([[credential], [credential], [credential]]);
   expect(await requests()).toHaveLength(1);
+});
+
+test("a plugin runs four times at once, and one that hangs holds up no other", async () => {
+  const running: (() => void)[] = [];
+  const run: typeof execProvider = async ({ name }) => {
+    if (name === "hangs") await new Promise<void>((resolve) => void running.push(resolve));
+    return { cacheKeyType: "Image", cacheDurationMs: undefined, auths: [] };
+  };
+  const stop = new AbortController();
+  const hangs = await plugin("hangs", "");
+  const { plugins } = open([hangs, await plugin("good", "", { matchImages: ["good.io"] })], { run, stop: stop.signal });
+  const all = Array.from({ length: 10 }, async (_, n) => await plugins.credentials(pod, `${image}${n}`));
+  await settle();
+  expect(running).toHaveLength(runsMax);
+  expect(await plugins.credentials(pod, "good.io/app")).toEqual([]);
+  running.shift()?.();
+  await settle();
+  expect(running).toHaveLength(runsMax);
+  expect(runsMax).toBe(4);
+  stop.abort();
+  for (const end of running) end();
+  await Promise.all(all);
+  expect(lines).toEqual([]);
+});
+
+test("an answer for a whole registry spares those who wait for their turn", async () => {
+  let asked = 0;
+  const run: typeof execProvider = async () => {
+    asked += 1;
+    await settle();
+    return {
+      cacheKeyType: "Registry",
+      cacheDurationMs: undefined,
+      auths: [{ registry: "registry.io", auth: credential }],
+    };
+  };
+  const { plugins } = open([await plugin("p", "")], { run });
+  const all = Array.from({ length: 20 }, async (_, n) => await plugins.credentials(pod, `${image}${n}`));
+  for (const found of await Promise.all(all)) expect(found).toEqual([credential]);
+  expect(asked).toBe(runsMax);
 });
 
 test("expired answers are dropped in time, and no more than a thousand are kept", async () => {
