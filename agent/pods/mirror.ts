@@ -67,7 +67,7 @@ export function hashOf(mirror: Pod): string | undefined {
 }
 
 export interface MirrorDeps {
-  client: Pick<ApiClient, "create" | "delete">;
+  client: Pick<ApiClient, "create" | "delete" | "get">;
   mirrors: MirrorSet;
   ownNode: Pick<Store<Node>, "get" | "subscribe">;
   nodeName: string;
@@ -180,11 +180,26 @@ export class Mirrors {
 
   async #create(key: string, { pod, node }: MirrorAction & { kind: "create" }, signal: AbortSignal): Promise<void> {
     if (this.#created.get(key) === uidOf(pod)) return;
-    const mirror = await this.#deps.client.create(pods, buildMirrorPod(pod, node), { signal });
+    const mirror = await this.#createOrFind(pod, node, signal);
     // The watch may have been faster, and even have shown its end already.
     if (this.#deps.mirrors.get(key) === undefined) this.#created.set(key, uidOf(pod));
     this.#deps.log.info({ pod: key, podUID: uidOf(pod), mirrorUID: uidOf(mirror) }, "mirror pod created");
     this.#deps.onCreated(mirror);
+  }
+
+  // The answer to a call that did its work may have been lost, and the watch may be silent.
+  async #createOrFind(pod: Pod, node: Node, signal: AbortSignal): Promise<Pod> {
+    const { client } = this.#deps;
+    const wanted = buildMirrorPod(pod, node);
+    try {
+      return await client.create(pods, wanted, { signal });
+    } catch (err) {
+      if (!hasCode(err, "AlreadyExists")) throw err;
+      const { name, namespace = "" } = wanted.metadata;
+      const present = await client.get(pods, { namespace, name }, { signal });
+      if (hashOf(present) !== uidOf(pod) || present.metadata.deletionTimestamp !== undefined) throw err;
+      return present;
+    }
   }
 
   async #delete({ metadata }: Pod, signal: AbortSignal): Promise<void> {

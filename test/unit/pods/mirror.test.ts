@@ -70,7 +70,14 @@ function setUp(wanted: () => Map<string, Pod>) {
   const ownNode = new MemoryStore<Node>().put(node).markSynced();
   const calls: string[] = [];
   const created: Pod[] = [];
-  const state = { failure: undefined as AgentError | undefined, isHeldBack: false, inFlight: 0, inFlightMax: 0 };
+  const state = {
+    failure: undefined as AgentError | undefined,
+    /** Has it, although the watch does not show it. */
+    hidden: undefined as Pod | undefined,
+    isHeldBack: false,
+    inFlight: 0,
+    inFlightMax: 0,
+  };
   const sources = new PodSources({ sources: ["api"], onDuplicate: () => {} });
   sources.follow(store);
   const call = async (text: string) => {
@@ -85,10 +92,15 @@ function setUp(wanted: () => Map<string, Pod>) {
   const client = {
     create: async (_resource: unknown, object: Pod) => {
       await call(`create ${object.metadata.name} for ${hashOf(object) ?? ""}`);
+      if (state.hidden !== undefined) throw new AgentError("AlreadyExists", "it is there");
       uids += 1;
       const answer = { ...object, metadata: { ...object.metadata, uid: `m${uids}` } };
       if (!state.isHeldBack) store.put(answer);
       return answer;
+    },
+    get: async (_resource: unknown, { name }: { name: string }) => {
+      await call(`get ${name}`);
+      return state.hidden;
     },
     delete: async (_resource: unknown, { namespace, name }: { namespace: string; name: string }, options: object) => {
       await call(`delete ${name} ${JSON.stringify({ ...options, signal: undefined })}`);
@@ -208,5 +220,34 @@ test("mirror pods that stand for nothing are removed", async () => {
   store.put(stored()).markSynced();
   await rest();
   expect(calls).toEqual(['delete web-node-1 {"gracePeriodSeconds":0,"uid":"m1"}']);
+  await end();
+});
+
+test("one that is there although its creation was not answered counts as created", async () => {
+  const { calls, store, state, created, clock, end } = setUp(() => new Map([[key, pod]]));
+  state.hidden = stored();
+  store.markSynced();
+  await rest();
+  await clock.advance(mirrorRetry.maxMs);
+  await rest();
+  expect(calls).toEqual(["create web-node-1 for s1", "get web-node-1"]);
+  expect(created).toEqual([stored()]);
+  await end();
+});
+
+test.each([
+  ["another version", { annotations: { "kubernetes.io/config.mirror": "s0" } }],
+  ["one that is being deleted", { deletionTimestamp: "2026-01-01T00:00:00Z" }],
+])("%s of that name does not count", async (_what, changes) => {
+  const { calls, store, state, created, clock, end } = setUp(() => new Map([[key, pod]]));
+  state.hidden = stored(changes);
+  store.markSynced();
+  await rest();
+  expect(created).toEqual([]);
+  state.hidden = undefined;
+  await clock.advance(mirrorRetry.baseMs);
+  await rest();
+  expect(calls).toEqual(["create web-node-1 for s1", "get web-node-1", "create web-node-1 for s1"]);
+  expect(created).toHaveLength(1);
   await end();
 });
