@@ -17,16 +17,16 @@ export interface Answer {
 }
 
 /**
- * GETs a URL within 10 s, following redirects; headers of ours go to its own host only. Rejects with Unavailable,
- * DeadlineExceeded or Invalid (too long); no message holds the URL, which may hold a password.
+ * GETs a URL within 10 s, following redirects; headers of ours go to its own scheme, host and port only. Rejects with
+ * Unavailable, DeadlineExceeded or Invalid (too long); no message holds the URL, which may hold a password.
  */
 export async function httpGet(url: string, headers: Headers, signal: AbortSignal): Promise<Answer> {
   const deadline = AbortSignal.timeout(requestTimeoutMs);
   const either = AbortSignal.any([signal, deadline]);
   let at = new URL(url);
-  const { host } = at;
+  const { origin } = at; // with the scheme: what was meant to be encrypted must not be sent in the clear
   for (let redirects = 0; redirects <= redirectsMax; redirects += 1) {
-    const answer = await ask(at, at.host === host ? headers : {}, either).catch((err: unknown) => {
+    const answer = await ask(at, at.origin === origin ? headers : {}, either).catch((err: unknown) => {
       if (signal.aborted) throw new AgentError("Canceled", "the agent stops");
       if (!deadline.aborted) throw err;
       throw new AgentError("DeadlineExceeded", `no answer within ${requestTimeoutMs / 1_000} s`);

@@ -1,5 +1,7 @@
 import { createServer, type IncomingHttpHeaders, type Server, type ServerResponse } from "node:http";
-import type { AddressInfo } from "node:net";
+import { createServer as createTLSServer } from "node:https";
+import { type AddressInfo, createServer as createTCPServer } from "node:net";
+import { getCACertificates, setDefaultCACertificates } from "node:tls";
 import { afterEach, beforeEach, expect, test } from "vitest";
 import type { Pod } from "../../../../agent/kube/types.ts";
 import { silentLogger } from "../../../../agent/lib/log.ts";
@@ -7,7 +9,11 @@ import { manifestBytesMax } from "../../../../agent/pods/sources/file-source.ts"
 import { httpGet, redirectsMax, requestTimeoutMs } from "../../../../agent/pods/sources/http-get.ts";
 import { runHTTPSource } from "../../../../agent/pods/sources/http-source.ts";
 import { FakeClock } from "../../kube/fake-clock.ts";
+import { authority, makePair } from "../../kube/certificates/support.ts";
 import { manifestOf, options } from "./support.ts";
+
+// The first byte of a TLS connection.
+const tlsHandshake = 0x16;
 
 let server: Server;
 let url: string;
@@ -178,6 +184,39 @@ test("redirects are followed, and other hosts are not shown the headers", async 
     ["/here", "hunter2"],
     ["/other", undefined],
   ]);
+});
+
+test("what was meant to be encrypted is not sent in the clear after a redirect", async () => {
+  const { key, cert } = await makePair({ usage: "server", names: ["127.0.0.1"] });
+  const trusted = getCACertificates("default");
+  setDefaultCACertificates([authority.certificate]);
+  // Both on one port: the host of the two URLs is the same.
+  const secure = createTLSServer({ key, cert }, (_request, response) => {
+    response.writeHead(302, { location: `http://127.0.0.1:${port}/clear` }).end();
+  });
+  const both = createTCPServer((socket) => {
+    socket.once("readable", () => {
+      const first: unknown = socket.read(1);
+      if (!Buffer.isBuffer(first)) return;
+      socket.unshift(first);
+      (first[0] === tlsHandshake ? secure : server).emit("connection", socket);
+    });
+  });
+  await new Promise<void>((resolve) => both.listen(0, "127.0.0.1", resolve));
+  const { port } = both.address() as AddressInfo;
+  answer = says(200, "there");
+  try {
+    const { status } = await httpGet(`https://127.0.0.1:${port}/`, { Secret: ["hunter2"] }, stop.signal);
+    expect([status, requests.map(({ path, headers }) => [path, headers["secret"]])]).toEqual([
+      200,
+      [["/clear", undefined]],
+    ]);
+  } finally {
+    setDefaultCACertificates(trusted);
+    secure.closeAllConnections();
+    server.closeAllConnections();
+    await new Promise((resolve) => both.close(resolve));
+  }
 });
 
 test("redirects without an end end", async () => {
