@@ -118,7 +118,7 @@ class Plugin {
     const accountName = pod.spec.serviceAccountName ?? "";
     if (accountName === "") return tokens.isRequired ? "notForThisPod" : undefined;
     const account = await accounts.account(pod, accountName);
-    const missing = tokens.requiredAnnotations.filter((key) => account.annotations[key] === undefined);
+    const missing = tokens.requiredAnnotations.filter((key) => !Object.hasOwn(account.annotations, key));
     if (missing.length > 0) {
       const { namespace, name } = account;
       log.debug({ provider: this.#provider.name, namespace, name, missing }, "service account lacks annotations");
@@ -126,7 +126,7 @@ class Plugin {
     }
     const keys = [...tokens.requiredAnnotations, ...tokens.optionalAnnotations];
     const present = keys.flatMap((key) => {
-      const value = account.annotations[key];
+      const value = Object.hasOwn(account.annotations, key) ? account.annotations[key] : undefined;
       return value === undefined ? [] : [[key, value] as const];
     });
     return {

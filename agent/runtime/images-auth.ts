@@ -153,14 +153,14 @@ function parseClass(text: string): (char: string) => boolean {
   return (char) => ranges.some(([low, high]) => low <= char && char <= high) !== isNegated;
 }
 
-// Secrets of other types are none of ours.
-const secretShapes: Readonly<Record<string, { key: string; shape: DockerConfigShape }>> = {
-  "kubernetes.io/dockerconfigjson": { key: ".dockerconfigjson", shape: "config.json" },
-  "kubernetes.io/dockercfg": { key: ".dockercfg", shape: "dockercfg" },
-};
+// Secrets of other types are none of ours. People make types up: a map inherits none.
+const secretShapes: ReadonlyMap<string, { key: string; shape: DockerConfigShape }> = new Map([
+  ["kubernetes.io/dockerconfigjson", { key: ".dockerconfigjson", shape: "config.json" }],
+  ["kubernetes.io/dockercfg", { key: ".dockercfg", shape: "dockercfg" }],
+]);
 
 function readSecret({ type = "", data }: Secret): { key: string; auth: ImageAuth }[] {
-  const wanted = secretShapes[type];
+  const wanted = secretShapes.get(type);
   const value = wanted === undefined ? undefined : data?.[wanted.key];
   if (wanted === undefined || value === undefined) return [];
   return readDockerConfig(Buffer.from(value, "base64").toString(), wanted.shape);

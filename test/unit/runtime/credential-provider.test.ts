@@ -399,6 +399,11 @@ test("without the account or its annotations it is not asked; where it may do wi
   expect(await requests()).toEqual([]);
   expect(lines.filter((line) => line.includes('"warn"'))).toEqual([]);
 
+  const odd = { ...tokens, requiredAnnotations: ["constructor"], optionalAnnotations: [] };
+  const { plugins: strict } = open([await plugin("odd", answerOf(), { tokens: odd })]);
+  expect(await strict.credentials(podOf("builder"), image)).toEqual([]);
+  expect(await requests()).toEqual([]);
+
   const optional = { ...tokens, isRequired: false, requiredAnnotations: [] };
   const { plugins: lenient } = open([await plugin("optional", answerOf(), { tokens: optional })]);
   expect(await lenient.credentials(podOf(), image)).toEqual([credential]);

@@ -88,6 +88,14 @@ test("the older secret type is read, other types are not", () => {
   expect(authsFor("quay.io/app", [keyringFromSecrets([opaque, old]).keyring])).toEqual([user("old")]);
 });
 
+test("a secret's type that every JavaScript object knows is no type of ours", () => {
+  const content = Buffer.from(JSON.stringify({ auths: { "quay.io": user("odd") } })).toString("base64");
+  for (const type of ["constructor", "__proto__", "toString"]) {
+    const odd: Secret = { metadata: { namespace: "web", name: "odd" }, type, data: { undefined: content } };
+    expect(keyringFromSecrets([odd])).toEqual({ keyring: { entries: [] }, problems: [] });
+  }
+});
+
 test("Docker Hub's images find the key that docker login writes", () => {
   const { keyring } = keyringFromSecrets([secret("hub", { "https://index.docker.io/v1/": user("hub") })]);
   expect(authsFor("busybox", [keyring])).toEqual([user("hub")]);
