@@ -20,6 +20,8 @@ export const requestTimeoutMs = 5_000;
 const headerBytesMax = 4_096;
 // After which it is tried again to listen: another agent may have ended, or somebody mended the directory.
 export const listenRetryMs = 30_000;
+// How often it is looked whether the socket is still there: whoever cleans up the directory may take it away.
+export const socketCheckMs = 30_000;
 
 /**
  * Answers what is going on with the node's pods, on a socket that only root can open. Runs until `signal` aborts. Never
@@ -32,6 +34,7 @@ export async function serveExplanations(options: ExplainServerOptions, signal: A
   while (!signal.aborted) {
     try {
       await listenUntil(options, path, signal);
+      said = "";
     } catch (err) {
       if (messageOf(err) !== said) {
         log.warn({ err: messageOf(err), retryInMs: listenRetryMs }, "nodelet explain will find no answer");
@@ -42,8 +45,9 @@ export async function serveExplanations(options: ExplainServerOptions, signal: A
   }
 }
 
+/** Listens until `signal` aborts, or until the socket is not where people look for it. */
 async function listenUntil(options: ExplainServerOptions, path: string, signal: AbortSignal): Promise<void> {
-  const { log } = options;
+  const { clock, log } = options;
   const limits = { maxHeaderSize: headerBytesMax, requestTimeout: requestTimeoutMs, headersTimeout: requestTimeoutMs };
   const server = createServer(limits, (request, response) => {
     void answer(options, request, response).catch((err: unknown) => {
@@ -52,22 +56,24 @@ async function listenUntil(options: ExplainServerOptions, path: string, signal: 
     });
   });
   server.maxConnections = connectionsMax;
-  const remove = await listenPrivately(server, path);
+  const socket = await listenPrivately(server, path);
   log.debug({ path }, "answering nodelet explain");
-  const failed = Promise.withResolvers<never>();
-  server.on("error", failed.reject);
-  const told = Promise.withResolvers<void>();
-  const onAbort = () => told.resolve();
-  signal.addEventListener("abort", onAbort, { once: true });
-  if (signal.aborted) onAbort();
+  const broken = new AbortController();
+  server.on("error", (err) => broken.abort(err));
+  const over = AbortSignal.any([signal, broken.signal]);
   try {
-    await Promise.race([told.promise, failed.promise]);
+    while (!over.aborted) {
+      await clock.sleep(socketCheckMs, over).catch(() => {}); // why it is over is seen below
+      if (over.aborted || (await socket.isInPlace())) continue;
+      log.info({ path }, "the socket of nodelet explain was taken away, making it again");
+      return;
+    }
+    if (!signal.aborted) broken.signal.throwIfAborted();
   } finally {
-    signal.removeEventListener("abort", onAbort);
     const closed = new Promise<void>((resolve) => server.close(() => resolve()));
     server.closeAllConnections();
     await closed;
-    await remove();
+    await socket.remove();
   }
 }
 

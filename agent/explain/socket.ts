@@ -8,14 +8,21 @@ import { AgentError } from "../lib/errors.ts";
 const socketMode = 0o600;
 const writableByOthers = 0o022;
 
+/** Where a server listens. */
+export interface PrivateSocket {
+  /** False once somebody took the socket away or put another one in its place: nobody finds the server any more. */
+  isInPlace(): Promise<boolean>;
+  /** Takes the socket away, unless another one is in its place; the server is to be closed before. */
+  remove(): Promise<void>;
+}
+
 /**
  * Lets `server` listen at `path`, readable for nobody else. What an agent that was killed left there is replaced.
  * The socket comes to its place ready and with its mode, in one step.
  *
  * Rejects with AlreadyExists if another agent listens there, with Invalid if the directory is not safe to do so.
- * @returns takes the socket away; the server is to be closed before
  */
-export async function listenPrivately(server: Server, path: string): Promise<() => Promise<void>> {
+export async function listenPrivately(server: Server, path: string): Promise<PrivateSocket> {
   const dir = await realpath(dirname(path));
   const { uid, mode } = await stat(dir);
   if (uid !== process.getuid?.() || (mode & writableByOthers) !== 0) {
@@ -31,12 +38,17 @@ export async function listenPrivately(server: Server, path: string): Promise<() 
     const place = join(own, "s");
     await listen(server, place);
     await chmod(place, socketMode);
-    const { ino } = await lstat(place);
+    // Nobody else gets this number as long as the server listens.
+    const { dev, ino } = await lstat(place);
     await rename(place, path);
-    return async () => {
+    const isInPlace = async () => {
       const present = await lstat(path).catch(ignoreErrno("ENOENT"));
-      if (present?.ino === ino) await rm(path, { force: true });
+      return present?.dev === dev && present.ino === ino;
     };
+    const remove = async () => {
+      if (await isInPlace()) await rm(path, { force: true });
+    };
+    return { isInPlace, remove };
   } catch (err) {
     server.close();
     throw err;

@@ -7,7 +7,12 @@ import { afterEach, beforeEach, describe, expect, test } from "vitest";
 import type { InspectCommand } from "../../../agent/config/inspect.ts";
 import { similarMax } from "../../../agent/explain/answers.ts";
 import { runInspect } from "../../../agent/explain/command.ts";
-import { type ExplainServerOptions, listenRetryMs, serveExplanations } from "../../../agent/explain/server.ts";
+import {
+  type ExplainServerOptions,
+  listenRetryMs,
+  serveExplanations,
+  socketCheckMs,
+} from "../../../agent/explain/server.ts";
 import { systemClock } from "../../../agent/lib/clock.ts";
 import { silentLogger } from "../../../agent/lib/log.ts";
 import type { PodFacts } from "../../../agent/pods/explain.ts";
@@ -191,6 +196,40 @@ describe("the socket", () => {
     await end();
     await clock.advance(listenRetryMs);
     for (let i = 0; i < 100 && (await readdir(rootDir)).join() !== "nodelet.sock"; i++) await settle();
+    expect(JSON.parse((await say({ output: "json" })).out)).toMatchObject({ uid: "second" });
+  });
+
+  test.each([
+    { name: "taken away", spoil: async () => await rm(socketPath()) },
+    { name: "replaced by one behind which nobody listens", spoil: async () => await abandon(await listen()) },
+  ])("is made again after it was $name", async ({ spoil }) => {
+    const clock = new FakeClock();
+    const end = await serve({ clock, facts: () => [factsOf("web")] });
+    await spoil();
+    expect((await say({})).code).toBe(1);
+    await clock.advance(socketCheckMs);
+    await expect.poll(async () => (await say({})).code, { timeout: 4_000 }).toBe(0);
+    const { ino, mode } = await stat(socketPath());
+    expect(mode & 0o777).toBe(0o600);
+    await clock.advance(socketCheckMs * 2);
+    expect((await stat(socketPath())).ino).toBe(ino); // this one is in its place
+    await end();
+    expect(await readdir(rootDir)).toEqual([]);
+  });
+
+  test("that another agent put in its place is left alone, and told once", async () => {
+    const clock = new FakeClock();
+    const said: { err?: string }[] = [];
+    const log = { ...silentLogger, warn: (fields: object) => void said.push(fields) } as typeof silentLogger;
+    const end = await serve({ clock, log, facts: () => [factsOf("web")] });
+    await rm(socketPath());
+    await serve({ facts: () => [factsOf("web", "ns", { pod: podOf({}, { uid: "second", name: "web" }) })] });
+    for (let i = 0; i < 3; i += 1) {
+      await clock.advance(socketCheckMs);
+      await expect.poll(() => said.length, { timeout: 4_000 }).toBe(1);
+    }
+    expect(said[0]?.err).toMatch(/another agent listens at/);
+    await end();
     expect(JSON.parse((await say({ output: "json" })).out)).toMatchObject({ uid: "second" });
   });
 
