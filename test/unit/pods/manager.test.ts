@@ -4,6 +4,7 @@ import { silentLogger } from "../../../agent/lib/log.ts";
 import { MetricsRegistry } from "../../../agent/lib/metrics.ts";
 import { createPodManager, type PodManager } from "../../../agent/pods/manager.ts";
 import type { PodDeps } from "../../../agent/pods/port.ts";
+import { uidOf } from "../../../agent/pods/names.ts";
 import { clearRetry } from "../../../agent/pods/predecessors.ts";
 import { PodSources } from "../../../agent/pods/sources/pod-sources.ts";
 import type { PodSourceName } from "../../../agent/pods/sources/static-pod.ts";
@@ -85,8 +86,15 @@ async function setUp(...sources: PodSourceName[]) {
     await clock.advance(0);
     await ended;
   };
-  await settle();
+  await until(() => clock.waiting > 0); // it has read its files, and rests
   return { set, store, clock, runtime, manager };
+}
+
+/** Some of what happens waits for the disk. */
+async function until(isTrue: () => boolean): Promise<void> {
+  const deadline = performance.now() + 4_000;
+  while (!isTrue() && performance.now() < deadline) await settle();
+  expect(isTrue()).toBe(true);
 }
 
 /** What each pod waits for: "admission", "others", or nothing, as it has a worker. */
@@ -103,9 +111,8 @@ const waiting = ({ held }: PodManager) =>
 test("pods of the API server do not wait for a manifest that is out of reach", async () => {
   const { set, store, manager } = await setUp("api", "http");
   store.put(podOf()).markSynced();
-  await settle();
+  await until(() => waiting(manager)["web"] === "nothing");
   expect(set.hasSynced).toBe(false);
-  expect(waiting(manager)).toEqual({ web: "nothing" });
 });
 
 const formerly = { podUID: "old", podName: "web-node-1", podNamespace: "default" };
@@ -126,19 +133,21 @@ test("a static pod is not begun beside what ran in its place, whether sources ar
     expect(manager.held.facts()[0]?.obstacle?.message).toBe("containers of pod old not removed: it is stuck");
     runtime.stopPodSandbox = async () => await Promise.resolve();
     await clock.advance(clearRetry.maxMs);
-    expect(waiting(manager)).toEqual({ "web-node-1": "nothing" });
+    await until(() => waiting(manager)["web-node-1"] === "nothing");
     await end();
   }
 });
 
 test("a static pod that goes while it waits leaves its turn to the next one", async () => {
-  const { set, runtime, clock, manager } = await setUp("api", "file");
+  const { set, runtime, clock, manager } = await setUp("file");
   [runtime.list, runtime.stopPodSandbox] = [runsFormer, fails];
   set.receiver("file")([static1]);
   await clock.advance(60_000);
   set.receiver("file")([staticPodOf({}, { uid: "newer" })]);
-  await settle();
+  const seen = () => manager.held.facts().map(({ pod, isQueued }) => `${uidOf(pod)} ${isQueued}`);
+  await clock.advance(60_000);
+  expect(seen()).toEqual(["newer true"]);
   runtime.stopPodSandbox = async () => await Promise.resolve();
   await clock.advance(clearRetry.maxMs);
-  expect(manager.held.facts().map(({ pod, isQueued }) => [pod.metadata.uid, isQueued])).toEqual([["newer", undefined]]);
+  await until(() => seen().join() === "newer undefined");
 });
