@@ -1,3 +1,4 @@
+import { constants } from "node:fs";
 import { open, readdir, rm, symlink } from "node:fs/promises";
 import { basename, dirname, join } from "node:path";
 import { ignoreErrno } from "../lib/errno.ts";
@@ -85,10 +86,15 @@ function logText(tail: string): string {
   return Buffer.from(text, "utf8").subarray(-terminationLogBytesMax).toString("utf8");
 }
 
+// What a pod calls its termination log may be a fifo of its own making, which would hold a thread for good.
+const openFlags = constants.O_RDONLY | constants.O_NONBLOCK | constants.O_NOCTTY;
+
 async function readTail(path: string, bytesMax: number): Promise<string> {
-  const file = await open(path, "r");
+  const file = await open(path, openFlags);
   try {
-    const { size } = await file.stat();
+    const stats = await file.stat();
+    if (!stats.isFile()) return "";
+    const { size } = stats;
     const length = Math.min(size, bytesMax);
     const buffer = Buffer.alloc(length);
     const { bytesRead } = await file.read(buffer, 0, length, size - length);

@@ -7,7 +7,7 @@ import { lastCrash, restartAtMs } from "./crash-backoff.ts";
 import { nextInit } from "./init-containers.ts";
 import { type Kill, wantKill } from "./kill.ts";
 import type { PodLocal } from "./local.ts";
-import { isAlive, type Plan, PlanBuilder } from "./plan.ts";
+import { isAlive, isAnyStarting, type Plan, PlanBuilder } from "./plan.ts";
 import { isResizeDue, needsRestart } from "./resize/actuate.ts";
 import { restartAll, restartAllTrigger } from "./restart-all.ts";
 import { policyOf, restartsAfter, shouldRestart } from "./restart-policy.ts";
@@ -42,9 +42,9 @@ function decideRunning(pod: Pod, observed: PodSnapshot, local: PodLocal, plan: P
   if (!local.isNetworkReady && pod.spec.hostNetwork !== true) return; // the worker says so and is woken when it changes
   const state = sandboxState(pod, observed);
   if (state.kind === "ready") {
-    const trigger = restartAllTrigger(pod, observed);
+    const trigger = restartAllTrigger(pod, observed, ({ id }) => local.replaced.has(id));
     if (trigger !== undefined) {
-      restartAll(pod, trigger, observed, plan);
+      restartAll(pod, trigger, observed, local, plan);
       return;
     }
     if (local.volumes !== "ready") plan.want({ kind: "SetUpVolumes" });
@@ -209,10 +209,6 @@ function backoffUntilMs(newest: ContainerStatus, observed: PodSnapshot, local: P
   const counting = lastCrash(newest, observed, local);
   // Whether there is a backoff, the crash before decides; if there is, it begins with the stop.
   return counting === undefined || atMs(counting) <= nowMs ? nowMs : atMs(newest);
-}
-
-function isAnyStarting({ attempts }: PodLocal): boolean {
-  return [...attempts].some(([key, { state }]) => state === "running" && key.startsWith("start/"));
 }
 
 function wantImage(container: Container, local: PodLocal, plan: PlanBuilder): "present" | "underWay" | "resting" {

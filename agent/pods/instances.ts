@@ -44,8 +44,10 @@ export class Instances implements Remembered {
   /** A step begins. */
   begin(action: PodAction, observed: PodSnapshot, nowMs: number): void {
     if (action.kind === "StartContainer") this.#noteRestart(action.container, observed, nowMs);
-    else if (action.kind === "KillContainer" && action.replaces === true) this.replaced.add(action.containerID);
-    else if (action.kind === "PreStop") {
+    if ((action.kind === "KillContainer" || action.kind === "PreStop") && action.replaces === true) {
+      this.replaced.add(action.containerID);
+    }
+    if (action.kind === "PreStop") {
       this.hooks.set(action.containerID, { beganAtMs: nowMs, isDone: false, stop: new AbortController() });
     }
   }

@@ -40,7 +40,7 @@ export function wantKill(kill: Kill, pod: Pod, local: PodLocal, plan: PlanBuilde
 
 /** Begins a container's preStop hook if it has one. @returns whether the stop signal has to wait for it */
 export function wantHook(
-  { status, graceSeconds, why, sinceMs = 0 }: Kill,
+  { status, graceSeconds, why, sinceMs = 0, replaces }: Kill,
   pod: Pod,
   local: PodLocal,
   plan: PlanBuilder,
@@ -49,7 +49,8 @@ export function wantHook(
   if (hook === undefined) {
     const spec = specContainers(pod).find(({ container }) => container.name === status.name)?.container;
     if (spec?.lifecycle?.preStop === undefined || graceSeconds <= 0 || status.state !== "running") return "over";
-    plan.want({ kind: "PreStop", containerID: status.id, container: status.name, graceSeconds, why });
+    const replacing = replaces === undefined ? {} : { replaces };
+    plan.want({ kind: "PreStop", containerID: status.id, container: status.name, graceSeconds, why, ...replacing });
     return "underWay";
   }
   const deadlineMs = Math.max(hook.beganAtMs, sinceMs) + graceSeconds * 1_000;

@@ -11,7 +11,15 @@ export type PodAction =
   /** `createdID`: an instance that was made but never started (the agent died in between). */
   | { kind: "StartContainer"; container: string; sandboxID: string; createdID: string | undefined }
   /** Says why the container is stopped, then runs its preStop hook for `graceSeconds` at most. */
-  | { kind: "PreStop"; containerID: string; container: string; graceSeconds: number; why: string }
+  | {
+      kind: "PreStop";
+      containerID: string;
+      container: string;
+      graceSeconds: number;
+      why: string;
+      /** As of {@link KillAction}: the container may end within its hook. */
+      replaces?: true;
+    }
   | KillAction
   | { kind: "StopSandbox"; sandboxID: string }
   | { kind: "RemoveContainer"; containerID: string; keepsLogs?: boolean }
@@ -110,4 +118,9 @@ export class PlanBuilder implements Plan {
 /** True for a container that has to be stopped before the pod can be called stopped. */
 export function isAlive({ state }: ContainerStatus): boolean {
   return state === "running" || state === "unknown";
+}
+
+/** True while a container is being started: what it will look like is not known yet. */
+export function isAnyStarting({ attempts }: PodLocal): boolean {
+  return [...attempts].some(([key, { state }]) => state === "running" && key.startsWith("start/"));
 }

@@ -6,7 +6,7 @@ import { ownConditionTypes } from "./conditions.ts";
 import { formatDelay } from "./crash-backoff.ts";
 import type { PodLocal } from "./local.ts";
 import { describePod, specContainers } from "./names.ts";
-import { isAlive, type Plan } from "./plan.ts";
+import { type Plan } from "./plan.ts";
 import { restartsAfter } from "./restart-policy.ts";
 import { sandboxState } from "./sandbox.ts";
 import { isTerminalPhase } from "./status.ts";
@@ -104,11 +104,13 @@ export function previousStatus(wanted: PodStatus | undefined, known: PodStatus):
   return { ...wanted, conditions: [...own, ...(known.conditions ?? []).filter((condition) => !isOwn(condition))] };
 }
 
-/** The end of a pod is told when nothing of it runs any more: others take its resources for free then. */
-export function withheldWhileAlive(status: PodStatus, before: PodStatus | undefined, observed: PodSnapshot): PodStatus {
-  if (!isTerminalPhase(status.phase) || isTerminalPhase(before?.phase) || !observed.containers.some(isAlive)) {
-    return status;
-  }
+/**
+ * The end of a pod is told when nothing of it runs any more: others take its resources for free then.
+ *
+ * @param isStopped no container lives, no sandbox holds addresses and ports, and none of them is on its way
+ */
+export function withheldUntilStopped(status: PodStatus, before: PodStatus | undefined, isStopped: boolean): PodStatus {
+  if (!isTerminalPhase(status.phase) || isTerminalPhase(before?.phase) || isStopped) return status;
   const { reason: _reason, message: _message, ...rest } = status;
   return { ...rest, phase: before?.phase ?? "Pending" };
 }

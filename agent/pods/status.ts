@@ -52,7 +52,7 @@ export function buildPodStatus(inputs: StatusInputs, nowMs: number): PodStatus {
   const startTime = previous.startTime ?? now;
   if (ending?.isRejection === true) return rejectedStatus(pod, ending, startTime);
   const { isTerminated, replaced } = inputs;
-  const hasTrigger = !isTerminated && restartAllTrigger(pod, observed) !== undefined;
+  const hasTrigger = !isTerminated && restartAllTrigger(pod, observed, ({ name }) => replaced.has(name)) !== undefined;
   const isRestartingAll = !isTerminated && (hasTrigger || saysRestartingAll(previous));
   let initStatuses = containerStatuses("init", inputs, isRestartingAll);
   let statuses = containerStatuses("regular", inputs, isRestartingAll);

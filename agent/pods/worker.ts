@@ -31,7 +31,7 @@ import {
   previousStatus,
   probedContainers,
   waitingReasons,
-  withheldWhileAlive,
+  withheldUntilStopped,
   withoutPostStart,
 } from "./status-inputs.ts";
 import { steadyClock } from "./steady-clock.ts";
@@ -90,6 +90,7 @@ export class PodWorker {
   #ending: PodEnding | undefined;
   #isGone = false;
   #isCleanedUp = false;
+  #isStopped = false;
   #deletion: "none" | "underWay" | "done" = "none";
   #contentChanges = 0;
   #saidNetworkNotReady = false;
@@ -178,9 +179,9 @@ export class PodWorker {
     await this.#ended.promise;
   }
 
-  /** True until the pod is stopped for good: until then it uses what the node has. */
+  /** True until nothing of the pod runs any more, for good: until then it uses what the node has. */
   get isActive(): boolean {
-    return !this.#isCleanedUp && this.#ending?.isRejection !== true;
+    return !this.#isStopped && this.#ending?.isRejection !== true;
   }
 
   get pod(): Pod {
@@ -291,12 +292,16 @@ export class PodWorker {
     this.#noteResize(pod, observed);
     const status = this.#status(pod, observed, plan, wallMs);
     if (!this.#isGone) {
-      writer.set(this.uid, withheldWhileAlive(status, writer.wanted(this.uid) ?? pod.status, observed));
+      writer.set(
+        this.uid,
+        withheldUntilStopped(status, writer.wanted(this.uid) ?? pod.status, this.#isStill(observed)),
+      );
     }
     if (this.#termination === undefined && (isTerminalPhase(status.phase) || isOver(pod, observed, this.#local()))) {
       this.#beginTermination(pod, nowMs);
       plan = decide(pod, observed, this.#local(), nowMs);
     }
+    this.#noteStop(observed);
     this.#sayNetworkNotReady(pod);
     for (const [name, { untilMs }] of plan.backoff) this.#announceBackoff(pod, name, untilMs);
     for (const action of plan.actions) this.#begin(action, observed, nowMs);
@@ -325,6 +330,17 @@ export class PodWorker {
       this.#forgetFailures();
     }
     return pod;
+  }
+
+  // Nothing of the pod runs, and nothing is on its way.
+  #isStill({ containers, sandboxes }: PodSnapshot): boolean {
+    const isQuiet = !this.#steps.isRunning("sandbox", "start/");
+    return isQuiet && !containers.some(isAlive) && !sandboxes.some(({ ready }) => ready);
+  }
+
+  #noteStop(observed: PodSnapshot): void {
+    this.#isStopped = this.#termination !== undefined && this.#isStill(observed);
+    if (this.#isStopped) this.#ended.resolve();
   }
 
   #noteResize(pod: Pod, { containers }: PodSnapshot): void {
