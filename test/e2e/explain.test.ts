@@ -138,7 +138,7 @@ describe.skipIf(!inject("isLocal"))("nodelet explain", () => {
     await cluster.waitForPod("ending", "running", isRunning);
     await cluster.deletePod("ending");
     const first = await untilItWaitsFor("ending", /container main: its preStop hook has not ended yet/);
-    expect(first.next).toMatch(/^killed in 9m\d+s at the latest$/);
+    expect(first.next).toMatch(/^killed in (9m\d+s|10m(0s)?) at the latest$/);
     expect((await explain("ending")).out).toMatch(/^Terminating for /m);
     await cluster.deletePod("ending", 1);
     await cluster.waitForPodGone("ending");
