@@ -118,8 +118,11 @@ test("a terminal: it has our size, and Ctrl-C reaches the program in it", async 
     await terminal.said("45 123");
     terminal.write("test -t 0 && test -t 1 && test -t 2 && echo all of $((3 * 5 * 7)) are terminals\n");
     await terminal.said("all of 105 are terminals");
-    terminal.write("sleep 1000\n");
-    await terminal.said("sleep 1000");
+    // What it says shows that it is the program that Ctrl-C reaches, and not the shell before it.
+    terminal.write(`sh -c 'echo be""gun; while read -r line; do echo "got-$line"; done'\n`);
+    await terminal.said("begun");
+    terminal.write("ping\n");
+    await terminal.said("got-ping");
     terminal.write("\u0003");
     terminal.write("echo awake $((40 + 2)); exit 5\n");
     await terminal.said("awake 42");

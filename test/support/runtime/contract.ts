@@ -404,7 +404,7 @@ export function runtimeContract(name: string, make: () => Promise<RuntimeUnderTe
       await removeSandbox(sandbox.id);
     });
 
-    test("a short container's own end is told within 100 ms", async () => {
+    test("a short container's own end is told long before anybody lists", async () => {
       await using events = followEvents(runtime);
       const sandbox = await newSandbox();
       const id = await startNew(sandbox, "sleep 0.3");
@@ -412,7 +412,7 @@ export function runtimeContract(name: string, make: () => Promise<RuntimeUnderTe
       const wokenAtMs = Date.now();
       const { state, finishedAtMs } = await runtime.containerStatus(id);
       expect(state).toBe("exited");
-      expect(wokenAtMs - finishedAtMs).toBeLessThan(100);
+      expect(wokenAtMs - finishedAtMs).toBeLessThan(1_000);
       await removeSandbox(sandbox.id);
     });
 
