@@ -7,7 +7,7 @@ import { lastCrash, restartAtMs } from "./crash-backoff.ts";
 import { nextInit } from "./init-containers.ts";
 import { type Kill, wantKill } from "./kill.ts";
 import type { PodLocal } from "./local.ts";
-import { isAlive, isAnyStarting, type Plan, PlanBuilder } from "./plan.ts";
+import { isAlive, isAnyStarting, type Plan, PlanBuilder, wantSandboxesStopped } from "./plan.ts";
 import { isResizeDue, needsRestart } from "./resize/actuate.ts";
 import { restartAll, restartAllTrigger } from "./restart-all.ts";
 import { policyOf, restartsAfter, shouldRestart } from "./restart-policy.ts";
@@ -77,9 +77,7 @@ function stopRemains(pod: Pod, observed: PodSnapshot, local: PodLocal, plan: Pla
     wantKill({ status, graceSeconds: graceSecondsOf(pod), why }, pod, local, plan);
   }
   if (alive.length > 0) return true;
-  const ready = observed.sandboxes.filter((sandbox) => sandbox.ready);
-  for (const { id } of ready) plan.want({ kind: "StopSandbox", sandboxID: id });
-  return ready.length > 0;
+  return wantSandboxesStopped(observed, local, plan);
 }
 
 function wantsNewSandbox(pod: Pod, observed: PodSnapshot, attempt: number, { finished }: PodLocal): boolean {

@@ -3,7 +3,7 @@ import { type CrashBackoff, type CrashBackoffLimits, lastCrash, noteRestart } fr
 import type { HookProgress, PodLocal } from "./local.ts";
 import { isAlive, type PodAction } from "./plan.ts";
 
-type Remembered = Pick<PodLocal, "crash" | "replaced" | "endedAtMs" | "condemned" | "hooks">;
+type Remembered = Pick<PodLocal, "crash" | "replaced" | "endedAtMs" | "condemned" | "hooks" | "stoppedSandboxes">;
 
 /** What a worker remembers of its pod's container instances: their ends, their hooks, who replaces them and when. */
 export class Instances implements Remembered {
@@ -11,6 +11,7 @@ export class Instances implements Remembered {
   readonly replaced = new Set<string>();
   readonly endedAtMs = new Map<string, number>();
   readonly condemned = new Set<string>();
+  readonly stoppedSandboxes = new Set<string>();
   readonly hooks = new Map<string, HookProgress & { stop: AbortController }>();
   readonly #limits: CrashBackoffLimits;
 
@@ -24,7 +25,7 @@ export class Instances implements Remembered {
    * @param nowMs  on the worker's own clock, as everything that is remembered
    * @param wallMs on the machine's, as what the runtime says
    */
-  observe({ containers }: PodSnapshot, nowMs: number, wallMs: number): void {
+  observe({ containers, sandboxes }: PodSnapshot, nowMs: number, wallMs: number): void {
     for (const [id, { stop }] of this.hooks) {
       const status = containers.find((container) => container.id === id);
       if (status === undefined || !isAlive(status)) stop.abort();
@@ -32,6 +33,9 @@ export class Instances implements Remembered {
     }
     for (const known of [this.replaced, this.condemned, this.endedAtMs]) {
       for (const id of known.keys()) if (!containers.some((container) => container.id === id)) known.delete(id);
+    }
+    for (const id of this.stoppedSandboxes) {
+      if (!sandboxes.some((sandbox) => sandbox.id === id)) this.stoppedSandboxes.delete(id);
     }
     // When an instance ended is told once; from then on it is as long ago as time has passed.
     for (const { id, state, finishedAtMs } of containers) {
@@ -50,6 +54,11 @@ export class Instances implements Remembered {
     if (action.kind === "PreStop") {
       this.hooks.set(action.containerID, { beganAtMs: nowMs, isDone: false, stop: new AbortController() });
     }
+  }
+
+  /** A step has succeeded. */
+  done(action: PodAction): void {
+    if (action.kind === "StopSandbox") this.stoppedSandboxes.add(action.sandboxID);
   }
 
   /** The hook of an instance is over, however it ended. */

@@ -33,6 +33,8 @@ export interface PodLocal {
   readonly condemned: ReadonlySet<string>;
   /** So many dead instances of a container are kept at once; at least 1. */
   readonly deadContainersMax: number;
+  /** Sandboxes that were stopped since this agent began. */
+  readonly stoppedSandboxes: ReadonlySet<string>;
   /** preStop hooks that have begun, by container ID. */
   readonly hooks: ReadonlyMap<string, HookProgress>;
   /** What a probe says of an instance; undefined if there is no such probe. */

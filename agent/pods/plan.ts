@@ -1,4 +1,4 @@
-import type { ContainerStatus } from "../runtime/port.ts";
+import type { ContainerStatus, PodSnapshot } from "../runtime/port.ts";
 import type { PodLocal } from "./local.ts";
 
 /** One step toward what the pod wants. Plain data; the worker carries it out. */
@@ -123,4 +123,16 @@ export function isAlive({ state }: ContainerStatus): boolean {
 /** True while a container is being started: what it will look like is not known yet. */
 export function isAnyStarting({ attempts }: PodLocal): boolean {
   return [...attempts].some(([key, { state }]) => state === "running" && key.startsWith("start/"));
+}
+
+/**
+ * Stops every sandbox that was not stopped before. One that died by itself is no exception: its addresses and the rules of
+ * its host ports go only when the runtime is told to stop it.
+ *
+ * @returns whether there is still one to be stopped
+ */
+export function wantSandboxesStopped({ sandboxes }: PodSnapshot, local: PodLocal, plan: PlanBuilder): boolean {
+  const left = sandboxes.filter(({ id, ready }) => ready || !local.stoppedSandboxes.has(id));
+  for (const { id } of left) plan.want({ kind: "StopSandbox", sandboxID: id });
+  return left.length > 0;
 }

@@ -3,7 +3,7 @@ import type { Pod } from "../kube/types.ts";
 import type { ContainerStatus, PodSnapshot } from "../runtime/port.ts";
 import type { PodLocal, Termination } from "./local.ts";
 import { type Kill, wantHook, wantKill } from "./kill.ts";
-import { isAlive, type PlanBuilder } from "./plan.ts";
+import { isAlive, type PlanBuilder, wantSandboxesStopped } from "./plan.ts";
 
 /**
  * The end of a pod, in this order: containers (sidecars after regular ones, the last declared first), sandboxes, volumes and cgroup,
@@ -32,9 +32,7 @@ export function decideTermination(
     return;
   }
   if (isStarting(local)) return; // its end wakes us, and shows whether there is something to stop
-  const ready = observed.sandboxes.filter((sandbox) => sandbox.ready);
-  for (const { id } of ready) plan.want({ kind: "StopSandbox", sandboxID: id });
-  if (ready.length > 0) return;
+  if (wantSandboxesStopped(observed, local, plan)) return;
   if (plan.isRunning("volumes")) return; // set-up and tear-down must not meet
   if (!local.isCleanedUp) {
     plan.want({ kind: "CleanUp" });

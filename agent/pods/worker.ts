@@ -419,6 +419,7 @@ export class PodWorker {
       endedAtMs: this.#instances.endedAtMs,
       finished: finishedContainers(this.#pod, this.#previous(this.#pod)),
       condemned: this.#instances.condemned,
+      stoppedSandboxes: this.#instances.stoppedSandboxes,
       hooks: this.#instances.hooks,
       deadContainersMax: deadContainersKept(this.#deps.settings.deadContainers),
       verdict: (container, id, type) => this.#deps.probes.verdict(this.uid, container, id, type),
@@ -505,6 +506,7 @@ export class PodWorker {
   }
 
   #succeeded(action: PodAction, contentChanges: number): void {
+    this.#instances.done(action);
     if (action.kind === "SetUpVolumes") {
       this.#volumes = contentChanges === this.#contentChanges ? "ready" : "stale";
       const inMs = this.#deps.volumes.refreshInMs(this.uid);
