@@ -143,13 +143,17 @@ test("a limit ends a follower", async () => {
 test("what the container wrote last comes before the end", async () => {
   await using t = await logDir();
   await t.append("a");
+  let lastWords: Promise<void> | undefined;
   const r = reading(
     t.path,
     { follow: true },
     {
       isRunning: async () => {
-        await t.append("last words"); // between the look at the file and the answer
-        await appendFile(t.path, line("cut off").slice(0, -1));
+        lastWords ??= (async () => {
+          await t.append("last words"); // between the look at the file and the answer
+          await appendFile(t.path, line("cut off").slice(0, -1));
+        })();
+        await lastWords;
         return false;
       },
     },
