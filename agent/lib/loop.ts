@@ -69,6 +69,12 @@ export class Loop {
   }
 }
 
+/** Resolves when `signal` aborts; at once if it has. */
+export async function untilAborted(signal: AbortSignal): Promise<void> {
+  if (signal.aborted) return;
+  await new Promise<void>((resolve) => signal.addEventListener("abort", () => resolve(), { once: true }));
+}
+
 /** For `.catch()`: swallows aborts, rethrows the rest. */
 export function ignoreAbort(err: unknown): void {
   if (!isAbort(err)) throw err;

@@ -7,15 +7,13 @@ import { lastCrash, restartAtMs } from "./crash-backoff.ts";
 import { nextInit } from "./init-containers.ts";
 import { type Kill, wantKill } from "./kill.ts";
 import type { PodLocal } from "./local.ts";
+import { graceSecondsOf } from "./names.ts";
 import { isAlive, isAnyStarting, type Plan, PlanBuilder, wantSandboxesStopped } from "./plan.ts";
 import { isResizeDue, needsRestart } from "./resize/actuate.ts";
 import { restartAll, restartAllTrigger } from "./restart-all.ts";
 import { policyOf, restartsAfter, shouldRestart } from "./restart-policy.ts";
 import { sandboxState } from "./sandbox.ts";
 import { decideTermination } from "./terminate.ts";
-
-// kubelet's grace for a pod whose spec says nothing.
-const graceSecondsDefault = 30;
 
 /**
  * Next actions for one pod. Pure: same inputs, same plan.
@@ -253,10 +251,6 @@ function whyUnfit(pod: Pod, container: Container, status: ContainerStatus, local
     return { status, graceSeconds: graceSecondsOf(pod), why, replaces: true };
   }
   return undefined;
-}
-
-function graceSecondsOf({ spec }: Pod): number {
-  return spec.terminationGracePeriodSeconds ?? graceSecondsDefault;
 }
 
 // Of each container some dead instances are kept (their logs, their exit codes); sandboxes without containers go.

@@ -10,7 +10,7 @@ import { linkLog, removeLogs } from "./container-logs.ts";
 import { podDNS } from "./dns.ts";
 import { runHook } from "./hooks.ts";
 import type { ReadyImage } from "./local.ts";
-import { podLogDirName, podReference, type SpecContainer, specContainers, uidOf } from "./names.ts";
+import { graceSecondsOf, podLogDirName, podReference, type SpecContainer, specContainers, uidOf } from "./names.ts";
 import type { PodAction } from "./plan.ts";
 import type { PodDeps } from "./port.ts";
 import { runResize } from "./resize/run.ts";
@@ -30,7 +30,6 @@ export class StepError extends Error {
   }
 }
 
-const graceSecondsDefault = 30;
 // kubelet's floor for stopping a container: less gives a process no chance to react.
 const stopGraceSecondsMin = 2;
 
@@ -241,7 +240,7 @@ export class Executor {
   async #stopAfterHook(container: Container, id: string, fieldPath: string, context: StepContext): Promise<void> {
     const { pod } = context;
     const { clock, runtime } = this.#deps;
-    const graceSeconds = pod.spec.terminationGracePeriodSeconds ?? graceSecondsDefault;
+    const graceSeconds = graceSecondsOf(pod);
     const beganMs = clock.monotonic();
     const why = "FailedPostStartHook";
     if (container.lifecycle?.preStop === undefined) this.#event(pod, "Normal", "Killing", why, fieldPath);

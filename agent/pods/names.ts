@@ -44,6 +44,14 @@ export function specContainers(pod: Pod): SpecContainer[] {
   ];
 }
 
+// The API's default, for pods that have passed no API server.
+const graceSecondsDefault = 30;
+
+/** Seconds that the spec gives the pod's containers to end. */
+export function graceSecondsOf({ spec }: Pod): number {
+  return spec.terminationGracePeriodSeconds ?? graceSecondsDefault;
+}
+
 /** The pod's log directory below `podLogsDir`: `<namespace>_<name>_<uid>`. */
 export function podLogDirName(pod: Pod): string {
   return `${pod.metadata.namespace ?? ""}_${pod.metadata.name}_${uidOf(pod)}`;

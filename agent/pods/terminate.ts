@@ -3,7 +3,7 @@ import type { Pod } from "../kube/types.ts";
 import type { ContainerStatus, PodSnapshot } from "../runtime/port.ts";
 import type { PodLocal, Termination } from "./local.ts";
 import { type Kill, wantHook, wantKill } from "./kill.ts";
-import { isAlive, type PlanBuilder, wantSandboxesStopped } from "./plan.ts";
+import { isAlive, isAnyStarting, type PlanBuilder, wantSandboxesStopped } from "./plan.ts";
 
 /**
  * The end of a pod, in this order: containers (sidecars after regular ones, the last declared first), sandboxes, volumes and cgroup,
@@ -31,7 +31,7 @@ export function decideTermination(
     if (deadlineMs > plan.nowMs) plan.wakeAt(deadlineMs); // sidecars wait no longer than that
     return;
   }
-  if (isStarting(local)) return; // its end wakes us, and shows whether there is something to stop
+  if (isAnyStarting(local) || plan.isRunning("sandbox")) return; // its end wakes us, and shows whether there is something to stop
   if (wantSandboxesStopped(observed, local, plan)) return;
   if (plan.isRunning("volumes")) return; // set-up and tear-down must not meet
   if (!local.isCleanedUp) {
@@ -47,14 +47,6 @@ export function decideTermination(
 
 function isSidecarName(pod: Pod, name: string): boolean {
   return (pod.spec.initContainers ?? []).some((container) => container.name === name && isSidecar(container));
-}
-
-// Work that may yet bring up a container or a sandbox.
-function isStarting(local: PodLocal): boolean {
-  for (const [key, attempt] of local.attempts) {
-    if (attempt.state === "running" && (key === "sandbox" || key.startsWith("start/"))) return true;
-  }
-  return false;
 }
 
 function nextToStop(

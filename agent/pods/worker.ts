@@ -17,7 +17,7 @@ import type { WorkerFacts } from "./explain.ts";
 import { Instances } from "./instances.ts";
 import type { PodLocal, ReadyImage, Termination } from "./local.ts";
 import type { WorkerView } from "./metrics-gauges.ts";
-import { describePod, podReference, specContainers, uidOf } from "./names.ts";
+import { describePod, graceSecondsOf, podReference, specContainers, uidOf } from "./names.ts";
 import { PodObserver } from "./observer.ts";
 import { actionKey, isAlive, type Plan, type PodAction } from "./plan.ts";
 import type { PodDeps } from "./port.ts";
@@ -44,7 +44,6 @@ export const observeRetry = { baseMs: 100, maxMs: 5_000, jitter: 0.2 };
 const failedLooksMax = 4;
 // Longest rest between two looks at a pod of which nothing is heard: kubelet's syncFrequency.
 const resyncMs = 60_000;
-const graceSecondsDefault = 30;
 // kubelet's floor for the whole pod's grace.
 const graceSecondsMin = 1;
 
@@ -401,8 +400,7 @@ export class PodWorker {
 
   #beginTermination(pod: Pod, nowMs: number): void {
     if (this.#termination !== undefined) return;
-    const seconds =
-      pod.metadata.deletionGracePeriodSeconds ?? pod.spec.terminationGracePeriodSeconds ?? graceSecondsDefault;
+    const seconds = pod.metadata.deletionGracePeriodSeconds ?? graceSecondsOf(pod);
     this.#termination = { sinceMs: nowMs, graceSeconds: Math.max(graceSecondsMin, seconds) };
     this.#waits.abort();
     this.#volumesDueMs = undefined;

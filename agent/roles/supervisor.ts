@@ -1,8 +1,9 @@
-import { addAbortListener, once } from "node:events";
+import { addAbortListener } from "node:events";
 import type { Supervisor } from "../config/supervisor.ts";
 import type { Clock } from "../lib/clock.ts";
 import { hasCode, messageOf } from "../lib/errors.ts";
 import type { Logger } from "../lib/log.ts";
+import { untilAborted } from "../lib/loop.ts";
 import { createNotifier, type Notifier } from "../lib/sd-notify.ts";
 import type { HealthCheck } from "../server/health.ts";
 import { runWatchdog } from "../server/watchdog.ts";
@@ -69,9 +70,4 @@ async function tell(notifier: Notifier, what: string, log: Logger): Promise<void
       : "the supervisor could not be notified";
     log.error({ notice: what, err: messageOf(err) }, advice);
   }
-}
-
-async function untilAborted(signal: AbortSignal): Promise<void> {
-  if (signal.aborted) return;
-  await once(signal, "abort");
 }

@@ -6,6 +6,7 @@ import type { Clock } from "../lib/clock.ts";
 import { errnoOf } from "../lib/errno.ts";
 import { messageOf } from "../lib/errors.ts";
 import type { Logger } from "../lib/log.ts";
+import { untilAborted } from "../lib/loop.ts";
 import { type Connection, Connections } from "./connections.ts";
 import * as limits from "./limits.ts";
 import type { RequestPath } from "./request-path.ts";
@@ -223,9 +224,4 @@ async function listen(server: Server, host: string, port: number): Promise<Addre
   const address = server.address();
   if (address === null || typeof address === "string") throw new Error(`${host} port ${port} is no TCP address`);
   return address;
-}
-
-async function untilAborted(signal: AbortSignal): Promise<void> {
-  if (signal.aborted) return;
-  await new Promise<void>((resolve) => signal.addEventListener("abort", () => resolve(), { once: true }));
 }

@@ -1,7 +1,7 @@
 import type { AddressInfo } from "node:net";
 import type { KubeletConfiguration } from "../config/kubelet-config.ts";
 import type { Clock } from "../lib/clock.ts";
-import { ignoreAbort } from "../lib/loop.ts";
+import { ignoreAbort, untilAborted } from "../lib/loop.ts";
 import { messageOf } from "../lib/errors.ts";
 import type { Logger } from "../lib/log.ts";
 import type { MetricsRegistry } from "../lib/metrics.ts";
@@ -134,7 +134,5 @@ async function runAll(runs: readonly ((signal: AbortSignal) => Promise<void>)[],
   const failure = results.find((result) => result.status === "rejected");
   if (failure !== undefined) throw failure.reason;
   // enableServer: false and no port for health checks: there is nothing to serve, but the part still runs.
-  if (runs.length === 0 && !signal.aborted) {
-    await new Promise<void>((resolve) => signal.addEventListener("abort", () => resolve(), { once: true }));
-  }
+  if (runs.length === 0) await untilAborted(signal);
 }

@@ -6,7 +6,7 @@ import { parseBootTime, parseNetDev, parseTaskCount } from "./parse.ts";
 import type { ContainerStats, FsStats, NodeStats } from "./port.ts";
 import type { FileReader } from "./read.ts";
 import { cpuStats, filesystemStats, ioStats, memoryStats, networkStats, swapStats, usageOn } from "./summary.ts";
-import { rfc3339, rfc3339OrNull } from "./time.ts";
+import { rfc3339, rfc3339OrNull } from "../lib/rfc3339.ts";
 
 /** Cgroups that the summary shows beside the pods; "" or absent: not shown. */
 export interface SystemCgroups {

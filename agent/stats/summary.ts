@@ -12,7 +12,7 @@ import type {
   PodStats,
   SwapStats,
 } from "./port.ts";
-import { rfc3339, rfc3339OrNull } from "./time.ts";
+import { rfc3339, rfc3339OrNull } from "../lib/rfc3339.ts";
 import type { MeasuredVolume } from "./volumes.ts";
 
 /** CPU of a cgroup. Kernels without pressure information are shown with zeros, as the reference does. */

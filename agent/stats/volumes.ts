@@ -9,7 +9,7 @@ import { directoryUsage } from "./directory-usage.ts";
 import { type FilesystemFigures, filesystemOf } from "./filesystem.ts";
 import type { VolumeStats } from "./port.ts";
 import type { RemoteFilesystems } from "./remote-filesystem.ts";
-import { rfc3339 } from "./time.ts";
+import { rfc3339 } from "../lib/rfc3339.ts";
 
 /** One measured volume of a pod. */
 export interface MeasuredVolume {

@@ -15,6 +15,7 @@ import { startLocalCluster } from "../support/cluster/local-cluster.ts";
 import { busyboxImageName } from "../support/images/images.ts";
 import { containerConfig, sandboxConfig } from "../support/runtime/configs.ts";
 import { connectRuntime } from "../support/runtime/connect.ts";
+import { isReady, until } from "./until.ts";
 
 const rounds = 20;
 const burst = 60;
@@ -116,27 +117,6 @@ try {
 } finally {
   stop.abort();
   await cluster.destroy();
-}
-
-function isReady({ type, status }: { type: string; status: string }): boolean {
-  return type === "Ready" && status === "True";
-}
-
-async function until<T>(
-  store: { get(key: string): T | undefined; subscribe(listener: () => void): () => void },
-  isTrue: (object: T | undefined) => boolean,
-  key: string,
-): Promise<void> {
-  await new Promise<void>((resolve) => {
-    const ends: (() => void)[] = []; // filled after the first look, which may happen inside subscribe
-    const look = () => {
-      if (!isTrue(store.get(key))) return;
-      for (const end of ends) end();
-      resolve();
-    };
-    ends.push(store.subscribe(look));
-    look();
-  });
 }
 
 async function timed(work: () => Promise<void>): Promise<number> {

@@ -18,7 +18,7 @@ import { createInformerFactory } from "../../agent/kube/informer.ts";
 import { loadKubeconfig } from "../../agent/kube/kubeconfig.ts";
 import type { Store } from "../../agent/kube/port.ts";
 import { nodes, pods } from "../../agent/kube/resources.ts";
-import type { Condition, Container, KubeObject, Pod, Probe } from "../../agent/kube/types.ts";
+import type { Container, Pod, Probe } from "../../agent/kube/types.ts";
 import { type Clock, systemClock } from "../../agent/lib/clock.ts";
 import { silentLogger } from "../../agent/lib/log.ts";
 import { MetricsRegistry } from "../../agent/lib/metrics.ts";
@@ -27,6 +27,7 @@ import { createProber } from "../../agent/probes/run.ts";
 import { type LocalCluster, startLocalCluster } from "../support/cluster/local-cluster.ts";
 import { busyboxImageName } from "../support/images/images.ts";
 import { connectRuntime } from "../support/runtime/connect.ts";
+import { isReady, until } from "./until.ts";
 
 const probesMax = 500;
 const warmUpMs = 10_000;
@@ -283,27 +284,6 @@ function podOf(name: string, main: Partial<Container>, nodeName = ""): Pod {
   const command = ["sh", "-c", "trap 'exit 0' TERM; while true; do sleep 1000 & wait $!; done"];
   const container = { name: "main", image: busyboxImageName, command, ...main };
   return { apiVersion: "v1", kind: "Pod", metadata: { name, namespace }, spec: { nodeName, containers: [container] } };
-}
-
-function isReady({ type, status }: Condition): boolean {
-  return type === "Ready" && status === "True";
-}
-
-async function until<T extends KubeObject>(
-  store: Store<T>,
-  isTrue: (object: T | undefined) => boolean,
-  key: string,
-): Promise<void> {
-  await new Promise<void>((resolve) => {
-    const ends: (() => void)[] = []; // filled after the first look, which may happen inside subscribe
-    const look = () => {
-      if (!isTrue(store.get(key))) return;
-      for (const end of ends) end();
-      resolve();
-    };
-    ends.push(store.subscribe(look));
-    look();
-  });
 }
 
 function quantiles(values: readonly number[]): { p50: number; p99: number; max: number } {

@@ -1,6 +1,7 @@
 import { mkdir } from "node:fs/promises";
 import { join } from "node:path";
 import type { Clock } from "../../lib/clock.ts";
+import { rfc3339 } from "../../lib/rfc3339.ts";
 import { messageOf } from "../../lib/errors.ts";
 import type { Runtime } from "../../runtime/port.ts";
 import { type Handler, HttpError, type ServedPods } from "../port.ts";
@@ -58,8 +59,4 @@ function readTimeout(text: string | undefined): number {
   }
   if (seconds < 0) throw new HttpError(500, "the timeout must not be negative");
   return seconds === 0 ? 0 : Math.max(seconds, timeoutSecondsMin);
-}
-
-function rfc3339(nowMs: number): string {
-  return new Date(nowMs).toISOString().replace(/\.\d+Z$/, "Z");
 }

@@ -1,5 +1,6 @@
 import { randomInt } from "node:crypto";
 import type { Clock } from "../../lib/clock.ts";
+import { rfc3339 } from "../../lib/rfc3339.ts";
 import type { Exchange, Handler } from "../port.ts";
 import { sendText } from "../respond.ts";
 import { formatFor, type ZPageFormat, zPageType } from "./negotiation.ts";
@@ -22,7 +23,7 @@ export function createStatuszHandler({ clock, startedAtMs, version, paths }: Sta
   return async (exchange) => {
     const format = formatFor(exchange.request, "Statusz");
     const uptimeSeconds = Math.max(0, Math.floor((clock.now() - startedAtMs) / 1000));
-    const startTime = new Date(startedAtMs).toISOString().replace(/\.\d+Z$/, "Z");
+    const startTime = rfc3339(startedAtMs);
     const firstSegments = [...new Set(paths.map((path) => `/${path.split("/")[1]}`))].sort();
     // The reference tells its language's version; ours is Node's.
     const runtimeVersion = `node ${process.version}`;

@@ -19,7 +19,7 @@ import {
   parseTaskCount,
   parseTopology,
 } from "../../../agent/stats/parse.ts";
-import { rfc3339, rfc3339OrNull } from "../../../agent/stats/time.ts";
+import { rfc3339, rfc3339OrNull } from "../../../agent/lib/rfc3339.ts";
 
 describe("numbers", () => {
   test.each([
