@@ -3,14 +3,21 @@ import type {
   CertificateSigningRequest,
   ConfigMap,
   CoreEvent,
+  CSIDriver,
+  CSINode,
+  CSIDriver,
+  CSINode,
   EndpointSlice,
   KubeObject,
   Lease,
   Node,
+  PersistentVolume,
+  PersistentVolumeClaim,
   Pod,
   RuntimeClass,
   Secret,
   Service,
+  VolumeAttachment,
 } from "./types.ts";
 
 export const pods: Resource<Pod> = core("pods", "Pod");
@@ -20,6 +27,17 @@ export const configMaps: Resource<ConfigMap> = core("configmaps", "ConfigMap");
 export const secrets: Resource<Secret> = core("secrets", "Secret");
 export const events: Resource<CoreEvent> = core("events", "Event");
 export const serviceAccounts: Resource<KubeObject> = core("serviceaccounts", "ServiceAccount");
+export const persistentVolumeClaims: Resource<PersistentVolumeClaim> = core(
+  "persistentvolumeclaims",
+  "PersistentVolumeClaim",
+);
+export const persistentVolumes: Resource<PersistentVolume> = {
+  ...core<PersistentVolume>("persistentvolumes", "PersistentVolume"),
+  namespaced: false,
+};
+export const volumeAttachments: Resource<VolumeAttachment> = storage("volumeattachments", "VolumeAttachment");
+export const csiDrivers: Resource<CSIDriver> = storage("csidrivers", "CSIDriver");
+export const csiNodes: Resource<CSINode> = storage("csinodes", "CSINode");
 export const endpointSlices: Resource<EndpointSlice> = {
   group: "discovery.k8s.io",
   version: "v1",
@@ -41,6 +59,8 @@ export const runtimeClasses: Resource<RuntimeClass> = {
   kind: "RuntimeClass",
   namespaced: false,
 };
+export const csiDrivers: Resource<CSIDriver> = storage("csidrivers", "CSIDriver");
+export const csiNodes: Resource<CSINode> = storage("csinodes", "CSINode");
 export const certificateSigningRequests: Resource<CertificateSigningRequest> = {
   group: "certificates.k8s.io",
   version: "v1",
@@ -51,4 +71,12 @@ export const certificateSigningRequests: Resource<CertificateSigningRequest> = {
 
 function core<T extends KubeObject>(plural: string, kind: string): Resource<T> {
   return { group: "", version: "v1", plural, kind, namespaced: true };
+}
+
+function storage<T extends KubeObject>(plural: string, kind: string): Resource<T> {
+  return { group: "storage.k8s.io", version: "v1", plural, kind, namespaced: false };
+}
+
+function storage<T extends KubeObject>(plural: string, kind: string): Resource<T> {
+  return { group: "storage.k8s.io", version: "v1", plural, kind, namespaced: false };
 }

@@ -319,6 +319,12 @@ export interface Volume {
   secret?: { secretName?: string; items?: KeyToPath[]; defaultMode?: number; optional?: boolean };
   downwardAPI?: { items?: DownwardAPIItem[]; defaultMode?: number };
   projected?: { sources?: VolumeProjection[]; defaultMode?: number };
+  persistentVolumeClaim?: { claimName: string; readOnly?: boolean };
+  /** Its claim is made from the template by the controller manager, named POD-VOLUME. */
+  ephemeral?: { volumeClaimTemplate?: unknown };
+  csi?: CSIVolumeSource;
+  nfs?: { server: string; path: string; readOnly?: boolean };
+  image?: { reference?: string; pullPolicy?: string };
   [kind: string]: unknown;
 }
 
@@ -328,6 +334,93 @@ export interface VolumeProjection {
   downwardAPI?: { items?: DownwardAPIItem[] };
   serviceAccountToken?: { audience?: string; expirationSeconds?: number; path: string };
   [kind: string]: unknown;
+}
+
+export interface PersistentVolumeClaim extends KubeObject {
+  spec?: {
+    accessModes?: string[];
+    resources?: { requests?: ResourceList; limits?: ResourceList };
+    volumeName?: string;
+    volumeMode?: "Filesystem" | "Block";
+    storageClassName?: string;
+  };
+  status?: {
+    phase?: "Pending" | "Bound" | "Lost";
+    accessModes?: string[];
+    capacity?: ResourceList;
+    allocatedResources?: ResourceList;
+    allocatedResourceStatuses?: Record<string, string>;
+    conditions?: Condition[];
+  };
+}
+
+export interface PersistentVolume extends KubeObject {
+  spec: {
+    accessModes?: string[];
+    capacity?: ResourceList;
+    claimRef?: ObjectReference;
+    mountOptions?: string[];
+    nodeAffinity?: { required?: { nodeSelectorTerms: NodeSelectorTerm[] } };
+    persistentVolumeReclaimPolicy?: string;
+    storageClassName?: string;
+    volumeMode?: "Filesystem" | "Block";
+    csi?: CSIPersistentVolumeSource;
+    hostPath?: { path: string; type?: string };
+    local?: { path: string; fsType?: string };
+    nfs?: { server: string; path: string; readOnly?: boolean };
+    [kind: string]: unknown;
+  };
+  status?: { phase?: string };
+}
+
+export interface CSIPersistentVolumeSource {
+  driver: string;
+  volumeHandle: string;
+  readOnly?: boolean;
+  fsType?: string;
+  volumeAttributes?: Record<string, string>;
+  nodeStageSecretRef?: { name?: string; namespace?: string };
+  nodePublishSecretRef?: { name?: string; namespace?: string };
+  nodeExpandSecretRef?: { name?: string; namespace?: string };
+}
+
+/** An inline volume of a pod. */
+export interface CSIVolumeSource {
+  driver: string;
+  readOnly?: boolean;
+  fsType?: string;
+  volumeAttributes?: Record<string, string>;
+  nodePublishSecretRef?: { name?: string };
+}
+
+export interface VolumeAttachment extends KubeObject {
+  spec: { attacher: string; nodeName: string; source: { persistentVolumeName?: string } };
+  status?: {
+    attached: boolean;
+    attachmentMetadata?: Record<string, string>;
+    attachError?: { message?: string; time?: string; errorCode?: number };
+    detachError?: { message?: string; time?: string };
+  };
+}
+
+export interface CSIDriver extends KubeObject {
+  spec: {
+    attachRequired?: boolean;
+    podInfoOnMount?: boolean;
+    volumeLifecycleModes?: ("Persistent" | "Ephemeral")[];
+    fsGroupPolicy?: "None" | "File" | "ReadWriteOnceWithFSType";
+    tokenRequests?: { audience: string; expirationSeconds?: number }[];
+    requiresRepublish?: boolean;
+    seLinuxMount?: boolean;
+    nodeAllocatableUpdatePeriodSeconds?: number;
+    serviceAccountTokenInSecrets?: boolean;
+  };
+}
+
+export interface CSINode extends KubeObject {
+  spec: {
+    drivers: { name: string; nodeID: string; topologyKeys?: string[]; allocatable?: { count?: number } }[];
+  };
 }
 
 export type PodPhase = "Pending" | "Running" | "Succeeded" | "Failed" | "Unknown";
@@ -550,6 +643,37 @@ export interface Endpoint {
   nodeName?: string;
   zone?: string;
   hints?: { forZones?: { name: string }[]; forNodes?: { name: string }[] };
+}
+
+// ---- Storage ------------------------------------------------------------------------------------------------
+
+/** What a cluster says about a CSI driver; named as the driver. */
+export interface CSIDriver extends KubeObject {
+  spec: {
+    /** Default true. */
+    attachRequired?: boolean;
+    podInfoOnMount?: boolean;
+    volumeLifecycleModes?: ("Persistent" | "Ephemeral")[];
+    storageCapacity?: boolean;
+    fsGroupPolicy?: "ReadWriteOnceWithFSType" | "File" | "None";
+    tokenRequests?: { audience: string; expirationSeconds?: number }[];
+    requiresRepublish?: boolean;
+    seLinuxMount?: boolean;
+    nodeAllocatableUpdatePeriodSeconds?: number;
+    serviceAccountTokenInSecrets?: boolean;
+  };
+}
+
+/** Which CSI drivers a node has; named as the node. */
+export interface CSINode extends KubeObject {
+  spec: { drivers: CSINodeDriver[] | null };
+}
+
+export interface CSINodeDriver {
+  name: string;
+  nodeID: string;
+  topologyKeys?: string[] | null;
+  allocatable?: { count?: number };
 }
 
 // ---- Events -------------------------------------------------------------------------------------------------
