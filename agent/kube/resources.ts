@@ -5,8 +5,6 @@ import type {
   CoreEvent,
   CSIDriver,
   CSINode,
-  CSIDriver,
-  CSINode,
   EndpointSlice,
   KubeObject,
   Lease,
@@ -59,8 +57,6 @@ export const runtimeClasses: Resource<RuntimeClass> = {
   kind: "RuntimeClass",
   namespaced: false,
 };
-export const csiDrivers: Resource<CSIDriver> = storage("csidrivers", "CSIDriver");
-export const csiNodes: Resource<CSINode> = storage("csinodes", "CSINode");
 export const certificateSigningRequests: Resource<CertificateSigningRequest> = {
   group: "certificates.k8s.io",
   version: "v1",
@@ -71,10 +67,6 @@ export const certificateSigningRequests: Resource<CertificateSigningRequest> = {
 
 function core<T extends KubeObject>(plural: string, kind: string): Resource<T> {
   return { group: "", version: "v1", plural, kind, namespaced: true };
-}
-
-function storage<T extends KubeObject>(plural: string, kind: string): Resource<T> {
-  return { group: "storage.k8s.io", version: "v1", plural, kind, namespaced: false };
 }
 
 function storage<T extends KubeObject>(plural: string, kind: string): Resource<T> {

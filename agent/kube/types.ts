@@ -645,37 +645,6 @@ export interface Endpoint {
   hints?: { forZones?: { name: string }[]; forNodes?: { name: string }[] };
 }
 
-// ---- Storage ------------------------------------------------------------------------------------------------
-
-/** What a cluster says about a CSI driver; named as the driver. */
-export interface CSIDriver extends KubeObject {
-  spec: {
-    /** Default true. */
-    attachRequired?: boolean;
-    podInfoOnMount?: boolean;
-    volumeLifecycleModes?: ("Persistent" | "Ephemeral")[];
-    storageCapacity?: boolean;
-    fsGroupPolicy?: "ReadWriteOnceWithFSType" | "File" | "None";
-    tokenRequests?: { audience: string; expirationSeconds?: number }[];
-    requiresRepublish?: boolean;
-    seLinuxMount?: boolean;
-    nodeAllocatableUpdatePeriodSeconds?: number;
-    serviceAccountTokenInSecrets?: boolean;
-  };
-}
-
-/** Which CSI drivers a node has; named as the node. */
-export interface CSINode extends KubeObject {
-  spec: { drivers: CSINodeDriver[] | null };
-}
-
-export interface CSINodeDriver {
-  name: string;
-  nodeID: string;
-  topologyKeys?: string[] | null;
-  allocatable?: { count?: number };
-}
-
 // ---- Events -------------------------------------------------------------------------------------------------
 
 export interface CoreEvent extends KubeObject {
