@@ -282,8 +282,19 @@ export interface Mount {
   uidMappings?: IDMapping[];
   gidMappings?: IDMapping[];
   /** Image volume: the runtime mounts this image, `hostPath` is "". */
-  image?: { image: string; userSpecifiedImage: string; annotations: Record<string, string> };
+  image?: MountedImage;
   imageSubPath?: string;
+}
+
+/** The image behind an image volume. */
+export interface MountedImage {
+  /** As the image service returned it. */
+  image: string;
+  userSpecifiedImage: string;
+  runtimeHandler: string;
+  annotations: Record<string, string>;
+  /** Its digest, told by runtimes of a container that has it mounted; "" if not. */
+  imageRef?: string;
 }
 
 export interface ContainerSecurityContext {

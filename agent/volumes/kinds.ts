@@ -4,6 +4,7 @@ import { configMapKind } from "./config-map.ts";
 import { downwardAPIKind } from "./downward-api.ts";
 import { emptyDirKind } from "./empty-dir.ts";
 import { hostPathKind } from "./host-path.ts";
+import { imageKind } from "./image.ts";
 import { pluginDirName, type VolumeKind } from "./kind.ts";
 import { projectedKind } from "./projected.ts";
 import { secretKind } from "./secret.ts";
@@ -16,6 +17,7 @@ const volumeKinds: readonly VolumeKind[] = [
   secretKind,
   downwardAPIKind,
   projectedKind,
+  imageKind,
 ];
 
 const byField = new Map(volumeKinds.map((kind) => [kind.field, kind]));

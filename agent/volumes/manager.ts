@@ -10,6 +10,7 @@ import { AgentError, isAbort, messageOf } from "../lib/errors.ts";
 import type { Logger } from "../lib/log.ts";
 import type { Mount } from "../runtime/port.ts";
 import { hasPublishedContent } from "./atomic-writer.ts";
+import { buildImageMount, imageKind } from "./image.ts";
 import type { SetUpResult, VolumeDeps, VolumeKind } from "./kind.ts";
 import { kindOf } from "./kinds.ts";
 import type { VolumeMetrics } from "./metrics.ts";
@@ -204,6 +205,11 @@ export function createPodVolumes(options: PodVolumesOptions): VolumeManager {
           "Invalid",
           `cannot find volume "${mount.name}" to mount into container "${container.name}"`,
         );
+      }
+      if (volume.kind === imageKind) {
+        const image = context.images?.get(mount.name);
+        result.push(buildImageMount(mount, image, subPathOf(mount, env), { ...context, selinuxEnabled }));
+        continue;
       }
       const built = buildMount(mount, volume.kind, volume.hostPath, { ...context, selinuxEnabled });
       const subPath = subPathOf(mount, env);

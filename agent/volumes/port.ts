@@ -1,5 +1,5 @@
 import type { ConfigMap, Container, Pod, Secret } from "../kube/types.ts";
-import type { IDMapping, Mount } from "../runtime/port.ts";
+import type { IDMapping, Mount, MountedImage } from "../runtime/port.ts";
 
 /**
  * A pod's volumes, seen from its worker. The worker calls these in its own order and never twice at once for one pod;
@@ -39,6 +39,8 @@ export interface MountContext {
   podIPs: readonly string[];
   recursiveReadOnlySupported: boolean;
   userns: { uids: IDMapping[]; gids: IDMapping[] } | undefined;
+  /** What the images of the pod's image volumes came to, by volume name; default: it has none. */
+  images?: ReadonlyMap<string, MountedImage>;
 }
 
 /**

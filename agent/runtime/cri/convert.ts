@@ -167,7 +167,9 @@ function mountFromWire(mount: WireMount): Mount {
           image: {
             image: mount.image.image,
             userSpecifiedImage: mount.image.user_specified_image ?? "",
+            runtimeHandler: mount.image.runtime_handler ?? "",
             annotations: mount.image.annotations ?? {},
+            imageRef: mount.image.image_ref ?? "",
           },
         }),
     ...(mount.image_sub_path === "" ? {} : { imageSubPath: mount.image_sub_path }),
@@ -351,6 +353,7 @@ function mountToWire(mount: Mount): WireMount {
         : {
             image: mount.image.image,
             user_specified_image: mount.image.userSpecifiedImage,
+            runtime_handler: mount.image.runtimeHandler,
             annotations: mount.image.annotations,
           },
     image_sub_path: mount.imageSubPath ?? "",

@@ -53,6 +53,8 @@ export interface WireImageSpec {
   image: string;
   annotations?: Record<string, string>;
   user_specified_image?: string;
+  runtime_handler?: string;
+  image_ref?: string;
 }
 
 export interface WireContainer {

@@ -22,9 +22,10 @@ describe("kindOf", () => {
     [{ name: "v" }, "kubernetes.io/empty-dir"],
     [{ name: "v", emptyDir: null, hostPath: { path: "/x" } }, "kubernetes.io/host-path"],
     [{ name: "v", projected: {} }, "kubernetes.io/projected"],
+    [{ name: "v", image: { reference: "a" } }, "kubernetes.io/image"],
   ])("%o is %s", (volume, plugin) => expect(kindOf(volume as Volume).pluginName).toBe(plugin));
 
-  test.each(["persistentVolumeClaim", "csi", "nfs", "image", "ephemeral"])("%s is refused by name", (kind) => {
+  test.each(["persistentVolumeClaim", "csi", "nfs", "ephemeral"])("%s is refused by name", (kind) => {
     expect(() => kindOf({ name: "v", [kind]: {} })).toThrow(`volume kind ${kind} is not supported yet by nodelet`);
   });
 });
