@@ -144,7 +144,7 @@ async function licenseIn(dir: string): Promise<string> {
 }
 
 /**
- * The gRPC interfaces in protobufjs' JSON form, by file name, as agent/runtime/cri/proto.ts reads them in a release:
+ * The gRPC interfaces in protobufjs' JSON form, by file name, as agent/lib/grpc/proto.ts reads them in a release:
  * the text of an object whose properties are parsed when asked for, and not kept.
  */
 async function protoObject(): Promise<string> {

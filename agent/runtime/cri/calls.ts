@@ -1,6 +1,6 @@
 import { AgentError, hasCode } from "../../lib/errors.ts";
 import type { CRIChannel } from "./client.ts";
-import type { ProtoPackage } from "./proto.ts";
+import type { ProtoPackage } from "../../lib/grpc/proto.ts";
 import type { WireContainer, WireContainerStatus, WirePodSandbox, WirePodSandboxStatus } from "./wire.ts";
 
 export const runtimeService = "runtime.v1.RuntimeService";

@@ -30,7 +30,7 @@ import { createEventSource } from "./event-source.ts";
 import { followEvents } from "./events.ts";
 import { createImageService } from "./image-service.ts";
 import { PodIDs } from "./pod-ids.ts";
-import { loadProto, type ProtoPackage } from "./proto.ts";
+import { loadProto, type ProtoPackage } from "../../lib/grpc/proto.ts";
 import { containerStats, sandboxProcess } from "./stats.ts";
 import type { WireContainerStats, WireStatusResponse, WireVersionResponse } from "./wire.ts";
 

@@ -1,5 +1,5 @@
 import type { RuntimeEvent } from "../port.ts";
-import type { ProtoPackage } from "./proto.ts";
+import type { ProtoPackage } from "../../lib/grpc/proto.ts";
 
 /** What one event of containerd's own stream says about a task, in CRI's words. */
 export interface TaskEvent {

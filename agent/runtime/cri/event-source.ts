@@ -5,7 +5,7 @@ import { type Envelope, eventFilters, readEnvelope } from "./containerd-events.t
 import { containerSummary, sandboxSummary } from "./convert.ts";
 import type { EventSource } from "./events.ts";
 import type { PodIDs, PodObject } from "./pod-ids.ts";
-import { loadProto, type ProtoPackage } from "./proto.ts";
+import { loadProto, type ProtoPackage } from "../../lib/grpc/proto.ts";
 import type { WireContainerEvent } from "./wire.ts";
 
 export interface EventSourceOptions {

@@ -1,8 +1,9 @@
 import { AgentError, hasCode } from "../../lib/errors.ts";
 import type { ImageService } from "../port.ts";
-import { type CRIChannel, type GRPCStatus, statusText } from "./client.ts";
+import type { GRPCStatus } from "../../lib/grpc/channel.ts";
+import { type CRIChannel, statusText } from "./client.ts";
 import { authToWire, imageInfo, sandboxConfigToWire } from "./convert.ts";
-import type { ProtoPackage } from "./proto.ts";
+import type { ProtoPackage } from "../../lib/grpc/proto.ts";
 import { filesystemUsage } from "./stats.ts";
 import type { WireFilesystemUsage, WireImage } from "./wire.ts";
 

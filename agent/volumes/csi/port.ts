@@ -1,5 +1,6 @@
 import type { CSIDriver } from "../../kube/types.ts";
 import { AgentError, type ErrorCode } from "../../lib/errors.ts";
+import type { StatusName } from "../../lib/grpc/channel.ts";
 
 /** Optional parts of a driver's node service, in the words of CSI's NodeServiceCapability. */
 export type NodeCapability =
@@ -143,30 +144,10 @@ export interface CSIDriverObjects {
   subscribe(listener: (name: string) => void): () => void;
 }
 
-/** gRPC's status codes by name. */
-export type GRPCStatusName =
-  | "OK"
-  | "Canceled"
-  | "Unknown"
-  | "InvalidArgument"
-  | "DeadlineExceeded"
-  | "NotFound"
-  | "AlreadyExists"
-  | "PermissionDenied"
-  | "ResourceExhausted"
-  | "FailedPrecondition"
-  | "Aborted"
-  | "OutOfRange"
-  | "Unimplemented"
-  | "Internal"
-  | "Unavailable"
-  | "DataLoss"
-  | "Unauthenticated";
-
 /** Why a driver did not do what it was asked. The message names call, driver and volume, and has the driver's words. */
 export class CSIError extends AgentError {
-  /** What the driver answered; undefined if it could not be asked at all. */
-  readonly status: GRPCStatusName | undefined;
+  /** What the driver answered: `InvalidArgument` …; undefined if it could not be asked at all. */
+  readonly status: StatusName | undefined;
   /**
    * True: the driver has refused, and has nothing in place. False: it may still be at work or may have done some of it, so that the
    * volume has to be taken for mounted until unpublish and unstage have succeeded.
@@ -176,7 +157,7 @@ export class CSIError extends AgentError {
   constructor(
     code: ErrorCode,
     message: string,
-    { status, isFinal, ...options }: ErrorOptions & { status: GRPCStatusName | undefined; isFinal: boolean },
+    { status, isFinal, ...options }: ErrorOptions & { status: StatusName | undefined; isFinal: boolean },
   ) {
     super(code, message, options);
     this.status = status;

@@ -13,7 +13,7 @@ import {
 import { afterAll, beforeAll, expect, onTestFinished, test } from "vitest";
 import { silentLogger } from "../../../agent/lib/log.ts";
 import { connectCRI } from "../../../agent/runtime/cri/connect.ts";
-import { loadProto } from "../../../agent/runtime/cri/proto.ts";
+import { loadProto } from "../../../agent/lib/grpc/proto.ts";
 import type { RuntimeEvent } from "../../../agent/runtime/port.ts";
 import { containerConfig, sandboxConfig } from "../../support/runtime/configs.ts";
 

@@ -8,7 +8,7 @@ import {
   sandboxConfigToWire,
   sandboxStatus,
 } from "../../../agent/runtime/cri/convert.ts";
-import { loadProto } from "../../../agent/runtime/cri/proto.ts";
+import { loadProto } from "../../../agent/lib/grpc/proto.ts";
 import { containerStats, sandboxProcess } from "../../../agent/runtime/cri/stats.ts";
 import type { WireContainerStatus, WirePodSandboxStatus } from "../../../agent/runtime/cri/wire.ts";
 import type { ContainerConfig } from "../../../agent/runtime/port.ts";

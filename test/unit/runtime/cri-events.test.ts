@@ -4,7 +4,7 @@ import { silentLogger } from "../../../agent/lib/log.ts";
 import { readEnvelope, type TaskEvent } from "../../../agent/runtime/cri/containerd-events.ts";
 import { type EventSource, followEvents } from "../../../agent/runtime/cri/events.ts";
 import { PodIDs } from "../../../agent/runtime/cri/pod-ids.ts";
-import { loadProto } from "../../../agent/runtime/cri/proto.ts";
+import { loadProto } from "../../../agent/lib/grpc/proto.ts";
 import type { RuntimeEvent } from "../../../agent/runtime/port.ts";
 import { FakeClock, settle } from "../kube/fake-clock.ts";
 

@@ -16,7 +16,7 @@ export const linesMax = 700;
 /** Folders of agent/ by layer: a folder imports from its own layer and those below. */
 const layers: string[][] = [
   ["lib", "version.ts"],
-  ["kube", "runtime", "volumes", "probes", "cni", "config"],
+  ["kube", "runtime", "plugins", "volumes", "probes", "cni", "config"],
   ["pods", "node", "stats", "server", "proxy", "explain"],
   ["main.ts", "signals.ts", "roles"],
 ];
@@ -26,8 +26,8 @@ const strangers = [["pods", "proxy"]];
 
 /** Libraries that only one place may see, and whether they are too heavy to be loaded before they are used. */
 const confined: { library: string; home: string; isLazy: boolean }[] = [
-  { library: "@grpc/grpc-js", home: "agent/runtime/cri/", isLazy: true },
-  { library: "@grpc/proto-loader", home: "agent/runtime/cri/", isLazy: true },
+  { library: "@grpc/grpc-js", home: "agent/lib/grpc/", isLazy: true },
+  { library: "@grpc/proto-loader", home: "agent/lib/grpc/", isLazy: true },
   { library: "dockerode", home: "agent/runtime/docker/", isLazy: true },
   { library: "systeminformation", home: "agent/node/", isLazy: true },
   { library: "pino", home: "agent/lib/log.ts", isLazy: false },

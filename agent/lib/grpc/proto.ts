@@ -9,7 +9,7 @@ import type * as ProtoLoader from "@grpc/proto-loader";
  * build defines the global `NODELET_PROTO_JSON` as an object from file name to protobufjs' JSON form of that file,
  * `protobuf.parse(text, { keepCase: true }).root.toJSON()`.
  */
-export type ProtoFile = "runtime.v1.proto" | "containerd-events.proto";
+export type ProtoFile = "runtime.v1.proto" | "containerd-events.proto" | "pluginregistration.v1.proto" | "csi.v1.proto";
 
 /** The methods of one service, and how to write and read the messages of one package, by full name. */
 export interface ProtoPackage {
@@ -21,7 +21,7 @@ export interface ProtoPackage {
 declare const NODELET_PROTO_JSON: Readonly<Record<string, object>> | undefined;
 
 // Field names stay as the protocol spells them, 64-bit integers arrive as decimal strings (no rounding), enum values as
-// their names, and what a peer left out has its default: convert.ts meets no undefined.
+// their names, and what a peer left out has its default: who reads a message meets no undefined.
 const loadOptions: ProtoLoader.Options = { keepCase: true, longs: String, enums: String, defaults: true };
 
 /** Parses one of the interface files: some 50 ms and 7 MB for CRI, so only callers that speak it should ask. */
