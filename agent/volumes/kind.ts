@@ -1,4 +1,5 @@
-import type { Pod, ResourceList, Volume } from "../kube/types.ts";
+import { join } from "node:path";
+import type { PersistentVolume, PersistentVolumeClaim, Pod, ResourceList, Volume } from "../kube/types.ts";
 import type { Clock } from "../lib/clock.ts";
 import type { ObjectSource } from "./port.ts";
 import type { TokenManager } from "./tokens.ts";
@@ -14,10 +15,27 @@ export interface VolumeDeps {
   tmpfsTakesNoswap(): Promise<boolean>;
 }
 
+/** A claim of a pod and the PersistentVolume that it is bound to, as the API server has them; checked against each other. */
+export interface BoundClaim {
+  claim: PersistentVolumeClaim;
+  volume: PersistentVolume;
+  /** The pod asks for the claim read-only. */
+  isReadOnly: boolean;
+}
+
 /** One volume of one pod, about to be set up. */
 export interface VolumeContext {
   pod: Pod;
+  /** As in the pod; what it is made from may be in `bound.volume` instead. */
   volume: Volume;
+  /** The name of its directory: the PersistentVolume's, or the volume's own. */
+  specName: string;
+  /** Undefined for what is written in the pod itself. */
+  bound: BoundClaim | undefined;
+  /** Containers use it through `volumeDevices`. */
+  isBlock: boolean;
+  /** UIDs of other pods of this node that use the same PersistentVolume; they may be setting it up at this moment. */
+  otherPods: readonly string[];
   /** ROOT/pods/UID, resolved. */
   podDir: string;
   /** ROOT/pods/UID/volumes/PLUGIN/NAME, for the kinds that have a directory there. */
@@ -28,8 +46,14 @@ export interface VolumeContext {
 
 /** A volume that is ready. */
 export interface SetUpResult {
-  /** What containers are given. */
+  /** What containers are given. Of a block volume: the link to the device, see {@link blockLinkOf}; "" for none. */
   hostPath: string;
+  /** Where they differ from the kind's. */
+  isReadOnly?: boolean;
+  isRelabelled?: boolean;
+  isRefreshed?: boolean;
+  /** A group that is added to the containers, as PersistentVolumes may ask. */
+  supplementalGroup?: number;
   /** Unix ms at which the content should be written anew; undefined: when something changes. */
   refreshAtMs?: number;
 }
@@ -47,6 +71,30 @@ export interface VolumeKind {
   readonly isRefreshed: boolean;
   /** Idempotent. Rejects with an `AgentError` that says why in one line, without the volume's name. */
   setUp(context: VolumeContext): Promise<SetUpResult>;
+  /**
+   * Undoes `setUp`, after all containers stopped and the volume's subPaths were unmounted. Works from what is on disk, so
+   * that it can end what an earlier run began; idempotent. Its directory must be gone afterwards. Without it everything
+   * mounted in the directory is unmounted and the rest deleted.
+   */
+  tearDown?(context: TearDownContext): Promise<void>;
+  /** May containers use it through `volumeDevices`? */
+  readonly takesBlock?: boolean;
+}
+
+/** A volume found in a pod's directory that is to go. */
+export interface TearDownContext {
+  podUID: string;
+  /** ROOT/pods/UID, resolved. */
+  podDir: string;
+  specName: string;
+  /** ROOT/pods/UID/volumes/PLUGIN/NAME or, of a block volume, the link ROOT/pods/UID/volumeDevices/PLUGIN/NAME. */
+  dir: string;
+  isBlock: boolean;
+}
+
+/** The link through which a pod's containers are given a block device: ROOT/pods/UID/volumeDevices/PLUGIN/NAME. */
+export function blockLinkOf(podDir: string, pluginName: string, specName: string): string {
+  return join(podDir, "volumeDevices", pluginDirName(pluginName), specName);
 }
 
 /** `kubernetes.io/empty-dir` → `kubernetes.io~empty-dir`: the plugin's name as a directory. */

@@ -1,4 +1,3 @@
-import type { Volume } from "../kube/types.ts";
 import { AgentError } from "../lib/errors.ts";
 import { configMapKind } from "./config-map.ts";
 import { downwardAPIKind } from "./downward-api.ts";
@@ -20,16 +19,37 @@ const volumeKinds: readonly VolumeKind[] = [
   imageKind,
 ];
 
-const byField = new Map(volumeKinds.map((kind) => [kind.field, kind]));
-const ownPluginDirs = new Set(volumeKinds.map((kind) => pluginDirName(kind.pluginName)));
-
-/** The kind of a volume; without any source it is an emptyDir, as for the API server. Rejects with Invalid for others. */
-export function kindOf(volume: Volume): VolumeKind {
-  const field = Object.keys(volume).find((key) => key !== "name" && volume[key] !== null && volume[key] !== undefined);
-  const kind = byField.get(field ?? "emptyDir");
-  if (kind === undefined) throw new AgentError("Invalid", `volume kind ${field} is not supported yet by nodelet`);
-  return kind;
+/** The kinds of a node: those above and the ones that were made for it. */
+export interface KindTable {
+  /**
+   * The kind of a volume by its source; `source` is a pod's volume or a PersistentVolume's spec. A pod's volume without any
+   * source is an emptyDir, as for the API server. Rejects with Invalid for kinds that are not supported.
+   */
+  kindOf(source: Readonly<Record<string, unknown>>): VolumeKind;
+  /** By the name of its directory, `kubernetes.io~csi`. */
+  ofDirName(name: string): VolumeKind | undefined;
 }
+
+/** @param others kinds that hold something of their own, such as connections to drivers */
+export function kindTable(others: readonly VolumeKind[] = []): KindTable {
+  const all = [...volumeKinds, ...others];
+  const byField = new Map(all.map((kind) => [kind.field, kind]));
+  const byDirName = new Map(all.map((kind) => [pluginDirName(kind.pluginName), kind]));
+  return {
+    kindOf: (source) => {
+      const fields = Object.keys(source).filter((key) => source[key] !== null && typeof source[key] === "object");
+      const known = fields.find((field) => byField.has(field));
+      const kind = byField.get(known ?? fields[0] ?? "emptyDir");
+      if (kind === undefined) throw new AgentError("Invalid", `volume kind ${fields[0]} is not supported by nodelet`);
+      return kind;
+    },
+    ofDirName: (name) => byDirName.get(name),
+  };
+}
+
+const ownPluginDirs = new Set(
+  volumeKinds.filter(({ tearDown }) => tearDown === undefined).map((kind) => pluginDirName(kind.pluginName)),
+);
 
 /** True for the directories under a pod's `volumes` whose content is ours to unmount and delete. */
 export function isOwnPluginDir(name: string): boolean {

@@ -1,5 +1,5 @@
 import { mkdir, open, readdir, realpath } from "node:fs/promises";
-import { join } from "node:path";
+import { join, posix } from "node:path";
 import type { ApiClient } from "../kube/port.ts";
 import { allContainers } from "../kube/pod-resources.ts";
 import type { Container, Pod, ResourceList, Volume } from "../kube/types.ts";
@@ -11,15 +11,16 @@ import type { Logger } from "../lib/log.ts";
 import type { Mount } from "../runtime/port.ts";
 import { hasPublishedContent } from "./atomic-writer.ts";
 import { buildImageMount, imageKind } from "./image.ts";
-import type { SetUpResult, VolumeDeps, VolumeKind } from "./kind.ts";
-import { kindOf } from "./kinds.ts";
+import { type BoundClaim, blockLinkOf, type SetUpResult, type VolumeDeps, type VolumeKind } from "./kind.ts";
+import { type KindTable, kindTable } from "./kinds.ts";
 import type { VolumeMetrics } from "./metrics.ts";
 import { buildMount } from "./mounts.ts";
 import { refKey, volumeRefs } from "./object-refs.ts";
-import { podDirOf, removePodDir, subPathTargetOf, tearDownPodVolumes, volumeDirOf } from "./pod-dirs.ts";
-import type { MountContext, ObjectSource, PodVolumes } from "./port.ts";
+import { podDirOf, removePodDir, subPathTargetOf, volumeDirOf } from "./pod-dirs.ts";
+import type { BlockDevice, MountContext, ObjectSource, PodVolumes } from "./port.ts";
 import { fdPath, openInside } from "./safe-path.ts";
 import { prepareSubPath, subPathOf } from "./sub-path.ts";
+import { tearDownVolumes } from "./tear-down.ts";
 import { createTmpfsProbe } from "./tmpfs-probe.ts";
 import { createTokenManager } from "./tokens.ts";
 
@@ -38,8 +39,17 @@ export interface PodVolumesOptions {
   onEvent?(pod: Pod, type: "Warning", reason: "FailedMount", message: string): void;
   random?: () => number;
   metrics?: VolumeMetrics;
+  /** Kinds beside those that need nothing of their own. */
+  kinds?: readonly VolumeKind[];
+  /** Finds the PersistentVolume behind a pod's `persistentVolumeClaim` or `ephemeral` volume; undefined: there is no API server. */
+  claims?: ClaimResolver;
   /** Told when the set-up of a volume begins. @returns to be called when it has ended, with the error if it failed */
   onSetUp?(pod: Pod, volume: string): (err?: unknown) => void;
+}
+
+export interface ClaimResolver {
+  /** Rejects with an `AgentError` that says in one line what is wrong with the claim, and names it. */
+  resolve(pod: Pod, volume: Volume, signal: AbortSignal): Promise<BoundClaim>;
 }
 
 /** The volumes of all pods. */
@@ -49,6 +59,8 @@ export interface VolumeManager extends PodVolumes {
    * Rejects with NotFound if volume or file are not there, Invalid if it is no file or too long.
    */
   readVolumeFile(podUID: string, volumeName: string, path: string): Promise<string>;
+  /** A volume that is mounted; undefined while it is not. */
+  mounted(podUID: string, volumeName: string): MountedVolume | undefined;
   /** Stops listening to `objects`. Volumes stay as they are. */
   close(): void;
 }
@@ -61,9 +73,18 @@ export const resyncJitter = 0.5;
 // What an environment file may weigh: more than the environment of a process can hold anyway.
 export const volumeFileBytesMax = 1 << 20;
 
-interface MountedVolume {
-  kind: VolumeKind;
+/** A volume of a pod, ready to be given to its containers. */
+export interface MountedVolume {
+  pluginName: string;
+  specName: string;
+  bound: BoundClaim | undefined;
+  isBlock: boolean;
+  /** Absolute; of a block volume the link to its device. */
   hostPath: string;
+  isReadOnly: boolean;
+  isRelabelled: boolean;
+  isRefreshed: boolean;
+  supplementalGroup: number | undefined;
 }
 
 /** What we know of a pod between calls; all of it can be found again by calling `setUp`. */
@@ -71,6 +92,8 @@ interface PodState {
   /** Plugins of the volumes that containers use, one entry a volume. */
   wanted: readonly string[];
   mounted: Map<string, MountedVolume>;
+  /** PersistentVolumes that are in use, or about to be. */
+  persistentVolumes: Set<string>;
   /** Keys of the objects whose content is in the volumes. */
   refs: Set<string>;
   failures: number;
@@ -89,12 +112,13 @@ export function createPodVolumes(options: PodVolumesOptions): VolumeManager {
     nodeAllocatable: options.nodeAllocatable,
     tmpfsTakesNoswap: createTmpfsProbe(rootDir),
   };
+  const kinds = kindTable(options.kinds);
   const states = new Map<string, PodState>();
   const podsOfRef = new Map<string, Set<string>>();
   const listeners = new Set<(podUID: string) => void>();
   options.metrics?.follow(() => ({
     desired: [...states.values()].flatMap(({ wanted }) => wanted),
-    actual: [...states.values()].flatMap(({ mounted }) => [...mounted.values()].map(({ kind }) => kind.pluginName)),
+    actual: [...states.values()].flatMap(({ mounted }) => [...mounted.values()].map(({ pluginName }) => pluginName)),
   }));
   const timed: VolumeMetrics["time"] = async (pluginName, operation, work) =>
     await (options.metrics?.time(pluginName, operation, work) ?? work());
@@ -126,24 +150,73 @@ export function createPodVolumes(options: PodVolumesOptions): VolumeManager {
     }
   }
 
+  /** What `volume` is made from, looked up anew each time: a claim may have grown since. */
+  async function resolve(pod: Pod, volume: Volume, state: PodState, signal: AbortSignal): Promise<Resolved> {
+    const isBlock = isUsedAsBlock(pod, volume.name);
+    if (volume.persistentVolumeClaim === undefined && volume.ephemeral === undefined) {
+      return { kind: kinds.kindOf(volume), specName: volume.name, bound: undefined, isBlock, otherPods: [] };
+    }
+    if (options.claims === undefined) {
+      throw new AgentError("Invalid", "a PersistentVolumeClaim needs an API server, and this node has none");
+    }
+    const bound = await options.claims.resolve(pod, volume, signal);
+    const specName = bound.volume.metadata.name;
+    state.persistentVolumes.add(specName); // before anybody else looks
+    const others = [...states].filter(([, other]) => other !== state && other.persistentVolumes.has(specName));
+    return { kind: kinds.kindOf(bound.volume.spec), specName, bound, isBlock, otherPods: others.map(([uid]) => uid) };
+  }
+
   async function setUpVolume(pod: Pod, volume: Volume, podDir: string, state: PodState, signal: AbortSignal) {
-    const kind = kindOf(volume);
-    const isMounted = state.mounted.has(volume.name);
-    if (isMounted && !kind.isRefreshed) return undefined;
-    const dir = volumeDirOf(podDir, kind.pluginName, volume.name);
+    const last = state.mounted.get(volume.name);
+    if (last?.isRefreshed === false) return undefined;
     const onEnd = options.onSetUp?.(pod, volume.name);
+    let dir: string | undefined;
+    let isRefreshed = last !== undefined;
     try {
-      const work = async () => await kind.setUp({ pod, volume, podDir, dir, deps, signal });
-      const result = await (isMounted ? work() : timed(kind.pluginName, "volume_mount", work));
-      state.mounted.set(volume.name, { kind, hostPath: result.hostPath });
+      const { kind, ...resolved } = await resolve(pod, volume, state, signal);
+      const { isBlock, specName, bound } = resolved;
+      const { pluginName } = kind;
+      if (isBlock && kind.takesBlock !== true) {
+        throw new AgentError("Invalid", `${pluginName} cannot be used through volumeDevices`);
+      }
+      dir = isBlock ? blockLinkOf(podDir, pluginName, specName) : volumeDirOf(podDir, pluginName, specName);
+      isRefreshed ||= kind.isRefreshed;
+      const context = { pod, volume, podDir, dir, deps, signal, ...resolved };
+      const work = async () => await kind.setUp(context);
+      const result = await (last === undefined ? timed(pluginName, "volume_mount", work) : work());
+      state.mounted.set(volume.name, {
+        pluginName,
+        specName,
+        bound,
+        isBlock,
+        hostPath: result.hostPath,
+        isReadOnly: result.isReadOnly ?? kind.isReadOnly,
+        isRelabelled: result.isRelabelled ?? kind.isRelabelled,
+        isRefreshed: result.isRefreshed ?? kind.isRefreshed,
+        supplementalGroup: result.supplementalGroup,
+      });
       onEnd?.();
       return result;
     } catch (err) {
       onEnd?.(err);
       // Content that is there, perhaps from before a restart, is served on: what it came from may only be out of reach.
-      if (signal.aborted || isAbort(err) || !kind.isRefreshed) throw err;
-      if (!isMounted && !(await hasPublishedContent(dir))) throw err;
-      state.mounted.set(volume.name, { kind, hostPath: dir });
+      if (signal.aborted || isAbort(err) || !isRefreshed) throw err;
+      if (last === undefined) {
+        const kind = kinds.kindOf(volume);
+        if (dir === undefined || !(await hasPublishedContent(dir))) throw err;
+        const { pluginName, isReadOnly, isRelabelled } = kind;
+        state.mounted.set(volume.name, {
+          pluginName,
+          specName: volume.name,
+          bound: undefined,
+          isBlock: false,
+          hostPath: dir,
+          isReadOnly,
+          isRelabelled,
+          isRefreshed,
+          supplementalGroup: undefined,
+        });
+      }
       const message = failedMount(volume, err);
       log.warn({ ...podFields(pod), volume: volume.name, err: messageOf(err) }, "volume content is not up to date");
       options.onEvent?.(pod, "Warning", "FailedMount", message);
@@ -156,7 +229,7 @@ export function createPodVolumes(options: PodVolumesOptions): VolumeManager {
     const podDir = podDirOf(await realpath(rootDir), podUID);
     const volumes = usedVolumes(pod);
     const state = track(podUID, new Set(volumeRefs(pod, volumes).map(refKey)));
-    state.wanted = volumes.flatMap(pluginNameOf);
+    state.wanted = volumes.flatMap((volume) => pluginNameOf(volume, kinds));
     await Promise.all(
       ["volumes", "plugins"].map((name) => mkdir(join(podDir, name), { recursive: true, mode: 0o750 })),
     );
@@ -206,12 +279,12 @@ export function createPodVolumes(options: PodVolumesOptions): VolumeManager {
           `cannot find volume "${mount.name}" to mount into container "${container.name}"`,
         );
       }
-      if (volume.kind === imageKind) {
+      if (volume.pluginName === imageKind.pluginName) {
         const image = context.images?.get(mount.name);
         result.push(buildImageMount(mount, image, subPathOf(mount, env), { ...context, selinuxEnabled }));
         continue;
       }
-      const built = buildMount(mount, volume.kind, volume.hostPath, { ...context, selinuxEnabled });
+      const built = buildMount(mount, volume, volume.hostPath, { ...context, selinuxEnabled });
       const subPath = subPathOf(mount, env);
       if (subPath !== undefined) {
         const target = subPathTargetOf(podDir, mount.name, container.name, index);
@@ -234,9 +307,25 @@ export function createPodVolumes(options: PodVolumesOptions): VolumeManager {
     return result;
   }
 
+  function devices(podUID: string, container: Container): BlockDevice[] {
+    const mounted = states.get(podUID)?.mounted;
+    return (container.volumeDevices ?? []).flatMap(({ name, devicePath }) => {
+      if (!posix.isAbsolute(devicePath)) {
+        throw new AgentError("Invalid", `volumeDevice "${name}": devicePath "${devicePath}" must be absolute`);
+      }
+      const volume = mounted?.get(name);
+      if (volume?.isBlock !== true) {
+        throw new AgentError("Invalid", `cannot find volume "${name}" to pass into container "${container.name}"`);
+      }
+      const permissions = volume.isReadOnly ? "r" : "mrw";
+      return volume.hostPath === "" ? [] : [{ hostPath: volume.hostPath, containerPath: devicePath, permissions }];
+    });
+  }
+
   return {
     setUp,
     mounts,
+    devices,
     refreshInMs(podUID) {
       const at = states.get(podUID)?.nextAtMs;
       return at === undefined ? undefined : Math.max(0, at - clock.now());
@@ -248,16 +337,18 @@ export function createPodVolumes(options: PodVolumesOptions): VolumeManager {
     async tearDown(podUID) {
       const state = states.get(podUID);
       if (state !== undefined) untrackRefs(podUID, state);
-      states.delete(podUID);
       tokens.forget(podUID);
-      const work = tearDownPodVolumes(podDirOf(await realpath(rootDir), podUID));
+      const work = tearDownVolumes({ podUID, podDir: podDirOf(await realpath(rootDir), podUID), kinds });
       // All go at once: what that took counts for each.
       const mounted = [...(state?.mounted.values() ?? [])];
-      await Promise.all(mounted.map(({ kind }) => timed(kind.pluginName, "volume_unmount", async () => await work)));
+      await Promise.all(mounted.map(({ pluginName }) => timed(pluginName, "volume_unmount", async () => await work)));
       await work;
+      states.delete(podUID);
     },
-    // No kind so far asks for any: PersistentVolumes with a gid annotation will.
-    supplementalGroups: () => [],
+    supplementalGroups(podUID) {
+      const mounted = [...(states.get(podUID)?.mounted.values() ?? [])];
+      return mounted.flatMap(({ supplementalGroup }) => (supplementalGroup === undefined ? [] : [supplementalGroup]));
+    },
     async podUIDsOnDisk() {
       const entries = await readdir(join(rootDir, "pods"), { withFileTypes: true }).catch(ignoreErrno("ENOENT"));
       return (entries ?? []).filter((entry) => entry.isDirectory()).map((entry) => entry.name);
@@ -273,6 +364,7 @@ export function createPodVolumes(options: PodVolumesOptions): VolumeManager {
       if (volume === undefined) throw new AgentError("NotFound", `volume "${volumeName}" is not mounted`);
       return readFileInside(volume.hostPath, path);
     },
+    mounted: (podUID, volumeName) => states.get(podUID)?.mounted.get(volumeName),
     close: stopListening,
   };
 }
@@ -287,14 +379,33 @@ export function usedVolumes(pod: Pod): Volume[] {
   return (pod.spec.volumes ?? []).filter(({ name }) => names.has(name));
 }
 
+interface Resolved {
+  kind: VolumeKind;
+  specName: string;
+  bound: BoundClaim | undefined;
+  isBlock: boolean;
+  otherPods: readonly string[];
+}
+
+function isUsedAsBlock(pod: Pod, volumeName: string): boolean {
+  return allContainers(pod).some(({ volumeDevices = [] }) => volumeDevices.some(({ name }) => name === volumeName));
+}
+
 function newState(): PodState {
-  return { wanted: [], mounted: new Map(), refs: new Set(), failures: 0, nextAtMs: undefined };
+  return {
+    wanted: [],
+    mounted: new Map(),
+    persistentVolumes: new Set(),
+    refs: new Set(),
+    failures: 0,
+    nextAtMs: undefined,
+  };
 }
 
 /** Empty for kinds that cannot be set up. */
-function pluginNameOf(volume: Volume): string[] {
+function pluginNameOf(volume: Volume, kinds: KindTable): string[] {
   try {
-    return [kindOf(volume).pluginName];
+    return [kinds.kindOf(volume).pluginName];
   } catch {
     return [];
   }

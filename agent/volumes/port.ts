@@ -25,6 +25,11 @@ export interface PodVolumes {
    * Rejects with code Invalid for what the pod's author must fix.
    */
   mounts(pod: Pod, container: Container, env: ReadonlyMap<string, string>, context: MountContext): Promise<Mount[]>;
+  /**
+   * The devices of one container's `volumeDevices`, in spec order. Rejects (synchronously) with code Invalid for a volume
+   * that is not there and for a path that is not absolute.
+   */
+  devices(podUID: string, container: Container): BlockDevice[];
   /** Unmounts and removes everything under the pod's `volumes` and `volume-subpaths`. */
   tearDown(podUID: string): Promise<void>;
   /** Groups that volumes ask to be added to containers (PV gid annotations). */
@@ -33,6 +38,14 @@ export interface PodVolumes {
   podUIDsOnDisk(): Promise<string[]>;
   /** Removes the directory of a pod that is gone, never crossing a mount point nor following a link. */
   removePodDir(podUID: string): Promise<void>;
+}
+
+/** A block device that a container is given. */
+export interface BlockDevice {
+  hostPath: string;
+  containerPath: string;
+  /** "mrw", or "r" for a claim that the pod asks for read-only. */
+  permissions: string;
 }
 
 export interface MountContext {

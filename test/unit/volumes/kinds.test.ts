@@ -5,7 +5,7 @@ import { configMapFiles, selectKeys } from "../../../agent/volumes/config-map.ts
 import { nestedMountPoints } from "../../../agent/volumes/config-volume.ts";
 import { downwardAPIFiles } from "../../../agent/volumes/downward-api.ts";
 import { hugePageSize, memoryVolumeBytes } from "../../../agent/volumes/empty-dir.ts";
-import { kindOf } from "../../../agent/volumes/kinds.ts";
+import { kindTable } from "../../../agent/volumes/kinds.ts";
 import { buildMount } from "../../../agent/volumes/mounts.ts";
 import { commonUser } from "../../../agent/volumes/projected.ts";
 import { secretFiles } from "../../../agent/volumes/secret.ts";
@@ -15,6 +15,8 @@ import { base64, makePod } from "./support.ts";
 
 const GiB = 1024 ** 3;
 const limited = (memory: string): Container => ({ name: memory, resources: { limits: { memory } } });
+
+const { kindOf } = kindTable();
 
 describe("kindOf", () => {
   test.each([
@@ -26,7 +28,7 @@ describe("kindOf", () => {
   ])("%o is %s", (volume, plugin) => expect(kindOf(volume as Volume).pluginName).toBe(plugin));
 
   test.each(["persistentVolumeClaim", "csi", "nfs", "ephemeral"])("%s is refused by name", (kind) => {
-    expect(() => kindOf({ name: "v", [kind]: {} })).toThrow(`volume kind ${kind} is not supported yet by nodelet`);
+    expect(() => kindOf({ name: "v", [kind]: {} })).toThrow(`volume kind ${kind} is not supported by nodelet`);
   });
 });
 

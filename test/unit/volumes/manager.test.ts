@@ -109,20 +109,24 @@ describe("setUp", () => {
   });
 
   test("a volume that no container mounts is ignored, even if it could not be set up", async () => {
-    const pod = makePod({ volumes: [{ name: "v", nfs: {} }, settings] });
+    const pod = makePod({ volumes: [{ name: "v", iscsi: {} }, settings] });
     await manager.setUp(pod, never);
     expect(await readdir(join(podDir(), "volumes"))).toEqual([]);
   });
 
   test("names every volume that fails, and sets the others up", async () => {
-    const volumes: Volume[] = [{ name: "good", emptyDir: {} }, settings, { name: "disk", persistentVolumeClaim: {} }];
+    const volumes: Volume[] = [
+      { name: "good", emptyDir: {} },
+      settings,
+      { name: "disk", persistentVolumeClaim: { claimName: "disk" } },
+    ];
     const volumeMounts = volumes.map(({ name }) => ({ name, mountPath: `/${name}` }));
     const pod = makePod({ volumes, containers: [{ name: "app", volumeMounts }] });
     await expect(manager.setUp(pod, never)).rejects.toMatchObject({
       code: "NotFound",
       message:
         'MountVolume.SetUp failed for volume "v" : configmap "settings" not found; ' +
-        'MountVolume.SetUp failed for volume "disk" : volume kind persistentVolumeClaim is not supported yet by nodelet',
+        'MountVolume.SetUp failed for volume "disk" : a PersistentVolumeClaim needs an API server, and this node has none',
     });
     expect(await readdir(join(podDir(), "volumes/kubernetes.io~empty-dir"))).toEqual(["good"]);
   });
@@ -361,7 +365,7 @@ test("volumes are counted, and timed when they come and go", async () => {
   const mounts = ["v", "w", "x"].map((name) => ({ name, mountPath: `/${name}` }));
   const pod = makePod({
     containers: [{ name: "app", volumeMounts: mounts }],
-    volumes: [settings, { name: "w", secret: { secretName: "gone" } }, { name: "x", nfs: {} }],
+    volumes: [settings, { name: "w", secret: { secretName: "gone" } }, { name: "x", iscsi: {} }],
   });
   await expect(manager.setUp(pod, never)).rejects.toThrow("gone");
   await expect(manager.setUp(pod, never)).rejects.toThrow("gone");
