@@ -278,7 +278,7 @@ describe("tearDown", () => {
     try {
       await expect(manager.tearDown(podUID)).rejects.toThrow(`cannot unmount ${dir}`);
       expect(await readFile(join(dir, "data"), "utf8")).toBe("in use");
-      await expect(manager.removePodDir(podUID)).rejects.toThrow("is still mounted");
+      await expect(manager.removePodDir(podUID)).rejects.toThrow("its volumes are in use");
     } finally {
       process.chdir(cwd);
     }
