@@ -6,6 +6,7 @@ import { hasCode, messageOf } from "../lib/errors.ts";
 import { ignoreAbort } from "../lib/loop.ts";
 import { createProbeManager, type ProbeManager } from "../probes/manager.ts";
 import type { ContainerSummary, RuntimeList } from "../runtime/port.ts";
+import { missingForUpdate } from "./admission/features.ts";
 import { AdmissionGate } from "./admission/gate.ts";
 import type { Rejection } from "./admission/port.ts";
 import { collectIntervalMs, deadContainersToRemove } from "./container-gc.ts";
@@ -227,6 +228,7 @@ class Manager {
     this.#observe(pod);
     if (present !== undefined) {
       const before = present.worker.pod;
+      this.#checkFeatures(before, pod);
       present.worker.update(pod);
       this.#resizes.updated(before, pod);
     } else if (!this.#static.enter(pod)) return;
@@ -238,6 +240,15 @@ class Manager {
     } else this.#gate.arrive(pod);
   }
 
+  // The API server refuses such a change if it knows of the feature: only a person can tell what was meant.
+  #checkFeatures(before: Pod, pod: Pod): void {
+    if (before.metadata.generation === pod.metadata.generation) return;
+    const missing = missingForUpdate(before, pod, this.#deps.admission().declaredFeatures);
+    if (missing.length === 0) return;
+    const message = `Pod requires node features that are not available: ${missing.join(", ")}`;
+    this.#deps.recorder.event(podReference(pod), "Warning", "FailedNodeDeclaredFeaturesCheck", message);
+  }
+
   // What ran before this agent in the place of a static pod goes first. Never rejects.
   async #clear(pod: Pod): Promise<void> {
     const uid = uidOf(pod);
@@ -245,8 +256,8 @@ class Manager {
     const isClear = await this.#predecessors.clear(pod, this.#signal);
     this.#removing.delete(uid);
     if (this.#signal.aborted) return;
-    if (isClear) this.#cleared.add(uid);
     const present = this.#deps.pods.byUID(uid);
+    if (isClear && present !== undefined) this.#cleared.add(uid);
     if (present === undefined) this.#leave(pod);
     else this.#onPod({ key: keyOf(present.metadata), old: undefined, object: present });
   }
@@ -353,6 +364,7 @@ class Manager {
 
   // Nothing of a pod is left: who waited for that may begin.
   #leave(pod: Pod): void {
+    this.#cleared.delete(uidOf(pod));
     this.#deps.timelines?.ended(uidOf(pod));
     this.#resizes.removed(uidOf(pod));
     const next = this.#static.leave(pod);

@@ -19,7 +19,7 @@ import { openImages } from "./kubelet-images.ts";
 import type { StartedNode } from "./kubelet-node.ts";
 import type { KubeletMetrics } from "./kubelet-metrics.ts";
 import { startSources } from "./kubelet-sources.ts";
-import { podSettings, resourceContext } from "./kubelet-settings.ts";
+import { declaredFeatures, podSettings, resourceContext } from "./kubelet-settings.ts";
 import { keepQOSWeights } from "./qos-weights.ts";
 
 export interface StartPodsOptions extends StartedNode {
@@ -50,6 +50,7 @@ export async function startPods(options: StartPodsOptions, surroundings: Surroun
 
   const { nodeName } = nodeView;
   const sources = startSources({ settings, nodeName, recorder, cluster, ownNode }, surroundings);
+  const declared = declaredFeatures(settings.config);
   const manager = createPodManager({
     clock,
     log,
@@ -76,6 +77,7 @@ export async function startPods(options: StartPodsOptions, surroundings: Surroun
       allowedUnsafeSysctls: settings.config.allowedUnsafeSysctls,
       kernelVersion: facts.kernelVersion,
       isAppArmorEnabled: facts.isAppArmorEnabled,
+      declaredFeatures: declared,
       isShuttingDown: false,
     }),
     settings: podSettings(settings, { selinuxEnabled: options.selinuxEnabled, resources }),

@@ -47,8 +47,7 @@ export function nodeSettings({ flags, config }: KubeletSettings, nodeName: strin
     statusUpdateMs: config.nodeStatusUpdateFrequency,
     statusReportMs: config.nodeStatusReportFrequency,
     imagesMax: config.nodeStatusMaxImages,
-    // None of the features that schedulers ask about is there yet.
-    declaredFeatures: declaredFeatures(config),
+    declaredFeatures: declaredFeatures(config) ?? [],
     resetExtendedResources: true,
   };
 }
@@ -83,8 +82,9 @@ const declarable = [
   "RestartAllContainersOnContainerExits",
 ];
 
-function declaredFeatures({ featureGates }: KubeletSettings["config"]): string[] {
-  if (!isGateOn(featureGates, "NodeDeclaredFeatures")) return [];
+/** What the node says that it can do, and takes pods by; undefined: by configuration, it says nothing. */
+export function declaredFeatures({ featureGates }: KubeletSettings["config"]): string[] | undefined {
+  if (!isGateOn(featureGates, "NodeDeclaredFeatures")) return undefined;
   return declarable.filter((gate) => isGateOn(featureGates, gate));
 }
 

@@ -3,6 +3,7 @@ import { stat, writeFile } from "node:fs/promises";
 import { join } from "node:path";
 import { afterAll, beforeAll, describe, expect, inject, test } from "vitest";
 import { configMaps } from "../../agent/kube/resources.ts";
+import { AgentError, messageOf } from "../../agent/lib/errors.ts";
 import type { Explanation } from "../../agent/pods/explain.ts";
 import { projectRoot } from "../support/cluster/local-cluster.ts";
 import { isReady, isRunning, until } from "./support/cluster.ts";
@@ -40,17 +41,32 @@ describe.skipIf(!inject("isLocal"))("nodelet explain", () => {
   const explain = async (name: string) => await ask("explain", "pod", `${env.cluster.namespace}/${name}`);
   const facts = async (name: string): Promise<Explanation> => {
     const { out } = await ask("explain", "pod", name, "-n", env.cluster.namespace, "-o", "json");
-    return JSON.parse(out) as Explanation;
+    const answer = JSON.parse(out) as Explanation | { kind: "unknown" };
+    // Who asks at once may be quicker than the watch by which the agent hears of the pod.
+    if ("kind" in answer) throw new AgentError("NotFound", `the agent does not know pod ${name}: ${out}`);
+    return answer;
+  };
+  /** Asks until `answerOf` finds what it looks for; what was said instead is in the message when it does not. */
+  const untilItSays = async <T>(name: string, what: string, answerOf: (said: Explanation) => T) => {
+    let last: unknown = "nothing";
+    try {
+      return await until(`${name} ${what}`, async () => {
+        const said = await facts(name);
+        last = { state: said.state, waitsFor: said.waitsFor };
+        return answerOf(said);
+      });
+    } catch (err) {
+      throw new Error(`${messageOf(err)}; it said: ${JSON.stringify(last, undefined, 1)}`, { cause: err });
+    }
   };
   /** Asks until it waits for something that matches; its first reason is what people see. */
   const untilItWaitsFor = async (name: string, what: RegExp) =>
-    await until(`${name} waits for ${what}`, async () => {
-      const [first] = (await facts(name)).waitsFor;
-      return first !== undefined && what.test(`${first.what}: ${first.why}`) ? first : undefined;
-    });
+    await untilItSays(name, `waits for ${what}`, ({ waitsFor: [first] }) =>
+      first !== undefined && what.test(`${first.what}: ${first.why}`) ? first : undefined,
+    );
 
   const untilNothing = async (name: string) =>
-    await until(`${name} waits for nothing`, async () => (await facts(name)).waitsFor.length === 0);
+    await untilItSays(name, "waits for nothing", ({ waitsFor }) => waitsFor.length === 0);
 
   test("names the ConfigMap that a volume waits for, and what happens next", async () => {
     const { cluster } = env;
@@ -197,7 +213,7 @@ describe.skipIf(!inject("isLocal"))("nodelet explain", () => {
     expect((await stat(socket)).mode & 0o777).toBe(0o600);
     await restartAgent(env, "SIGKILL");
     await until("an answer", async () => (await explain("runs")).code === 0);
-    await until("its state", async () => (await facts("runs")).state === "Running");
+    await untilItSays("runs", "has its state", ({ state }) => state === "Running");
     expect((await facts("runs")).timeline[0]?.detail).toBe("known before this agent started");
 
     await local.agent.stop("SIGKILL");

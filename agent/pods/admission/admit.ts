@@ -2,6 +2,7 @@ import { allContainers, isCriticalPod, qosClass } from "../../kube/pod-resources
 import type { Pod, SecurityProfileSpec } from "../../kube/types.ts";
 import { fitsNode, type Misfit } from "./fit.ts";
 import type { Admission, AdmissionContext, NodePressure, Rejection } from "./port.ts";
+import { missingFeatures } from "./features.ts";
 import { choosePreempted } from "./preemption.ts";
 import { forbiddenSysctl } from "./sysctls.ts";
 import { tolerates } from "./taints.ts";
@@ -14,9 +15,10 @@ export function admit(pod: Pod, context: AdmissionContext): Admission {
   const early = byPressure(pod, context.pressures) ?? forbiddenSysctl(pod, context);
   if (early !== undefined) return { kind: "rejected", rejection: early };
   const fit = byPredicates(pod, context);
-  if (fit.kind !== "admitted") return fit;
-  const late = byAppArmor(pod, context) ?? byShutdown(context);
-  return late === undefined ? { kind: "admitted" } : { kind: "rejected", rejection: late };
+  if (fit.kind === "rejected") return fit;
+  // Before anybody is ended to make room: that is no use to a pod which is turned away all the same.
+  const late = byAppArmor(pod, context) ?? byFeatures(pod, context) ?? byShutdown(context);
+  return late === undefined ? fit : { kind: "rejected", rejection: late };
 }
 
 const memoryPressureTaint = { key: "node.kubernetes.io/memory-pressure", effect: "NoSchedule" } as const;
@@ -105,6 +107,13 @@ function annotatedProfiles({ metadata }: Pod): SecurityProfileSpec[] {
     }
     return [{ type: "RuntimeDefault" }];
   });
+}
+
+function byFeatures(pod: Pod, { declaredFeatures }: AdmissionContext): Rejection | undefined {
+  const missing = missingFeatures(pod, declaredFeatures);
+  if (missing.length === 0) return undefined;
+  const message = `Pod requires node features that are not available: ${missing.join(", ")}`;
+  return { reason: "PodFeatureUnsupported", message };
 }
 
 function byShutdown({ isShuttingDown }: AdmissionContext): Rejection | undefined {

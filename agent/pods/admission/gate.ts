@@ -73,12 +73,15 @@ export class AdmissionGate {
 
   async #drain(): Promise<void> {
     for (let pod = this.#oldest(); pod !== undefined; pod = this.#oldest()) {
-      const admission = this.#decide(pod);
+      const uid = uidOf(pod);
+      const first = this.#decide(pod);
       // Nearly all are decided without a wait: the pods of one delivery start together.
-      const settled = isFinal(admission) ? admission : await this.#reconsider(pod, admission);
-      if (!this.#waiting.delete(uidOf(pod))) continue; // it left while we thought
-      if (settled.kind === "rejected") this.#deps.onRejected(pod, settled.rejection);
-      else this.#deps.onAdmitted(pod);
+      const admission = isFinal(first) ? first : await this.#reconsider(uid, first);
+      const present = this.#waiting.get(uid);
+      if (admission === undefined || present === undefined) continue; // it left while we thought
+      this.#waiting.delete(uid);
+      if (admission.kind === "rejected") this.#deps.onRejected(present, admission.rejection);
+      else this.#deps.onAdmitted(present);
     }
   }
 
@@ -106,26 +109,37 @@ export class AdmissionGate {
     return { ...this.#deps.context(), others: this.#deps.active() };
   }
 
-  // The Node that we hold may be older than what the scheduler saw; and room may have to be made.
-  async #reconsider(pod: Pod, admission: Admission): Promise<Admission> {
-    if (admission.kind === "preempt") {
-      await Promise.all(admission.victims.map(async (victim) => await this.#deps.preempt(victim, admission.resource)));
-      return { kind: "admitted" };
+  // The Node that we hold may be older than what the scheduler saw, and room may have to be made. Both take their time, in
+  // which the pod may change: what counts is what it is then. @returns undefined if it has left
+  async #reconsider(uid: string, first: Admission): Promise<Admission | undefined> {
+    const ended = new Set<string>();
+    let admission = first;
+    let node: Node | undefined;
+    while (!isFinal(admission, node !== undefined)) {
+      if (admission.kind === "preempt") {
+        const { victims, resource } = admission;
+        await Promise.all(victims.map(async (victim) => await this.#deps.preempt(victim, resource)));
+        for (const victim of victims) ended.add(uidOf(victim)); // also one that has not ended in time
+      } else {
+        try {
+          node = await this.#deps.fetchNode();
+        } catch (err) {
+          this.#deps.log.warn({ err: messageOf(err) }, "node not read again, deciding by what is known of it");
+          return admission;
+        }
+      }
+      const present = this.#waiting.get(uid);
+      if (present === undefined) return undefined;
+      const others = this.#deps.active().filter((other) => !ended.has(uidOf(other)));
+      admission = this.#decide(present, { others, ...(node === undefined ? {} : { node }) });
     }
-    try {
-      const node = await this.#deps.fetchNode();
-      const again = this.#decide(pod, { node });
-      return isFinal(again) || again.kind === "rejected" ? again : await this.#reconsider(pod, again);
-    } catch (err) {
-      this.#deps.log.warn({ err: messageOf(err) }, "node not read again, deciding by what is known of it");
-      return admission;
-    }
+    return admission;
   }
 }
 
-function isFinal(admission: Admission): boolean {
+function isFinal(admission: Admission, isNodeRead = false): boolean {
   if (admission.kind === "preempt") return false;
-  return admission.kind === "admitted" || admission.rejection.reason !== "NodeAffinity";
+  return isNodeRead || admission.kind === "admitted" || admission.rejection.reason !== "NodeAffinity";
 }
 
 function createdAt({ metadata }: Pod): string {

@@ -21,6 +21,8 @@ export interface AdmissionContext {
   /** `6.1.0-18-amd64` */
   kernelVersion: string;
   isAppArmorEnabled: boolean;
+  /** What the node's status says that it can do; undefined: it says nothing, and is asked for nothing. */
+  declaredFeatures?: readonly string[] | undefined;
   /** A graceful shutdown of the machine is under way. */
   isShuttingDown: boolean;
 }

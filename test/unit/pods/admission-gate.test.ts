@@ -138,3 +138,76 @@ test("a pod of which nothing can be made is turned away and holds up nobody", as
   await settle();
   expect(told).toEqual(["odd UnexpectedAdmissionError", "good admitted"]);
 });
+
+test("what counts is the pod as it is when the thinking is over", async () => {
+  const room = Promise.withResolvers<void>();
+  const seen: (string | undefined)[] = [];
+  const onAdmitted = (pod: Pod) => seen.push(pod.spec.containers[0]?.image);
+  const { gate } = setUp({
+    active: () => [asking("batch", "1500m", { priority: 0 })],
+    preempt: async () => await room.promise,
+    onAdmitted,
+  });
+  gate.open();
+  const dns = asking("dns", "1", { priority: 2_000_000_000 });
+  gate.arrive(dns);
+  await settle();
+  const containers = dns.spec.containers.map((container) => ({ ...container, image: "newer" }));
+  gate.arrive({ ...dns, spec: { ...dns.spec, containers } });
+  room.resolve();
+  await settle();
+  expect(seen).toEqual(["newer"]);
+});
+
+test("a pod for which room was made is turned away if the node has begun to shut down meanwhile", async () => {
+  let isShuttingDown = false;
+  const told: string[] = [];
+  const context = () => ({
+    node,
+    pressures: [],
+    allowedUnsafeSysctls: [],
+    kernelVersion: "6.1.0",
+    isAppArmorEnabled: false,
+    isShuttingDown,
+  });
+  const { gate } = setUp({
+    context,
+    active: () => [asking("batch", "1500m", { priority: 0 })],
+    preempt: async () => {
+      isShuttingDown = true;
+      await Promise.resolve();
+    },
+    onRejected: (_pod, { reason }) => told.push(reason),
+  });
+  gate.open();
+  gate.arrive(asking("dns", "1", { priority: 2_000_000_000 }));
+  await settle();
+  expect(told).toEqual(["NodeShutdown"]);
+});
+
+test("a victim that does not end in its time holds up nobody for ever", async () => {
+  const { gate, told } = setUp({
+    active: () => [asking("stuck", "1500m", { priority: 0 })],
+    preempt: async () => await Promise.resolve(),
+    onAdmitted: (pod) => told.push(`${pod.metadata.name} admitted`),
+  });
+  gate.open();
+  gate.arrive(asking("dns", "1", { priority: 2_000_000_000 }));
+  await settle();
+  expect(told).toEqual(["dns admitted"]);
+});
+
+test("a pod that leaves while room is made for it is not started", async () => {
+  const room = Promise.withResolvers<void>();
+  const { gate, told } = setUp({
+    active: () => [asking("batch", "1500m", { priority: 0 })],
+    preempt: async () => await room.promise,
+  });
+  gate.open();
+  gate.arrive(asking("dns", "1", { priority: 2_000_000_000 }));
+  await settle();
+  gate.leave("dns");
+  room.resolve();
+  await settle();
+  expect(told).toEqual([]);
+});

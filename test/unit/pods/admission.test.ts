@@ -1,6 +1,7 @@
 import { describe, expect, test } from "vitest";
 import type { ContainerPort, Node, Pod, PodSpec } from "../../../agent/kube/types.ts";
 import { admit } from "../../../agent/pods/admission/admit.ts";
+import { missingForUpdate } from "../../../agent/pods/admission/features.ts";
 import type { Admission, AdmissionContext } from "../../../agent/pods/admission/port.ts";
 import { podOf } from "./support.ts";
 
@@ -568,6 +569,12 @@ describe("preemption for a critical pod", () => {
       want: rejection("NodeAffinity"),
     },
     {
+      name: "nobody goes for a pod that is then refused for its AppArmor profile",
+      pod: preemptor({ cpu: "1" }, { securityContext: { appArmorProfile: { type: "RuntimeDefault" } } }),
+      others: [burstable("a", "1500m")],
+      want: rejection("AppArmor"),
+    },
+    {
       name: "nobody goes for a pod that is not critical",
       pod: asking({ cpu: "1" }, { priority: 1_000 }),
       others: [burstable("a", "1500m")],
@@ -575,4 +582,69 @@ describe("preemption for a critical pod", () => {
     },
   ];
   test.each(rows)("$name", ({ pod, others, want }) => expect(victims(admitted(pod, { others }))).toEqual(want));
+});
+
+describe("features that the node declares", () => {
+  const rules = [{ action: "RestartAllContainers" as const, exitCodes: { operator: "In" as const, values: [42] } }];
+  const restartsAll = podOf({ containers: [{ name: "app", restartPolicy: "Never", restartPolicyRules: rules }] });
+  const initRestartsAll = podOf({
+    initContainers: [{ name: "init", restartPolicy: "Never", restartPolicyRules: rules }],
+    containers: [{ name: "app" }],
+  });
+  const onHostNetwork = podOf({ hostNetwork: true, hostUsers: false });
+  const refused = (...features: string[]) =>
+    rejection("PodFeatureUnsupported", `Pod requires node features that are not available: ${features.join(", ")}`);
+  check([
+    { name: "are not asked for by most pods", context: { declaredFeatures: [] }, want: welcome },
+    {
+      name: "are missed by a pod whose rules restart all containers",
+      pod: restartsAll,
+      context: { declaredFeatures: ["ExtendWebSocketsToKubelet"] },
+      want: refused("RestartAllContainersOnContainerExits"),
+    },
+    {
+      name: "are missed by a rule of an init container",
+      pod: initRestartsAll,
+      context: { declaredFeatures: [] },
+      want: refused("RestartAllContainersOnContainerExits"),
+    },
+    {
+      name: "are there",
+      pod: restartsAll,
+      context: { declaredFeatures: ["RestartAllContainersOnContainerExits"] },
+      want: welcome,
+    },
+    {
+      name: "are missed by a user namespace on the host's network",
+      pod: onHostNetwork,
+      context: { declaredFeatures: ["RestartAllContainersOnContainerExits"] },
+      want: refused("UserNamespacesHostNetworkSupport"),
+    },
+    { name: "do not matter if the node declares none by its configuration", pod: restartsAll, want: welcome },
+  ]);
+
+  const resized = (spec: Partial<PodSpec>) =>
+    missingForUpdate(podOf(sized("1")), podOf({ ...sized("1"), ...spec }), []);
+  const sized = (cpu: string): Partial<PodSpec> => ({
+    resources: { requests: { cpu } },
+    initContainers: [
+      { name: "init", resources: { requests: { cpu } } },
+      { name: "side", restartPolicy: "Always", resources: { requests: { cpu } } },
+    ],
+  });
+  test.each([
+    ["nothing", {}, []],
+    ["the pod's own resources", { resources: { requests: { cpu: "2" } } }, ["InPlacePodLevelResourcesVerticalScaling"]],
+    ["how its resources are written", { resources: { requests: { cpu: "1000m" } } }, []],
+    [
+      "an init container's resources",
+      { initContainers: [{ name: "init", resources: { requests: { cpu: "2" } } }] },
+      ["InPlacePodVerticalScalingInitContainers"],
+    ],
+    [
+      "a sidecar's resources",
+      { initContainers: [{ name: "side", restartPolicy: "Always" as const, resources: { requests: { cpu: "2" } } }] },
+      [],
+    ],
+  ])("are asked for by a change of %s", (_what, spec, want) => expect(resized(spec)).toEqual(want));
 });
