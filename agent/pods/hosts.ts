@@ -32,19 +32,30 @@ export function podHostname(pod: Pod, clusterDomain: string): PodHostname {
   return { hostname: short, domain: `${subdomain}.${pod.metadata.namespace ?? "default"}.svc.${clusterDomain}` };
 }
 
-/** The hostname that a pod's sandbox gets; "" for the host's network. Rejects with code Invalid if the kernel cannot take it. */
-export function sandboxHostname(pod: Pod, clusterDomain: string): string {
-  const { hostname, domain } = podHostname(pod, clusterDomain);
-  if (pod.spec.hostNetwork === true) return "";
+/**
+ * What uname(2) shows in the pod: the short name, or all of it with `setHostnameAsFQDN`.
+ * Rejects with code Invalid if the kernel cannot take it.
+ */
+export function kernelHostname(pod: Pod, { hostname, domain }: PodHostname): string {
   if (pod.spec.setHostnameAsFQDN !== true || domain === undefined) return hostname;
   const full = `${hostname}.${domain}`;
   if (full.length > kernelHostnameLengthMax) {
     throw new AgentError(
       "Invalid",
-      `setHostnameAsFQDN: "${full}" has ${full.length} characters, the kernel takes ${kernelHostnameLengthMax}: shorten hostname or subdomain`,
+      `failed to construct FQDN from pod hostname and cluster domain, FQDN ${full} is too long ` +
+        `(${kernelHostnameLengthMax} characters is the max, ${full.length} characters requested)`,
     );
   }
   return full;
+}
+
+/**
+ * The hostname that a pod's sandbox gets; "" on the host's network, where names that cannot be only concern containers.
+ * Rejects with code Invalid for these elsewhere.
+ */
+export function sandboxHostname(pod: Pod, clusterDomain: string): string {
+  if (pod.spec.hostNetwork === true) return "";
+  return kernelHostname(pod, podHostname(pod, clusterDomain));
 }
 
 /** True if a container gets the managed /etc/hosts: it has addresses and does not mount one of its own. */

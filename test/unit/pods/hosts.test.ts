@@ -44,6 +44,10 @@ describe("podHostname", () => {
     expect(podHostname(makePod({}, { name: "a".repeat(80) }), domain).hostname).toHaveLength(63);
   });
 
+  test("a name of which nothing is left is refused", () => {
+    expect(() => podHostname(makePod({}, { name: "-".repeat(64) }), domain)).toThrow("has nothing left");
+  });
+
   test.each([
     [{ hostname: "Not_Valid" }, 'spec.hostname "Not_Valid" is not a DNS label'],
     [{ subdomain: "a.b" }, 'spec.subdomain "a.b" is not a DNS label'],
@@ -60,9 +64,26 @@ describe("sandboxHostname", () => {
     { name: "host network: the host's own", spec: { hostNetwork: true }, want: "" },
   ])("$name", ({ spec, want }) => expect(sandboxHostname(makePod(spec), domain)).toBe(want));
 
+  test("on the host's network a name that cannot be concerns the containers only", () => {
+    const pod = makePod({ hostNetwork: true, hostname: "Not_Valid" });
+    expect(sandboxHostname(pod, domain)).toBe("");
+    expect(() => podHostname(pod, domain)).toThrow("is not a DNS label");
+  });
+
+  test("a name of just as many characters as the kernel takes is taken", () => {
+    const name = "x".repeat(kernelHostnameLengthMax - ".db.shop.svc.cluster.local".length);
+    expect(sandboxHostname(makePod(fqdn, { name }), domain)).toHaveLength(kernelHostnameLengthMax);
+  });
+
+  test("an override is the whole name, whatever else is asked for", () => {
+    expect(sandboxHostname(makePod({ ...fqdn, hostnameOverride: "a.b.example" }), domain)).toBe("a.b.example");
+  });
+
   test("a name the kernel cannot take is refused with a hint", () => {
     const pod = makePod(fqdn, { name: "x".repeat(kernelHostnameLengthMax - ".db.shop.svc.cluster.local".length + 1) });
-    expect(() => sandboxHostname(pod, domain)).toThrow("has 65 characters, the kernel takes 64: shorten");
+    expect(() => sandboxHostname(pod, domain)).toThrow(
+      /^failed to construct FQDN from pod hostname and cluster domain, FQDN x+\.db\.shop\.svc\.cluster\.local is too long \(64 characters is the max, 65 characters requested\)$/,
+    );
   });
 });
 
