@@ -6,8 +6,7 @@ import type { Logger } from "../lib/log.ts";
 import { Loop } from "../lib/loop.ts";
 import type { Commands } from "./commands.ts";
 import { ConntrackCleaner, hasPinnedFlows } from "./conntrack.ts";
-import { detectLocalMatch, type FixedContext, markText, nodePortIPs, readNodePortAddresses } from "./iptables/fixed.ts";
-import { endpointsWithCommentsMax, type IptablesBackend, type SyncRequest } from "./iptables/sync.ts";
+import type { Backend, SyncRequest } from "./backend.ts";
 import { type Family, type Prefix, parseIP } from "./ip.ts";
 import { type ServiceDescription, ServiceModel } from "./model.ts";
 import type { ProxyOptions } from "./options.ts";
@@ -42,10 +41,7 @@ export interface SyncEvent {
 interface FamilyProxyDeps {
   readonly family: Family;
   readonly options: ProxyOptions;
-  readonly backend: IptablesBackend;
-  readonly hasRandomFully: boolean;
-  readonly dropsInvalid: boolean;
-  readonly hasLocalhostNodePorts: boolean;
+  readonly backend: Backend;
   readonly commands: Commands;
   readonly clock: Clock;
   readonly log: Logger;
@@ -55,6 +51,8 @@ interface FamilyProxyDeps {
 
 // The reference's period. It catches what the canaries cannot see; skipped for many endpoints, where it costs seconds.
 const fullSyncPeriodMs = 3_600_000;
+// More endpoints than this are the reference's "large cluster".
+const endpointsOfSmallClusterMax = 1_000;
 // First wait after a failed sync: long enough for another program to let go of the lock. Doubles up to syncPeriod.
 const retryBaseMs = 1_000;
 // Warnings about one service that are worth a line each; the rest is counted.
@@ -167,7 +165,7 @@ export class FamilyProxy {
   async #check(signal: AbortSignal): Promise<void> {
     const { backend, clock, log } = this.#deps;
     if (backend.needsFull || this.#mustSyncFull) return;
-    const isSmall = this.#model.endpointCount() <= endpointsWithCommentsMax;
+    const isSmall = this.#model.endpointCount() <= endpointsOfSmallClusterMax;
     if (isSmall && clock.monotonic() - this.#lastFullAtMs > fullSyncPeriodMs) {
       this.#mustSyncFull = true;
       return;
@@ -224,25 +222,11 @@ export class FamilyProxy {
   }
 
   #request(isFull: boolean, changed: ReadonlySet<string>): SyncRequest {
-    const { options, hasRandomFully, dropsInvalid, hasLocalhostNodePorts, localIPs } = this.#deps;
-    const { family } = this;
-    const addresses = readNodePortAddresses(options.nodePortAddresses, options.nodeIPs, family);
-    const fixed: Omit<FixedContext, "setName"> = {
-      family,
-      mark: markText(options.masqueradeBit),
-      nodePortIPs: nodePortIPs(addresses, localIPs, family, hasLocalhostNodePorts),
-      hasLocalhostNodePorts,
-      dropsInvalid,
-      hasRandomFully,
-    };
-    const localPods = detectLocalMatch(options.detectLocal, family);
     return {
       isFull,
       keys: isFull ? this.#model.keys() : [...changed].sort(),
       describe: (key) => this.#describe(key),
       endpointCount: () => this.#model.endpointCount(),
-      fixed,
-      render: { family, masqueradeAll: options.masqueradeAll, localPods },
     };
   }
 

@@ -5,14 +5,14 @@ import type { EndpointSlice, Node, Service } from "../kube/types.ts";
 import type { Clock } from "../lib/clock.ts";
 import { AgentError, messageOf } from "../lib/errors.ts";
 import type { Logger } from "../lib/log.ts";
+import type { Backend } from "./backend.ts";
 import { type Commands, createCommands } from "./commands.ts";
 import { FamilyProxy, type FamilyStats, type SyncObserver } from "./family.ts";
 import { cleanupIptables } from "./iptables/cleanup.ts";
-import { createIptables, createServiceSet, whyNoIpset } from "./iptables/exec.ts";
-import { readNodePortAddresses, serviceSetName } from "./iptables/fixed.ts";
+import { createIptablesBackend } from "./iptables/backend.ts";
+import { whyNoIpset } from "./iptables/exec.ts";
+import { readNodePortAddresses } from "./iptables/fixed.ts";
 import { decideFlavour, observeFlavours } from "./iptables/flavour.ts";
-import type { Iptables } from "./iptables/port.ts";
-import { IptablesBackend } from "./iptables/sync.ts";
 import { parseIP } from "./ip.ts";
 import type { ProxyOptions } from "./options.ts";
 import { applySysctls, decideConntrackSysctls, decideProxySysctls, type Sysctls, systemSysctls } from "./sysctl.ts";
@@ -102,13 +102,28 @@ async function buildFamilies(options: ProxyOptions, deps: ProxyDeps, signal: Abo
   const isLiberal = Number(await sysctls.read("net/netfilter/nf_conntrack_tcp_be_liberal").catch(() => "0")) !== 0;
   const detectLocal = await resolveDetectLocal(options, deps, signal);
 
+  const localIPs = deps.localIPs ?? interfaceAddresses;
+
   const built: FamilyProxy[] = [];
   for (const family of options.families ?? (["IPv4", "IPv6"] as const)) {
-    let iptables: Iptables;
+    let backend: Backend;
+    const familyLog = log.child({ family });
     try {
       if (family === "IPv6" && options.families === undefined) await expectIPv6(sysctls);
-      iptables = await createIptables(commands, family, flavour, signal);
-      if ((await iptables.listRules("nat", "POSTROUTING", signal)) === undefined) throw new Error("no nat table");
+      backend = await createIptablesBackend(
+        {
+          family,
+          options: { ...options, detectLocal },
+          flavour,
+          hasIpset: noIpset === undefined,
+          dropsInvalid: !isLiberal,
+          hasLocalhostNodePorts: family === "IPv4" && hasLocalhostNodePorts,
+          localIPs,
+          commands,
+          log: familyLog,
+        },
+        signal,
+      );
     } catch (err) {
       if (signal.aborted) throw err;
       if (family === primary) {
@@ -120,20 +135,16 @@ async function buildFamilies(options: ProxyOptions, deps: ProxyDeps, signal: Abo
       log.info({ family, err: messageOf(err) }, "family is not programmed");
       continue;
     }
-    const set = noIpset === undefined ? createServiceSet(commands, family, serviceSetName(family)) : undefined;
     built.push(
       new FamilyProxy({
         family,
         options: { ...options, detectLocal },
-        backend: new IptablesBackend({ iptables, set, log: log.child({ family }) }),
-        hasRandomFully: iptables.hasRandomFully,
-        dropsInvalid: !isLiberal,
-        hasLocalhostNodePorts: family === "IPv4" && hasLocalhostNodePorts,
+        backend,
         commands,
         clock: deps.clock,
-        log: log.child({ family }),
+        log: familyLog,
         observer: deps.observer,
-        localIPs: deps.localIPs ?? interfaceAddresses,
+        localIPs,
       }),
     );
   }

@@ -1,6 +1,6 @@
 import type { Logger } from "../../lib/log.ts";
 import { hasCode, messageOf } from "../../lib/errors.ts";
-import type { ServiceDescription } from "../model.ts";
+import type { SyncRequest } from "../backend.ts";
 import { Pacer } from "../pacer.ts";
 import { Applier, type ApplyResult } from "./apply.ts";
 import {
@@ -23,15 +23,8 @@ import { RuleState } from "./state.ts";
 /** More endpoints than this: no comments in endpoint chains. The reference's "large cluster" threshold. */
 export const endpointsWithCommentsMax = 1_000;
 
-/** One sync of one IP family. */
-export interface SyncRequest {
-  /** A full sync: the kernel's tables are read, every chain and jump that differs is written, what is stale is removed. */
-  readonly isFull: boolean;
-  /** Full: all services, sorted. Otherwise: those that changed or went. */
-  readonly keys: readonly string[];
-  readonly describe: (key: string) => ServiceDescription;
-  /** Endpoints behind all services; only asked about at full syncs. */
-  readonly endpointCount: () => number;
+/** A sync, and what decides the rules beyond the services. */
+export interface IptablesSyncRequest extends SyncRequest {
   /** Without the set's name, which the backend knows. */
   readonly fixed: Omit<FixedContext, "setName">;
   readonly render: Omit<RenderContext, "withEndpointComments">;
@@ -70,7 +63,7 @@ export class IptablesBackend {
   }
 
   /** Rejects with an `AgentError`; see {@link Iptables}. */
-  async sync(request: SyncRequest, signal: AbortSignal): Promise<ApplyResult> {
+  async sync(request: IptablesSyncRequest, signal: AbortSignal): Promise<ApplyResult> {
     const state = request.isFull ? undefined : this.#state;
     this.#state = undefined; // until all of it worked
     // Asked before anything is written: a clean machine answers at once.
@@ -110,7 +103,7 @@ export class IptablesBackend {
   }
 
   async #syncFull(
-    request: SyncRequest,
+    request: IptablesSyncRequest,
     applier: Applier,
     present: PresentChains,
     signal: AbortSignal,
@@ -155,7 +148,7 @@ export class IptablesBackend {
 
   async #syncChanges(
     state: RuleState,
-    request: SyncRequest,
+    request: IptablesSyncRequest,
     applier: Applier,
     signal: AbortSignal,
   ): Promise<RuleState> {
@@ -202,7 +195,7 @@ export class IptablesBackend {
     }
   }
 
-  #fixed(request: SyncRequest): FixedContext {
+  #fixed(request: IptablesSyncRequest): FixedContext {
     return { ...request.fixed, setName: this.#isSetUsed ? this.#set?.name : undefined };
   }
 

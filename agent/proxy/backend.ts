@@ -1,0 +1,31 @@
+import type { Family } from "./ip.ts";
+import type { ServiceDescription } from "./model.ts";
+
+/** One sync of one IP family. */
+export interface SyncRequest {
+  /** A full sync: what the kernel has is read, all that differs is written, what is stale is removed. */
+  readonly isFull: boolean;
+  /** Full: all services, sorted. Otherwise: those that changed or went. */
+  readonly keys: readonly string[];
+  readonly describe: (key: string) => ServiceDescription;
+  /** Endpoints behind all services; only asked about at full syncs. */
+  readonly endpointCount: () => number;
+}
+
+/**
+ * Keeps the kernel's rules of one IP family equal to the services. One call at a time; the caller serialises.
+ * Calls reject with an `AgentError`: Invalid (the kernel or its tool did not accept the rules), Unavailable (locked, killed, could not
+ * be started) or Canceled.
+ */
+export interface Backend {
+  readonly family: Family;
+  /** The last sync failed, or there was none: the next one must be full. */
+  readonly needsFull: boolean;
+  /** @returns figures for the log */
+  sync(request: SyncRequest, signal: AbortSignal): Promise<Readonly<Record<string, number>>>;
+  /**
+   * Looks whether the rules are still there. Cheap.
+   * @returns what is missing, or undefined. Rejects if that could not be found out.
+   */
+  findDamage(signal: AbortSignal): Promise<string | undefined>;
+}

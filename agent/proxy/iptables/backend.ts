@@ -1,0 +1,59 @@
+import type { Logger } from "../../lib/log.ts";
+import type { Backend } from "../backend.ts";
+import type { Commands } from "../commands.ts";
+import type { Family } from "../ip.ts";
+import type { ProxyOptions } from "../options.ts";
+import { createIptables, createServiceSet } from "./exec.ts";
+import { detectLocalMatch, markText, nodePortIPs, readNodePortAddresses, serviceSetName } from "./fixed.ts";
+import { IptablesBackend, type IptablesSyncRequest } from "./sync.ts";
+
+/** What decides the rules of an IP family, beyond the services. */
+export interface IptablesBackendOptions {
+  readonly family: Family;
+  readonly options: ProxyOptions;
+  readonly flavour: "nft" | "legacy" | undefined;
+  /** False: packets find their service by the dispatch tree alone. */
+  readonly hasIpset: boolean;
+  readonly dropsInvalid: boolean;
+  readonly hasLocalhostNodePorts: boolean;
+  /** This machine's addresses, asked for at each sync. */
+  readonly localIPs: () => readonly string[];
+  readonly commands: Commands;
+  readonly log: Logger;
+}
+
+/** The iptables mode of one family. Rejects if the family's nat table cannot be read on this machine. */
+export async function createIptablesBackend(about: IptablesBackendOptions, signal: AbortSignal): Promise<Backend> {
+  const { family, options, commands, hasLocalhostNodePorts, dropsInvalid } = about;
+  const iptables = await createIptables(commands, family, about.flavour, signal);
+  if ((await iptables.listRules("nat", "POSTROUTING", signal)) === undefined) throw new Error("no nat table");
+  const set = about.hasIpset ? createServiceSet(commands, family, serviceSetName(family)) : undefined;
+  const rules = new IptablesBackend({ iptables, set, log: about.log });
+
+  const context = (): Pick<IptablesSyncRequest, "fixed" | "render"> => {
+    const addresses = readNodePortAddresses(options.nodePortAddresses, options.nodeIPs, family);
+    return {
+      fixed: {
+        family,
+        mark: markText(options.masqueradeBit),
+        nodePortIPs: nodePortIPs(addresses, about.localIPs, family, hasLocalhostNodePorts),
+        hasLocalhostNodePorts,
+        dropsInvalid,
+        hasRandomFully: iptables.hasRandomFully,
+      },
+      render: {
+        family,
+        masqueradeAll: options.masqueradeAll,
+        localPods: detectLocalMatch(options.detectLocal, family),
+      },
+    };
+  };
+  return {
+    family,
+    get needsFull() {
+      return rules.needsFull;
+    },
+    sync: async (request, signal) => ({ ...(await rules.sync({ ...request, ...context() }, signal)) }),
+    findDamage: async (signal) => await rules.findDamage(signal),
+  };
+}
