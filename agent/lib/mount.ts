@@ -1,4 +1,5 @@
 import { readFile, realpath } from "node:fs/promises";
+import { basename, dirname, join } from "node:path";
 import { ignoreErrno } from "./errno.ts";
 import { AgentError } from "./errors.ts";
 import { exec } from "./exec.ts";
@@ -101,12 +102,20 @@ export async function makeRShared(path: string): Promise<void> {
 /**
  * Unmounts everything at `dir` and beneath it, the topmost first. Nothing mounted is success. Never lazily: a mount that
  * is busy stays visible and makes this reject, so that nobody deletes what still lies beneath it.
+ * @param dir a link in its place leads nowhere
  * @param accept only mounts for which this is true; all when absent
  */
 export async function unmountAllUnder(dir: string, accept: (entry: MountEntry) => boolean = () => true): Promise<void> {
+  const parent = await realpath(dirname(dir)).catch(ignoreErrno("ENOENT"));
+  if (parent === undefined) return;
+  const real = join(parent, basename(dir));
+  const present = async () =>
+    parseMountinfo(await readFile(mountinfoPath, "utf8"), real)
+      .filter(accept)
+      .map((entry) => entry.mountPoint);
   let why = "";
   for (let pass = 0; pass < unmountPassesMax; pass += 1) {
-    const paths = (await listMountsUnder(dir)).filter(accept).map((entry) => entry.mountPoint);
+    const paths = await present();
     if (paths.length === 0) return;
     paths.reverse();
     for (let at = 0; at < paths.length; at += pathsPerUnmountMax) {
@@ -115,8 +124,11 @@ export async function unmountAllUnder(dir: string, accept: (entry: MountEntry) =
       if (result.failure !== undefined) why = result.message;
     }
   }
-  const left = (await listMountsUnder(dir)).filter(accept).map((entry) => entry.mountPoint);
-  if (left.length > 0) throw new AgentError("Internal", `cannot unmount ${left.join(", ")}: ${why}`);
+  const left = await present();
+  const [first] = left;
+  if (first === undefined) return;
+  const hint = why.includes("busy") ? ` (fuser -vm ${first} shows who uses it)` : "";
+  throw new AgentError("Internal", `cannot unmount ${left.join(", ")}: ${why}${hint}`);
 }
 
 async function run(file: string, args: readonly string[], signal?: AbortSignal): Promise<void> {

@@ -2,11 +2,12 @@ import { chmod, lstat, mkdir, rm, statfs, writeFile } from "node:fs/promises";
 import { dirname, join } from "node:path";
 import { allContainers, podLimits, qosClass } from "../kube/pod-resources.ts";
 import { parseQuantity, quantityValue } from "../kube/quantity.ts";
-import type { Pod, Quantity, ResourceList } from "../kube/types.ts";
+import type { Pod, Quantity, ResourceList, Volume } from "../kube/types.ts";
 import { AgentError } from "../lib/errors.ts";
-import { mountFilesystem } from "../lib/mount.ts";
+import { mountFilesystem, unmountAllUnder } from "../lib/mount.ts";
 import { pluginDirName, type VolumeContext, type VolumeKind } from "./kind.ts";
 import { applyFSGroup } from "./ownership.ts";
+import { removeTree } from "./remove-tree.ts";
 
 const pluginName = "kubernetes.io/empty-dir";
 
@@ -34,7 +35,14 @@ export const emptyDirKind: VolumeKind = {
  */
 export async function setUpWrapped(context: VolumeContext, medium: "" | "Memory"): Promise<void> {
   const { volume } = context;
-  await setUpScratch(context, `wrapped_${volume.name}`, { medium, sizeLimit: undefined, ownedByFSGroup: false });
+  await setUpScratch(context, wrappedName(volume), { medium, sizeLimit: undefined, ownedByFSGroup: false });
+}
+
+/** Undoes {@link setUpWrapped}. Rejects while something in the directory is in use. */
+export async function tearDownWrapped({ podDir, dir, volume }: VolumeContext): Promise<void> {
+  await removeTree(markerDirOf(podDir, wrappedName(volume))); // first: what is half gone must not count as ready
+  await unmountAllUnder(dir);
+  await removeTree(dir);
 }
 
 /** Size in bytes of a tmpfs: the smallest of what the node has, what the pod may use, and `sizeLimit`; 0: no limit known. */
@@ -78,48 +86,67 @@ interface Scratch {
 
 async function setUpScratch(context: VolumeContext, markerName: string, scratch: Scratch): Promise<void> {
   const { podDir, dir, pod } = context;
-  const { medium } = scratch;
-  const isMounted = medium !== "";
-  if (isMounted && medium !== "Memory" && medium !== "HugePages" && !medium.startsWith("HugePages-")) {
-    throw new AgentError(
-      "Invalid",
-      `unknown storage medium "${medium}", use "", Memory, HugePages or HugePages-<size>`,
-    );
-  }
+  const mount = mountOfMedium(context, scratch);
   // Says that set-up once went through: what a container has put there since must not be touched again.
-  const markerDir = join(podDir, "plugins", pluginDirName(pluginName), markerName);
+  const markerDir = markerDirOf(podDir, markerName);
   const marker = join(markerDir, "ready");
   if (await exists(marker)) {
-    if (isMounted ? await isMountedScratch(dir) : await exists(dir)) return;
+    if (mount === undefined ? await exists(dir) : await isMounted(dir, mount)) return;
     await rm(markerDir, { recursive: true, force: true }); // left by the machine's last run, the volume is not
   }
   await mkdir(dir, { recursive: true, mode: 0o777 });
   await chmod(dir, 0o777); // the umask may have taken bits away
-  if (isMounted && !(await isMountedScratch(dir))) await mountScratch(context, scratch);
+  if (mount !== undefined && !(await isMounted(dir, mount))) await mountScratch(context, mount);
   const { fsGroup } = pod.spec.securityContext ?? {};
   if (scratch.ownedByFSGroup && fsGroup !== undefined) await applyFSGroup(dir, fsGroup, { isReadOnly: false });
   await mkdir(markerDir, { recursive: true, mode: 0o750 });
   await writeFile(marker, "");
 }
 
-async function mountScratch(context: VolumeContext, { medium, sizeLimit }: Scratch): Promise<void> {
-  const { pod, deps, dir, signal } = context;
-  if (medium !== "Memory") {
-    const options = [`pagesize=${hugePageSize(pod, medium)}`];
+function wrappedName({ name }: Volume): string {
+  return `wrapped_${name}`;
+}
+
+function markerDirOf(podDir: string, markerName: string): string {
+  return join(podDir, "plugins", pluginDirName(pluginName), markerName);
+}
+
+/** What is mounted for a medium. */
+type ScratchMount = { type: "tmpfs"; bytes: number } | { type: "hugetlbfs"; pageSize: string };
+
+/** Undefined for the node's disk. Rejects with Invalid for media that there are not, or not for this pod. */
+function mountOfMedium({ pod, deps }: VolumeContext, scratch: Scratch): ScratchMount | undefined {
+  const { medium, sizeLimit } = scratch;
+  if (medium === "") return undefined;
+  if (medium === "Memory") return { type: "tmpfs", bytes: memoryVolumeBytes(pod, sizeLimit, deps.nodeAllocatable()) };
+  if (medium === "HugePages" || medium.startsWith("HugePages-")) {
+    return { type: "hugetlbfs", pageSize: hugePageSize(pod, medium) };
+  }
+  throw new AgentError("Invalid", `unknown storage medium "${medium}", use "", Memory, HugePages or HugePages-<size>`);
+}
+
+async function mountScratch({ deps, dir, signal }: VolumeContext, mount: ScratchMount): Promise<void> {
+  if (mount.type === "hugetlbfs") {
+    const options = [`pagesize=${mount.pageSize}`];
     return mountFilesystem({ type: "hugetlbfs", source: "nodev", target: dir, options }, signal);
   }
-  const bytes = memoryVolumeBytes(pod, sizeLimit, deps.nodeAllocatable());
-  const options = bytes > 0 ? [`size=${bytes}`] : [];
+  const options = mount.bytes > 0 ? [`size=${mount.bytes}`] : [];
   if (await deps.tmpfsTakesNoswap()) options.push("noswap");
   await mountFilesystem({ type: "tmpfs", source: "tmpfs", target: dir, options }, signal);
 }
 
-/** True if `dir` is the root of a tmpfs or hugetlbfs of its own: another device than its parent. */
-async function isMountedScratch(dir: string): Promise<boolean> {
+/**
+ * True if `dir` is the root of such a file system of its own: another device than its parent. Rejects with Invalid if it
+ * has huge pages of another size.
+ */
+async function isMounted(dir: string, mount: ScratchMount): Promise<boolean> {
   const [own, parent] = await Promise.all([lstat(dir), lstat(dirname(dir))]).catch(() => []);
   if (own === undefined || parent === undefined || own.dev === parent.dev) return false;
-  const { type } = await statfs(dir);
-  return type === tmpfsMagic || type === hugetlbfsMagic;
+  const { type, bsize } = await statfs(dir);
+  if (mount.type === "tmpfs") return type === tmpfsMagic;
+  if (type !== hugetlbfsMagic) return false;
+  if (BigInt(bsize) === parseQuantity(mount.pageSize)) return true;
+  throw new AgentError("Invalid", `is mounted with huge pages of ${bsize} bytes, not of ${mount.pageSize}`);
 }
 
 /** Only where the pod's cgroup has a memory limit: Guaranteed pods, and those of which every container is limited. */

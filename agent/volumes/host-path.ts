@@ -1,7 +1,6 @@
-import type { Stats } from "node:fs";
-import { mkdir, stat, writeFile } from "node:fs/promises";
-import { ignoreErrno } from "../lib/errno.ts";
-import { AgentError } from "../lib/errors.ts";
+import { mkdir, writeFile } from "node:fs/promises";
+import { AgentError, messageOf } from "../lib/errors.ts";
+import { exec } from "../lib/exec.ts";
 import { abortable } from "./abortable.ts";
 import type { VolumeKind } from "./kind.ts";
 
@@ -14,35 +13,45 @@ export const hostPathKind: VolumeKind = {
   isRefreshed: false,
   async setUp({ volume, signal }) {
     const { path = "", type = "" } = volume.hostPath ?? {};
+    if (path === "") throw new AgentError("Invalid", "hostPath needs a path");
     if (path.split("/").includes("..")) throw new AgentError("Invalid", `path "${path}" must not contain ".."`);
-    await abortable(ensureHostPath(path, type), signal); // a stat on a dead network mount never returns
+    // What it waits for may never come.
+    await abortable(ensureHostPath(path, type, signal), signal);
     return { hostPath: path };
   },
 };
 
-const checks: Record<
-  string,
-  { is: (stat: Stats) => boolean; noun: string; create?: (path: string) => Promise<unknown> }
-> = {
-  Directory: { is: (stat) => stat.isDirectory(), noun: "directory" },
+// A file system that answers at all does so within this; a pod whose path does not is tried again.
+export const lookTimeoutMs = 10_000;
+
+// File types of stat(2).
+const typeMask = 0o170_000;
+const socketType = 0o140_000;
+const fileType = 0o100_000;
+const blockDeviceType = 0o060_000;
+const directoryType = 0o040_000;
+const charDeviceType = 0o020_000;
+
+const checks: Record<string, { fileType: number; noun: string; create?: (path: string) => Promise<unknown> }> = {
+  Directory: { fileType: directoryType, noun: "directory" },
   DirectoryOrCreate: {
-    is: (stat) => stat.isDirectory(),
+    fileType: directoryType,
     noun: "directory",
     create: (path) => mkdir(path, { recursive: true, mode: 0o755 }),
   },
-  File: { is: (stat) => stat.isFile(), noun: "file" },
+  File: { fileType, noun: "file" },
   FileOrCreate: {
-    is: (stat) => stat.isFile(),
+    fileType,
     noun: "file",
     create: (path) => writeFile(path, "", { flag: "a", mode: 0o644 }),
   },
-  Socket: { is: (stat) => stat.isSocket(), noun: "socket file" },
-  CharDevice: { is: (stat) => stat.isCharacterDevice(), noun: "character device" },
-  BlockDevice: { is: (stat) => stat.isBlockDevice(), noun: "block device" },
+  Socket: { fileType: socketType, noun: "socket file" },
+  CharDevice: { fileType: charDeviceType, noun: "character device" },
+  BlockDevice: { fileType: blockDeviceType, noun: "block device" },
 };
 
 /** Checks that `path` is what `type` says, creating it where the type allows. Links are followed, as containers would see it. */
-async function ensureHostPath(path: string, type: string): Promise<void> {
+async function ensureHostPath(path: string, type: string, signal: AbortSignal): Promise<void> {
   if (type === "") return;
   const check = Object.hasOwn(checks, type) ? checks[type] : undefined;
   if (check === undefined) {
@@ -51,12 +60,30 @@ async function ensureHostPath(path: string, type: string): Promise<void> {
       `hostPath type "${type}" is not known, use one of ${Object.keys(checks).join(", ")}`,
     );
   }
-  let present = await stat(path).catch(ignoreErrno("ENOENT", "ENOTDIR"));
+  let present = await look(path, signal);
   if (present === undefined && check.create !== undefined) {
-    await check.create(path);
-    present = await stat(path);
+    await check.create(path).catch((err: unknown) => {
+      throw new AgentError("Internal", `cannot make ${check.noun} ${path}: ${messageOf(err)}`, { cause: err });
+    });
+    present = await look(path, signal);
   }
-  if (present === undefined || !check.is(present)) {
+  if (present !== check.fileType) {
     throw new AgentError("Invalid", `hostPath type check failed: ${path} is not a ${check.noun}`);
   }
+}
+
+/**
+ * The file type at `path`, links followed; undefined if nothing is there. Looked up by another process: on a network mount
+ * whose server is gone a call never returns, and it would take a thread of ours with it for good.
+ */
+async function look(path: string, signal: AbortSignal): Promise<number | undefined> {
+  const { failure, stdout, stderr, message } = await exec(
+    "env",
+    ["LC_ALL=C", "stat", "--dereference", "--format=%f", "--", path],
+    { timeoutMs: lookTimeoutMs, signal },
+  );
+  if (failure === undefined) return Number.parseInt(stdout, 16) & typeMask;
+  if (failure === "exit" && /No such file or directory|Not a directory/.test(stderr)) return undefined;
+  signal.throwIfAborted();
+  throw new AgentError("Unavailable", `hostPath type check failed: ${path} cannot be looked at: ${message}`);
 }

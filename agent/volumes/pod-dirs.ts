@@ -1,7 +1,8 @@
-import { readdir, rmdir, unlink } from "node:fs/promises";
+import { constants } from "node:fs";
+import { open, readdir, rmdir, unlink } from "node:fs/promises";
 import { join } from "node:path";
-import { errnoOf, ignoreErrno } from "../lib/errno.ts";
-import { AgentError } from "../lib/errors.ts";
+import { errnoOf } from "../lib/errno.ts";
+import { AgentError, messageOf } from "../lib/errors.ts";
 import { isAtOrBeneath, listMountsUnder, unmountAllUnder } from "../lib/mount.ts";
 import { pluginDirName } from "./kind.ts";
 import { isOwnPluginDir } from "./kinds.ts";
@@ -18,6 +19,7 @@ import { removeTree } from "./remove-tree.ts";
 
 // A UID is a file name to us. The API server gives out UUIDs, static pods have a hash.
 const podUIDPattern = /^[A-Za-z0-9][A-Za-z0-9._-]*$/;
+const dirFlags = constants.O_RDONLY | constants.O_DIRECTORY | constants.O_NOFOLLOW;
 
 /** Rejects a UID that could be a path with code Invalid. */
 export function podDirOf(rootDir: string, podUID: string): string {
@@ -41,13 +43,13 @@ export function subPathTargetOf(podDir: string, volumeName: string, containerNam
  * Rejects while something cannot be unmounted; then nothing beneath it is deleted.
  */
 export async function tearDownPodVolumes(podDir: string): Promise<void> {
+  await listDir(podDir); // refuses a link
   const volumesDir = join(podDir, "volumes");
-  const subPathsDir = join(podDir, "volume-subpaths");
   const plugins = await listDir(volumesDir);
-  const ownDirs = [subPathsDir, ...plugins.filter(isOwnPluginDir).map((plugin) => join(volumesDir, plugin))];
-  // A subPath keeps its volume busy, but it was mounted later, and later mounts go first.
-  await unmountAllUnder(podDir, ({ mountPoint }) => ownDirs.some((dir) => isAtOrBeneath(mountPoint, dir)));
-  await removeSubPaths(subPathsDir);
+  const ownDirs = plugins.filter(isOwnPluginDir).map((plugin) => join(volumesDir, plugin));
+  // Each keeps its volume busy: a volume must not go while one of them stays.
+  await tearDownSubPaths(podDir);
+  await unmountAllUnder(volumesDir, ({ mountPoint }) => ownDirs.some((dir) => isAtOrBeneath(mountPoint, dir)));
   // First the marks: what is half deleted must not count as ready.
   await removeTree(join(podDir, "plugins", pluginDirName("kubernetes.io/empty-dir")));
   const removals = plugins.map((plugin) => {
@@ -65,18 +67,29 @@ export async function tearDownPodVolumes(podDir: string): Promise<void> {
  * is mounted beneath; what still is in `volumes` is never deleted with its content.
  */
 export async function removePodDir(podDir: string): Promise<void> {
-  const mounts = await listMountsUnder(podDir);
-  const [first] = mounts;
+  await listDir(podDir); // refuses a link
+  const [first] = await listMountsUnder(podDir);
   if (first !== undefined) {
     throw new AgentError("Internal", `will not remove ${podDir}: ${first.mountPoint} is still mounted`);
   }
-  await removeSubPaths(join(podDir, "volume-subpaths"));
-  await removeEmptyDirs(join(podDir, "volumes"));
-  await removeTree(podDir);
+  await tearDownSubPaths(podDir);
+  const volumesDir = join(podDir, "volumes");
+  await removeEmptyDirs(volumesDir);
+  for (const name of await listDir(podDir)) {
+    const path = join(podDir, name);
+    if (path === volumesDir) throw new AgentError("Internal", `will not remove ${podDir}: it has volumes again`);
+    await removeTree(path);
+  }
+  await removeDir(podDir);
 }
 
-/** Entries of the third level are mount targets: removed as empty directories or files, so that content is safe whatever is mounted. */
-async function removeSubPaths(dir: string): Promise<void> {
+/**
+ * Unmounts the subPaths of a pod and removes their targets, as empty directories or files, so that content is safe
+ * whatever is mounted. Rejects if one is in use.
+ */
+async function tearDownSubPaths(podDir: string): Promise<void> {
+  const dir = join(podDir, "volume-subpaths");
+  await unmountAllUnder(dir);
   for (const volume of await listDir(dir)) {
     for (const container of await listDir(join(dir, volume))) {
       const containerDir = join(dir, volume, container);
@@ -94,16 +107,30 @@ async function removeSubPaths(dir: string): Promise<void> {
   await removeDir(dir);
 }
 
-/** Removes a tree of directories that holds no files. Rejects at the first file. */
+/** Removes a tree of directories that holds no files. Rejects at the first file or link. */
 async function removeEmptyDirs(dir: string): Promise<void> {
   for (const name of await listDir(dir)) await removeEmptyDirs(join(dir, name));
   await removeDir(dir);
 }
 
 async function removeDir(dir: string): Promise<void> {
-  await rmdir(dir).catch(ignoreErrno("ENOENT"));
+  await rmdir(dir).catch((err: unknown) => {
+    if (errnoOf(err) === "ENOENT") return;
+    throw new AgentError("Internal", `cannot remove ${dir}: ${messageOf(err)}`, { cause: err });
+  });
 }
 
-async function listDir(dir: string): Promise<string[]> {
-  return (await readdir(dir).catch(ignoreErrno("ENOENT"))) ?? [];
+/** Names in a directory; none if it is not there. A link in its place is refused: it could lead anywhere. */
+async function listDir(path: string): Promise<string[]> {
+  const dir = await open(path, dirFlags).catch((err: unknown) => {
+    if (errnoOf(err) === "ENOENT") return undefined;
+    if (errnoOf(err) !== "ENOTDIR" && errnoOf(err) !== "ELOOP") throw err;
+    throw new AgentError("Internal", `will not delete ${path}: it is not a directory`, { cause: err });
+  });
+  if (dir === undefined) return [];
+  try {
+    return await readdir(`/proc/self/fd/${dir.fd}`);
+  } finally {
+    await dir.close();
+  }
 }

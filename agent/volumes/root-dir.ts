@@ -1,4 +1,4 @@
-import { mkdir, statfs } from "node:fs/promises";
+import { mkdir, realpath, statfs } from "node:fs/promises";
 import { join, normalize } from "node:path";
 import { AgentError, messageOf } from "../lib/errors.ts";
 import { exec } from "../lib/exec.ts";
@@ -36,12 +36,13 @@ export async function prepareRoot(rootDir: string, options: RootOptions): Promis
   }
   await makeDir(rootDir, 0o750);
   await makeDir(podLogsDir, 0o750);
-  await makeDir(containerLogsDir, 0o755);
+  // Before anything is made beneath it: a mount put over the root would hide that.
   await ensureShared(rootDir, log);
   for (const name of ["pods", "plugins", "plugins_registry", "pod-resources"]) {
     await makeDir(join(rootDir, name), 0o750);
   }
   await makeDir(join(rootDir, "checkpoints"), 0o700);
+  await makeDir(containerLogsDir, 0o755);
   if (!selinuxEnabled) return;
   for (const name of ["plugins", "plugins_registry"]) {
     const { failure, message } = await exec("chcon", ["--", pluginsLabel, join(rootDir, name)], {
@@ -60,9 +61,11 @@ export async function isSELinuxEnabled(): Promise<boolean> {
 }
 
 async function ensureShared(rootDir: string, log: Logger): Promise<void> {
-  if ((await findMountOf(rootDir))?.isShared === true) return;
-  log.info({ dir: rootDir }, "root directory is not on a shared mount, mounting it onto itself");
-  await bindMount(rootDir, rootDir);
+  const mount = await findMountOf(rootDir);
+  if (mount?.isShared === true) return;
+  log.info({ dir: rootDir }, "root directory is not on a shared mount, making it one");
+  // A disk of its own, or what an agent mounted that was killed before the next step, needs no second mount over it.
+  if (mount?.mountPoint !== (await realpath(rootDir))) await bindMount(rootDir, rootDir);
   await makeRShared(rootDir);
 }
 
