@@ -324,7 +324,7 @@ export interface Volume {
   ephemeral?: { volumeClaimTemplate?: unknown };
   csi?: CSIVolumeSource;
   nfs?: { server: string; path: string; readOnly?: boolean };
-  image?: { reference?: string; pullPolicy?: string };
+  image?: { reference?: string; pullPolicy?: "Always" | "IfNotPresent" | "Never" };
   [kind: string]: unknown;
 }
 

@@ -11,6 +11,8 @@ import { containerAnnotations, restartCountOf } from "./container-annotations.ts
 import { buildEnv } from "./env.ts";
 import { expandCommand } from "./expand.ts";
 import { needsHostsFile, podHostname, renderHostNetworkHosts, renderHosts } from "./hosts.ts";
+import { mountedImages } from "./image-volumes.ts";
+import type { ReadyImage } from "./local.ts";
 import { podLogDirName, uidOf } from "./names.ts";
 import { namespaceIndex, type PodDeps } from "./port.ts";
 import { containerSecurityContext, sandboxNamespaces } from "./security.ts";
@@ -24,7 +26,7 @@ export interface ContainerStart {
   container: Container | EphemeralContainer;
   sandbox: SandboxStatus;
   observed: PodSnapshot;
-  image: EnsuredImage;
+  image: EnsuredImage & Pick<ReadyImage, "ofVolumes">;
   restartCount: number;
   podIPs: readonly string[];
   /** See `readMaskedPaths`. */
@@ -57,6 +59,7 @@ export async function buildContainerConfig(start: ContainerStart, deps: PodDeps)
       podIPs,
       recursiveReadOnlySupported: node.hasRecursiveReadOnly(sandbox.runtimeHandler),
       userns: undefined,
+      images: mountedImages(image.ofVolumes, sandbox.runtimeHandler),
     }),
     hostsMount(pod, container, podIPs, deps),
     terminationLogMount(uid, container, settings.rootDir),
@@ -71,7 +74,7 @@ export async function buildContainerConfig(start: ContainerStart, deps: PodDeps)
     workingDir: container.workingDir ?? "",
     envs,
     mounts: [...volumeMounts, ...hosts, ...terminationLog],
-    devices: [],
+    devices: volumes.devices(uid, container),
     cdiDevices: [],
     labels: {
       "io.kubernetes.container.name": container.name,

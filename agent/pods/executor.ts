@@ -2,13 +2,14 @@ import { mkdir } from "node:fs/promises";
 import { join } from "node:path";
 import type { Container, LifecycleHandler, Pod } from "../kube/types.ts";
 import { AgentError, messageOf } from "../lib/errors.ts";
-import { ImagePullError } from "../runtime/images.ts";
-import { authsFor, keyringFromSecrets } from "../runtime/images-auth.ts";
+import { ImagePullError, type ImageUser } from "../runtime/images.ts";
+import { authsFor, type Keyring, keyringFromSecrets } from "../runtime/images-auth.ts";
 import type { PodSandboxConfig, PodSnapshot } from "../runtime/port.ts";
 import { buildContainerConfig, nextRestartCount } from "./container-config.ts";
 import { linkLog, removeLogs } from "./container-logs.ts";
 import { podDNS } from "./dns.ts";
 import { runHook } from "./hooks.ts";
+import { ImageVolumes } from "./image-volumes.ts";
 import type { ReadyImage } from "./local.ts";
 import { graceSecondsOf, podLogDirName, podReference, type SpecContainer, specContainers, uidOf } from "./names.ts";
 import type { PodAction } from "./plan.ts";
@@ -53,6 +54,7 @@ export interface ExecutorDeps extends PodDeps {
 /** Carries out actions of pods. Each call does one step and rejects with a `StepError` that says why it could not. */
 export class Executor {
   readonly #deps: ExecutorDeps;
+  readonly #imageVolumes = new ImageVolumes();
 
   constructor(deps: ExecutorDeps) {
     this.#deps = deps;
@@ -148,14 +150,22 @@ export class Executor {
     return buildSandboxConfig(pod, attempt, { cgroupParent: cgroups.parentFor(pod), dns, volumeGroups, settings });
   }
 
+  // The container's own image and those of the image volumes that it mounts: it starts with all of them, or waits for all.
   async #ensureImage(name: string, { pod, images, observed, signal }: StepContext): Promise<void> {
     const { container, fieldPath } = find(pod, name);
     const attempt = observed.sandboxes[0]?.attempt ?? 0;
     try {
-      const auths = await this.#auths(pod, container);
-      const config = await this.#sandboxConfig(pod, attempt);
-      const ensured = await this.#deps.images.ensureImage(pod, container, config, auths, signal);
-      images.set(name, { ...ensured, wanted: container.image });
+      const [keyring, config] = await Promise.all([this.#keyring(pod), this.#sandboxConfig(pod, attempt)]);
+      const ensure = async (user: ImageUser) =>
+        await this.#deps.images.ensureImage(pod, user, config, authsFor(user.image ?? "", keyring), signal);
+      // What one of them came to says nothing before the other has ended, too: a pull goes on and is not begun again.
+      const [own, volumes] = await Promise.allSettled([
+        ensure(container),
+        this.#imageVolumes.ensure(pod, container, ensure),
+      ]);
+      if (own.status === "rejected") throw own.reason;
+      if (volumes.status === "rejected") throw volumes.reason;
+      images.set(name, { ...own.value, wanted: container.image, ofVolumes: volumes.value });
     } catch (err) {
       if (!(err instanceof ImagePullError)) throw err;
       this.#event(pod, "Warning", "Failed", `Error: ${err.reason}`, fieldPath);
@@ -163,7 +173,8 @@ export class Executor {
     }
   }
 
-  async #auths(pod: Pod, container: Container) {
+  /** Of the pod's pull secrets; empty if it names none. */
+  async #keyring(pod: Pod): Promise<Keyring[]> {
     const { objects } = this.#deps;
     const names = (pod.spec.imagePullSecrets ?? []).flatMap(({ name = "" }) => (name === "" ? [] : [name]));
     if (names.length === 0) return [];
@@ -181,7 +192,7 @@ export class Executor {
       found.flatMap((result) => (result.status === "fulfilled" ? [result.value] : [])),
     );
     if (problems.length > 0) warn(problems.join(", "));
-    return authsFor(container.image ?? "", [keyring]);
+    return [keyring];
   }
 
   async #resizePod({ pod, observed }: StepContext): Promise<void> {

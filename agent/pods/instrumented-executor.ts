@@ -1,8 +1,9 @@
 import type { Pod } from "../kube/types.ts";
 import type { Clock } from "../lib/clock.ts";
 import { type Executor, StepError } from "./executor.ts";
+import { imageVolumesOf } from "./image-volumes.ts";
 import { containerType, type PodMetrics } from "./metrics.ts";
-import { uidOf } from "./names.ts";
+import { specContainers, uidOf } from "./names.ts";
 import type { PodAction } from "./plan.ts";
 
 /** The executor, with its steps counted and timed. */
@@ -68,12 +69,21 @@ function attemptNotes(action: PodAction, metrics: PodMetrics): Notes {
       };
     case "StartContainer":
       return {
-        succeeded: (pod) => metrics.startedContainers.inc({ container_type: containerType(pod, action.container) }),
+        succeeded: (pod) => {
+          metrics.startedContainers.inc({ container_type: containerType(pod, action.container) });
+          metrics.imageVolumesMounted.inc({}, imageVolumeCount(pod, action.container));
+        },
         failed: (pod, err) => failedStart(pod, action.container, err, metrics),
       };
     case "EnsureImage":
       // An image that is there is the beginning of a start, and counted with it; one that cannot be had is its end.
-      return { ...nothing, failed: (pod, err) => failedStart(pod, action.container, err, metrics) };
+      return {
+        succeeded: (pod) => metrics.imageVolumesRequested.inc({}, imageVolumeCount(pod, action.container)),
+        failed: (pod, err) => {
+          metrics.imageVolumesRequested.inc({}, imageVolumeCount(pod, action.container));
+          failedStart(pod, action.container, err, metrics);
+        },
+      };
     default:
       return nothing;
   }
@@ -93,4 +103,10 @@ function failedStart(pod: Pod, container: string, err: unknown, metrics: PodMetr
   const type = containerType(pod, container);
   metrics.startedContainers.inc({ container_type: type });
   metrics.startedContainerErrors.inc({ container_type: type, code: err.reason });
+  metrics.imageVolumeErrors.inc({}, imageVolumeCount(pod, container));
+}
+
+function imageVolumeCount(pod: Pod, name: string): number {
+  const found = specContainers(pod).find(({ container }) => container.name === name);
+  return found === undefined ? 0 : imageVolumesOf(pod, found.container).length;
 }

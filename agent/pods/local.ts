@@ -1,6 +1,7 @@
 import type { ProbeType, Verdict } from "../probes/port.ts";
 import type { EnsuredImage } from "../runtime/images.ts";
 import type { CrashBackoff } from "./crash-backoff.ts";
+import type { EnsuredVolumeImage } from "./image-volumes.ts";
 import type { ResizeProgress } from "./resize/resizes.ts";
 
 /** Something that takes time, done for one pod; see PodAction. Keys come from `actionKey`. */
@@ -12,6 +13,8 @@ export type Attempt =
 /** An image that is there, and the name by which the container asked for it. */
 export interface ReadyImage extends EnsuredImage {
   wanted: string | undefined;
+  /** Images of the image volumes that the container mounts, by volume name; absent: it mounts none. */
+  ofVolumes?: ReadonlyMap<string, EnsuredVolumeImage>;
 }
 
 /**

@@ -29,6 +29,10 @@ export interface PodMetrics {
   /** A pod was not taken, for this reason. */
   rejected(reason: string): void;
   preemptions: Counter<"preemption_signal">;
+  /** Image volumes that containers asked for, got, and could not get. */
+  imageVolumesRequested: Counter;
+  imageVolumesMounted: Counter;
+  imageVolumeErrors: Counter;
   /** The API server showed this pod. */
   seen(pod: Pod): void;
   /** The API server has it no more. */
@@ -173,6 +177,12 @@ export function createPodMetrics(registry: MetricsRegistry, clock: Clock): PodMe
     preemptions: registry.counter("kubelet_preemptions", "Pods that went for critical ones, by what these lacked.", [
       "preemption_signal",
     ]),
+    imageVolumesRequested: counter("image_volume_requested_total", "Image volumes that containers asked for."),
+    imageVolumesMounted: counter("image_volume_mounted_succeed_total", "Image volumes that started containers have."),
+    imageVolumeErrors: counter(
+      "image_volume_mounted_errors_total",
+      "Image volumes of containers whose images were not had, or that could not be started.",
+    ),
     orphanedPods: counter("orphaned_runtime_pods_total", "Pods found running although nobody wants them."),
     cleanedVolumes: registry.gauge("orphan_pod_cleaned_volumes", "Pods whose remains the last sweep removed."),
     cleanedVolumeErrors: registry.gauge(

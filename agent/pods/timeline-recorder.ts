@@ -4,6 +4,7 @@ import type { Clock } from "../lib/clock.ts";
 import { isAbort, messageOf } from "../lib/errors.ts";
 import type { PodSnapshot } from "../runtime/port.ts";
 import { type Executor, type StepContext, StepError } from "./executor.ts";
+import { imageVolumesOf } from "./image-volumes.ts";
 import { newlyExited, type PodMetrics } from "./metrics.ts";
 import { specContainers, uidOf } from "./names.ts";
 import type { PodAction } from "./plan.ts";
@@ -207,11 +208,13 @@ export class TimelineRecorder {
     const start = this.#underWay.get(keyOf("start", uid, container));
     switch (reason) {
       case "Pulling":
-        image?.open.note(message);
+      case "Pulled": {
+        const text = reason === "Pulling" ? message : pulledText(message);
+        image?.open.note(text);
+        // What is said of no container is about the image of a volume: all that wait for it are told.
+        if (container === "") for (const open of this.#waitingForVolume(uid, message)) open.note(text);
         return;
-      case "Pulled":
-        image?.open.note(pulledText(message));
-        return;
+      }
       case "Created":
         if (start === undefined) return;
         start.open.done();
@@ -231,6 +234,16 @@ export class TimelineRecorder {
       }
     }
     if (!toldBySteps.has(reason)) timeline.note(reason, container, message, { isFailure: type === "Warning" });
+  }
+
+  #waitingForVolume(podUID: string, message: string): OpenEntry[] {
+    const prefix = keyOf("image", podUID, "");
+    return [...this.#underWay].flatMap(([key, { open, pod }]) => {
+      const found = specContainers(pod).find(({ container: { name } }) => key === `${prefix}${name}`);
+      if (!key.startsWith(prefix) || found === undefined) return [];
+      const isMeant = imageVolumesOf(pod, found.container).some(({ user }) => message.includes(`"${user.image}"`));
+      return isMeant ? [open] : [];
+    });
   }
 
   #seen(pod: Pod): void {

@@ -28,6 +28,7 @@ import {
 } from "./convert.ts";
 import { createEventSource } from "./event-source.ts";
 import { followEvents } from "./events.ts";
+import { createWithImageMounts } from "./image-mounts.ts";
 import { createImageService } from "./image-service.ts";
 import { PodIDs } from "./pod-ids.ts";
 import { loadProto, type ProtoPackage } from "../../lib/grpc/proto.ts";
@@ -171,15 +172,15 @@ class CRIRuntime implements Runtime {
     config: Parameters<Runtime["createContainer"]>[1],
     sandboxConfig: Parameters<Runtime["createContainer"]>[2],
   ) {
-    const { container_id: id } = await this.#calls.call<{ container_id: string }>(
-      "CreateContainer",
-      {
-        pod_sandbox_id: sandboxID,
-        config: containerConfigToWire(config),
-        sandbox_config: sandboxConfigToWire(sandboxConfig),
-      },
-      `create container ${config.name} of ${sandboxConfig.namespace}/${sandboxConfig.name}`,
-    );
+    const request = {
+      pod_sandbox_id: sandboxID,
+      config: containerConfigToWire(config),
+      sandbox_config: sandboxConfigToWire(sandboxConfig),
+    };
+    const what = `create container ${config.name} of ${sandboxConfig.namespace}/${sandboxConfig.name}`;
+    const create = async () =>
+      (await this.#calls.call<{ container_id: string }>("CreateContainer", request, what)).container_id;
+    const id = await createWithImageMounts(config, create, this);
     this.#ids.add(id, { podUID: sandboxConfig.uid, kind: "container" });
     return id;
   }
