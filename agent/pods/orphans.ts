@@ -8,6 +8,10 @@ import type { PodDeps } from "./port.ts";
 
 // Grace of containers of which nobody knows anything: kubelet's 1 s, below CRI's usable minimum of 2 s.
 const orphanGraceSeconds = 2;
+// Pods whose remains are removed at the same time: what one of them waits for should not keep the others.
+export const removalsMax = 8;
+// An unmount whose server has gone may take minutes. After this the sweep goes on without it; it is not begun again.
+export const sweepPatienceMs = 5_000;
 
 /**
  * Removes what belongs to no pod: containers and sandboxes, directories, logs, cgroups. It is left over when the agent
@@ -16,6 +20,7 @@ const orphanGraceSeconds = 2;
 export class Orphans {
   readonly #deps: PodDeps;
   readonly #isKnown: (podUID: string) => boolean;
+  readonly #removals = new Map<string, Promise<boolean>>();
 
   /** @param isKnown true for UIDs that have a worker; those are the worker's business */
   constructor(deps: PodDeps, isKnown: (podUID: string) => boolean) {
@@ -35,12 +40,12 @@ export class Orphans {
     const problems = await Promise.all(
       gone.map(async (uid) => await this.#removeFromRuntime(uid, { sandboxes, containers })),
     );
-    const onDisk = [...(await volumes.podUIDsOnDisk()), ...(await cgroups.podUIDsOnDisk()).keys()];
-    const remains = [...new Set(onDisk)].filter((uid) => !this.#isKnown(uid) && !inRuntime.has(uid));
-    let cleaned = 0;
-    for (const uid of remains) if (await this.removePod(uid)) cleaned += 1;
-    metrics?.cleanedVolumes.set({}, cleaned);
-    metrics?.cleanedVolumeErrors.set({}, remains.length - cleaned);
+    const isLeft = (uid: string) => !this.#isKnown(uid) && !inRuntime.has(uid);
+    const dirs = (await volumes.podUIDsOnDisk()).filter(isLeft);
+    const remains = new Set([...dirs, ...[...(await cgroups.podUIDsOnDisk()).keys()].filter(isLeft)]);
+    const failed = await this.#removeAll(remains);
+    metrics?.cleanedVolumes.set({}, dirs.length);
+    metrics?.cleanedVolumeErrors.set({}, dirs.filter((uid) => failed.has(uid)).length);
     await this.#removeLogDirs(inRuntime);
     return problems.every((problem) => problem === undefined);
   }
@@ -63,8 +68,46 @@ export class Orphans {
     }
   }
 
-  /** Removes directories and cgroup of one pod that is gone from API server and runtime. @returns whether all of it went */
+  /**
+   * Removes directories and cgroup of one pod that is gone from API server and runtime; joins a removal that is under way.
+   * Never rejects.
+   *
+   * @returns whether all of it went
+   */
   async removePod(uid: string): Promise<boolean> {
+    const underWay = this.#removals.get(uid);
+    if (underWay !== undefined) return await underWay;
+    const removal = this.#remove(uid);
+    this.#removals.set(uid, removal);
+    try {
+      return await removal;
+    } finally {
+      this.#removals.delete(uid);
+    }
+  }
+
+  /** @returns those of which something is left; what takes long is neither waited for nor among them */
+  async #removeAll(uids: ReadonlySet<string>): Promise<ReadonlySet<string>> {
+    const failed = new Set<string>();
+    const queue = uids.values();
+    let isOver = false;
+    const removeNext = async () => {
+      for (const uid of queue) {
+        // Others are found again. Meanwhile one may have become somebody's pod.
+        if (isOver || this.#isKnown(uid)) continue;
+        if (!(await this.removePod(uid))) failed.add(uid);
+      }
+    };
+    const removals = Promise.all(Array.from({ length: Math.min(removalsMax, uids.size) }, removeNext));
+    const patience = Promise.withResolvers<void>();
+    const timer = this.#deps.clock.after(sweepPatienceMs, patience.resolve);
+    await Promise.race([removals, patience.promise]);
+    timer.cancel();
+    isOver = true;
+    return new Set(failed);
+  }
+
+  async #remove(uid: string): Promise<boolean> {
     const { volumes, cgroups, log } = this.#deps;
     try {
       await volumes.tearDown(uid);

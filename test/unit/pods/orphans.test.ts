@@ -1,9 +1,10 @@
 import { describe, expect, test } from "vitest";
 import { silentLogger } from "../../../agent/lib/log.ts";
-import { Orphans } from "../../../agent/pods/orphans.ts";
+import { Orphans, removalsMax, sweepPatienceMs } from "../../../agent/pods/orphans.ts";
 import type { PodDeps } from "../../../agent/pods/port.ts";
 import type { ContainerSummary, RuntimeList, SandboxSummary } from "../../../agent/runtime/port.ts";
 import { containerOf, sandboxOf } from "./support.ts";
+import { FakeClock, settle } from "../volumes/support.ts";
 import { staticPodOf } from "./sources/support.ts";
 
 const of = { podName: "web-node-1", podNamespace: "default" };
@@ -42,6 +43,7 @@ function setUp(list: RuntimeList | Error, known: string[] = [], stuck: string[] 
     },
     cgroups: { destroy: note("destroy cgroup of"), podUIDsOnDisk: async () => await Promise.resolve(new Map()) },
     settings: { podLogsDir: "/nonexistent" },
+    clock: new FakeClock(),
     log: silentLogger,
   } as unknown as PodDeps;
   return { calls, orphans: new Orphans(deps, (uid) => known.includes(uid)) };
@@ -102,4 +104,100 @@ test("a sweep tells whether all is gone that runs and belongs to no pod", async 
   const list = runtimeWith({ podUID: "old" }, { podUID: "mine" });
   expect(await setUp(list, ["mine"]).orphans.sweep(list)).toBe(true);
   expect(await setUp(list, ["mine"], ["stop s-old"]).orphans.sweep(list)).toBe(false);
+});
+
+describe("what is left of pods that are gone", () => {
+  const nothing = { sandboxes: [], containers: [] };
+
+  function setUpRemains(uids: string[], options: { known?: string[]; cgroups?: string[]; tearDown?: TearDown } = {}) {
+    const { known = [], cgroups = [], tearDown = async () => {} } = options;
+    const clock = new FakeClock();
+    const removed: string[] = [];
+    const gauges = { seen: -1, errors: -1 };
+    const deps = {
+      clock,
+      volumes: {
+        tearDown,
+        removePodDir: async (uid: string) => void removed.push(uid),
+        podUIDsOnDisk: async () => uids.filter((uid) => !removed.includes(uid)),
+      },
+      cgroups: {
+        destroy: async () => {},
+        podUIDsOnDisk: async () => new Map(cgroups.map((uid) => [uid, undefined])),
+      },
+      metrics: {
+        cleanedVolumes: { set: (_labels: object, value: number) => void (gauges.seen = value) },
+        cleanedVolumeErrors: { set: (_labels: object, value: number) => void (gauges.errors = value) },
+      },
+      settings: { podLogsDir: "/nonexistent" },
+      log: silentLogger,
+    } as unknown as PodDeps;
+    return { clock, removed, gauges, known, orphans: new Orphans(deps, (uid) => known.includes(uid)) };
+  }
+  type TearDown = (uid: string) => Promise<void>;
+
+  test("goes, all two hundred, a few at a time", async () => {
+    const uids = Array.from({ length: 200 }, (_, i) => `old-${i}`);
+    let running = 0;
+    let most = 0;
+    const tearDown = async () => {
+      running += 1;
+      most = Math.max(most, running);
+      await settle();
+      running -= 1;
+    };
+    const { orphans, removed, gauges } = setUpRemains([...uids, "mine"], { known: ["mine"], tearDown });
+    await orphans.sweep(nothing);
+    expect(removed.toSorted()).toEqual(uids.toSorted());
+    expect(most).toBe(removalsMax);
+    expect(gauges).toEqual({ seen: 200, errors: 0 });
+    await orphans.sweep(nothing);
+    expect(gauges).toEqual({ seen: 0, errors: 0 });
+  });
+
+  test("is counted with what could not go, which the next sweep finds again; cgroups are not counted", async () => {
+    let isBusy = true;
+    const tearDown = async (uid: string) => {
+      if (isBusy && uid === "busy") throw new Error("cannot unmount");
+    };
+    const { orphans, removed, gauges } = setUpRemains(["busy", "idle"], { tearDown, cgroups: ["cgroup", "idle"] });
+    await orphans.sweep(nothing);
+    expect([removed.toSorted(), gauges]).toEqual([["cgroup", "idle"], { seen: 2, errors: 1 }]);
+    isBusy = false;
+    await orphans.sweep(nothing);
+    expect([removed.includes("busy"), gauges]).toEqual([true, { seen: 1, errors: 0 }]);
+  });
+
+  test("does not hold up a sweep that it takes long, and is not begun twice", async () => {
+    const { promise, resolve } = Promise.withResolvers<void>();
+    const begun: string[] = [];
+    const tearDown = async (uid: string) => {
+      begun.push(uid);
+      if (uid === "hanging") await promise;
+    };
+    const { orphans, clock, removed } = setUpRemains(["hanging", "other"], { tearDown });
+    for (let i = 0; i < 2; i += 1) {
+      const sweep = orphans.sweep(nothing);
+      await clock.advance(sweepPatienceMs);
+      expect(await sweep).toBe(true);
+    }
+    expect([begun, removed]).toEqual([["hanging", "other"], ["other"]]);
+    expect(clock.pendingTimers).toBe(0);
+    resolve();
+    await settle();
+    expect(removed).toEqual(["other", "hanging"]);
+  });
+
+  test("stays if it has become a pod's before its turn", async () => {
+    const { promise, resolve } = Promise.withResolvers<void>();
+    const uids = [...Array.from({ length: removalsMax }, (_, i) => `old-${i}`), "came-back"];
+    const { orphans, removed, known } = setUpRemains(uids, { tearDown: async () => await promise });
+    const sweep = orphans.sweep(nothing);
+    await settle();
+    known.push("came-back");
+    resolve();
+    await sweep;
+    expect(removed).not.toContain("came-back");
+    expect(removed).toHaveLength(removalsMax);
+  });
 });
