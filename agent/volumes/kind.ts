@@ -77,6 +77,8 @@ export interface VolumeKind {
    * mounted in the directory is unmounted and the rest deleted.
    */
   tearDown?(context: TearDownContext): Promise<void>;
+  /** Calls `listener` with the UID of a pod whose set-up may succeed now, or should be done again. @returns ends it */
+  subscribe?(listener: (podUID: string) => void): () => void;
   /** May containers use it through `volumeDevices`? */
   readonly takesBlock?: boolean;
 }

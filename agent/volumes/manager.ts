@@ -123,11 +123,15 @@ export function createPodVolumes(options: PodVolumesOptions): VolumeManager {
   const timed: VolumeMetrics["time"] = async (pluginName, operation, work) =>
     await (options.metrics?.time(pluginName, operation, work) ?? work());
 
-  const stopListening = objects.onChange((kind, namespace, name) => {
-    for (const podUID of podsOfRef.get(refKey({ kind, namespace, name })) ?? []) {
-      for (const listener of listeners) listener(podUID);
-    }
-  });
+  const tell = (podUID: string) => {
+    for (const listener of listeners) listener(podUID);
+  };
+  const stopListening = [
+    objects.onChange((kind, namespace, name) => {
+      for (const podUID of podsOfRef.get(refKey({ kind, namespace, name })) ?? []) tell(podUID);
+    }),
+    ...(options.kinds ?? []).flatMap((kind) => kind.subscribe?.(tell) ?? []),
+  ];
 
   /** Known before anything is read: a change in between must not be missed. */
   function track(podUID: string, refs: Set<string>): PodState {
@@ -365,7 +369,9 @@ export function createPodVolumes(options: PodVolumesOptions): VolumeManager {
       return readFileInside(volume.hostPath, path);
     },
     mounted: (podUID, volumeName) => states.get(podUID)?.mounted.get(volumeName),
-    close: stopListening,
+    close() {
+      for (const stop of stopListening) stop();
+    },
   };
 }
 
