@@ -36,6 +36,8 @@ export interface GRPCChannel {
     onMessage: (message: Message) => void,
     signal: AbortSignal,
   ): Promise<AgentError | undefined>;
+  /** Resolves once somebody answers on the socket, which is tried again and again. Rejects with Unavailable or Canceled. */
+  connect(settings: CallSettings): Promise<void>;
   /** Calls that are under way go on to their end, new ones reject. */
   close(): void;
 }
@@ -127,6 +129,21 @@ export async function openChannel(target: string, options: ChannelOptions = {}):
           resolve(failure);
         });
         signal.addEventListener("abort", onAbort, { once: true });
+      }),
+
+    connect: async ({ timeoutMs, what, signal }) =>
+      await new Promise<void>((resolve, reject) => {
+        const onAbort = () => reject(new AgentError("Canceled", `${what}: canceled`));
+        if (signal?.aborted === true) {
+          onAbort();
+          return;
+        }
+        signal?.addEventListener("abort", onAbort, { once: true });
+        client.waitForReady(Date.now() + timeoutMs, (err) => {
+          signal?.removeEventListener("abort", onAbort);
+          if (err === undefined) resolve();
+          else reject(new AgentError("Unavailable", `${what}: nobody answers within ${timeoutMs / 1_000} s`));
+        });
       }),
 
     close: () => client.close(),
