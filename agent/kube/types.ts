@@ -460,7 +460,13 @@ export interface ContainerStatus {
   containerID?: string;
   allocatedResources?: ResourceList;
   resources?: ResourceRequirements;
-  volumeMounts?: { name: string; mountPath: string; readOnly?: boolean; recursiveReadOnly?: string }[];
+  volumeMounts?: {
+    name: string;
+    mountPath: string;
+    readOnly?: boolean;
+    recursiveReadOnly?: string;
+    volumeStatus?: { image?: { imageRef: string } };
+  }[];
   user?: { linux?: { uid: number; gid: number; supplementalGroups?: number[] } };
   stopSignal?: string;
 }

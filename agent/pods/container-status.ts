@@ -1,3 +1,4 @@
+import { posix } from "node:path";
 import { isSidecar } from "../kube/pod-resources.ts";
 import type { Container, ContainerState, ContainerStatus, Pod, PodStatus } from "../kube/types.ts";
 import type { ContainerStatus as RuntimeContainer } from "../runtime/port.ts";
@@ -67,7 +68,7 @@ function containerStatus(
   const { pod, observed, waiting, replaced } = inputs;
   const [newest, before] = observed.containers.filter(({ name }) => name === container.name);
   const status = newest === undefined ? unseen(kind, container, old, inputs) : seen(newest, old, inputs);
-  const mounts = old?.volumeMounts ?? volumeMounts(container, inputs);
+  const mounts = withImages(old?.volumeMounts ?? volumeMounts(container, inputs), newest, inputs);
   if (mounts.length > 0) status.volumeMounts = mounts;
   if (newest !== undefined) {
     status.resources = containerResources(
@@ -132,6 +133,21 @@ function volumeMounts(
     if (readOnly !== true) return { name, mountPath };
     const isRecursive = recursiveReadOnly !== "Disabled" && isAble;
     return { name, mountPath, readOnly, recursiveReadOnly: isRecursive ? "Enabled" : "Disabled" };
+  });
+}
+
+// Which image a volume is of, only the runtime knows, and only once it has mounted it.
+function withImages(
+  mounts: NonNullable<ContainerStatus["volumeMounts"]>,
+  newest: RuntimeContainer | undefined,
+  { hasVolumeImages = false }: StatusInputs,
+): NonNullable<ContainerStatus["volumeMounts"]> {
+  if (!hasVolumeImages || newest === undefined) return mounts;
+  return mounts.map((mount) => {
+    const path = posix.resolve("/", mount.mountPath);
+    const image = newest.mounts.find(({ containerPath }) => containerPath === path)?.image;
+    const imageRef = image?.imageRef || image?.image;
+    return imageRef === undefined ? mount : { ...mount, volumeStatus: { image: { imageRef } } };
   });
 }
 

@@ -101,4 +101,6 @@ export interface PodSettings {
   crashBackoff: CrashBackoffLimits;
   deadContainers: DeadContainerLimits;
   selinuxEnabled: boolean;
+  /** Statuses show the images of image volumes. */
+  imageVolumeWithDigest: boolean;
 }

@@ -30,6 +30,8 @@ export interface StatusInputs {
   replaced: ReadonlySet<string>;
   /** True if this runtime handler mounts recursively read-only. */
   hasRecursiveReadOnly(handler: string): boolean;
+  /** Shows which images the image volumes of containers are of; default: no. */
+  hasVolumeImages?: boolean;
   /** The node ends the pod, and nothing of it runs any more. */
   ending: PodEnding | undefined;
   /** What its containers have of cpu and memory, and resizes that wait or are under way. */

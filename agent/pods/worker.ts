@@ -455,6 +455,7 @@ export class PodWorker {
         isTerminated,
         replaced: this.#instances.replacedNames(observed),
         hasRecursiveReadOnly: (handler) => node.hasRecursiveReadOnly(handler),
+        hasVolumeImages: this.#deps.settings.imageVolumeWithDigest,
         ending: isTerminated ? this.#ending : undefined,
         resize: {
           actual: this.#deps.resizes.progress(this.uid)?.actual,

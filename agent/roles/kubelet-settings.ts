@@ -116,6 +116,7 @@ export function podSettings(
       ageMsMin: flags.minimumContainerTTLDuration,
     },
     selinuxEnabled,
+    imageVolumeWithDigest: isGateOn(config.featureGates, "ImageVolumeWithDigest"),
   };
 }
 

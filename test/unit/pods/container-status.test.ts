@@ -1,7 +1,7 @@
 import { describe, expect, test } from "vitest";
 import type { Container, ContainerStatus, Pod, PodStatus } from "../../../agent/kube/types.ts";
 import type { StatusInputs } from "../../../agent/pods/status.ts";
-import type { LinuxResources } from "../../../agent/runtime/port.ts";
+import type { LinuxResources, MountedImage } from "../../../agent/runtime/port.ts";
 import { containerOf, exited, nothing, podOf, sandboxOf, snapshot, statusOf } from "./support.ts";
 
 const appOf = (changes: Partial<StatusInputs> = {}) => statusOf(changes).containerStatuses?.[0];
@@ -446,6 +446,29 @@ describe("mounts", () => {
   test("stay as first said", () => {
     const volumeMounts = [{ name: "old", mountPath: "/old" }];
     expect(appOf({ pod, previous: said({ volumeMounts }) })?.volumeMounts).toEqual(volumeMounts);
+  });
+  test("tell the image of an image volume once the runtime does, behind its gate", () => {
+    const image: MountedImage = {
+      image: "sha256:1",
+      userSpecifiedImage: "model:1",
+      runtimeHandler: "",
+      annotations: {},
+    };
+    const shape = { hostPath: "", readonly: true, selinuxRelabel: false, recursiveReadOnly: false };
+    const mounts = [{ ...shape, containerPath: "/data", propagation: "PRIVATE" as const, image }];
+    const seen = (changes: Partial<StatusInputs>) =>
+      appOf({ pod, ...changes })?.volumeMounts?.map((m) => m.volumeStatus);
+    const observed = snapshot({ containers: [containerOf({ mounts })] });
+    expect(seen({ observed })).toEqual([undefined, undefined, undefined]);
+    expect(seen({ observed: snapshot(), hasVolumeImages: true })).toEqual([undefined, undefined, undefined]);
+    expect(seen({ observed, hasVolumeImages: true })).toEqual([
+      { image: { imageRef: "sha256:1" } },
+      undefined,
+      undefined,
+    ]);
+    const withDigest = mounts.map((mount) => ({ ...mount, image: { ...image, imageRef: "model@sha256:2" } }));
+    const later = snapshot({ containers: [containerOf({ mounts: withDigest })] });
+    expect(seen({ observed: later, hasVolumeImages: true })?.[0]).toEqual({ image: { imageRef: "model@sha256:2" } });
   });
   test("are nothing if there are none", () => expect(appOf()).not.toHaveProperty("volumeMounts"));
 });
