@@ -3,10 +3,14 @@ import { type CrashBackoff, type CrashBackoffLimits, lastCrash, noteRestart } fr
 import type { HookProgress, PodLocal } from "./local.ts";
 import { isAlive, type PodAction } from "./plan.ts";
 
-type Remembered = Pick<PodLocal, "crash" | "replaced" | "endedAtMs" | "condemned" | "hooks" | "stoppedSandboxes">;
+type Remembered = Pick<
+  PodLocal,
+  "announced" | "crash" | "replaced" | "endedAtMs" | "condemned" | "hooks" | "stoppedSandboxes"
+>;
 
 /** What a worker remembers of its pod's container instances: their ends, their hooks, who replaces them and when. */
 export class Instances implements Remembered {
+  readonly announced = new Map<string, string>();
   readonly crash = new Map<string, CrashBackoff>();
   readonly replaced = new Set<string>();
   readonly endedAtMs = new Map<string, number>();
@@ -31,7 +35,7 @@ export class Instances implements Remembered {
       if (status === undefined || !isAlive(status)) stop.abort();
       if (status === undefined) this.hooks.delete(id);
     }
-    for (const known of [this.replaced, this.condemned, this.endedAtMs]) {
+    for (const known of [this.announced, this.replaced, this.condemned, this.endedAtMs]) {
       for (const id of known.keys()) if (!containers.some((container) => container.id === id)) known.delete(id);
     }
     for (const id of this.stoppedSandboxes) {
@@ -48,8 +52,9 @@ export class Instances implements Remembered {
   /** A step begins. */
   begin(action: PodAction, observed: PodSnapshot, nowMs: number): void {
     if (action.kind === "StartContainer") this.#noteRestart(action.container, observed, nowMs);
-    if ((action.kind === "KillContainer" || action.kind === "PreStop") && action.replaces === true) {
-      this.replaced.add(action.containerID);
+    if (action.kind === "KillContainer" || action.kind === "PreStop") {
+      this.announced.set(action.containerID, action.why);
+      if (action.replaces === true) this.replaced.add(action.containerID);
     }
     if (action.kind === "PreStop") {
       this.hooks.set(action.containerID, { beganAtMs: nowMs, isDone: false, stop: new AbortController() });

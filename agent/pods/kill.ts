@@ -26,6 +26,8 @@ export function wantKill(kill: Kill, pod: Pod, local: PodLocal, plan: PlanBuilde
     graceSeconds,
     why,
     ...(replaces === undefined ? {} : { replaces }),
+    // Once, however often it has to be told: a grace that shrinks is told the runtime anew, and so is one that it refused.
+    ...(local.announced.get(status.id) === why ? { isAnnounced: true } : {}),
   };
   if (wantHook(kill, pod, local, plan) === "underWay") return;
   const hook = local.hooks.get(status.id);
@@ -34,7 +36,7 @@ export function wantKill(kill: Kill, pod: Pod, local: PodLocal, plan: PlanBuilde
   else {
     const spentSeconds = Math.floor(Math.max(0, plan.nowMs - sinceMs) / 1_000);
     const timeoutSeconds = Math.max(0, graceSeconds - spentSeconds);
-    plan.want({ ...own, timeoutSeconds, ...(hook === undefined ? {} : { isAnnounced: true }) });
+    plan.want({ ...own, timeoutSeconds });
   }
 }
 

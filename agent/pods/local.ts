@@ -40,6 +40,8 @@ export interface PodLocal {
   readonly stoppedSandboxes: ReadonlySet<string>;
   /** preStop hooks that have begun, by container ID. */
   readonly hooks: ReadonlyMap<string, HookProgress>;
+  /** Why an instance is stopped, as people were told, by container ID. */
+  readonly announced: ReadonlyMap<string, string>;
   /** What a probe says of an instance; undefined if there is no such probe. */
   verdict(container: string, containerID: string, type: ProbeType): Verdict | undefined;
   readonly volumes: "unknown" | "ready" | "stale";

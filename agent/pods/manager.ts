@@ -19,6 +19,7 @@ import { podReference, specContainers, uidOf } from "./names.ts";
 import { Orphans } from "./orphans.ts";
 import type { PodDeps } from "./port.ts";
 import { Predecessors } from "./predecessors.ts";
+import { replacementsIn } from "./replacements.ts";
 import { Resizes } from "./resize/resizes.ts";
 import { readMaskedPaths } from "./security.ts";
 import { StaticPods } from "./static-pods.ts";
@@ -126,6 +127,7 @@ class Manager {
       probes: this.#probes,
       resizes: this.#resizes,
       executor: executorOf({ ...deps, resizes: this.#resizes }),
+      replacements: replacementsIn(deps.settings.rootDir),
       writer: this.#writer,
       maskedPaths,
       onFinished: (uid) => this.#finish(uid),
@@ -380,8 +382,7 @@ class Manager {
   #onObject(kind: "ConfigMap" | "Secret", namespace: string, name: string): void {
     for (const { worker } of this.#workers.values()) {
       if (worker.namespace !== namespace) continue;
-      if (kind === "Secret") worker.secretChanged(name);
-      worker.objectChanged();
+      worker.objectChanged({ kind, name });
     }
   }
 

@@ -35,7 +35,7 @@ export interface KillAction {
   /** What is left of the grace for this container; absent: all of it. */
   timeoutSeconds?: number;
   why: string;
-  /** The hook's step has said why already. */
+  /** An earlier step has said why already. */
   isAnnounced?: true;
   /** Another instance starts in its place whatever the restart policy says. */
   replaces?: true;
@@ -67,6 +67,12 @@ export function actionKey(action: PodAction): string {
     case "CleanUp":
       return "cleanup";
   }
+}
+
+/** ID of the container or sandbox that the step with this key is about; undefined for steps about something else. */
+export function instanceOf(key: string): string | undefined {
+  const [kind = "", id] = key.split("/");
+  return ["prestop", "kill", "stop", "remove"].includes(kind) ? id : undefined;
 }
 
 export interface Plan {

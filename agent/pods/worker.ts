@@ -1,16 +1,16 @@
 import { isDeepStrictEqual } from "node:util";
 import { isStaticPod } from "../kube/pod-resources.ts";
-import { pods } from "../kube/resources.ts";
 import type { Container, Pod, PodStatus } from "../kube/types.ts";
 import { backoffMs } from "../lib/backoff.ts";
 import type { Clock } from "../lib/clock.ts";
-import { hasCode, isAbort, messageOf } from "../lib/errors.ts";
+import { isAbort, messageOf } from "../lib/errors.ts";
 import type { Logger } from "../lib/log.ts";
 import { Loop } from "../lib/loop.ts";
 import type { ProbeManager } from "../probes/manager.ts";
 import type { PodSnapshot, ContainerStatus as RuntimeContainer } from "../runtime/port.ts";
 import { deadContainersKept, type RemainsUse } from "./container-gc.ts";
 import { decide, isOver } from "./decide.ts";
+import { type ChangedObject, isOneOf, stepsNeeding } from "./dependents.ts";
 import { activeDeadlineMs, deadlineExceeded, type PodEnding } from "./ending.ts";
 import type { Executor } from "./executor.ts";
 import type { WorkerFacts } from "./explain.ts";
@@ -18,9 +18,11 @@ import { Instances } from "./instances.ts";
 import type { PodLocal, ReadyImage, Termination } from "./local.ts";
 import type { WorkerView } from "./metrics-gauges.ts";
 import { describePod, graceSecondsOf, podReference, specContainers, uidOf } from "./names.ts";
+import { ObjectDeletion } from "./object-deletion.ts";
 import { PodObserver } from "./observer.ts";
-import { actionKey, isAlive, type Plan, type PodAction } from "./plan.ts";
+import { actionKey, instanceOf, isAlive, type Plan, type PodAction } from "./plan.ts";
 import type { PodDeps } from "./port.ts";
+import type { Replacements } from "./replacements.ts";
 import { isResizeDue } from "./resize/actuate.ts";
 import { isSameRequirements, resizableContainers } from "./resize/allocation.ts";
 import type { PodResizes } from "./resize/port.ts";
@@ -36,7 +38,7 @@ import {
 } from "./status-inputs.ts";
 import { steadyClock } from "./steady-clock.ts";
 import type { StatusWriter } from "./status-writer.ts";
-import { stepRetry, Steps } from "./steps.ts";
+import { Steps } from "./steps.ts";
 
 /** Rest after a failed read of the runtime's state. */
 export const observeRetry = { baseMs: 100, maxMs: 5_000, jitter: 0.2 };
@@ -52,6 +54,7 @@ export interface WorkerDeps extends PodDeps {
   writer: StatusWriter;
   probes: ProbeManager;
   resizes: PodResizes;
+  replacements: Replacements;
   maskedPaths: readonly string[];
   /** The worker has nothing left to do and its pod is gone. */
   onFinished(podUID: string): void;
@@ -77,7 +80,9 @@ export class PodWorker {
   readonly #steps: Steps;
   readonly #images = new Map<string, ReadyImage>();
   readonly #instances: Instances;
-  readonly #announced = new Map<string, number>();
+  /** Until when the crash backoff that was told last goes on, by container. */
+  readonly #announcedBackoff = new Map<string, number>();
+  readonly #deletion: ObjectDeletion;
   // Ends pulls, volume work and postStart hooks when the pod has to go; other steps finish first.
   readonly #waits = new AbortController();
   readonly #ended = Promise.withResolvers<void>();
@@ -90,7 +95,7 @@ export class PodWorker {
   #isGone = false;
   #isCleanedUp = false;
   #isStopped = false;
-  #deletion: "none" | "underWay" | "done" = "none";
+  #knowsReplaced = false;
   #contentChanges = 0;
   #saidNetworkNotReady = false;
   #failedLooks = 0;
@@ -105,8 +110,10 @@ export class PodWorker {
     this.#observer = new PodObserver(this.uid, deps);
     this.#instances = new Instances(deps.settings.crashBackoff);
     this.#steps = new Steps(this.#clock, deps.clock, this.#log);
+    const { client, clock } = deps;
+    this.#deletion = new ObjectDeletion({ client, clock, log: this.#log, onRetry: () => this.#loop.wake() });
     this.#loop = new Loop({
-      clock: deps.clock,
+      clock,
       pass: async () => await this.#pass(),
       onError: (err) => {
         this.#log.warn({ err: messageOf(err) }, "pod not synced, trying again");
@@ -149,7 +156,7 @@ export class PodWorker {
     const isSameText =
       isDeepStrictEqual(before.metadata.labels, pod.metadata.labels) &&
       isDeepStrictEqual(before.metadata.annotations, pod.metadata.annotations);
-    if (!isSameText) this.#contentIsOld(); // downward API volumes show both
+    if (!isSameText) this.#contentIsOld(); // downward API volumes show both, or lacked what is there now
     this.#loop.wake();
   }
 
@@ -195,12 +202,13 @@ export class PodWorker {
   /** Content of volumes is out of date. */
   contentChanged(): void {
     this.#contentIsOld();
-    this.objectChanged();
+    this.#loop.wake();
   }
 
   #contentIsOld(): void {
     this.#contentChanges += 1;
     if (this.#volumes === "ready") this.#volumes = "stale";
+    this.#steps.forgetFailures((key) => key === "volumes");
   }
 
   // Another image is another program: its pulls and crashes begin from zero.
@@ -210,16 +218,12 @@ export class PodWorker {
     this.#steps.forgetFailures((key) => key === `image/${name}`);
   }
 
-  /** An object changed that the pod may refer to: what failed for want of it is tried again. */
-  objectChanged(): void {
-    this.#forgetFailures();
+  /** An object of its namespace changed: what failed and may have failed for want of it is tried again. */
+  objectChanged(changed: ChangedObject): void {
+    const meant = stepsNeeding(this.#pod, changed);
+    if (meant.length === 0) return;
+    this.#steps.forgetFailures((key) => isOneOf(key, meant));
     this.#loop.wake();
-  }
-
-  /** A Secret of its namespace changed: if pulls use it, they need not wait any longer. The next pass makes them. */
-  secretChanged(name: string): void {
-    const isForPulls = (this.#pod.spec.imagePullSecrets ?? []).some((secret) => secret.name === name);
-    if (isForPulls) this.#steps.forgetFailures((key) => key.startsWith("image/"));
   }
 
   wake(): void {
@@ -275,10 +279,12 @@ export class PodWorker {
     const { clock, writer, node } = this.#deps;
     const observed = await this.#observer.observe(this.#pod, (id) => this.#steps.isRunning(`kill/${id}/`));
     this.#failedLooks = 0;
+    await this.#recallReplaced(observed);
     const pod = this.#givenPod();
     const nowMs = this.#clock.now();
     const wallMs = clock.now();
     this.#instances.observe(observed, nowMs, wallMs);
+    this.#forgetGone(observed);
     this.#observeProbes(pod, observed);
     this.#updateTermination(pod, observed, nowMs, wallMs);
     if (this.#volumesDueMs !== undefined && this.#volumesDueMs <= nowMs) {
@@ -329,6 +335,36 @@ export class PodWorker {
       this.#forgetFailures();
     }
     return pod;
+  }
+
+  // Steps about what is not there any more are not wanted again: what failed of them is of no interest.
+  #forgetGone({ containers, sandboxes }: PodSnapshot): void {
+    const present = new Set([...containers, ...sandboxes].map(({ id }) => id));
+    this.#steps.forgetFailures((key) => {
+      const id = instanceOf(key);
+      return id !== undefined && !present.has(id);
+    });
+  }
+
+  // Which instances an agent before this one stopped to replace them. Once: from then on it is known.
+  async #recallReplaced({ containers }: PodSnapshot): Promise<void> {
+    if (this.#knowsReplaced) return;
+    for (const { container } of specContainers(this.#pod)) {
+      const newest = containers.find(({ name }) => name === container.name);
+      if (newest?.state !== "exited") continue;
+      const id = await this.#deps.replacements.read(this.uid, container.name);
+      if (id === newest.id) this.#instances.replaced.add(id);
+    }
+    this.#knowsReplaced = true;
+  }
+
+  async #noteReplaced(action: PodAction): Promise<void> {
+    if ((action.kind !== "PreStop" && action.kind !== "KillContainer") || action.replaces !== true) return;
+    const { containerID, container } = action;
+    await this.#deps.replacements.note(this.uid, container, containerID).catch((err: unknown) => {
+      // It has to stop all the same; only an agent that is killed now would miss the note.
+      this.#log.warn({ containerID, err: messageOf(err) }, "replacement of a container not noted");
+    });
   }
 
   // Nothing of the pod runs, and nothing is on its way.
@@ -387,7 +423,10 @@ export class PodWorker {
     const { deletionGracePeriodSeconds } = pod.metadata;
     if (deletionGracePeriodSeconds !== undefined) this.#shortenGrace(deletionGracePeriodSeconds);
     // Something runs although all was cleaned up: a step that ended late.
-    if (this.#isCleanedUp && observed.sandboxes.some(({ ready }) => ready)) this.#isCleanedUp = false;
+    if (this.#isCleanedUp && observed.sandboxes.some(({ ready }) => ready)) {
+      this.#isCleanedUp = false;
+      this.#deps.probes.stopLiveness(this.uid); // clean-up made the probes forget that the pod is stopping
+    }
   }
 
   // A grace under way only ever shrinks, and begins anew with that.
@@ -417,6 +456,7 @@ export class PodWorker {
       endedAtMs: this.#instances.endedAtMs,
       finished: finishedContainers(this.#pod, this.#previous(this.#pod)),
       condemned: this.#instances.condemned,
+      announced: this.#instances.announced,
       stoppedSandboxes: this.#instances.stoppedSandboxes,
       hooks: this.#instances.hooks,
       deadContainersMax: deadContainersKept(this.#deps.settings.deadContainers),
@@ -493,6 +533,7 @@ export class PodWorker {
 
   async #run(action: PodAction, observed: PodSnapshot): Promise<void> {
     const hook = action.kind === "PreStop" ? this.#instances.hooks.get(action.containerID) : undefined;
+    await this.#noteReplaced(action);
     await this.#deps.executor.execute(action, {
       pod: this.#givenPod(),
       observed,
@@ -519,8 +560,8 @@ export class PodWorker {
   }
 
   #announceBackoff(pod: Pod, name: string, untilMs: number): void {
-    if (this.#announced.get(name) === untilMs) return;
-    this.#announced.set(name, untilMs);
+    if (this.#announcedBackoff.get(name) === untilMs) return;
+    this.#announcedBackoff.set(name, untilMs);
     const fieldPath = specContainers(pod).find(
       ({ container }: { container: Container }) => container.name === name,
     )?.fieldPath;
@@ -546,30 +587,9 @@ export class PodWorker {
 
   // The object goes once the API server knows how the pod ended and nothing of it is left on the node.
   #deleteIfDone(pod: Pod): void {
-    // A mirror pod is not what we run: it comes and goes with its static pod.
-    if (this.#isGone || !this.#isCleanedUp || this.#deletion !== "none" || isStaticPod(pod)) return;
-    const known = this.#deps.writer.known(this.uid);
-    if (known?.metadata.deletionTimestamp === undefined || !isTerminalPhase(known.status?.phase)) return;
-    this.#deletion = "underWay";
-    const { name, namespace = "" } = pod.metadata;
-    const step = this.#deps.client
-      .delete(pods, { namespace, name }, { gracePeriodSeconds: 0, uid: this.uid })
-      .catch((err: unknown) => {
-        if (!hasCode(err, "NotFound", "Conflict")) throw err;
-      })
-      .then(
-        () => {
-          this.#deletion = "done";
-        },
-        (err: unknown) => {
-          this.#log.warn({ err: messageOf(err) }, "pod not deleted from the API server, trying again");
-          this.#deps.clock.after(stepRetry.baseMs, () => {
-            this.#deletion = "none";
-            this.#loop.wake();
-          });
-        },
-      );
-    this.#steps.track(step);
+    if (this.#isGone || !this.#isCleanedUp) return;
+    const deletion = this.#deletion.begin(pod, this.#deps.writer.known(this.uid));
+    if (deletion !== undefined) this.#steps.track(deletion);
   }
 }
 

@@ -2,6 +2,7 @@ import type { ApiClient } from "../../../agent/kube/port.ts";
 import type { Condition, Container, Pod, PodStatus } from "../../../agent/kube/types.ts";
 import { AgentError } from "../../../agent/lib/errors.ts";
 import { silentLogger } from "../../../agent/lib/log.ts";
+import { annotations } from "../../../agent/pods/container-annotations.ts";
 import { StepError } from "../../../agent/pods/executor.ts";
 import { uidOf } from "../../../agent/pods/names.ts";
 import type { PodAction } from "../../../agent/pods/plan.ts";
@@ -34,6 +35,8 @@ type Faulty = PodAction["kind"] | "podSnapshot" | "patch" | "delete";
 export class ScriptedNode {
   readonly clock = new JumpyClock();
   readonly events: string[] = [];
+  /** Why containers are stopped, as told to people. */
+  readonly killings: string[] = [];
   /** "start app", "stop app 30", … in the order in which the runtime heard it. */
   readonly calls: string[] = [];
   readonly workers = new Map<string, RunningPod>();
@@ -45,6 +48,12 @@ export class ScriptedNode {
   /** Containers whose hook does not end, or after so many ms. */
   readonly hookMs = new Map<string, number>();
   losesEvents = false;
+  /** When the API server was asked to remove an object. */
+  readonly deletionsMs: number[] = [];
+  /** What is on disk about instances that are replaced, by container: it is there after a restart of the agent, too. */
+  readonly replaced = new Map<string, string>();
+  /** Pods whose liveness probes count no more. */
+  readonly stoppedProbes = new Set<string>();
   /** Who gives pods their resources; by default, everybody has what they ask for. */
   resizes: PodResizes = {
     given: (pod) => pod,
@@ -71,6 +80,7 @@ export class ScriptedNode {
     const patch = async (_resource: unknown, { name }: { name: string }, body: { status: PodStatus }) =>
       await this.#patch(name, body.status);
     const remove = async (_resource: unknown, { name }: { name: string }) => {
+      this.deletionsMs.push(this.clock.monotonic());
       await this.#fault("delete");
       this.#vanish(name);
     };
@@ -171,6 +181,16 @@ export class ScriptedNode {
     return this.containers(name)[0]?.state === "running";
   }
 
+  /** A container runs that was made by another definition. */
+  hash(name: string, hash: string): void {
+    this.#containers = this.#containers.map((container) =>
+      container.name === name
+        ? { ...container, annotations: { ...container.annotations, [annotations.hash]: hash } }
+        : container,
+    );
+    this.#tell("u1");
+  }
+
   /** A container ends by itself. */
   async exit(name: string, exitCode: number): Promise<void> {
     const [newest] = this.containers(name);
@@ -182,6 +202,13 @@ export class ScriptedNode {
   async forget(name: string): Promise<void> {
     this.#containers = this.#containers.filter((container) => container.name !== name);
     this.#tell("u1");
+    await settle();
+  }
+
+  /** Something in the runtime makes a sandbox that nobody knows of any more. */
+  async reviveSandbox(podUID: string): Promise<void> {
+    this.#sandboxes.unshift(sandboxOf({ id: `${podUID}-late`, podUID, attempt: 9 }));
+    this.#tell(podUID);
     await settle();
   }
 
@@ -217,8 +244,8 @@ export class ScriptedNode {
       },
       probes: {
         observe: nothing,
-        stopLiveness: nothing,
-        remove: nothing,
+        stopLiveness: (uid: string) => void this.stoppedProbes.add(uid),
+        remove: (uid: string) => void this.stoppedProbes.delete(uid),
         verdict: (_uid: string, _container: string, id: string, type: ProbeType) => this.verdicts.get(`${id}/${type}`),
       },
       executor: {
@@ -227,6 +254,13 @@ export class ScriptedNode {
       },
       writer: this.#writer,
       resizes: this.resizes,
+      replacements: {
+        note: async (_uid: string, name: string, id: string) => {
+          this.replaced.set(name, id);
+          await Promise.resolve();
+        },
+        read: async (_uid: string, name: string) => await Promise.resolve(this.replaced.get(name)),
+      },
       maskedPaths: [],
       onFinished: (uid: string) => {
         this.workers.get(uid)?.stop.abort();
@@ -286,9 +320,11 @@ export class ScriptedNode {
         break;
       case "PreStop":
         this.calls.push(`hook ${action.container}`);
+        this.killings.push(action.why);
         await this.clock.sleep(this.hookMs.get(action.container) ?? 0, hookSignal).catch(() => {});
         break;
       case "KillContainer":
+        if (action.isAnnounced !== true) this.killings.push(action.why);
         await this.#kill(action.containerID, action.container, action.timeoutSeconds ?? action.graceSeconds);
         break;
       case "StopSandbox":

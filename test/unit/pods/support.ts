@@ -84,6 +84,7 @@ export function localOf(changes: Partial<PodLocal> = {}): PodLocal {
     endedAtMs: new Map(),
     finished: new Set(),
     condemned: new Set(),
+    announced: new Map(),
     stoppedSandboxes: new Set(["s0"]),
     deadContainersMax: 1,
     hooks: new Map(),

@@ -1,5 +1,6 @@
 import { describe, expect, test } from "vitest";
 import type { Container } from "../../../agent/kube/types.ts";
+import { deletionRetry } from "../../../agent/pods/object-deletion.ts";
 import type { PodAction } from "../../../agent/pods/plan.ts";
 import { patchesInFlightMax } from "../../../agent/pods/status-writer.ts";
 import { settle } from "../kube/fake-clock.ts";
@@ -361,6 +362,133 @@ describe("after the agent's own restart", () => {
     await node.delete("web", 1);
     await node.clock.advance(2 * second);
     expect(node.isRunning("app")).toBe(false);
+  });
+});
+
+describe("an object that changes", () => {
+  const volumes = [{ name: "settings", configMap: { name: "settings" } }];
+
+  test("lets a pod that refers to it try again at once, and no other", async () => {
+    await using node = new ScriptedNode();
+    node.fail("SetUpVolumes", 100);
+    await node.start(podOf({ volumes }));
+    await node.clock.advance(40 * second);
+    const { worker } = node.workers.get("u1") ?? {};
+    const isResting = () => worker?.facts.local?.attempts.get("volumes")?.state === "failed";
+    expect(isResting()).toBe(true);
+    worker?.objectChanged({ kind: "ConfigMap", name: "other" });
+    worker?.objectChanged({ kind: "Secret", name: "settings" });
+    await settle();
+    expect(isResting()).toBe(true);
+    node.fail("SetUpVolumes", 0);
+    worker?.objectChanged({ kind: "ConfigMap", name: "settings" });
+    await settle();
+    expect(node.status().phase).toBe("Running");
+  });
+
+  test("does not hurry what has nothing to do with it", async () => {
+    await using node = new ScriptedNode();
+    node.fail("CreateSandbox", 100);
+    await node.start(podOf({ volumes }));
+    await node.clock.advance(40 * second);
+    const { worker } = node.workers.get("u1") ?? {};
+    const before = worker?.facts.local?.attempts.get("sandbox");
+    expect(before?.state).toBe("failed");
+    worker?.objectChanged({ kind: "ConfigMap", name: "settings" });
+    worker?.contentChanged();
+    await settle();
+    expect(worker?.facts.local?.attempts.get("sandbox")).toBe(before);
+  });
+});
+
+test("the removal of an object that the API server refuses is tried at growing intervals", async () => {
+  await using node = new ScriptedNode();
+  await node.start(podOf());
+  node.fail("delete", 8);
+  await node.delete("web", 30);
+  await node.clock.advance(120 * second);
+  expect(isOver(node)).toBe(true);
+  const rests = node.deletionsMs.slice(1).map((ms, i) => ms - (node.deletionsMs[i] ?? 0));
+  const { baseMs, maxMs, jitter } = deletionRetry;
+  rests.forEach((rest, i) => {
+    const most = Math.min(maxMs, baseMs * 2 ** i);
+    expect(rest).toBeGreaterThanOrEqual(Math.floor(most * (1 - jitter)));
+    expect(rest).toBeLessThanOrEqual(Math.ceil(most));
+  });
+  expect(rests).toHaveLength(8);
+});
+
+test("people are told once why a container stops, although its grace shrinks and a stop fails", async () => {
+  await using node = new ScriptedNode();
+  node.stubborn.add("app");
+  await node.start(podOf());
+  await node.delete("web", 600);
+  await node.clock.advance(10 * second);
+  node.fail("KillContainer");
+  await node.delete("web", 20);
+  await node.clock.advance(10 * second);
+  await node.delete("web", 2);
+  await node.clock.advance(10 * second);
+  expect(isOver(node)).toBe(true);
+  expect(node.killings).toEqual(["Stopping container app"]);
+});
+
+test("a failure is forgotten with the instance that it was about", async () => {
+  await using node = new ScriptedNode();
+  await node.start(podOf());
+  node.fail("RemoveContainer", 2);
+  for (let i = 0; i < 3; i++) {
+    await node.exit("app", 1);
+    await node.clock.advance(30 * second);
+  }
+  await node.forget("app");
+  await node.clock.advance(10 * second);
+  const attempts = node.workers.get("u1")?.worker.facts.local?.attempts ?? new Map<string, unknown>();
+  expect([...attempts.keys()]).toEqual([]);
+});
+
+test("probes that ended with the pod stay so when something of it comes to life again", async () => {
+  await using node = new ScriptedNode();
+  await node.start(podOf());
+  node.fail("delete", 1_000);
+  await node.delete("web", 30);
+  await settle();
+  node.delay("StopSandbox", second);
+  await node.reviveSandbox("u1");
+  expect(node.stoppedProbes.has("u1")).toBe(true);
+});
+
+describe("a container that is replaced", () => {
+  const onFailure = podOf({ restartPolicy: "OnFailure" });
+  const withImage = (image: string) => ({ ...onFailure.spec, containers: [{ name: "app", image }] });
+
+  test("starts although the agent was killed between its end and the next start", async () => {
+    await using node = new ScriptedNode();
+    await node.start(onFailure);
+    node.hash("app", "of another image");
+    node.delay("KillContainer", second);
+    node.workers.get("u1")?.worker.wake();
+    await settle();
+    expect(node.isRunning("app")).toBe(true);
+    const ending = node.end("u1");
+    await node.exit("app", 0); // it takes SIGTERM well
+    await ending;
+    await node.restart("web");
+    expect(starts(node)).toBe(2);
+    expect(node.isRunning("app")).toBe(true);
+    expect(node.status().phase).toBe("Running");
+  });
+
+  test("is not taken for one that ended by itself with the image of before", async () => {
+    await using node = new ScriptedNode();
+    await node.start(onFailure);
+    const pod = node.pod("web");
+    await node.end("u1");
+    await node.exit("app", 0);
+    node.api.set("web", { ...pod, spec: withImage("image:2") });
+    await node.restart("web");
+    expect(starts(node)).toBe(1);
+    expect(node.status().phase).toBe("Succeeded");
   });
 });
 

@@ -1,0 +1,33 @@
+import { objectRefs, volumeRefs } from "../volumes/object-refs.ts";
+import type { Pod } from "../kube/types.ts";
+import { specContainers } from "./names.ts";
+
+/** A ConfigMap or Secret of the pod's own namespace. */
+export interface ChangedObject {
+  kind: "ConfigMap" | "Secret";
+  name: string;
+}
+
+/**
+ * Which steps of a pod, by key (see `actionKey`), may have failed for want of an object and may succeed when it changes; a key
+ * that ends in "/" stands for all that begin with it. Empty for an object that the pod does not refer to. Pure.
+ */
+export function stepsNeeding(pod: Pod, { kind, name }: ChangedObject): string[] {
+  const isMeant = (ref: ChangedObject) => ref.kind === kind && ref.name === name;
+  const isForPulls = kind === "Secret" && (pod.spec.imagePullSecrets ?? []).some((secret) => secret.name === name);
+  const starts = specContainers(pod).flatMap(({ container }) => {
+    // As a pod of this one container: what its variables refer to.
+    const alone: Pod = { metadata: pod.metadata, spec: { containers: [container] } };
+    return objectRefs(alone).some(isMeant) ? [`start/${container.name}`] : [];
+  });
+  return [
+    ...(volumeRefs(pod, pod.spec.volumes ?? []).some(isMeant) ? ["volumes"] : []),
+    ...(isForPulls ? ["image/"] : []),
+    ...starts,
+  ];
+}
+
+/** True if the step with this key is one of those that {@link stepsNeeding} names. */
+export function isOneOf(key: string, steps: readonly string[]): boolean {
+  return steps.some((step) => key === step || (step.endsWith("/") && key.startsWith(step)));
+}
