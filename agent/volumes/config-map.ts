@@ -1,7 +1,7 @@
 import type { ConfigMap, KeyToPath } from "../kube/types.ts";
 import { AgentError, hasCode } from "../lib/errors.ts";
 import { abortable } from "./abortable.ts";
-import type { FileContent, Payload } from "./atomic-writer.ts";
+import type { FileContent, Payload } from "./payload.ts";
 import { defaultModeDefault, setUpConfigVolume } from "./config-volume.ts";
 import type { VolumeKind } from "./kind.ts";
 

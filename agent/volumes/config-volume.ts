@@ -1,14 +1,18 @@
-import { mkdir } from "node:fs/promises";
-import { join, posix } from "node:path";
+import { posix, relative } from "node:path";
 import { allContainers } from "../kube/pod-resources.ts";
 import type { Pod } from "../kube/types.ts";
-import { type Payload, writePayload } from "./atomic-writer.ts";
-import { setUpWrapped } from "./empty-dir.ts";
+import { AgentError } from "../lib/errors.ts";
+import { hasPublishedContent, writePayload } from "./atomic-writer.ts";
+import { openDirBeneath, partsOf, withDirs } from "./dir-handle.ts";
+import { setUpWrapped, tearDownWrapped } from "./empty-dir.ts";
 import type { SetUpResult, VolumeContext } from "./kind.ts";
 import { applyFSGroup } from "./ownership.ts";
+import type { Payload } from "./payload.ts";
 
 /** What the API server fills in for `defaultMode`; a static pod may lack it. */
 export const defaultModeDefault = 0o644;
+// Directories for other volumes to be mounted at.
+const mountPointMode = 0o755;
 
 /** What goes into a volume, and until when it is good. */
 export interface Content {
@@ -18,7 +22,8 @@ export interface Content {
 }
 
 /**
- * Sets up a volume whose files we write: collects the content while its directory is made, then publishes it.
+ * Sets up a volume whose files we write: collects the content while its directory is made, then publishes it. If that
+ * fails, what was published before stays; a volume that has nothing yet is taken down again.
  * @param medium "Memory" for what must not reach the disk
  */
 export async function setUpConfigVolume(
@@ -26,36 +31,60 @@ export async function setUpConfigVolume(
   medium: "" | "Memory",
   collect: () => Promise<Content>,
 ): Promise<SetUpResult> {
-  const { dir, pod, deps, volume } = context;
+  const { dir } = context;
   const [collected, prepared] = await Promise.allSettled([collect(), setUpWrapped(context, medium)]);
   if (collected.status === "rejected") throw collected.reason;
   if (prepared.status === "rejected") throw prepared.reason;
   context.signal.throwIfAborted();
   const { payload, refreshAtMs } = collected.value;
-  for (const path of nestedMountPoints(pod, volume.name)) {
-    await mkdir(join(dir, path), { recursive: true, mode: 0o755 });
+  const hadContent = await hasPublishedContent(dir);
+  try {
+    await write(context, payload);
+  } catch (err) {
+    // The reason for the failure is the news; what cannot be taken down is there for the next try.
+    if (!hadContent) await tearDownWrapped(context).catch(() => {});
+    throw err;
   }
-  const { fsGroup } = pod.spec.securityContext ?? {};
-  await writePayload(dir, payload, {
-    nowMs: deps.clock.now(),
-    ...(fsGroup === undefined ? {} : { applyOwnership: () => applyFSGroup(dir, fsGroup, { isReadOnly: true }) }),
-  });
   return { hostPath: dir, ...(refreshAtMs === undefined ? {} : { refreshAtMs }) };
+}
+
+async function write({ pod, podDir, dir, volume, deps }: VolumeContext, payload: Payload): Promise<void> {
+  const { fsGroup } = pod.spec.securityContext ?? {};
+  const handle = await openDirBeneath(podDir, relative(podDir, dir));
+  try {
+    for (const path of nestedMountPoints(pod, volume.name)) {
+      await withDirs(handle, partsOf(path), { mode: mountPointMode }, () => Promise.resolve());
+    }
+    await writePayload(handle, payload, {
+      nowMs: deps.clock.now(),
+      ...(fsGroup === undefined ? {} : { applyOwnership: () => applyFSGroup(handle, fsGroup, { isReadOnly: true }) }),
+    });
+  } finally {
+    await handle.close();
+  }
 }
 
 /**
  * Directories inside a volume at which containers mount other volumes. They are made beforehand, because the runtime
  * cannot make them in a read-only mount. Of nested ones only the outermost: the rest lie in the other volume.
+ * Rejects with code Invalid for a mountPath that leads out of its container.
  */
 export function nestedMountPoints(pod: Pod, volumeName: string): string[] {
   const found = new Set<string>();
-  for (const { volumeMounts = [] } of allContainers(pod)) {
+  for (const { name: container, volumeMounts = [] } of allContainers(pod)) {
     const paths = volumeMounts.map(({ name, mountPath }) => ({ name, path: posix.resolve("/", mountPath) }));
+    for (const { name, mountPath } of volumeMounts) {
+      if (name !== volumeName || !posix.normalize(mountPath).startsWith("../")) continue;
+      throw new AgentError(
+        "Invalid",
+        `mountPath "${mountPath}" of container "${container}" leads out of the container`,
+      );
+    }
     for (const outer of paths) {
       if (outer.name !== volumeName) continue;
       const inside = paths
         .map(({ path }) => posix.relative(outer.path, path))
-        .filter((relative) => relative !== "" && relative !== ".." && !relative.startsWith("../"));
+        .filter((path) => path !== "" && path !== ".." && !path.startsWith("../"));
       for (const path of inside) {
         if (!inside.some((other) => path.startsWith(`${other}/`))) found.add(path);
       }

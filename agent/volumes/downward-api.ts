@@ -1,6 +1,6 @@
 import type { DownwardAPIItem, Pod, ResourceList } from "../kube/types.ts";
 import { AgentError } from "../lib/errors.ts";
-import type { FileContent, Payload } from "./atomic-writer.ts";
+import type { FileContent, Payload } from "./payload.ts";
 import { defaultModeDefault, setUpConfigVolume } from "./config-volume.ts";
 import { metadataField, resourceField } from "./fields.ts";
 import type { VolumeKind } from "./kind.ts";

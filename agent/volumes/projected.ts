@@ -2,7 +2,7 @@ import { allContainers } from "../kube/pod-resources.ts";
 import type { Pod, VolumeProjection } from "../kube/types.ts";
 import { AgentError, messageOf } from "../lib/errors.ts";
 import { abortable } from "./abortable.ts";
-import type { FileContent, Payload } from "./atomic-writer.ts";
+import type { FileContent, Payload } from "./payload.ts";
 import { configMapFiles, getOptional, selectKeys } from "./config-map.ts";
 import { type Content, defaultModeDefault, setUpConfigVolume } from "./config-volume.ts";
 import { downwardAPIFiles } from "./downward-api.ts";

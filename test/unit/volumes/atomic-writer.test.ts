@@ -1,20 +1,10 @@
-import * as nodeFS from "node:fs/promises";
-import { chmod, lstat, mkdir, readdir, readFile, readlink, stat, symlink, writeFile } from "node:fs/promises";
+import { lstat, mkdir, readFile, readlink, rm, stat, symlink, writeFile } from "node:fs/promises";
 import { join } from "node:path";
 import { afterEach, beforeEach, describe, expect, test } from "vitest";
-import {
-  hasPublishedContent,
-  type Payload,
-  payloadNameBytesMax,
-  payloadPathBytesMax,
-  validatePath,
-  type WriterFS,
-  writePayload,
-} from "../../../agent/volumes/atomic-writer.ts";
-import { applyFSGroup, fsGroupMode } from "../../../agent/volumes/ownership.ts";
+import { exec } from "../../../agent/lib/exec.ts";
 import { makeTempDir } from "./support.ts";
+import { hiddenNames, nowMs, payloadOf, visible, write } from "./writer-support.ts";
 
-const nowMs = Date.UTC(2026, 0, 31, 23, 59, 59);
 let dir: string;
 let cleanUp: () => Promise<void>;
 
@@ -23,52 +13,26 @@ beforeEach(async () => {
 });
 afterEach(() => cleanUp());
 
-function payload(files: Record<string, string>, mode = 0o644): Payload {
-  return new Map(Object.entries(files).map(([path, text]) => [path, { data: Buffer.from(text), mode }]));
-}
-
-/** What a container sees: path → text, without the names that start with "..". */
-async function visible(at = dir): Promise<Record<string, string>> {
-  const found: Record<string, string> = {};
-  const walk = async (path: string, prefix: string) => {
-    for (const name of await readdir(path)) {
-      if (prefix === "" && name.startsWith("..")) continue;
-      const full = join(path, name);
-      const key = prefix + name;
-      const kind = await stat(full).catch(() => undefined);
-      if (kind === undefined) found[key] = "(dangling)";
-      else if (kind.isDirectory()) await walk(full, `${key}/`);
-      else found[key] = await readFile(full, "utf8");
-    }
-  };
-  await walk(at, "");
-  return found;
-}
-
-async function hiddenNames(): Promise<string[]> {
-  return (await readdir(dir)).filter((name) => name.startsWith("..")).sort();
-}
-
 describe("writePayload", () => {
   test("lays files out behind ..data, as other readers of the layout expect", async () => {
-    await writePayload(dir, payload({ key: "value", "conf.d/a": "1", "conf.d/b": "2" }), { nowMs });
+    await write(dir, payloadOf({ key: "value", "conf.d/a": "1", "conf.d/b": "2" }));
     const version = await readlink(join(dir, "..data"));
     expect(version).toMatch(/^\.\.2026_01_31_23_59_59\.\d+$/);
     expect(await readlink(join(dir, "key"))).toBe("..data/key");
     expect(await readlink(join(dir, "conf.d"))).toBe("..data/conf.d");
     expect((await stat(join(dir, version))).mode & 0o7777).toBe(0o755);
-    expect(await visible()).toEqual({ key: "value", "conf.d/a": "1", "conf.d/b": "2" });
+    expect(await visible(dir)).toEqual({ key: "value", "conf.d/a": "1", "conf.d/b": "2" });
   });
 
   test("sets exactly the mode asked for, whatever the umask", async () => {
-    await writePayload(dir, payload({ open: "x" }, 0o666), { nowMs });
+    await write(dir, payloadOf({ open: "x" }, 0o666));
     expect((await stat(join(dir, "open"))).mode & 0o7777).toBe(0o666);
   });
 
   test("writes nothing when nothing changed, not even for another mode", async () => {
-    expect(await writePayload(dir, payload({ key: "value" }), { nowMs })).toBe(true);
+    expect(await write(dir, payloadOf({ key: "value" }))).toBe(true);
     const before = await readlink(join(dir, "..data"));
-    expect(await writePayload(dir, payload({ key: "value" }, 0o400), { nowMs: nowMs + 5000 })).toBe(false);
+    expect(await write(dir, payloadOf({ key: "value" }, 0o400), { nowMs: nowMs + 5000 })).toBe(false);
     expect(await readlink(join(dir, "..data"))).toBe(before);
     expect((await stat(join(dir, "key"))).mode & 0o777).toBe(0o644);
   });
@@ -80,20 +44,20 @@ describe("writePayload", () => {
     ["a key that became a directory", { "key/a": "value", other: "same" }],
     ["no keys any more", {}],
   ])("follows %s and leaves one version", async (_name, files) => {
-    await writePayload(dir, payload({ key: "value", other: "same" }), { nowMs });
-    expect(await writePayload(dir, payload(files), { nowMs: nowMs + 1000 })).toBe(true);
-    expect(await visible()).toEqual(files);
-    expect(await hiddenNames()).toEqual(
+    await write(dir, payloadOf({ key: "value", other: "same" }));
+    expect(await write(dir, payloadOf(files), { nowMs: nowMs + 1000 })).toBe(true);
+    expect(await visible(dir)).toEqual(files);
+    expect(await hiddenNames(dir)).toEqual(
       ["..2026_02_01_00_00_00.", "..data"].map((name) => expect.stringContaining(name) as string),
     );
   });
 
   test("keeps directories that other volumes are mounted at", async () => {
     await mkdir(join(dir, "nested/mount"), { recursive: true });
-    await writePayload(dir, payload({ key: "1" }), { nowMs });
-    await writePayload(dir, payload({ other: "1" }), { nowMs });
+    await write(dir, payloadOf({ key: "1" }));
+    await write(dir, payloadOf({ other: "1" }));
     expect((await stat(join(dir, "nested/mount"))).isDirectory()).toBe(true);
-    await expect(writePayload(dir, payload({ nested: "1" }), { nowMs })).rejects.toThrow('path "nested" is taken');
+    await expect(write(dir, payloadOf({ nested: "1" }))).rejects.toThrow('path "nested" is taken');
   });
 
   test("does not follow a ..data that leads elsewhere", async () => {
@@ -101,8 +65,8 @@ describe("writePayload", () => {
     try {
       await writeFile(join(outside.dir, "key"), "precious");
       await symlink(outside.dir, join(dir, "..data"));
-      await writePayload(dir, payload({ key: "value" }), { nowMs });
-      expect(await visible()).toEqual({ key: "value" });
+      await write(dir, payloadOf({ key: "value" }));
+      expect(await visible(dir)).toEqual({ key: "value" });
       expect(await visible(outside.dir)).toEqual({ key: "precious" });
     } finally {
       await outside.cleanUp();
@@ -111,125 +75,77 @@ describe("writePayload", () => {
 
   test("applies ownership before the new content is visible", async () => {
     let seen: Record<string, string> | undefined;
-    await writePayload(dir, payload({ key: "old" }), { nowMs });
+    await write(dir, payloadOf({ key: "old" }));
     const applyOwnership = async () => {
-      seen = await visible();
+      seen = await visible(dir);
     };
-    await writePayload(dir, payload({ key: "new" }), { nowMs, applyOwnership });
+    await write(dir, payloadOf({ key: "new" }), { applyOwnership });
     expect(seen).toEqual({ key: "old" });
   });
 
   test("a failure leaves the old content and no rubbish", async () => {
-    await writePayload(dir, payload({ key: "old" }), { nowMs });
+    await write(dir, payloadOf({ key: "old" }));
     const applyOwnership = () => Promise.reject(new Error("no such group"));
-    await expect(writePayload(dir, payload({ key: "new" }), { nowMs, applyOwnership })).rejects.toThrow(
-      "no such group",
-    );
-    expect(await visible()).toEqual({ key: "old" });
-    expect(await hiddenNames()).toHaveLength(2);
+    await expect(write(dir, payloadOf({ key: "new" }), { applyOwnership })).rejects.toThrow("no such group");
+    expect(await visible(dir)).toEqual({ key: "old" });
+    expect(await hiddenNames(dir)).toHaveLength(2);
   });
-});
 
-/** Does `steps` operations, then nothing ever again: as a process that was killed. */
-function dyingFS(steps: number): { fs: WriterFS; died: Promise<false> } {
-  let left = steps;
-  const { promise: died, resolve } = Promise.withResolvers<false>();
-  const fs = new Proxy(nodeFS, {
-    get(target, property: keyof WriterFS) {
-      const original = target[property] as (...args: unknown[]) => unknown;
-      return (...args: unknown[]) => {
-        if (left > 0) {
-          left -= 1;
-          return original(...args);
-        }
-        resolve(false);
-        return new Promise(() => {});
-      };
-    },
+  test("replaces what somebody put in the place of our links, whatever it is", async () => {
+    await write(dir, payloadOf({ key: "value", other: "same" }));
+    for (const name of ["..data", "..data_tmp", "key"]) await rm(join(dir, name), { force: true });
+    await mkdir(join(dir, "..data"));
+    await writeFile(join(dir, "..data/key"), "foreign");
+    await mkdir(join(dir, "..data_tmp/full"), { recursive: true });
+    await writeFile(join(dir, "key"), "foreign");
+    await write(dir, payloadOf({ key: "value", other: "same" }));
+    expect(await visible(dir)).toEqual({ key: "value", other: "same" });
+    expect(await hiddenNames(dir)).toHaveLength(2);
   });
-  return { fs, died };
-}
 
-describe("writePayload killed at any step", () => {
-  const before = { key: "old", gone: "x", "dir/a": "old" };
-  const after = { key: "new", added: "y", "dir/a": "new" };
-
-  test("shows old or new content, never a mix, and the next run puts all right", async () => {
-    let finished = false;
-    let steps = 0;
-    for (; !finished; steps += 1) {
-      const at = join(dir, String(steps));
-      await mkdir(at);
-      await writePayload(at, payload(before), { nowMs });
-      const { fs, died } = dyingFS(steps);
-      const run = writePayload(at, payload(after), { nowMs, fs });
-      finished = await Promise.race([run, died]);
-
-      const seen = await visible(at);
-      expect([before.key, after.key]).toContain(seen["key"]);
-      expect(seen["dir/a"]).toBe(seen["key"]);
-      expect(await hasPublishedContent(at)).toBe(true);
-
-      await writePayload(at, payload(after), { nowMs: nowMs + 1000 });
-      expect(await visible(at)).toEqual(after);
-      const hidden = (await readdir(at)).filter((name) => name.startsWith(".."));
-      expect({ steps, hidden: hidden.length }).toEqual({ steps, hidden: 2 });
+  test("a foreign file in the current version is a reason to write anew, a pipe is not waited for", async () => {
+    for (const spoil of [
+      (at: string) => writeFile(join(at, "foreign"), ""),
+      (at: string) => mkdir(join(at, "foreign")),
+      async (at: string) => {
+        await rm(join(at, "key"));
+        await exec("mkfifo", [join(at, "key")], { timeoutMs: 10_000 });
+      },
+      async (at: string) => {
+        await rm(join(at, "key"));
+        await symlink("/etc/hostname", join(at, "key"));
+      },
+    ]) {
+      await write(dir, payloadOf({ key: "value" }));
+      await spoil(join(dir, await readlink(join(dir, "..data"))));
+      expect(await write(dir, payloadOf({ key: "value" }))).toBe(true);
+      expect(await visible(dir)).toEqual({ key: "value" });
+      expect(await hiddenNames(dir)).toHaveLength(2);
     }
-    expect(steps).toBeGreaterThan(20);
-  });
-});
-
-describe("validatePath", () => {
-  test.each([
-    ["a", "a"],
-    ["a/b", "a/b"],
-    ["./a//b/", "a/b"],
-    ["a..b", "a..b"],
-    ["a/..b", "a/..b"],
-    [".hidden", ".hidden"],
-    ["x".repeat(payloadNameBytesMax), "x".repeat(payloadNameBytesMax)],
-  ])("takes %s", (path, want) => expect(validatePath(path)).toBe(want));
-
-  test.each([
-    ["", "is empty"],
-    ["/etc/passwd", "is absolute"],
-    ["..", 'must not contain ".."'],
-    ["a/../../b", 'must not contain ".."'],
-    ["..data", 'must not start with ".."'],
-    ["./..data", 'must not start with ".."'],
-    [".", "names the volume itself"],
-    ["a\0b", "NUL"],
-    ["x".repeat(payloadNameBytesMax + 1), "part longer than 255 bytes"],
-    ["ü".repeat(payloadNameBytesMax / 2 + 1), "part longer than 255 bytes"],
-    ["x/".repeat(payloadPathBytesMax / 2 + 1), "longer than 4096 bytes"],
-  ])("refuses %s", (path, why) => expect(() => validatePath(path)).toThrow(why));
-});
-
-describe("fsGroup", () => {
-  test.each([
-    { name: "file, writable", mode: 0o644, isDirectory: false, isReadOnly: false, want: 0o664 },
-    { name: "file, read-only", mode: 0o400, isDirectory: false, isReadOnly: true, want: 0o440 },
-    { name: "private token", mode: 0o600, isDirectory: false, isReadOnly: true, want: 0o640 },
-    { name: "directory, writable", mode: 0o755, isDirectory: true, isReadOnly: false, want: 0o2775 },
-    { name: "directory, read-only", mode: 0o700, isDirectory: true, isReadOnly: true, want: 0o2750 },
-    { name: "emptyDir", mode: 0o777, isDirectory: true, isReadOnly: false, want: 0o2777 },
-  ])("$name", ({ mode, isDirectory, isReadOnly, want }) => {
-    expect(fsGroupMode(mode, isDirectory, isReadOnly).toString(8)).toBe(want.toString(8));
   });
 
-  test("gives links away themselves, never what they lead to", async () => {
-    const outside = await makeTempDir();
-    try {
-      const target = join(outside.dir, "host-file");
-      await writeFile(target, "");
-      await chmod(target, 0o600);
-      await symlink(target, join(dir, "link"));
-      const { gid } = await stat(dir);
-      await applyFSGroup(dir, gid, { isReadOnly: false });
-      expect((await lstat(target)).mode & 0o7777).toBe(0o600);
-      expect((await lstat(dir)).mode & 0o7777).toBe(0o2770);
-    } finally {
-      await outside.cleanUp();
-    }
+  test("values of a MiB and of any bytes come back as they are", async () => {
+    const data = Buffer.alloc(1 << 20, "x");
+    const bytes = Buffer.from(Array.from({ length: 256 }, (_, at) => at));
+    const payload = new Map([
+      ["big", { data, mode: 0o644 }],
+      ["bytes", { data: bytes, mode: 0o644 }],
+      ["empty", { data: Buffer.alloc(0), mode: 0o644 }],
+    ]);
+    expect(await write(dir, payload)).toBe(true);
+    expect(await write(dir, payload)).toBe(false);
+    expect((await readFile(join(dir, "big"))).equals(data)).toBe(true);
+    expect((await readFile(join(dir, "bytes"))).equals(bytes)).toBe(true);
+    data[1 << 19] = 0;
+    expect(await write(dir, payload)).toBe(true);
+    expect((await readFile(join(dir, "big"))).equals(data)).toBe(true);
+  });
+
+  test("owners of files are those of their links", async () => {
+    const data = Buffer.from("token");
+    await write(dir, new Map([["token", { data, mode: 0o600, uid: 1234 }]]));
+    expect((await stat(join(dir, "token"))).uid).toBe(1234);
+    expect((await lstat(join(dir, "token"))).uid).toBe(1234);
+    expect((await stat(join(dir, "token"))).mode & 0o7777).toBe(0o600);
   });
 });
