@@ -113,8 +113,10 @@ class Client implements KubeClient {
     this.#host = hostLabel(transport.access.server);
   }
 
-  get: ApiClient["get"] = async (resource, key, options) =>
-    this.#object({ method: "GET", path: objectPath(resource, key) }, options);
+  get: ApiClient["get"] = async (resource, key, options) => {
+    const path = withQuery(objectPath(resource, key), { resourceVersion: options?.resourceVersion });
+    return this.#object({ method: "GET", path }, options);
+  };
 
   list: ApiClient["list"] = async <T extends KubeObject>(
     resource: Resource<T>,

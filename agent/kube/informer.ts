@@ -199,7 +199,7 @@ class Reflector<T extends KubeObject> {
         this.#resource,
         {
           ...this.#query(),
-          timeoutSeconds: Math.round(limits.watchSecondsMin * (1 + random())),
+          timeoutSeconds: Math.round((this.#options.watchSecondsMin ?? limits.watchSecondsMin) * (1 + random())),
           ...(this.#resourceVersion === undefined
             ? { sendInitialEvents: true }
             : { resourceVersion: this.#resourceVersion }),

@@ -34,7 +34,12 @@ export type PatchType = "strategic" | "merge" | "json" | "apply";
  * asked. A 429 or 503 with Retry-After is waited out and retried a few times inside the call.
  */
 export interface ApiClient {
-  get<T extends KubeObject>(resource: Resource<T>, key: ObjectKey, options?: CallOptions): Promise<T>;
+  /** @param options.resourceVersion "0": whatever the server has at hand will do; absent: the newest */
+  get<T extends KubeObject>(
+    resource: Resource<T>,
+    key: ObjectKey,
+    options?: CallOptions & { resourceVersion?: "0" },
+  ): Promise<T>;
   /** All objects, read in pages. `resourceVersion` is the list's. */
   list<T extends KubeObject>(
     resource: Resource<T>,
@@ -108,6 +113,8 @@ export interface InformerOptions<T extends KubeObject> {
   indexes?: Record<string, (object: T) => readonly string[]>;
   /** Called on every object before it is stored; drops what nobody reads. */
   trim?: (object: T) => T;
+  /** Each watch lasts once to twice as long, unless something ends it; default 5 min. */
+  watchSecondsMin?: number;
 }
 
 /** Keeps a store current by list and watch until `stop` of `startInformer` aborts. */

@@ -7,11 +7,19 @@ import { authsFor, type Keyring, keyringFromSecrets } from "../runtime/images-au
 import type { PodSandboxConfig, PodSnapshot } from "../runtime/port.ts";
 import { buildContainerConfig, nextRestartCount } from "./container-config.ts";
 import { linkLog, removeLogs } from "./container-logs.ts";
-import { podDNS } from "./dns.ts";
+import { type DNSWarning, podDNS } from "./dns.ts";
 import { runHook } from "./hooks.ts";
 import { ImageVolumes } from "./image-volumes.ts";
 import type { ReadyImage } from "./local.ts";
-import { graceSecondsOf, podLogDirName, podReference, type SpecContainer, specContainers, uidOf } from "./names.ts";
+import {
+  graceSecondsOf,
+  nodeReference,
+  podLogDirName,
+  podReference,
+  type SpecContainer,
+  specContainers,
+  uidOf,
+} from "./names.ts";
 import type { PodAction } from "./plan.ts";
 import type { PodDeps } from "./port.ts";
 import { runResize } from "./resize/run.ts";
@@ -145,7 +153,7 @@ export class Executor {
     const { clusterDNS, clusterDomain } = settings;
     const host = await settings.readResolvConf();
     const { config: dns, warnings } = podDNS(pod, { clusterDNS, clusterDomain, host, nodeIPs: node.hostIPs() });
-    if (announce) for (const { reason, message } of warnings) this.#event(pod, "Warning", reason, message);
+    if (announce) this.#warnOfDNS(pod, warnings);
     const volumeGroups = volumes.supplementalGroups(uidOf(pod));
     return buildSandboxConfig(pod, attempt, { cgroupParent: cgroups.parentFor(pod), dns, volumeGroups, settings });
   }
@@ -361,6 +369,14 @@ export class Executor {
     await Promise.all([volumes.tearDown(uid), cgroups.destroy(uid)]);
     objects.unregister(uid);
     images.forgetPod(uid);
+  }
+
+  #warnOfDNS(pod: Pod, warnings: readonly DNSWarning[]): void {
+    const { recorder, node } = this.#deps;
+    for (const { reason, message, alsoNode } of warnings) {
+      this.#event(pod, "Warning", reason, message);
+      if (alsoNode) recorder.event(nodeReference(node.nodeName), "Warning", reason, message);
+    }
   }
 
   #event(pod: Pod, type: "Normal" | "Warning", reason: string, message: string, fieldPath?: string): void {

@@ -23,6 +23,11 @@ export function podReference(pod: Pod, fieldPath?: string): ObjectReference {
   };
 }
 
+/** What events about the node itself refer to; by its name alone, as kubelet's do, so that tools find both. */
+export function nodeReference(nodeName: string): ObjectReference {
+  return { apiVersion: "v1", kind: "Node", name: nodeName, uid: nodeName };
+}
+
 export type ContainerKind = "init" | "regular" | "ephemeral";
 
 /** One container of the spec and the list it stands in. */

@@ -1,6 +1,6 @@
 import { open } from "node:fs/promises";
 import { AgentError, messageOf } from "../lib/errors.ts";
-import { type DNSConfig, parseResolvConf, resolvConfBytesMax } from "./dns.ts";
+import { checkResolvConf, type DNSConfig, parseResolvConf, resolvConfBytesMax } from "./dns.ts";
 
 /**
  * Reads the host's resolv.conf, for each sandbox anew: DHCP clients rewrite it.
@@ -15,6 +15,19 @@ export async function readResolvConf(path: string): Promise<DNSConfig | undefine
   } catch (err) {
     const code = err instanceof AgentError ? err.code : "Internal";
     throw new AgentError(code, `cannot read DNS settings from ${path}: ${messageOf(err)}`, { cause: err });
+  }
+}
+
+/**
+ * What makes the host's file of little use to pods, for an event CheckLimitsForResolvConf about the node.
+ * @returns undefined if nothing does; never rejects
+ */
+export async function resolvConfProblem(path: string, clusterDomain: string): Promise<string | undefined> {
+  try {
+    const host = await readResolvConf(path);
+    return host === undefined ? undefined : checkResolvConf(host, clusterDomain);
+  } catch (err) {
+    return messageOf(err);
   }
 }
 

@@ -8,12 +8,13 @@ import { isSwapControllerAvailable } from "../node/cgroup-detect.ts";
 import { tickOnList } from "../server/health.ts";
 import { createLogRotation } from "../pods/log-rotation.ts";
 import { createPodManager, type HeldPods } from "../pods/manager.ts";
-import { podReference } from "../pods/names.ts";
+import { nodeReference, podReference } from "../pods/names.ts";
+import { resolvConfProblem } from "../pods/resolv-conf.ts";
 import type { TimelineRecorder } from "../pods/timeline-recorder.ts";
 import type { CredentialProviderConfig } from "../runtime/credential-provider-config.ts";
 import { instrumentPLEG } from "../runtime/instrumented.ts";
 import { createPodVolumes, type VolumeManager } from "../volumes/manager.ts";
-import { createObjectSource, type OwnedObjectSource } from "../volumes/object-source.ts";
+import { cacheTTLMs, createObjectSource, type OwnedObjectSource } from "../volumes/object-source.ts";
 import type { Cluster, Surroundings } from "./cluster.ts";
 import { openImages } from "./kubelet-images.ts";
 import type { StartedNode } from "./kubelet-node.ts";
@@ -85,10 +86,22 @@ export async function startPods(options: StartPodsOptions, surroundings: Surroun
   parts.start("QoS weights", (signal) =>
     keepQOSWeights({ cgroups, pods: sources, given: manager.held.given, clock, log }, signal),
   );
+  await checkResolvConf(options, log);
   health.syncLoop.tick(); // from here on it counts how long the runtime has not been listed
   parts.start("pods", (signal) => manager.run(signal));
   startLogRotation(options, manager.held, surroundings);
   return manager.held;
+}
+
+// Once: pods keep trying with a file that is wrong, and it may be mended meanwhile.
+async function checkResolvConf(
+  { settings: { config }, recorder, nodeView }: StartPodsOptions,
+  log: Surroundings["log"],
+): Promise<void> {
+  const problem = await resolvConfProblem(config.resolvConf, config.clusterDomain);
+  if (problem === undefined) return;
+  log.warn({ resolvConf: config.resolvConf, problem }, "pods cannot use the node's resolv.conf as it is");
+  recorder.event(nodeReference(nodeView.nodeName), "Warning", "CheckLimitsForResolvConf", problem);
 }
 
 function startLogRotation(
@@ -111,13 +124,20 @@ function startLogRotation(
 }
 
 function openObjects(
-  { settings: { config }, cluster }: StartPodsOptions,
+  { settings: { config }, cluster, nodeView }: StartPodsOptions,
   { clock, log, parts }: Surroundings,
 ): OwnedObjectSource {
   const { configMapAndSecretChangeDetectionStrategy: strategy, syncFrequency: syncFrequencyMs } = config;
   const api =
     cluster === undefined ? { client: undefined } : { client: cluster.client, startInformer: cluster.startInformer };
-  const objects = createObjectSource({ ...api, clock, log, strategy, syncFrequencyMs });
+  const objects = createObjectSource({
+    ...api,
+    clock,
+    log,
+    strategy,
+    syncFrequencyMs,
+    ttlMs: () => cacheTTLMs(nodeView.node()),
+  });
   parts.defer("watches of ConfigMaps and Secrets", () => objects.close());
   return objects;
 }

@@ -2,6 +2,7 @@ import type { Informer, Resource, StartInformer } from "../kube/port.ts";
 import { keyOf } from "../kube/port.ts";
 import type { ConfigMap, KubeObject, Secret } from "../kube/types.ts";
 import type { Clock, Timer } from "../lib/clock.ts";
+import { AgentError, messageOf } from "../lib/errors.ts";
 import type { ObjectRef } from "./object-refs.ts";
 
 /** How one referenced object is kept. */
@@ -14,9 +15,26 @@ export interface ObjectReader<T> {
   stop(): Promise<void>;
 }
 
-type Get<T> = () => Promise<T | undefined>;
+/** @param mayBeOld an answer from the API server's own cache is good enough: it costs its database nothing */
+type Get<T> = (options?: { mayBeOld: boolean }) => Promise<T | undefined>;
 
-/** Reads by GET and believes the answer for a while; with a lifetime of 0 for as long as that one GET takes. */
+/** Asks at each read. */
+export class LiveReader<T extends KubeObject> implements ObjectReader<T> {
+  readonly read: () => Promise<T | undefined>;
+
+  constructor(get: Get<T>) {
+    this.read = async () => await get();
+  }
+
+  invalidate(): void {}
+
+  async stop(): Promise<void> {}
+}
+
+/**
+ * Reads by GET and believes for a while that an object is as it was. That there is none is not believed but asked again;
+ * it stands, as the last known object does, while the server cannot answer.
+ */
 export class CachedReader<T extends KubeObject> implements ObjectReader<T> {
   readonly #get: Get<T>;
   readonly #clock: Clock;
@@ -32,34 +50,48 @@ export class CachedReader<T extends KubeObject> implements ObjectReader<T> {
 
   async read(): Promise<T | undefined> {
     const cached = this.#cached;
-    const ttlMs = this.#ttlMs();
-    if (cached !== undefined && this.#clock.monotonic() - cached.readAtMs < ttlMs) return cached.object;
-    this.#inFlight ??= this.#fetch().finally(() => {
-      this.#inFlight = undefined;
-    });
+    if (cached?.object !== undefined && this.#clock.monotonic() - cached.readAtMs < this.#ttlMs()) return cached.object;
+    this.#inFlight ??= this.#fetch();
     try {
       return await this.#inFlight;
     } catch (err) {
-      // An old object beats none while the server is away. Whoever asked for a GET each time wants the truth.
-      if (cached?.object !== undefined && ttlMs > 0) return cached.object;
-      throw err;
+      if (cached === undefined) throw err;
+      return cached.object;
     }
   }
 
   invalidate(): void {
-    if (this.#cached !== undefined) this.#cached = { ...this.#cached, readAtMs: Number.NEGATIVE_INFINITY };
+    this.#cached = undefined;
+    this.#inFlight = undefined; // it may have been answered before the reason for this
   }
 
   stop(): Promise<void> {
-    this.#cached = undefined;
+    this.invalidate();
     return Promise.resolve();
   }
 
-  async #fetch(): Promise<T | undefined> {
-    const object = await this.#get();
-    this.#cached = { object, readAtMs: this.#clock.monotonic() };
-    return object;
+  #fetch(): Promise<T | undefined> {
+    const before = this.#cached?.object;
+    const fetching = this.#get({ mayBeOld: before !== undefined })
+      .then((object) => {
+        if (this.#inFlight !== fetching) return object;
+        // The server's cache may be behind what we have: then the next read asks once more.
+        if (object !== undefined && before !== undefined && isOlder(object, before)) return before;
+        this.#cached = { object, readAtMs: this.#clock.monotonic() };
+        return object;
+      })
+      .finally(() => {
+        if (this.#inFlight === fetching) this.#inFlight = undefined;
+      });
+    return fetching;
   }
+}
+
+/** Resource versions of one kind are numbers that grow; what is none is taken for newer. */
+function isOlder(a: KubeObject, b: KubeObject): boolean {
+  const [versionA = "", versionB = ""] = [a.metadata.resourceVersion, b.metadata.resourceVersion];
+  if (!/^\d+$/.test(versionA) || !/^\d+$/.test(versionB)) return false;
+  return BigInt(versionA) < BigInt(versionB);
 }
 
 export interface WatchedObjectOptions<T extends KubeObject> {
@@ -77,6 +109,10 @@ export interface WatchedObjectOptions<T extends KubeObject> {
 // The watch was started with the pod's registration and normally has its first list before anybody reads. Past this
 // moment a GET is sent as well, and whichever answers first counts.
 export const syncGraceMs = 20;
+// kubelet's limit for the first list. Whoever asks again later finds the watch further on, or the server's answer.
+export const syncWaitMs = 1_000;
+// kubelet's too: there are as many of these watches as there are objects that pods refer to, and they rarely say anything.
+export const watchSecondsMin = 30 * 60;
 // Differs from every resourceVersion: whoever could not read wants to hear of whatever comes.
 const unreadable = "unreadable";
 
@@ -94,6 +130,8 @@ export class WatchedObject<T extends KubeObject & Pick<ConfigMap & Secret, "immu
   /** What the last reader got; undefined: nobody has read yet, so that nobody's content is out of date. */
   #given: { resourceVersion: string | undefined } | undefined;
   #lastReadMs: number;
+  /** A GET under way, which readers share: a server that is slow gets no second one. */
+  #asking: Promise<T | undefined> | undefined;
   #isStopped = false;
 
   constructor(options: WatchedObjectOptions<T>) {
@@ -136,7 +174,12 @@ export class WatchedObject<T extends KubeObject & Pick<ConfigMap & Secret, "immu
     if (this.#watch !== undefined || this.#isStopped) return;
     const { startInformer, resource, ref, onChange } = this.#options;
     const abort = new AbortController();
-    const query = { namespace: ref.namespace, fieldSelector: `metadata.name=${ref.name}`, trim: trimObject<T> };
+    const query = {
+      namespace: ref.namespace,
+      fieldSelector: `metadata.name=${ref.name}`,
+      watchSecondsMin,
+      trim: trimObject<T>,
+    };
     const informer = startInformer(resource, query, abort.signal);
     informer.store.subscribe(({ object }) => {
       if (abort.signal.aborted || this.#given === undefined) return;
@@ -162,19 +205,42 @@ export class WatchedObject<T extends KubeObject & Pick<ConfigMap & Secret, "immu
     await watch?.informer.stopped;
   }
 
-  /** The store's answer once it has synced, or a GET's if that comes first. */
+  /**
+   * The store's answer once it has synced, or a GET's if that comes first. A refused GET leaves the watch its time.
+   * Rejects when nothing has come after {@link syncWaitMs}, with what the GET had to say if anything.
+   */
   async #firstRead(): Promise<T | undefined> {
-    const { clock, get } = this.#options;
+    const { clock, ref } = this.#options;
     const informer = this.#watch?.informer;
-    if (informer === undefined) return get();
+    if (informer === undefined) return this.#ask();
     const done = new AbortController();
+    let refusal: unknown;
     const fromWatch = informer.store.synced(done.signal).then(() => informer.store.get(this.#key));
-    const fromServer = clock.sleep(syncGraceMs, done.signal).then(get);
+    const fromServer = clock.sleep(syncGraceMs, done.signal).then(async () => {
+      try {
+        return await this.#ask();
+      } catch (err) {
+        refusal = err;
+        throw err;
+      }
+    });
+    const timeout = clock.sleep(syncWaitMs, done.signal).then(() => {
+      const why = refusal === undefined ? "timed out waiting for the condition" : messageOf(refusal);
+      const code = refusal instanceof AgentError ? refusal.code : "Unavailable";
+      throw new AgentError(code, `failed to sync ${ref.kind.toLowerCase()} cache: ${why}`, { cause: refusal });
+    });
     try {
-      return await Promise.race([fromWatch, fromServer]);
+      return await Promise.race([Promise.any([fromWatch, fromServer]), timeout]);
     } finally {
-      done.abort(); // ends the loser, or leaves it an answer that nobody needs any more
+      done.abort(); // ends the losers, or leaves them an answer that nobody needs any more
     }
+  }
+
+  #ask(): Promise<T | undefined> {
+    this.#asking ??= this.#options.get().finally(() => {
+      this.#asking = undefined;
+    });
+    return this.#asking;
   }
 }
 

@@ -1,11 +1,11 @@
 import type { ApiClient, Resource, StartInformer } from "../kube/port.ts";
 import { configMaps, secrets } from "../kube/resources.ts";
-import type { ConfigMap, Pod, Secret } from "../kube/types.ts";
+import type { ConfigMap, Node, Pod, Secret } from "../kube/types.ts";
 import { backoffMs } from "../lib/backoff.ts";
 import type { Clock } from "../lib/clock.ts";
 import { AgentError, hasCode } from "../lib/errors.ts";
 import type { Logger } from "../lib/log.ts";
-import { CachedReader, type ObjectReader, WatchedObject } from "./object-readers.ts";
+import { CachedReader, LiveReader, type ObjectReader, WatchedObject } from "./object-readers.ts";
 import { type ObjectRef, objectRefs, refKey } from "./object-refs.ts";
 import type { ObjectSource } from "./port.ts";
 
@@ -24,8 +24,10 @@ export interface ObjectSourceOptions {
   syncFrequencyMs?: number;
 }
 
-// Freshness of a cached object when the node has no node.alpha.kubernetes.io/ttl annotation.
+// Freshness of a cached object when the node has no such annotation.
 export const cacheTTLMsDefault = 60_000;
+// In seconds; the control plane raises it with the size of the cluster.
+const ttlAnnotation = "node.alpha.kubernetes.io/ttl";
 // kubelet's default syncFrequency; an object unread for 5 × that (at least 1 min) needs no watch.
 const syncFrequencyMsDefault = 60_000;
 export const watchIdleSyncs = 5;
@@ -39,6 +41,12 @@ export const forbiddenBackoff = { baseMs: 20, maxMs: 200 };
 
 type Known = ConfigMap | Secret;
 type Listener = (kind: ObjectRef["kind"], namespace: string, name: string) => void;
+
+/** How long strategy Cache believes in an object, as the node's annotation says. */
+export function cacheTTLMs(node: Node | undefined): number {
+  const text = node?.metadata.annotations?.[ttlAnnotation] ?? "";
+  return /^[+-]?\d{1,9}$/.test(text) ? Number(text) * 1_000 : cacheTTLMsDefault;
+}
 
 /** An {@link ObjectSource} that owns watches. */
 export interface OwnedObjectSource extends ObjectSource {
@@ -59,10 +67,9 @@ export function createObjectSource(options: ObjectSourceOptions): OwnedObjectSou
 
   function createReader(ref: ObjectRef): ObjectReader<Known> {
     const resource: Resource<Known> = ref.kind === "ConfigMap" ? configMaps : secrets;
-    const get = () => getObject(client, resource, ref, clock);
-    if (strategy !== "Watch" || startInformer === undefined) {
-      return new CachedReader({ get, clock, ttlMs: strategy === "Get" ? () => 0 : ttlMs });
-    }
+    const get = async (how?: { mayBeOld: boolean }) => await getObject(client, resource, ref, { clock, ...how });
+    if (strategy === "Get") return new LiveReader(get);
+    if (strategy === "Cache" || startInformer === undefined) return new CachedReader({ get, clock, ttlMs });
     const onChange = () => {
       log.debug({ kind: ref.kind, namespace: ref.namespace, name: ref.name }, "referenced object changed");
       for (const listener of listeners) listener(ref.kind, ref.namespace, ref.name);
@@ -139,11 +146,12 @@ async function getObject<T extends Known>(
   client: ApiClient | undefined,
   resource: Resource<T>,
   { namespace, name }: ObjectRef,
-  clock: Clock,
+  { clock, mayBeOld = false }: { clock: Clock; mayBeOld?: boolean },
 ): Promise<T | undefined> {
+  const options = { timeoutMs: getTimeoutMs, ...(mayBeOld ? { resourceVersion: "0" as const } : {}) };
   for (let tries = 1; ; tries += 1) {
     try {
-      return await client?.get(resource, { namespace, name }, { timeoutMs: getTimeoutMs });
+      return await client?.get(resource, { namespace, name }, options);
     } catch (err) {
       if (hasCode(err, "NotFound")) return undefined;
       if (!hasCode(err, "Forbidden") || tries >= forbiddenTriesMax) throw err;

@@ -4,8 +4,9 @@ import type { ConfigMap, KubeObject, Pod } from "../../../agent/kube/types.ts";
 import { AgentError } from "../../../agent/lib/errors.ts";
 import { silentLogger } from "../../../agent/lib/log.ts";
 import { objectRefs, refKey } from "../../../agent/volumes/object-refs.ts";
-import { syncGraceMs } from "../../../agent/volumes/object-readers.ts";
+import { syncGraceMs, syncWaitMs, watchSecondsMin } from "../../../agent/volumes/object-readers.ts";
 import {
+  cacheTTLMs,
   cacheTTLMsDefault,
   createObjectSource,
   forbiddenTriesMax,
@@ -18,6 +19,8 @@ import { FakeClock, makePod, settle } from "./support.ts";
 class FakeServer {
   object: ConfigMap | undefined = configMap("1");
   gets = 0;
+  /** resourceVersion that each GET asked for. */
+  asked: (string | undefined)[] = [];
   getFailures: AgentError[] = [];
   getDelayMs = 0;
   watches: FakeWatch[] = [];
@@ -27,23 +30,26 @@ class FakeServer {
   constructor(clock: FakeClock) {
     this.clock = clock;
     this.client = {
-      get: async () => {
+      get: async (_resource: unknown, _key: unknown, options?: { resourceVersion?: string }) => {
         this.gets += 1;
+        this.asked.push(options?.resourceVersion);
+        const { object } = this;
         if (this.getDelayMs > 0) await clock.sleep(this.getDelayMs);
         const failure = this.getFailures.shift();
         if (failure !== undefined) throw failure;
-        if (this.object === undefined) throw new AgentError("NotFound", "not there");
-        return this.object;
+        if (object === undefined) throw new AgentError("NotFound", "not there");
+        return object;
       },
     } as unknown as ApiClient;
   }
 
   startInformer: StartInformer = <T extends KubeObject>(
     _resource: unknown,
-    options: { namespace?: string; fieldSelector?: string; trim?: (object: T) => T },
+    options: { namespace?: string; fieldSelector?: string; watchSecondsMin?: number; trim?: (object: T) => T },
     stop: AbortSignal,
   ) => {
-    const watch = new FakeWatch(this, `${options.namespace}?${options.fieldSelector}`, stop);
+    const query = `${options.namespace}?${options.fieldSelector} for ${options.watchSecondsMin} s`;
+    const watch = new FakeWatch(this, query, stop);
     this.watches.push(watch);
     return watch as unknown as Informer<T>;
   };
@@ -145,6 +151,10 @@ test("objectRefs: finds every reference once, whatever container or volume it st
       { name: "a", configMap: { name: "env-map" } },
       { name: "b", secret: { secretName: "volume-secret" } },
       { name: "c", projected: { sources: [{ configMap: { name: "p-map" } }, { secret: { name: "p-secret" } }] } },
+      { name: "d", csi: { driver: "csi.example", nodePublishSecretRef: { name: "csi-secret" } } },
+      { name: "e", iscsi: { secretRef: { name: "chap-secret" } } },
+      { name: "f", flexVolume: { secretRef: { name: "flex-secret" } } },
+      { name: "g", iscsi: { secretRef: null } },
     ],
     imagePullSecrets: [{ name: "registry" }, {}],
   });
@@ -152,7 +162,10 @@ test("objectRefs: finds every reference once, whatever container or volume it st
     "ConfigMap/shop/env-map",
     "ConfigMap/shop/from-map",
     "ConfigMap/shop/p-map",
+    "Secret/shop/chap-secret",
+    "Secret/shop/csi-secret",
     "Secret/shop/env-secret",
+    "Secret/shop/flex-secret",
     "Secret/shop/from-secret",
     "Secret/shop/p-secret",
     "Secret/shop/registry",
@@ -196,7 +209,7 @@ describe("Watch", () => {
     source.register(pod);
     source.register(pod);
     source.register(makePod(withSettings, { uid: "second" }));
-    expect(server.open.map(({ query }) => query)).toEqual(["shop?metadata.name=settings"]);
+    expect(server.open.map(({ query }) => query)).toEqual([`shop?metadata.name=settings for ${watchSecondsMin} s`]);
     source.unregister("second");
     expect(server.open).toHaveLength(1);
     source.unregister(pod.metadata.uid ?? "");
@@ -237,6 +250,72 @@ describe("Watch", () => {
     await clock.advance(syncGraceMs);
     expect((await read).data).toEqual({ v: "1" });
     expect(server.gets).toBe(1);
+  });
+
+  test.each([
+    {
+      name: "nothing answers",
+      failures: [],
+      want: "failed to sync configmap cache: timed out waiting for the condition",
+    },
+    {
+      name: "the GET failed",
+      failures: [new AgentError("Internal", "etcd is on fire")],
+      want: "failed to sync configmap cache: etcd is on fire",
+    },
+  ])("the first read gives up after a second: $name", async ({ failures, want }) => {
+    server.getDelayMs = failures.length === 0 ? 60_000 : 0;
+    server.getFailures = failures;
+    const source = makeSource("Watch");
+    const heard: string[] = [];
+    source.onChange((_kind, _namespace, name) => heard.push(name));
+    source.register(pod);
+    const read = source.configMap("shop", "settings");
+    const outcome = expect(read).rejects.toThrow(want);
+    await clock.advance(syncWaitMs);
+    await outcome;
+    server.watches[0]?.sync();
+    expect(heard).toEqual(["settings"]); // whoever failed tries again
+    expect((await source.configMap("shop", "settings")).data).toEqual({ v: "1" });
+    expect(server.gets).toBe(1);
+  });
+
+  test("a GET that fails leaves the watch its time", async () => {
+    server.getFailures = [new AgentError("Unavailable", "hiccup")];
+    const source = makeSource("Watch");
+    source.register(pod);
+    const read = source.configMap("shop", "settings");
+    await clock.advance(syncWaitMs / 2);
+    server.watches[0]?.sync();
+    expect((await read).data).toEqual({ v: "1" });
+  });
+
+  test("a server that is slow is asked once, however many read", async () => {
+    server.getDelayMs = 60_000;
+    const source = makeSource("Watch");
+    source.register(pod);
+    for (let i = 0; i < 3; i += 1) {
+      const reads = [source.configMap("shop", "settings"), source.configMap("shop", "settings")];
+      const outcomes = Promise.all(reads.map((read) => expect(read).rejects.toThrow("failed to sync configmap cache")));
+      await clock.advance(syncWaitMs);
+      await outcomes;
+    }
+    expect(server.gets).toBe(1);
+  });
+
+  test("an object deleted and made again under a running pod is told twice and read anew", async () => {
+    const source = makeSource("Watch");
+    const heard: string[] = [];
+    source.onChange((_kind, _namespace, name) => heard.push(name));
+    source.register(pod);
+    server.watches[0]?.sync();
+    await source.configMap("shop", "settings");
+    server.set(undefined);
+    await expect(source.configMap("shop", "settings")).rejects.toMatchObject({ code: "NotFound" });
+    server.set(configMap("7"));
+    expect(heard).toHaveLength(2);
+    expect((await source.configMap("shop", "settings")).data).toEqual({ v: "7" });
+    expect(server.gets).toBe(0);
   });
 
   test("a GET refused because the binding is news is tried again", async () => {
@@ -315,18 +394,45 @@ describe("Watch", () => {
 });
 
 describe("Cache", () => {
-  test("believes an answer for its lifetime, NotFound included", async () => {
+  test("believes an object for its lifetime, and then asks for whatever the server has at hand", async () => {
     const source = makeSource("Cache");
     source.register(pod);
     await source.configMap("shop", "settings");
-    server.object = undefined;
+    server.object = configMap("2");
     await clock.advance(cacheTTLMsDefault - 1);
-    await source.configMap("shop", "settings");
+    expect((await source.configMap("shop", "settings")).data).toEqual({ v: "1" });
     expect(server.gets).toBe(1);
     await clock.advance(1);
+    expect((await source.configMap("shop", "settings")).data).toEqual({ v: "2" });
+    expect(server.asked).toEqual([undefined, "0"]);
+  });
+
+  test("that there is none is asked again, and stands while the server is away", async () => {
+    server.object = undefined;
+    const source = makeSource("Cache");
+    source.register(pod);
     await expect(source.configMap("shop", "settings")).rejects.toThrow("not found");
+    server.getFailures = [new AgentError("Unavailable", "away")];
     await expect(source.configMap("shop", "settings")).rejects.toThrow("not found");
-    expect(server.gets).toBe(2);
+    server.object = configMap("1");
+    expect((await source.configMap("shop", "settings")).data).toEqual({ v: "1" });
+    expect(server.asked).toEqual([undefined, undefined, undefined]);
+  });
+
+  test.each([
+    { name: "older: kept as it was", version: "9", want: "10", gets: 3 },
+    { name: "newer", version: "11", want: "11", gets: 2 },
+    { name: "not to be compared", version: "x", want: "x", gets: 2 },
+  ])("an answer from the server's cache that is $name", async ({ version, want, gets }) => {
+    server.object = configMap("10");
+    const source = makeSource("Cache");
+    source.register(pod);
+    await source.configMap("shop", "settings");
+    await clock.advance(cacheTTLMsDefault);
+    server.object = configMap(version);
+    expect((await source.configMap("shop", "settings")).data).toEqual({ v: want });
+    await source.configMap("shop", "settings");
+    expect(server.gets).toBe(gets); // what was too old is not believed for a lifetime
   });
 
   test("the lifetime may change at any time", async () => {
@@ -349,6 +455,29 @@ describe("Cache", () => {
     expect((await source.configMap("shop", "settings")).data).toEqual({ v: "2" });
   });
 
+  test("nor what was on its way before it", async () => {
+    server.getDelayMs = 10;
+    const source = makeSource("Cache");
+    source.register(pod);
+    const early = source.configMap("shop", "settings");
+    await settle();
+    server.object = configMap("2");
+    source.register(makePod(withSettings, { uid: "second" }));
+    const late = source.configMap("shop", "settings");
+    await clock.advance(10);
+    expect([(await early).data, (await late).data]).toEqual([{ v: "1" }, { v: "2" }]);
+    expect((await source.configMap("shop", "settings")).data).toEqual({ v: "2" });
+  });
+
+  test("nor an old one because the server is away", async () => {
+    const source = makeSource("Cache");
+    source.register(pod);
+    await source.configMap("shop", "settings");
+    source.register(makePod(withSettings, { uid: "second" }));
+    server.getFailures = [new AgentError("Unavailable", "away")];
+    await expect(source.configMap("shop", "settings")).rejects.toThrow("away");
+  });
+
   test("serves the old object while the server is away", async () => {
     const source = makeSource("Cache");
     source.register(pod);
@@ -367,6 +496,17 @@ describe("Cache", () => {
     await reads;
     expect(server.gets).toBe(1);
   });
+});
+
+test.each([
+  { name: "no node yet", node: undefined, wantMs: cacheTTLMsDefault },
+  { name: "no annotation", node: { metadata: { name: "n1" } }, wantMs: cacheTTLMsDefault },
+  { name: "seconds", ttl: "300", wantMs: 300_000 },
+  { name: "0: never believed", ttl: "0", wantMs: 0 },
+  { name: "nonsense", ttl: "5m", wantMs: cacheTTLMsDefault },
+])("cacheTTLMs: $name", ({ node, ttl, wantMs }) => {
+  const annotated = { metadata: { name: "n1", annotations: { "node.alpha.kubernetes.io/ttl": ttl ?? "" } } };
+  expect(cacheTTLMs(ttl === undefined ? node : annotated)).toBe(wantMs);
 });
 
 test("Get: asks each time and hides no error", async () => {
