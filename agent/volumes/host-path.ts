@@ -2,7 +2,7 @@ import { mkdir, writeFile } from "node:fs/promises";
 import { AgentError, messageOf } from "../lib/errors.ts";
 import { exec } from "../lib/exec.ts";
 import { abortable } from "./abortable.ts";
-import type { VolumeKind } from "./kind.ts";
+import { sourceOf, type VolumeKind } from "./kind.ts";
 
 /** A path of the node, handed to containers as it is. */
 export const hostPathKind: VolumeKind = {
@@ -11,8 +11,9 @@ export const hostPathKind: VolumeKind = {
   isReadOnly: false,
   isRelabelled: false,
   isRefreshed: false,
-  async setUp({ volume, signal }) {
-    const { path = "", type = "" } = volume.hostPath ?? {};
+  refusesMountOptions: true,
+  async setUp({ volume, bound, signal }) {
+    const { path = "", type = "" } = sourceOf({ volume, bound }, "hostPath") ?? {};
     if (path === "") throw new AgentError("Invalid", "hostPath needs a path");
     if (path.split("/").includes("..")) throw new AgentError("Invalid", `path "${path}" must not contain ".."`);
     // What it waits for may never come.

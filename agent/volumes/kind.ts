@@ -1,6 +1,7 @@
-import { join } from "node:path";
+import { dirname, join } from "node:path";
 import type { PersistentVolume, PersistentVolumeClaim, Pod, ResourceList, Volume } from "../kube/types.ts";
 import type { Clock } from "../lib/clock.ts";
+import { AgentError, isAbort, messageOf } from "../lib/errors.ts";
 import type { ObjectSource } from "./port.ts";
 import type { TokenManager } from "./tokens.ts";
 
@@ -41,6 +42,8 @@ export interface VolumeContext {
   /** ROOT/pods/UID/volumes/PLUGIN/NAME, for the kinds that have a directory there. */
   dir: string;
   deps: VolumeDeps;
+  /** Records an event about the pod. */
+  event(type: "Normal" | "Warning", reason: string, message: string): void;
   signal: AbortSignal;
 }
 
@@ -81,6 +84,8 @@ export interface VolumeKind {
   subscribe?(listener: (podUID: string) => void): () => void;
   /** May containers use it through `volumeDevices`? */
   readonly takesBlock?: boolean;
+  /** A PersistentVolume of it may not have mount options. */
+  readonly refusesMountOptions?: boolean;
 }
 
 /** A volume found in a pod's directory that is to go. */
@@ -92,6 +97,53 @@ export interface TearDownContext {
   /** ROOT/pods/UID/volumes/PLUGIN/NAME or, of a block volume, the link ROOT/pods/UID/volumeDevices/PLUGIN/NAME. */
   dir: string;
   isBlock: boolean;
+}
+
+/** A step of a volume's set-up other than the one that gives it to the pod, as events name it. */
+export type VolumeStep =
+  | "FindPluginBySpec"
+  | "MountOptionSupport check"
+  | "NodeAffinity check"
+  | "NewMounter initialization"
+  | "WaitForAttach"
+  | "VerifyControllerAttachedVolume"
+  | "MountDevice"
+  | "SetUpDevice"
+  | "MapPodDevice"
+  | "MapBlockVolume"
+  | "AttachFileDevice"
+  | "NodeExpandVolume";
+
+/** What failed before a volume was given to its pod. The message leaves out step and volume. */
+export class VolumeStepError extends AgentError {
+  readonly step: VolumeStep;
+
+  constructor(step: VolumeStep, cause: unknown) {
+    super(cause instanceof AgentError ? cause.code : "Internal", messageOf(cause), { cause });
+    this.step = step;
+  }
+}
+
+/** Runs a part of a kind's `setUp`; what goes wrong in it is told of that step: `MountVolume.MountDevice failed …`. */
+export async function inStep<T>(step: VolumeStep, work: () => Promise<T>): Promise<T> {
+  try {
+    return await work();
+  } catch (err) {
+    throw err instanceof VolumeStepError || isAbort(err) ? err : new VolumeStepError(step, err);
+  }
+}
+
+/** What a volume is made from: a field of the PersistentVolume behind the pod's claim, or else of the pod's volume itself. */
+export function sourceOf<Field extends keyof Volume & keyof PersistentVolume["spec"]>(
+  { volume, bound }: Pick<VolumeContext, "volume" | "bound">,
+  field: Field,
+): Volume[Field] | PersistentVolume["spec"][Field] {
+  return bound === undefined ? volume[field] : bound.volume.spec[field];
+}
+
+/** ROOT of ROOT/pods/UID. */
+export function rootDirOf(podDir: string): string {
+  return dirname(dirname(podDir));
 }
 
 /** The link through which a pod's containers are given a block device: ROOT/pods/UID/volumeDevices/PLUGIN/NAME. */

@@ -12,8 +12,8 @@ import {
   retryBackoff,
   usedVolumes,
   type VolumeManager,
-  volumeFileBytesMax,
 } from "../../../agent/volumes/manager.ts";
+import { volumeFileBytesMax } from "../../../agent/volumes/volume-file.ts";
 import { createVolumeMetrics, type VolumeMetrics } from "../../../agent/volumes/metrics.ts";
 import { metricsText } from "../lib/metrics-support.ts";
 import { FakeClock, FakeObjects, makePod, makeTempDir } from "./support.ts";
@@ -126,7 +126,8 @@ describe("setUp", () => {
       code: "NotFound",
       message:
         'MountVolume.SetUp failed for volume "v" : configmap "settings" not found; ' +
-        'MountVolume.SetUp failed for volume "disk" : a PersistentVolumeClaim needs an API server, and this node has none',
+        "Unable to attach or mount volumes: unmounted volumes=[v disk], unattached volumes=[], " +
+        "failed to process volumes=[disk]: a PersistentVolumeClaim needs an API server, and this node has none",
     });
     expect(await readdir(join(podDir(), "volumes/kubernetes.io~empty-dir"))).toEqual(["good"]);
   });

@@ -1,0 +1,87 @@
+import { posix } from "node:path";
+import type { Container, Pod } from "../kube/types.ts";
+import { AgentError, messageOf } from "../lib/errors.ts";
+import type { Logger } from "../lib/log.ts";
+import type { Mount } from "../runtime/port.ts";
+import { podFields } from "./failures.ts";
+import { buildImageMount, imageKind } from "./image.ts";
+import { buildMount } from "./mounts.ts";
+import { subPathTargetOf } from "./pod-dirs.ts";
+import type { MountedVolume } from "./pod-states.ts";
+import type { BlockDevice, MountContext } from "./port.ts";
+import { prepareSubPath, subPathOf } from "./sub-path.ts";
+
+/** A pod's volumes as its containers are given them. */
+export interface ContainerVolumes {
+  pod: Pod;
+  /** ROOT/pods/UID, resolved. */
+  podDir: string;
+  /** By name; undefined: the pod has not been set up. */
+  mounted: ReadonlyMap<string, MountedVolume> | undefined;
+  context: MountContext & { selinuxEnabled: boolean };
+  log: Logger;
+}
+
+/**
+ * CRI mounts of one container, in the order of its spec; subPaths are bind-mounted to a place of their own.
+ * Rejects with code Invalid for what the pod's author must fix.
+ */
+export async function containerMounts(
+  volumes: ContainerVolumes,
+  container: Container,
+  env: ReadonlyMap<string, string>,
+): Promise<Mount[]> {
+  const { pod, podDir, mounted, context, log } = volumes;
+  const result: Mount[] = [];
+  for (const [index, mount] of (container.volumeMounts ?? []).entries()) {
+    const volume = mounted?.get(mount.name);
+    if (volume === undefined || volume.isBlock) {
+      throw new AgentError("Invalid", `cannot find volume "${mount.name}" to mount into container "${container.name}"`);
+    }
+    const subPath = subPathOf(mount, env);
+    if (volume.pluginName === imageKind.pluginName) {
+      result.push(buildImageMount(mount, context.images?.get(mount.name), subPath, context));
+      continue;
+    }
+    const built = buildMount(mount, volume, volume.hostPath, context);
+    if (subPath !== undefined) {
+      const target = subPathTargetOf(podDir, volume.specName, container.name, index);
+      const errorContext = ` for volumeMount "${mount.name}" of container "${container.name}"`;
+      try {
+        await prepareSubPath({ volumePath: volume.hostPath, subPath, target, errorContext });
+      } catch (err) {
+        // The event is kept from showing the node's paths to the pod's author; the log has them.
+        const cause = err instanceof Error ? messageOf(err.cause) : "";
+        log.warn(
+          { ...podFields(pod), container: container.name, volume: mount.name, subPath, cause },
+          "subPath failed",
+        );
+        throw err;
+      }
+      built.hostPath = target;
+    }
+    result.push(built);
+  }
+  return result;
+}
+
+/**
+ * The block devices of one container, in the order of its spec. Throws with code Invalid for a volume that is not there and
+ * for a path that is not absolute.
+ */
+export function containerDevices(
+  mounted: ReadonlyMap<string, MountedVolume> | undefined,
+  container: Container,
+): BlockDevice[] {
+  return (container.volumeDevices ?? []).flatMap(({ name, devicePath }) => {
+    if (!posix.isAbsolute(devicePath)) {
+      throw new AgentError("Invalid", `volumeDevice "${name}": devicePath "${devicePath}" must be absolute`);
+    }
+    const volume = mounted?.get(name);
+    if (volume?.isBlock !== true) {
+      throw new AgentError("Invalid", `cannot find volume "${name}" to pass into container "${container.name}"`);
+    }
+    const permissions = volume.isReadOnly ? "r" : "mrw";
+    return volume.hostPath === "" ? [] : [{ hostPath: volume.hostPath, containerPath: devicePath, permissions }];
+  });
+}

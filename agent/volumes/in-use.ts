@@ -1,0 +1,77 @@
+import { readdir } from "node:fs/promises";
+import { join } from "node:path";
+import { ignoreErrno } from "../lib/errno.ts";
+import { pluginDirName } from "./kind.ts";
+
+/** Which pods of this node use which PersistentVolume, those of an earlier run that are still on disk included. */
+export interface PersistentVolumeUsers {
+  /**
+   * Notes that a pod is about to use `volume`.
+   * @returns the other pods that use it; `isFirst`: none of them came earlier
+   */
+  add(volume: string, podUID: string): Promise<{ others: string[]; isFirst: boolean }>;
+  /** The pod does not use it after all, and waits for it: {@link releaseAll} of another pod tells of it. */
+  refuse(volume: string, podUID: string): void;
+  /** The pod has nothing of it in place, and is not about to. */
+  release(volume: string, podUID: string): void;
+  /** All volumes of the pod are torn down. @returns pods that waited for one of them */
+  releaseAll(podUID: string): string[];
+}
+
+// The plugins whose directories are named for PersistentVolumes. Those of a hostPath leave no trace in a pod's directory.
+const plugins = ["kubernetes.io/local-volume", "kubernetes.io/nfs", "kubernetes.io/csi"].map(pluginDirName);
+
+export function createPersistentVolumeUsers(rootDir: string): PersistentVolumeUsers {
+  const users = new Map<string, Set<string>>();
+  const waiting = new Map<string, Set<string>>();
+  let found: Promise<void> | undefined;
+
+  const addTo = (map: Map<string, Set<string>>, key: string, podUID: string) => {
+    const known = map.get(key) ?? new Set();
+    map.set(key, known.add(podUID));
+    return known;
+  };
+  const removeFrom = (map: Map<string, Set<string>>, key: string, podUID: string) => {
+    const known = map.get(key);
+    if (known?.delete(podUID) === true && known.size === 0) map.delete(key);
+  };
+  const readDisk = async () => {
+    for (const podUID of await namesIn(join(rootDir, "pods"))) {
+      for (const plugin of plugins) {
+        for (const volumes of ["volumes", "volumeDevices"]) {
+          const names = await namesIn(join(rootDir, "pods", podUID, volumes, plugin));
+          for (const volume of names) addTo(users, volume, podUID);
+        }
+      }
+    }
+  };
+
+  return {
+    async add(volume, podUID) {
+      found ??= readDisk().catch((err: unknown) => {
+        found = undefined; // to be read again, not to be taken for empty
+        throw err;
+      });
+      await found;
+      const all = [...addTo(users, volume, podUID)]; // in the order of their coming
+      removeFrom(waiting, volume, podUID);
+      return { others: all.filter((uid) => uid !== podUID), isFirst: all[0] === podUID };
+    },
+    refuse(volume, podUID) {
+      removeFrom(users, volume, podUID);
+      addTo(waiting, volume, podUID);
+    },
+    release: (volume, podUID) => removeFrom(users, volume, podUID),
+    releaseAll(podUID) {
+      for (const volume of waiting.keys()) removeFrom(waiting, volume, podUID);
+      const released = [...users].flatMap(([volume, podUIDs]) => (podUIDs.has(podUID) ? [volume] : []));
+      for (const volume of released) removeFrom(users, volume, podUID);
+      return [...new Set(released.flatMap((volume) => [...(waiting.get(volume) ?? [])]))];
+    },
+  };
+}
+
+// Names only, never a stat: what is mounted there may hang.
+async function namesIn(dir: string): Promise<string[]> {
+  return (await readdir(dir).catch(ignoreErrno("ENOENT", "ENOTDIR"))) ?? [];
+}

@@ -1,0 +1,169 @@
+import { allContainers } from "../kube/pod-resources.ts";
+import type { Pod, Volume } from "../kube/types.ts";
+import { AgentError, isAbort, messageOf } from "../lib/errors.ts";
+import type { Logger } from "../lib/log.ts";
+import { hasPublishedContent } from "./atomic-writer.ts";
+import { describeFailure, podFields, type VolumeFailure } from "./failures.ts";
+import type { PersistentVolumeUsers } from "./in-use.ts";
+import { type BoundClaim, blockLinkOf, type VolumeDeps, type VolumeKind, VolumeStepError } from "./kind.ts";
+import type { KindTable } from "./kinds.ts";
+import { mountOptionsOf } from "./mount-options.ts";
+import { volumeDirOf } from "./pod-dirs.ts";
+import { mountedVolume, type PodState } from "./pod-states.ts";
+
+/** Finds the PersistentVolume behind a pod's `persistentVolumeClaim` or `ephemeral` volume. */
+export interface ClaimResolver {
+  /** Rejects with an `AgentError` that says in one line what is wrong with the claim, and names it. */
+  resolve(pod: Pod, volume: Volume, signal: AbortSignal): Promise<BoundClaim>;
+  /** May this node use the volume, by the volume's node affinity? */
+  isReachable(bound: BoundClaim): boolean;
+}
+
+export interface VolumeSetUpDeps {
+  deps: VolumeDeps;
+  kinds: KindTable;
+  claims: ClaimResolver | undefined;
+  users: PersistentVolumeUsers;
+  log: Logger;
+  onEvent(pod: Pod, type: "Normal" | "Warning", reason: string, message: string): void;
+  /** Told when a set-up begins. @returns to be called when it has ended */
+  onSetUp(pod: Pod, volume: string): (err?: unknown) => void;
+  /** Measures the first set-up of a volume. */
+  timed<T>(pluginName: string, work: () => Promise<T>): Promise<T>;
+}
+
+export type SetUpOutcome =
+  /** It was there. */
+  | { kind: "kept" }
+  | { kind: "done"; refreshAtMs: number | undefined }
+  /** Its content is there, but could not be brought up to date. */
+  | { kind: "stale" }
+  | { kind: "failed"; failure: VolumeFailure };
+
+/** What a volume is made from, looked up anew each time: a claim may have grown since. */
+interface Resolved {
+  kind: VolumeKind;
+  specName: string;
+  bound: BoundClaim | undefined;
+  isBlock: boolean;
+}
+
+/** Sets up one volume of a pod, and notes in `state` that it is there. Rejects only when `signal` aborts. */
+export async function setUpVolume(
+  { pod, volume, podDir, state }: { pod: Pod; volume: Volume; podDir: string; state: PodState },
+  options: VolumeSetUpDeps,
+  signal: AbortSignal,
+): Promise<SetUpOutcome> {
+  const last = state.mounted.get(volume.name);
+  if (last?.isRefreshed === false) return { kind: "kept" };
+  const onEnd = options.onSetUp(pod, volume.name);
+  let resolved: Resolved | undefined;
+  try {
+    resolved = await resolve(pod, volume, options, signal);
+    const { kind, bound, specName, isBlock } = resolved;
+    const otherPods = bound === undefined ? [] : await reserve(bound, pod, kind, options, last === undefined);
+    const { pluginName } = kind;
+    const dir = isBlock ? blockLinkOf(podDir, pluginName, specName) : volumeDirOf(podDir, pluginName, specName);
+    const event = (type: "Normal" | "Warning", reason: string, message: string) =>
+      options.onEvent(pod, type, reason, message);
+    const of = { pod, volume, specName, bound, isBlock, otherPods, podDir, dir };
+    const work = async () => await kind.setUp({ ...of, deps: options.deps, event, signal });
+    const result = await (last === undefined ? options.timed(pluginName, work) : work());
+    state.mounted.set(volume.name, mountedVolume({ pluginName, specName, bound, isBlock }, kind, result));
+    onEnd();
+    return { kind: "done", refreshAtMs: result.refreshAtMs };
+  } catch (err) {
+    onEnd(err);
+    if (signal.aborted || isAbort(err)) throw err;
+    const failure = failureOf(volume, resolved, err);
+    // Content that is there, perhaps from before a restart, is served on: what it came from may only be out of reach.
+    if (last === undefined && !(await adopt(volume, podDir, resolved, state))) return { kind: "failed", failure };
+    options.log.warn(
+      { ...podFields(pod), volume: volume.name, err: messageOf(err) },
+      "volume content is not up to date",
+    );
+    const { reason, message } = describeFailure(failure);
+    options.onEvent(pod, "Warning", reason, message);
+    return { kind: "stale" };
+  }
+}
+
+function failureOf(volume: Volume, resolved: Resolved | undefined, err: unknown): VolumeFailure {
+  const { specName = volume.name, isBlock = false } = resolved ?? {};
+  return { name: volume.name, specName, isBlock, isUnresolved: resolved === undefined, err };
+}
+
+async function resolve(
+  pod: Pod,
+  volume: Volume,
+  { claims, kinds }: VolumeSetUpDeps,
+  signal: AbortSignal,
+): Promise<Resolved> {
+  const isBlock = isUsedAsBlock(pod, volume.name);
+  if (volume.persistentVolumeClaim === undefined && volume.ephemeral === undefined) {
+    const kind = kinds.kindOf(volume);
+    if (isBlock) throw new AgentError("Invalid", `volume "${volume.name}" is no claim, volumeDevices cannot have it`);
+    return { kind, specName: volume.name, bound: undefined, isBlock };
+  }
+  if (claims === undefined) {
+    throw new AgentError("Invalid", "a PersistentVolumeClaim needs an API server, and this node has none");
+  }
+  const bound = await claims.resolve(pod, volume, signal);
+  return { kind: kinds.kindOf(bound.volume.spec), specName: bound.volume.metadata.name, bound, isBlock };
+}
+
+/** Checks that this pod may use the PersistentVolume here, and notes that it does. @returns the other pods that do */
+async function reserve(
+  bound: BoundClaim,
+  pod: Pod,
+  kind: VolumeKind,
+  { claims, users }: VolumeSetUpDeps,
+  isNew: boolean,
+): Promise<string[]> {
+  const { volume } = bound;
+  const { name } = volume.metadata;
+  if (volume.spec.volumeMode === "Block" && kind.takesBlock !== true) {
+    const why = `${kind.pluginName} has no block devices, the PersistentVolume must have volumeMode Filesystem`;
+    throw new AgentError("Invalid", why);
+  }
+  if (isNew && claims?.isReachable(bound) === false) {
+    throw new VolumeStepError(
+      "NodeAffinity check",
+      new AgentError("Invalid", `no term of the node affinity of PersistentVolume ${name} matches this node`),
+    );
+  }
+  if (kind.refusesMountOptions === true && mountOptionsOf(volume).length > 0) {
+    const why = `mount options are not supported by ${kind.pluginName}`;
+    throw new VolumeStepError("MountOptionSupport check", new AgentError("Invalid", why));
+  }
+  const podUID = pod.metadata.uid ?? "";
+  const { others, isFirst } = await users.add(name, podUID);
+  const { accessModes = [] } = volume.spec;
+  if (!isFirst && accessModes.length === 1 && accessModes[0] === "ReadWriteOncePod") {
+    users.refuse(name, podUID);
+    const why = "volume uses the ReadWriteOncePod access mode and is already in use by another pod";
+    throw new AgentError("Conflict", why);
+  }
+  return others;
+}
+
+/** Takes content that an earlier run has written for what it is. @returns false: there is none */
+async function adopt(
+  volume: Volume,
+  podDir: string,
+  resolved: Resolved | undefined,
+  state: PodState,
+): Promise<boolean> {
+  if (resolved?.kind.isRefreshed !== true || resolved.bound !== undefined) return false;
+  const { kind } = resolved;
+  const { pluginName } = kind;
+  const dir = volumeDirOf(podDir, pluginName, volume.name);
+  if (!(await hasPublishedContent(dir))) return false;
+  const about = { pluginName, specName: volume.name, bound: undefined, isBlock: false };
+  state.mounted.set(volume.name, mountedVolume(about, kind, { hostPath: dir }));
+  return true;
+}
+
+function isUsedAsBlock(pod: Pod, volumeName: string): boolean {
+  return allContainers(pod).some(({ volumeDevices = [] }) => volumeDevices.some(({ name }) => name === volumeName));
+}
