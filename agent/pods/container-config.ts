@@ -1,24 +1,20 @@
-import { randomBytes } from "node:crypto";
-import { chmod, mkdir, open, readdir, readFile } from "node:fs/promises";
+import { mkdir, readdir } from "node:fs/promises";
 import { join } from "node:path";
 import { linuxResources } from "../kube/pod-resources.ts";
 import type { Container, EphemeralContainer, Pod } from "../kube/types.ts";
-import { writeFileAtomic } from "../lib/atomic-file.ts";
 import { AgentError } from "../lib/errors.ts";
 import type { EnsuredImage } from "../runtime/images.ts";
-import type { ContainerConfig, Mount, NamespaceOptions, PodSnapshot, SandboxStatus } from "../runtime/port.ts";
+import type { ContainerConfig, NamespaceOptions, PodSnapshot, SandboxStatus } from "../runtime/port.ts";
 import { containerAnnotations, restartCountOf } from "./container-annotations.ts";
+import { hostsMount, terminationLogMount } from "./container-files.ts";
 import { buildEnv } from "./env.ts";
 import { expandCommand } from "./expand.ts";
-import { needsHostsFile, podHostname, renderHostNetworkHosts, renderHosts } from "./hosts.ts";
+import { kernelHostname, podHostname } from "./hosts.ts";
 import { mountedImages } from "./image-volumes.ts";
 import type { ReadyImage } from "./local.ts";
 import { podLogDirName, uidOf } from "./names.ts";
 import { namespaceIndex, type PodDeps } from "./port.ts";
 import { containerSecurityContext, sandboxNamespaces } from "./security.ts";
-
-const terminationLogMode = 0o666;
-const nodeHostsFile = "/etc/hosts";
 
 /** What one start of one container is made from. */
 export interface ContainerStart {
@@ -41,6 +37,10 @@ export async function buildContainerConfig(start: ContainerStart, deps: PodDeps)
   const { pod, container, sandbox, image, restartCount, podIPs } = start;
   const { settings, volumes, node } = deps;
   const uid = uidOf(pod);
+  // In this order, of several things that are wrong the same one is told each time.
+  const hostname = podHostname(pod, settings.clusterDomain);
+  kernelHostname(pod, hostname);
+  const devices = volumes.devices(uid, container);
   const envs = await buildEnv(pod, container, {
     objects: deps.objects,
     services: {
@@ -53,18 +53,22 @@ export async function buildContainerConfig(start: ContainerStart, deps: PodDeps)
     hostIPs: node.hostIPs(),
   });
   const env = new Map(envs.map(({ key, value }) => [key, value]));
-  const volumeGroups = volumes.supplementalGroups(uid);
-  const [volumeMounts, hosts, terminationLog] = await Promise.all([
-    volumes.mounts(pod, container, env, {
-      podIPs,
-      recursiveReadOnlySupported: node.hasRecursiveReadOnly(sandbox.runtimeHandler),
-      userns: undefined,
-      images: mountedImages(image.ofVolumes, sandbox.runtimeHandler),
-    }),
-    hostsMount(pod, container, podIPs, deps),
-    terminationLogMount(uid, container, settings.rootDir),
-    mkdir(join(settings.podLogsDir, podLogDirName(pod), container.name), { recursive: true, mode: 0o755 }),
-  ]);
+  const volumeMounts = await volumes.mounts(pod, container, env, {
+    podIPs,
+    recursiveReadOnlySupported: node.hasRecursiveReadOnly(sandbox.runtimeHandler),
+    userns: undefined,
+    images: mountedImages(image.ofVolumes, sandbox.runtimeHandler),
+  });
+  const hosts = await hostsMount(pod, container, { podIPs, hostname }, settings);
+  const securityContext = containerSecurityContext(pod, container, image.image, namespacesOf(start), {
+    rootDir: settings.rootDir,
+    seccompDefault: settings.seccompDefault,
+    volumeGroups: volumes.supplementalGroups(uid),
+    maskedPaths: start.maskedPaths,
+  });
+  await mkdir(join(settings.podLogsDir, podLogDirName(pod), container.name), { recursive: true, mode: 0o755 });
+  // Last, when nothing else can fail: it stays for as long as the pod does.
+  const terminationLog = await terminationLogMount(pod, container, settings, deps.log);
   return {
     name: container.name,
     attempt: restartCount,
@@ -74,7 +78,7 @@ export async function buildContainerConfig(start: ContainerStart, deps: PodDeps)
     workingDir: container.workingDir ?? "",
     envs,
     mounts: [...volumeMounts, ...hosts, ...terminationLog],
-    devices: volumes.devices(uid, container),
+    devices,
     cdiDevices: [],
     labels: {
       "io.kubernetes.container.name": container.name,
@@ -88,12 +92,7 @@ export async function buildContainerConfig(start: ContainerStart, deps: PodDeps)
     stdinOnce: container.stdinOnce ?? false,
     tty: container.tty ?? false,
     resources: linuxResources(pod, container, settings.resources),
-    securityContext: containerSecurityContext(pod, container, image.image, namespacesOf(start), {
-      rootDir: settings.rootDir,
-      seccompDefault: settings.seccompDefault,
-      volumeGroups,
-      maskedPaths: start.maskedPaths,
-    }),
+    securityContext,
     stopSignal: undefined,
   };
 }
@@ -106,39 +105,6 @@ function namespacesOf({ pod, container, observed }: ContainerStart): NamespaceOp
   const found = observed.containers.find(({ name }) => name === target);
   if (found === undefined) throw new AgentError("Invalid", `unable to find target container ${target}`);
   return { ...namespaces, pid: "TARGET", targetID: found.id };
-}
-
-async function hostsMount(
-  pod: Pod,
-  container: Container,
-  podIPs: readonly string[],
-  { settings }: PodDeps,
-): Promise<Mount[]> {
-  if (!needsHostsFile(pod, container, podIPs)) return [];
-  const path = join(settings.rootDir, "pods", uidOf(pod), "etc-hosts");
-  const text =
-    pod.spec.hostNetwork === true
-      ? renderHostNetworkHosts(pod, await readFile(nodeHostsFile, "utf8"))
-      : renderHosts(pod, podIPs, podHostname(pod, settings.clusterDomain));
-  // Written in place of the old file only if it differs: running containers have the old inode mounted.
-  if ((await readFile(path, "utf8").catch(() => undefined)) !== text) await writeFileAtomic(path, text, 0o644);
-  return [bind(path, "/etc/hosts", settings.selinuxEnabled)];
-}
-
-async function terminationLogMount(uid: string, container: Container, rootDir: string): Promise<Mount[]> {
-  const target = container.terminationMessagePath ?? "";
-  if (target === "") return [];
-  const dir = join(rootDir, "pods", uid, "containers", container.name);
-  await mkdir(dir, { recursive: true, mode: 0o750 });
-  const path = join(dir, randomBytes(4).toString("hex"));
-  const file = await open(path, "wx", terminationLogMode);
-  await file.close();
-  await chmod(path, terminationLogMode); // whatever the umask: any user in the container may write it
-  return [bind(path, target, false)];
-}
-
-function bind(hostPath: string, containerPath: string, selinuxRelabel: boolean): Mount {
-  return { hostPath, containerPath, readonly: false, selinuxRelabel, propagation: "PRIVATE", recursiveReadOnly: false };
 }
 
 /**
