@@ -43,10 +43,11 @@ export interface EnvEntry {
  */
 export async function buildEnv(pod: Pod, container: Container, context: EnvContext): Promise<EnvEntry[]> {
   const fromServices = serviceVariables(pod, context.services);
+  const read: EnvContext = { ...context, objects: readOnce(context.objects) };
   const env = new Map<string, string>();
-  for (const source of container.envFrom ?? []) await addEnvFrom(env, pod, source, context);
+  for (const source of container.envFrom ?? []) await addEnvFrom(env, pod, source, read);
   for (const variable of container.env ?? []) {
-    const value = await valueOf(pod, container, variable, context, (name) => env.get(name) ?? fromServices.get(name));
+    const value = await valueOf(pod, container, variable, read, (name) => env.get(name) ?? fromServices.get(name));
     if (value !== undefined) env.set(variable.name, value);
   }
   for (const [name, value] of fromServices) {
@@ -56,11 +57,32 @@ export async function buildEnv(pod: Pod, container: Container, context: EnvConte
 }
 
 function serviceVariables(pod: Pod, services: ServiceLookup | undefined): Map<string, string> {
+  const { enableServiceLinks } = pod.spec;
+  // Whoever lets a pod through fills it in: without it we cannot know which environment was meant.
+  if (enableServiceLinks === undefined) {
+    throw new AgentError("Invalid", "nil pod.spec.enableServiceLinks encountered, cannot construct envvars");
+  }
   if (services === undefined) return new Map();
   if (!services.hasSynced && !isStaticPod(pod)) {
-    throw new AgentError("Unavailable", "services have not been read at least once, cannot construct envvars");
+    throw new AgentError("Unavailable", "services have not yet been read at least once, cannot construct envvars");
   }
-  return serviceEnv(services, pod.metadata.namespace ?? "default", pod.spec.enableServiceLinks ?? true);
+  return serviceEnv(services, pod.metadata.namespace ?? "default", enableServiceLinks);
+}
+
+/** Variables of one container that come from one object come from one version of it, for one request at most. */
+function readOnce(objects: EnvContext["objects"]): EnvContext["objects"] {
+  const once = <T>(get: (namespace: string, name: string) => Promise<T>) => {
+    const found = new Map<string, Promise<T>>();
+    return (namespace: string, name: string): Promise<T> => {
+      const reading = found.get(name) ?? get(namespace, name); // all are of the pod's namespace
+      found.set(name, reading);
+      return reading;
+    };
+  };
+  return {
+    configMap: once((namespace, name) => objects.configMap(namespace, name)),
+    secret: once((namespace, name) => objects.secret(namespace, name)),
+  };
 }
 
 async function addEnvFrom(

@@ -26,7 +26,8 @@ export function metadataField(pod: Pod, fieldPath: string): string | undefined {
     if (!isQualifiedName(map === "annotations" ? key.toLowerCase() : key)) {
       throw new AgentError("Invalid", `fieldPath ${fieldPath}: "${key}" is not a valid key of metadata.${map}`);
     }
-    return (map === "labels" ? metadata.labels : metadata.annotations)?.[key] ?? "";
+    const values = map === "labels" ? metadata.labels : metadata.annotations;
+    return values !== undefined && Object.hasOwn(values, key) ? (values[key] ?? "") : "";
   }
   switch (fieldPath) {
     case "metadata.name":

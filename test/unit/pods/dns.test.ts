@@ -27,6 +27,10 @@ describe("parseResolvConf", () => {
     ["the last search line wins, dots trimmed", "search a b\nsearch c. .\n", { searches: ["c"] }],
     ["options merge by name", "options ndots:1 rotate\noptions ndots:3\n", { options: ["ndots:3", "rotate"] }],
     ["comments, domain and blanks are nothing", "# nameserver 9.9.9.9\ndomain x\n\n  \n", {}],
+    ["no search domain is none", "search a\nsearch\n", { searches: [] }],
+    ["an option with a value beats one without", "options ndots\noptions ndots:2", { options: ["ndots:2"] }],
+    ["IPv6 servers, with their zone", "nameserver fe80::1%eth0\nnameserver ::1", { servers: ["fe80::1%eth0", "::1"] }],
+    ["lines that end as on Windows", "nameserver 1.1.1.1\r\nsearch a\r\n", { servers: ["1.1.1.1"], searches: ["a"] }],
     ["indented and tabbed lines", "  nameserver\t1.1.1.1", { servers: ["1.1.1.1"] }],
   ])("%s", (_name, text, want) => {
     expect(parseResolvConf(text)).toEqual({ servers: [], searches: [], options: [], ...want });
@@ -38,6 +42,7 @@ describe("parseResolvConf", () => {
 });
 
 describe("podDNS", () => {
+  const none = { servers: [], searches: [], options: [] };
   const cluster = { servers: ["10.96.0.10"], searches: [...clusterSearches, "corp.example"], options: ["ndots:5"] };
   const cases: { name: string; spec: Partial<PodSpec>; context?: Partial<DNSContext>; want: DNSConfig }[] = [
     { name: "ClusterFirst is the default", spec: {}, want: cluster },
@@ -47,8 +52,16 @@ describe("podDNS", () => {
       spec: { hostNetwork: true, dnsPolicy: "ClusterFirstWithHostNet" },
       want: cluster,
     },
+    {
+      name: "ClusterFirstWithHostNet, off the host's network",
+      spec: { dnsPolicy: "ClusterFirstWithHostNet" },
+      want: cluster,
+    },
+    { name: "an unknown policy counts as ClusterFirst", spec: { dnsPolicy: "Nonsense" as "Default" }, want: cluster },
+    { name: "Default on the host's network", spec: { hostNetwork: true, dnsPolicy: "Default" }, want: host },
+    { name: "None on the host's network", spec: { hostNetwork: true, dnsPolicy: "None" }, want: none },
     { name: "Default: the host's", spec: { dnsPolicy: "Default" }, want: host },
-    { name: "None: nothing", spec: { dnsPolicy: "None" }, want: { servers: [], searches: [], options: [] } },
+    { name: "None: nothing", spec: { dnsPolicy: "None" }, want: none },
     {
       name: "no cluster domain: the host's searches",
       spec: {},
@@ -72,6 +85,37 @@ describe("podDNS", () => {
       spec: { dnsPolicy: "Default" },
       context: { host: undefined, nodeIPs: ["192.0.2.1", "2001:db8::1"] },
       want: { servers: ["127.0.0.1", "::1"], searches: ["."], options: [] },
+    },
+    {
+      name: "Default without a host file on a node without addresses",
+      spec: { dnsPolicy: "Default" },
+      context: { host: undefined, nodeIPs: [] },
+      want: { servers: ["127.0.0.1"], searches: ["."], options: [] },
+    },
+    {
+      name: "Default without a host file on an IPv6 node",
+      spec: { dnsPolicy: "Default" },
+      context: { host: undefined, nodeIPs: ["2001:db8::1"] },
+      want: { servers: ["::1"], searches: ["."], options: [] },
+    },
+    {
+      name: "ClusterFirst without a host file",
+      spec: {},
+      context: { host: undefined },
+      want: { ...cluster, searches: clusterSearches },
+    },
+    {
+      name: "dnsConfig alone, with None",
+      spec: {
+        dnsPolicy: "None",
+        dnsConfig: { nameservers: ["1.1.1.1"], searches: ["a"], options: [{ name: "debug" }] },
+      },
+      want: { servers: ["1.1.1.1"], searches: ["a"], options: ["debug"] },
+    },
+    {
+      name: "an option without a value replaces one with",
+      spec: { dnsConfig: { options: [{ name: "ndots" }, { name: "timeout", value: "" }] } },
+      want: { ...cluster, options: ["ndots", "timeout"] },
     },
     {
       name: "dnsConfig adds, and overrides options by name",

@@ -4,7 +4,10 @@ import { AgentError } from "../../../agent/lib/errors.ts";
 import { buildEnv, type EnvContext } from "../../../agent/pods/env.ts";
 import { envFileLineBytesMax, findInEnvFile } from "../../../agent/pods/env-file.ts";
 import { serviceEnv } from "../../../agent/pods/service-env.ts";
-import { FakeObjects, makePod } from "../volumes/support.ts";
+import { FakeObjects, makePod as makeBarePod } from "../volumes/support.ts";
+
+/** As the API server makes it. */
+const makePod: typeof makeBarePod = (spec, metadata) => makeBarePod({ enableServiceLinks: true, ...spec }, metadata);
 
 let objects: FakeObjects;
 let files: Record<string, string>;
@@ -12,6 +15,9 @@ let files: Record<string, string>;
 beforeEach(() => {
   objects = new FakeObjects();
   objects.setConfigMap("settings", { color: "blue", "odd.key": "1" });
+  objects.setConfigMap("more", { color: "red", "a/b": "2" });
+  objects.configMaps.get("shop/more")!.binaryData = { binary: "AA==" };
+  objects.setConfigMap("blank", { empty: "" });
   objects.setSecret("login", { user: "joe", pässword: "ünsafe" });
   files = {};
 });
@@ -116,6 +122,30 @@ describe("buildEnv", () => {
       want: { A: "1", B: "$(A)" },
     },
     {
+      name: "later envFrom entries beat earlier ones; binary data is none",
+      container: { envFrom: [{ configMapRef: { name: "settings" } }, { configMapRef: { name: "more" } }] },
+      want: { color: "red", "odd.key": "1", "a/b": "2" },
+    },
+    {
+      name: "a value beats a reference beside it; an empty one does not; nothing is the empty string",
+      container: {
+        env: [
+          { name: "A", value: "1", valueFrom: { fieldRef: { fieldPath: "spec.nonsense" } } },
+          { name: "B", value: "", valueFrom: { fieldRef: { fieldPath: "metadata.name" } } },
+          { name: "C", valueFrom: {} },
+        ],
+      },
+      want: { A: "1", B: "web", C: "" },
+    },
+    {
+      name: "a key that is there with an empty value is a value",
+      container: {
+        envFrom: [{ configMapRef: { name: "settings" } }],
+        env: [{ name: "color", valueFrom: { configMapKeyRef: { name: "blank", key: "empty" } } }],
+      },
+      want: { color: "", "odd.key": "1" },
+    },
+    {
       name: "fields and resources",
       container: {
         env: [
@@ -166,6 +196,20 @@ describe("buildEnv", () => {
     });
   }
 
+  test.each([
+    { name: "ConfigMap", envFrom: [{ configMapRef: { name: "nope" } }], why: 'configmap "nope" not found' },
+    { name: "Secret", envFrom: [{ secretRef: { name: "nope", optional: false } }], why: 'secret "nope" not found' },
+  ])("envFrom of a missing $name is for the pod's author to fix", async ({ envFrom, why }) => {
+    await expect(envOf({ envFrom })).rejects.toMatchObject({ code: "Invalid", message: why });
+  });
+
+  test("an object nobody registered is not missing: optional does not help", async () => {
+    objects.failure = new AgentError("Internal", 'object "shop"/"login" not registered');
+    await expect(envOf({ envFrom: [{ secretRef: { name: "login", optional: true } }] })).rejects.toThrow(
+      'object "shop"/"login" not registered',
+    );
+  });
+
   test("an object that cannot be asked for is not called missing, optional or not", async () => {
     objects.failure = new AgentError("Unavailable", "away");
     const env = [{ name: "A", valueFrom: { secretKeyRef: { name: "login", key: "user", optional: true } } }];
@@ -177,6 +221,26 @@ describe("buildEnv", () => {
     const fromFile = makePod({}, { annotations: { "kubernetes.io/config.source": "file" } });
     expect(await envOf({}, { services: lookup([], false) }, fromFile)).toEqual({});
     expect(await envOf({}, { services: undefined })).toEqual({});
+  });
+
+  test("a pod that does not say whether it wants service variables is refused", async () => {
+    await expect(envOf({}, {}, makeBarePod({}))).rejects.toThrow("nil pod.spec.enableServiceLinks encountered");
+  });
+
+  test("all variables that name an object come from one reading of it", async () => {
+    let reads = 0;
+    const changing = {
+      configMap: async () => {
+        reads += 1;
+        return { metadata: { name: "settings" }, data: { a: String(reads), b: String(reads) } };
+      },
+      secret: objects.secret,
+    };
+    const ref = (key: string) => ({ name: key, valueFrom: { configMapKeyRef: { name: "settings", key } } });
+    const container = { envFrom: [{ prefix: "P_", configMapRef: { name: "settings" } }], env: [ref("a"), ref("b")] };
+    expect(await envOf(container, { objects: changing })).toEqual({ P_a: "1", P_b: "1", a: "1", b: "1" });
+    await envOf(container, { objects: changing });
+    expect(reads).toBe(2);
   });
 
   test("service variables give way to the pod's own, and can be used by them", async () => {
@@ -273,6 +337,15 @@ describe("fileKeyRef", () => {
     { name: "absent", text: "OTHER='1'", want: undefined },
     { name: "empty counts as absent", text: "KEY=''", want: undefined },
     { name: "blank after =", text: "KEY= 'x'", want: undefined },
+    { name: "nothing after =", text: "KEY=", want: undefined },
+    { name: "tabs before the name", text: "\t KEY='v'", want: "v" },
+    { name: "a # inside the quotes", text: "KEY='a#b'", want: "a#b" },
+    { name: "double quotes and backslashes are literal", text: `KEY='say "hi"\\n'`, want: 'say "hi"\\n' },
+    { name: "an = in the value", text: "KEY='a=b'", want: "a=b" },
+    { name: "lines that end as on Windows", text: "A='1'\r\nKEY='v'\r\n", want: "v" },
+    { name: "what comes after the match does not matter", text: "KEY='v'\nnonsense", want: "v" },
+    { name: "an empty file", text: "", want: undefined },
+    { name: "names are told apart by case", text: "key='v'", want: undefined },
   ])("$name", ({ text, want }) => expect(findInEnvFile(text, "KEY")).toBe(want));
 
   test.each([
@@ -282,6 +355,10 @@ describe("fileKeyRef", () => {
     ["KEY=value", "single quotes"],
     ["KEY='open", "not closed"],
     ["KEY='a' b", "only a comment"],
+    ["KEY='a''b'", "only a comment"],
+    ['KEY="a"', "single quotes"],
+    ["A='1'\nKEY\t='1'", "line 2: blanks before ="],
+    ["OTHER='a\nb\nKEY='1'", "line 3: only a comment"],
     [`KEY='${"x".repeat(envFileLineBytesMax)}'`, "longer than 65536 bytes"],
   ])("refuses %s", (text, why) => expect(() => findInEnvFile(text, "KEY")).toThrow(why));
 
@@ -295,5 +372,13 @@ describe("fileKeyRef", () => {
     await expect(envOf({ env: from({ path: "nope", optional: true }) })).rejects.toThrow(
       "couldn't parse env file nope",
     );
+    files["env/broken.env"] = "export KEY=v";
+    await expect(envOf({ env: from({ path: "broken.env", optional: true }) })).rejects.toMatchObject({
+      code: "Invalid",
+      message: expect.stringMatching(/^couldn't parse env file broken.env of volume "env": line 1: /) as string,
+    });
+    files["env/empty.env"] = "KEY=''";
+    expect(await envOf({ env: from({ path: "empty.env", optional: true }) })).toEqual({});
+    await expect(envOf({ env: from({ path: "empty.env" }) })).rejects.toThrow("couldn't find key KEY");
   });
 });

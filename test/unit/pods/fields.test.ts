@@ -18,6 +18,10 @@ describe("fieldRefValue", () => {
     ["metadata.labels['example.com/tier']", "front"],
     ["metadata.labels['missing']", ""],
     ["metadata.annotations['Example.com/Note']", "hi"],
+    ["metadata.annotations['missing']", ""],
+    ["metadata.annotations['constructor']", ""],
+    ["metadata.annotations", 'Example.com/Note="hi"\nmulti="a\\nb"'],
+    ["metadata.annotations['multi']", "a\nb"],
     ["metadata.labels", 'app="web"\nexample.com/tier="front"'],
     ["spec.nodeName", "n1"],
     ["spec.host", "n1"],
@@ -30,6 +34,11 @@ describe("fieldRefValue", () => {
 
   test.each([
     ["status.phase", "unsupported fieldPath: status.phase"],
+    ["spec.schedulerName", "unsupported fieldPath"],
+    ["metadata", "unsupported fieldPath"],
+    ["", "unsupported fieldPath"],
+    ["metadata.annotations['']", "is not a valid key"],
+    [`metadata.labels['${"k".repeat(64)}']`, "is not a valid key"],
     ["spec.restartPolicy", "unsupported fieldPath"],
     ["metadata.labels['not a key']", '"not a key" is not a valid key'],
     ["metadata.labels['Example.com/x']", "is not a valid key"],
@@ -72,7 +81,12 @@ describe("resourceField", () => {
   };
   const bare = { name: "bare" };
   const init = { name: "init", resources: { limits: { memory: "1Gi" } } };
-  const resources = makePod({ containers: [app, bare], initContainers: [init] });
+  const zero = { name: "zero", resources: { limits: { memory: "0" }, requests: { cpu: "100u", memory: "1Ti" } } };
+  const ones = ["k", "M", "G", "T", "P", "E", "Ki", "Mi", "Gi", "Ti", "Pi", "Ei"].map((unit) => ({
+    name: `one-${unit}`,
+    resources: { limits: { memory: `1${unit}` } },
+  }));
+  const resources = makePod({ containers: [app, bare, zero, ...ones], initContainers: [init] });
   const nodeAllocatable = { cpu: "3900m", memory: "8Gi", "ephemeral-storage": "100Gi" };
 
   test.each([
@@ -97,6 +111,28 @@ describe("resourceField", () => {
       want: "1024",
     },
     { name: "an init container gets no default", ref: { containerName: "init", resource: "limits.cpu" }, want: "0" },
+    {
+      name: "a limit of 0 is none",
+      ref: { containerName: "zero", resource: "limits.memory", divisor: "1Gi" },
+      want: "8",
+    },
+    {
+      name: "an empty name is one's own",
+      ref: { containerName: "", resource: "limits.cpu", divisor: "1m" },
+      want: "1500",
+    },
+    { name: "cpu below a thousandth rounds up", ref: { containerName: "zero", resource: "requests.cpu" }, want: "1" },
+    {
+      name: "cpu below a thousandth, in thousandths",
+      ref: { containerName: "zero", resource: "requests.cpu", divisor: "1m" },
+      want: "1",
+    },
+    { name: "bytes beyond 2^32", ref: { containerName: "zero", resource: "requests.memory" }, want: "1099511627776" },
+    ...["k", "M", "G", "T", "P", "E", "Ki", "Mi", "Gi", "Ti", "Pi", "Ei"].map((unit) => ({
+      name: `one ${unit} divided by one ${unit}`,
+      ref: { containerName: `one-${unit}`, resource: "limits.memory", divisor: `1${unit}` },
+      want: "1",
+    })),
   ])("$name", ({ ref, want }) => expect(resourceField(resources, ref, app, { nodeAllocatable })).toBe(want));
 
   test("pod-level limits come before the node's, where they are looked at", () => {
@@ -105,7 +141,30 @@ describe("resourceField", () => {
   });
 
   test.each([
+    { name: "a container's own limit beats the pod's", resource: "limits.cpu", divisor: "1m", own: app, want: "1500" },
+    { name: "an unset one is the pod's", resource: "limits.cpu", divisor: "1m", own: bare, want: "700" },
+    {
+      name: "but for storage, which pods have none of",
+      resource: "limits.ephemeral-storage",
+      divisor: "1Gi",
+      own: bare,
+      want: "100",
+    },
+    { name: "nor do requests take the pod's", resource: "requests.cpu", divisor: "1m", own: bare, want: "0" },
+    { name: "an init container that asks for its own", resource: "limits.cpu", divisor: "1m", own: init, want: "700" },
+  ])("pod-level limits: $name", ({ resource, divisor, own, want }) => {
+    const podLimits = { cpu: "700m", "ephemeral-storage": "1Gi" };
+    expect(resourceField(resources, { resource, divisor }, own, { nodeAllocatable, podLimits })).toBe(want);
+  });
+
+  test("before the node has told what it has, a default is 0", () => {
+    expect(resourceField(resources, { resource: "limits.memory" }, bare, { nodeAllocatable: {} })).toBe("0");
+  });
+
+  test.each([
     [{ resource: "limits.disk" }, 'unsupported resource "limits.disk"'],
+    [{ resource: "limits.nvidia.com/gpu" }, "unsupported resource"],
+    [{ resource: "cpu" }, "unsupported resource"],
     [{ containerName: "nobody", resource: "limits.cpu" }, 'container "nobody" not found'],
   ])("refuses %o", (ref, why) => expect(() => resourceField(resources, ref, app, { nodeAllocatable })).toThrow(why));
 
