@@ -10,6 +10,7 @@ import type { PodLocal } from "./local.ts";
 import { graceSecondsOf } from "./names.ts";
 import { isAlive, isAnyStarting, type Plan, PlanBuilder, wantSandboxesStopped } from "./plan.ts";
 import { isResizeDue, needsRestart } from "./resize/actuate.ts";
+import { resizableContainers } from "./resize/allocation.ts";
 import { restartAll, restartAllTrigger } from "./restart-all.ts";
 import { policyOf, restartsAfter, shouldRestart } from "./restart-policy.ts";
 import { sandboxState } from "./sandbox.ts";
@@ -136,7 +137,13 @@ function wantResize(
   { resize }: PodLocal,
   plan: PlanBuilder,
 ): "none" | "underWay" | "resting" {
-  if (resize === undefined || !isResizeDue(pod, resize.from, inSandbox)) return "none";
+  if (resize === undefined || !isResizeDue(pod, resize, inSandbox)) return "none";
+  // One that is being made gets what it was to have when that began; as long as it does not run, nothing can be changed.
+  const isBeingMade = resizableContainers(pod.spec).some(
+    ({ name }) =>
+      plan.isRunning(`start/${name}`) && inSandbox.find((status) => status.name === name)?.state !== "running",
+  );
+  if (isBeingMade) return "underWay";
   const isInTheWay = restartables(pod).some((container) => {
     const status = inSandbox.find(({ name }) => name === container.name);
     return status?.state === "running" && resizeRestarts(container, resize);

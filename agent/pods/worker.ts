@@ -385,7 +385,7 @@ export class PodWorker {
       const newest = containers.find((container) => container.name === name);
       return newest?.state === "exited" && this.#instances.replaced.has(newest.id);
     });
-    this.#deps.resizes.observed(pod, isReplacing || isResizeDue(pod, progress.from, containers));
+    this.#deps.resizes.observed(pod, isReplacing || isResizeDue(pod, progress, containers));
   }
 
   #observeProbes(pod: Pod, observed: PodSnapshot): void {

@@ -1,6 +1,7 @@
 import type { Container, Pod, ResourceRequirements } from "../../kube/types.ts";
 import type { ContainerStatus } from "../../runtime/port.ts";
 import { isAlive } from "../plan.ts";
+import type { ResizeProgress } from "./resizes.ts";
 import {
   amountOf,
   changedResources,
@@ -47,12 +48,14 @@ export function needsRestart(
  * True if a container, or the pod as a whole, has not yet got what it was given; also if nobody knows what it has.
  *
  * @param pod with the resources that it was given
+ * @param progress how far it has come
  */
 export function isResizeDue(
   { spec }: Pod,
-  actual: PodResources | undefined,
+  { from: actual, attempted = [] }: Pick<ResizeProgress, "from" | "attempted">,
   containers: readonly ContainerStatus[],
 ): boolean {
+  if (attempted.length > 0) return true; // nobody knows how far it came
   if (actual !== undefined && changedResources(spec.resources, actual.pod).length > 0) return true;
   return resizableContainers(spec).some(({ name, resources }) => {
     const has = actual?.containers[name];
@@ -67,6 +70,8 @@ export interface ActuationInputs {
   pod: Pod;
   /** What containers have; one that is not in it has nobody knows what. */
   actual: PodResources;
+  /** What parts of the pod may have instead, after attempts that did not come to their end. */
+  attempted?: readonly PodResources[];
   /** The runtime's containers, newest first. */
   containers: readonly ContainerStatus[];
   limitsOf(pod: Pod): PodLimits;
@@ -78,33 +83,41 @@ export interface ActuationInputs {
  * first. Pure; the steps may be repeated from the start at any time.
  */
 export function planActuation(inputs: ActuationInputs): ResizeStep[] {
-  const { pod, actual, limitsOf } = inputs;
+  const { pod, actual, attempted = [], limitsOf } = inputs;
   const before = limitsOf(withResources(pod, actual));
   const after = limitsOf(pod);
+  const maybe = attempted.map((one) => limitsOf(withResources(pod, one)));
   const steps: ResizeStep[] = [];
   for (const resource of ["memory", "cpu"] as const) {
-    const [grow, shrink] = podSteps(resource, before, after);
+    const [grow, shrink] =
+      maybe.length === 0 ? podSteps(resource, before, after) : unsurePodSteps(resource, [before, ...maybe], after);
     steps.push(...grow, ...containerSteps(resource, inputs), ...shrink);
   }
   return steps;
 }
 
 // Memory comes first: when it changes, cpu is as it was; when cpu changes, memory is as it will be.
-function containerSteps(changes: Resizable, { pod, actual, containers }: ActuationInputs): ResizeStep[] {
+function containerSteps(
+  changes: Resizable,
+  { pod, actual, attempted = [], containers }: ActuationInputs,
+): ResizeStep[] {
   const { resources: whole } = pod.spec;
   const podLevel = changes === "memory" ? mixed(whole, actual.pod) : whole;
   const steps = resizableContainers(pod.spec).flatMap(({ name, resources }) => {
     const newest = containers.find((container) => container.name === name);
     if (newest === undefined || !isAlive(newest)) return [];
     const has = actual.containers[name];
+    const mayHave = [has, ...attempted.map((one) => one.containers[name])];
     const isInherited =
       amountOf(resources?.limits, changes) === undefined &&
-      amountOf(whole?.limits, changes) !== amountOf(actual.pod?.limits, changes);
+      [actual, ...attempted].some(
+        ({ pod: podLevel }) => amountOf(whole?.limits, changes) !== amountOf(podLevel?.limits, changes),
+      );
     // What is not known is written once, all of it: that changes nothing if it is right.
     const isMeant =
       has === undefined
         ? changes === "memory" && (states(resources) || states(whole))
-        : isInherited || changedResources(resources, has).includes(changes);
+        : isInherited || mayHave.some((one) => one !== undefined && changedResources(resources, one).includes(changes));
     if (!isMeant) return [];
     const next = has === undefined || changes === "cpu" ? (resources ?? {}) : mixed(resources, has);
     const by = limitOf(changes, next, whole) - limitOf(changes, has, actual.pod);
@@ -173,14 +186,40 @@ function podSteps(
   return [grow, shrink];
 }
 
+// The cgroup may have any of these limits, and so may containers: it gets room for all of them first.
+function unsurePodSteps(
+  resource: Resizable,
+  maybe: readonly PodLimits[],
+  after: PodLimits,
+): [grow: ResizeStep[], shrink: ResizeStep[]] {
+  const most = (key: "memoryBytes" | "cpuQuotaUs") =>
+    Math.max(...[after, ...maybe].flatMap(({ [key]: value }) => (value === undefined ? [] : [value])));
+  const step = (values: Partial<PodLimits>): ResizeStep => ({ kind: "podCgroup", values });
+  const { memoryBytes, cpuQuotaUs, cpuPeriodUs, cpuShares } = after;
+  if (resource === "memory") {
+    if (memoryBytes === undefined) return [[], []];
+    return [[step({ memoryBytes: most("memoryBytes") })], [step({ memoryBytes })]];
+  }
+  const period = cpuPeriodUs === undefined ? {} : { cpuPeriodUs };
+  if (cpuQuotaUs === undefined) return [[], [step({ cpuShares })]];
+  return [
+    [step({ cpuQuotaUs: most("cpuQuotaUs"), ...period })],
+    [step({ cpuShares }), step({ cpuQuotaUs, ...period })],
+  ];
+}
+
 /** Which memory limits of the pod's running containers shrink, and to how many bytes; `undefined` as name: the pod's own. */
-export function shrinkingMemory({ pod, actual, containers, limitsOf }: ActuationInputs): MemoryShrink[] {
+export function shrinkingMemory({
+  pod,
+  actual,
+  attempted = [],
+  containers,
+  limitsOf,
+}: ActuationInputs): MemoryShrink[] {
   const shrinks: MemoryShrink[] = [];
   const podBytes = limitsOf(pod).memoryBytes;
-  if (
-    podBytes !== undefined &&
-    podBytes < (limitsOf(withResources(pod, actual)).memoryBytes ?? Number.POSITIVE_INFINITY)
-  ) {
+  const podHad = [actual, ...attempted].map((one) => limitsOf(withResources(pod, one)).memoryBytes);
+  if (podBytes !== undefined && podHad.some((had) => podBytes < (had ?? Number.POSITIVE_INFINITY))) {
     shrinks.push({ container: undefined, bytes: podBytes });
   }
   for (const { name, resources } of resizableContainers(pod.spec)) {
@@ -189,7 +228,8 @@ export function shrinkingMemory({ pod, actual, containers, limitsOf }: Actuation
     const had = actual.containers[name];
     // One of which nothing is known has its limit already, but for an accident; a full cache would look like too much use.
     if (newest === undefined || !isAlive(newest) || bytes === undefined || had === undefined) continue;
-    if (bytes < (amountOf(had.limits, "memory") ?? Number.POSITIVE_INFINITY)) {
+    const mayHave = [had, ...attempted.flatMap((one) => one.containers[name] ?? [])];
+    if (mayHave.some(({ limits }) => bytes < (amountOf(limits, "memory") ?? Number.POSITIVE_INFINITY))) {
       shrinks.push({ container: { name, id: newest.id }, bytes });
     }
   }

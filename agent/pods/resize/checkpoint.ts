@@ -1,6 +1,7 @@
 import { readFile } from "node:fs/promises";
 import { writeFileAtomic } from "../../lib/atomic-file.ts";
-import type { Clock } from "../../lib/clock.ts";
+import { backoffMs } from "../../lib/backoff.ts";
+import type { Clock, Timer } from "../../lib/clock.ts";
 import { errnoOf } from "../../lib/errno.ts";
 import { messageOf } from "../../lib/errors.ts";
 import type { Logger } from "../../lib/log.ts";
@@ -10,8 +11,10 @@ import type { PodResources } from "./allocation.ts";
 /** Resources of pods by UID. */
 type Entries = Record<string, PodResources>;
 
-// What nobody waits for is written so long after the first change: pods that come together share one write.
+// What nobody waits for is written at once, but no sooner than this after the last such write: pods that come together share one.
 export const lazySaveMs = 1_000;
+/** Rest after a write that nobody waited for has failed. */
+export const saveRetry = { baseMs: 1_000, maxMs: 60_000, jitter: 0.2 };
 // FNV-1a, 32 bit.
 const offsetBasis = 0x811c9dc5;
 const prime = 0x01000193;
@@ -31,7 +34,10 @@ export class ResourceCheckpoint {
   #onDisk = "";
   #writing: Promise<void> | undefined;
   #next: Promise<void> | undefined;
-  #isSaveDue = false;
+  /** The write that nobody waits for, as long as it has not begun. */
+  #due: Timer | undefined;
+  #lastLazyMs = Number.NEGATIVE_INFINITY;
+  #failures = 0;
 
   constructor(path: string, { clock, log }: { clock: Clock; log: Logger }) {
     this.#path = path;
@@ -60,6 +66,10 @@ export class ResourceCheckpoint {
 
   set(podUID: string, resources: PodResources): void {
     this.#entries.set(podUID, resources);
+  }
+
+  entries(): IterableIterator<[podUID: string, resources: PodResources]> {
+    return this.#entries.entries();
   }
 
   /** Forgets a pod; the file follows with the next write. */
@@ -91,24 +101,40 @@ export class ResourceCheckpoint {
     return await this.#next;
   }
 
-  /** Saves a little later. A failure is logged, and made good by the next save. */
+  /** Saves at once, or a little later if it just has. A failure is logged, and it is tried again. */
   saveSoon(): void {
-    if (this.#isSaveDue) return;
-    this.#isSaveDue = true;
-    this.#clock.after(lazySaveMs, () => void this.flush());
+    this.#saveIn(Math.max(0, this.#lastLazyMs + lazySaveMs - this.#clock.monotonic()));
+  }
+
+  #saveIn(ms: number): void {
+    this.#due ??= this.#clock.after(ms, () => void this.#saveLazily());
   }
 
   /** Writes what waits for `saveSoon`; resolves when nothing is under way. Never rejects. */
   async flush(): Promise<void> {
-    const isDue = this.#isSaveDue;
-    this.#isSaveDue = false;
-    const saved = isDue ? this.save() : (this.#next ?? this.#writing);
-    await saved?.catch((err: unknown) => {
-      this.#log.warn(
-        { path: this.#path, err: messageOf(err) },
-        "resources of pods not saved, trying again with the next change",
-      );
-    });
+    if (this.#due !== undefined) await this.#saveLazily();
+    else await (this.#next ?? this.#writing)?.catch(() => {}); // told to whoever began it
+    this.#stopRetrying();
+  }
+
+  #stopRetrying(): void {
+    this.#due?.cancel();
+    this.#due = undefined;
+  }
+
+  // Never rejects.
+  async #saveLazily(): Promise<void> {
+    this.#stopRetrying();
+    this.#lastLazyMs = this.#clock.monotonic();
+    try {
+      await this.save();
+      this.#failures = 0;
+    } catch (err) {
+      this.#failures += 1;
+      const retryInMs = Math.round(backoffMs(this.#failures, saveRetry));
+      this.#log.warn({ path: this.#path, err: messageOf(err), retryInMs }, "resources of pods not saved, trying again");
+      this.#saveIn(retryInMs);
+    }
   }
 
   async #write(): Promise<void> {

@@ -24,6 +24,9 @@ import { ResizeReports, type ResizeReportsDeps } from "./reports.ts";
 export const firstRetryMs = 30_000;
 export const retryMs = 180_000;
 
+// So many different outcomes of failed attempts are remembered; each is a change that somebody made to the spec meanwhile.
+export const attemptsMax = 8;
+
 export interface ResizesDeps extends ResizeReportsDeps {
   clock: Clock;
   log: Logger;
@@ -43,6 +46,11 @@ export interface ResizeProgress {
   readonly actual: PodResources | undefined;
   /** Where the attempt to give it the rest begins: before anything of it was done. */
   readonly from: PodResources | undefined;
+  /**
+   * What attempts that did not come to their end were to give it, also those of an agent that was killed in one: parts of
+   * the pod may have that, whatever it is to have now. Absent if there were none.
+   */
+  readonly attempted?: readonly PodResources[];
 }
 
 /**
@@ -63,6 +71,7 @@ export class Resizes {
   readonly #actual: ResourceCheckpoint;
   /** What pods had before an attempt that failed: from there it is made again, whatever was started meanwhile. */
   readonly #unfinished = new Map<string, PodResources>();
+  readonly #attempted = new Map<string, readonly PodResources[]>();
   readonly #pending = new Set<string>();
   readonly #reports: ResizeReports;
   #isOpen = false;
@@ -79,6 +88,10 @@ export class Resizes {
   /** Reads what an agent before this one left. Never rejects. */
   async load(): Promise<void> {
     await Promise.all([this.#given.load(), this.#actual.load()]);
+    for (const [uid, given] of this.#given.entries()) {
+      const actual = this.#actual.get(uid);
+      if (actual !== undefined && !isSameResources(given, actual)) this.#attempted.set(uid, [given]);
+    }
   }
 
   /** All pods are known: resizes are evaluated from now on, and what is left of other pods is forgotten. */
@@ -86,6 +99,7 @@ export class Resizes {
     this.#isOpen = true;
     this.#given.keepOnly(isKnown);
     this.#actual.keepOnly(isKnown);
+    for (const uid of this.#attempted.keys()) if (!isKnown(uid)) this.#attempted.delete(uid);
     this.evaluate("pods_added");
   }
 
@@ -131,7 +145,7 @@ export class Resizes {
   removed(podUID: string): void {
     this.#leave(podUID);
     this.#effective.delete(podUID);
-    this.#unfinished.delete(podUID);
+    this.#settled(podUID);
     this.#given.delete(podUID);
     this.#actual.delete(podUID);
     this.evaluate("pods_removed");
@@ -157,7 +171,8 @@ export class Resizes {
   progress(podUID: string): ResizeProgress | undefined {
     if (this.#given.get(podUID) === undefined) return undefined;
     const actual = this.#actual.get(podUID);
-    return { actual, from: this.#unfinished.get(podUID) ?? actual };
+    const attempted = this.#attempted.get(podUID);
+    return { actual, from: this.#unfinished.get(podUID) ?? actual, ...(attempted === undefined ? {} : { attempted }) };
   }
 
   states(podUID: string): ResizeStates {
@@ -263,7 +278,19 @@ export class Resizes {
   failed(pod: Pod, message: string): void {
     const from = this.progress(uidOf(pod))?.from;
     if (from !== undefined) this.#unfinished.set(uidOf(pod), from);
+    this.#noteAttempt(uidOf(pod), resourcesOf(pod));
     this.#reports.failed(pod, message);
+  }
+
+  #noteAttempt(podUID: string, resources: PodResources): void {
+    const before = this.#attempted.get(podUID) ?? [];
+    if (before.some((one) => isSameResources(one, resources))) return;
+    this.#attempted.set(podUID, [...before, resources].slice(-attemptsMax));
+  }
+
+  #settled(podUID: string): void {
+    this.#unfinished.delete(podUID);
+    this.#attempted.delete(podUID);
   }
 
   /** The pod's cgroup was made. One that was there before, and what runs in it, stays what it is. */
@@ -295,7 +322,7 @@ export class Resizes {
     if (this.#given.get(uid) === undefined) return;
     this.#actual.set(uid, resourcesOf(pod));
     await this.#actual.save();
-    this.#unfinished.delete(uid);
+    this.#settled(uid);
   }
 }
 

@@ -5,12 +5,16 @@ import type { Logger } from "../../lib/log.ts";
 import type { PodSnapshot, Runtime } from "../../runtime/port.ts";
 import type { PodCgroupPort, PodSettings } from "../port.ts";
 import { type ActuationInputs, planActuation, refusedShrink, type ResizeStep, shrinkingMemory } from "./actuate.ts";
+import { uidOf } from "../names.ts";
 import { type PodResources, resizableContainers } from "./allocation.ts";
+import type { PodResizes } from "./port.ts";
 
 export interface ResizeRunDeps {
   runtime: Pick<Runtime, "updateContainerResources" | "updatePodSandboxResources" | "containerStats">;
   cgroups: Pick<PodCgroupPort, "limitsOf" | "setLimits">;
   settings: Pick<PodSettings, "resources">;
+  /** Tells of attempts before this one that did not come to their end. */
+  resizes?: Pick<PodResizes, "progress">;
   log: Logger;
 }
 
@@ -26,10 +30,12 @@ export async function runResize(
   observed: PodSnapshot,
   deps: ResizeRunDeps,
 ): Promise<void> {
-  const { cgroups } = deps;
+  const { cgroups, resizes } = deps;
+  const { attempted = [] } = resizes?.progress(uidOf(pod)) ?? {};
   const inputs: ActuationInputs = {
     pod,
     actual: from ?? { containers: {} },
+    attempted,
     containers: observed.containers,
     limitsOf: (of) => cgroups.limitsOf(of),
   };

@@ -259,11 +259,64 @@ describe("a resize is due", () => {
       want: true,
     },
   ])("$name", ({ actual, containers = running("app"), want }) => {
-    expect(isResizeDue(pod, actual, containers)).toBe(want);
+    expect(isResizeDue(pod, { from: actual }, containers)).toBe(want);
+  });
+
+  test("after an attempt that did not come to its end, although all was to be as it is again", () => {
+    const attempted = [resourcesOf(single(both("1", "64Mi")))];
+    expect(isResizeDue(pod, { from: resourcesOf(pod), attempted }, running("app"))).toBe(true);
   });
 
   test("never for containers without resources", () => {
-    expect(isResizeDue(podOf(), undefined, running("app"))).toBe(false);
+    expect(isResizeDue(podOf(), { from: undefined }, running("app"))).toBe(false);
+  });
+});
+
+describe("after attempts that did not come to their end", () => {
+  const small = single(both("100m", "64Mi"));
+  const big = single(both("300m", "192Mi"));
+  const unsure = (to: Pod, from: Pod, ...attempted: Pod[]): ActuationInputs => ({
+    ...inputs(to, resourcesOf(from), running("app")),
+    attempted: attempted.map(resourcesOf),
+  });
+
+  test("everything goes back, whatever has arrived of it", () => {
+    expect(told(unsure(small, small, big))).toEqual([
+      "pod: memory 192Mi",
+      "app: cpu 100m/100m memory 64Mi/64Mi",
+      "pod: memory 64Mi",
+      "pod: quota 30000",
+      "app: cpu 100m/100m memory 64Mi/64Mi",
+      "pod: shares 102",
+      "pod: quota 10000",
+    ]);
+  });
+
+  test("the pod has room for all that a container may have, until it has what it is to have", () => {
+    const steps = told(unsure(single(both("200m", "128Mi")), small, big));
+    expect(steps).toEqual([
+      "pod: memory 192Mi",
+      "app: cpu 100m/100m memory 128Mi/128Mi",
+      "pod: memory 128Mi",
+      "pod: quota 30000",
+      "app: cpu 200m/200m memory 128Mi/128Mi",
+      "pod: shares 204",
+      "pod: quota 20000",
+    ]);
+  });
+
+  test("what an attempt did not touch stays untouched", () => {
+    const other = podOf({ containers: [sized("app", both("100m", "64Mi")), sized("b", both("1", "1Gi"))] });
+    const tried = podOf({ containers: [sized("app", both("300m", "64Mi")), sized("b", both("1", "1Gi"))] });
+    const steps = told({ ...inputs(other, resourcesOf(other)), attempted: [resourcesOf(tried)] });
+    expect(steps.filter((step) => step.startsWith("b:"))).toEqual([]);
+  });
+
+  test("memory that may have arrived counts as memory that shrinks", () => {
+    expect(shrinkingMemory(unsure(small, small, big))).toEqual([
+      { container: undefined, bytes: 64 * mib },
+      { container: { name: "app", id: "app-0" }, bytes: 64 * mib },
+    ]);
   });
 });
 

@@ -1,13 +1,14 @@
-import { mkdtemp, readdir, readFile, rm, writeFile } from "node:fs/promises";
+import { mkdir, mkdtemp, readdir, readFile, rm, writeFile } from "node:fs/promises";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
-import { afterEach, beforeEach, describe, expect, test } from "vitest";
+import { afterEach, beforeEach, describe, expect, test, vi } from "vitest";
 import { silentLogger } from "../../../../agent/lib/log.ts";
 import {
   lazySaveMs,
   parseCheckpoint,
   renderCheckpoint,
   ResourceCheckpoint,
+  saveRetry,
 } from "../../../../agent/pods/resize/checkpoint.ts";
 import { FakeClock } from "../../kube/fake-clock.ts";
 import { both, requests } from "./support.ts";
@@ -89,14 +90,40 @@ describe("a checkpoint", () => {
     expect(Object.keys(await onDisk())).toEqual(["a", "b", "c"]);
   });
 
-  test("saves a little later what nobody waits for, and at the end at once", async () => {
+  test("saves at once what nobody waits for, what comes soon after a little later, and at the end at once", async () => {
+    const checkpoint = open();
+    const add = (uid: string) => {
+      checkpoint.set(uid, { containers: {} });
+      checkpoint.saveSoon();
+    };
+    const saved = async () => {
+      await checkpoint.save(); // whatever is under way is over then
+      return Object.keys(await onDisk());
+    };
+    add("a");
+    await clock.advance(0);
+    await vi.waitFor(async () => expect(Object.keys(await onDisk())).toEqual(["a"]), { interval: 2 });
+    add("b");
+    await clock.advance(lazySaveMs - 1);
+    expect(Object.keys(await onDisk())).toEqual(["a"]);
+    await clock.advance(1);
+    expect(await saved()).toEqual(["a", "b"]);
+    add("c");
+    await checkpoint.flush();
+    expect(Object.keys(await onDisk())).toEqual(["a", "b", "c"]);
+  });
+
+  test("tries again by itself what could not be written", async () => {
+    path = join(dir, "missing", "state");
     const checkpoint = open();
     checkpoint.set("a", { containers: {} });
     checkpoint.saveSoon();
-    await clock.advance(lazySaveMs - 1);
-    expect(await readdir(dir)).toEqual([]);
-    await checkpoint.flush();
-    expect(Object.keys(await onDisk())).toEqual(["a"]);
+    await clock.advance(0);
+    await vi.waitFor(() => expect(clock.waiting).toBe(1), { interval: 2 });
+    await mkdir(join(dir, "missing"));
+    await clock.advance(saveRetry.baseMs);
+    await vi.waitFor(async () => expect(Object.keys(await onDisk())).toEqual(["a"]), { interval: 2 });
+    expect(clock.waiting).toBe(0);
   });
 
   test("says when it cannot be written, and is when it can", async () => {

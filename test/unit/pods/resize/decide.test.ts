@@ -90,6 +90,26 @@ const cases: {
     want: ["ResizePod"],
   },
   { name: "nobody knows what they have", want: ["ResizePod"] },
+  {
+    name: "one of them is just being made, with what it was to have then",
+    from: had,
+    containers: [containerOf({ name: "log" })],
+    local: { attempts: new Map([["start/app", { state: "running" }]]) },
+    want: [],
+  },
+  {
+    name: "its successor is just being made",
+    from: had,
+    containers: [exited({ exitCode: 1 }), containerOf({ name: "log" })],
+    local: { attempts: new Map([["start/app", { state: "running" }]]) },
+    want: [],
+  },
+  {
+    name: "it runs, but its postStart hook is not over",
+    from: had,
+    local: { attempts: new Map([["start/app", { state: "running" }]]) },
+    want: ["ResizePod"],
+  },
 ];
 
 describe("a pod with other resources than it was given", () => {

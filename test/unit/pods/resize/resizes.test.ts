@@ -155,9 +155,47 @@ describe("a pod", () => {
     expect(world.resizes.progress("web")).toEqual({
       actual: { containers: { app: both("1", "32Mi") } },
       from: { containers: { app: both("1", "64Mi") } },
+      attempted: [{ containers: { app: both("1", "32Mi") } }],
     });
     await world.resizes.completed(pod);
     expect(world.resizes.progress("web")?.from).toEqual({ containers: { app: both("1", "32Mi") } });
+  });
+});
+
+describe("a resize that is taken back", () => {
+  const [small, big] = [both("1", "64Mi"), both("1", "32Mi")];
+  beforeEach(async () => {
+    world.add(sizedPod("web", small));
+    await world.resizes.completed(world.pod("web"));
+    world.ask("web", big);
+    await world.saved("web", big);
+  });
+
+  test("after an attempt that failed still has to be made good", async () => {
+    world.resizes.failed(world.resizes.given(world.pod("web")), "too full");
+    world.ask("web", small);
+    await world.saved("web", small);
+    expect(world.resizes.progress("web")).toMatchObject({
+      from: { containers: { app: small } },
+      attempted: [{ containers: { app: big } }],
+    });
+    await world.resizes.completed(world.pod("web"));
+    expect(world.resizes.progress("web")?.attempted).toBeUndefined();
+  });
+
+  test("after the agent was killed in it still has to be made good", async () => {
+    const web = world.pod("web");
+    await world.resizes.close();
+    world = new World();
+    world.pods.set("web", asking(web, small));
+    await world.begin();
+    world.resizes.admitted(world.pod("web"));
+    world.resizes.evaluate("pods_added");
+    await world.saved("web", small);
+    expect(world.resizes.progress("web")).toMatchObject({
+      from: { containers: { app: small } },
+      attempted: [{ containers: { app: big } }],
+    });
   });
 });
 

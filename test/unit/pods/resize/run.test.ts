@@ -97,6 +97,20 @@ describe("a resize", () => {
     },
   );
 
+  test("that is taken back after a failure undoes what may have been done", async () => {
+    const { told, deps } = setUp();
+    const progress = () => ({ actual: undefined, from: resourcesOf(from), attempted: [resourcesOf(bigger)] });
+    await runResize(from, resourcesOf(from), observed, { ...deps, resizes: { progress } });
+    expect(told).toEqual([
+      "pod memory 128Mi",
+      "app-0 quota 10000 shares 102 memory 64Mi",
+      "pod memory 64Mi",
+      "app-0 quota 10000 shares 102 memory 64Mi",
+      "pod shares 2",
+      "sandbox s0 memory 64Mi",
+    ]);
+  });
+
   test("of a pod of which nothing is known writes everything", async () => {
     const { told, deps } = setUp();
     await runResize(bigger, undefined, observed, deps);
