@@ -10,7 +10,7 @@ import type { Store } from "../kube/port.ts";
 import type { Node } from "../kube/types.ts";
 import { hasCode } from "../lib/errors.ts";
 import { setLogLevel } from "../lib/log.ts";
-import type { Collector, MetricsRegistry } from "../lib/metrics.ts";
+import { type Collector, defaultBuckets, type MetricsRegistry } from "../lib/metrics.ts";
 import { createAuthenticator } from "../server/auth/authenticator.ts";
 import { createAuthorizer } from "../server/auth/authorizer.ts";
 import { certificateFromFiles } from "../server/auth/certificate-files.ts";
@@ -125,6 +125,12 @@ async function openStats(options: StartServerOptions, { clock, log, parts }: Sur
   const { settings, nodeName, pods, runtime, facts, cgroupDriver } = options;
   const { flags, config } = settings;
   const { cgroupRoot, cgroupsPerQOS, kubeletCgroups, systemCgroups, podLogsDir, volumeStatsAggPeriod } = config;
+  const collectionSeconds = options.metrics.histogram(
+    "kubelet_volume_metric_collection_duration_seconds",
+    "Time to measure a volume, by who measured it.",
+    defaultBuckets,
+    ["metric_source"],
+  );
   const stats = await createStats({
     nodeName,
     startedAtMs: processStartMs(),
@@ -137,7 +143,8 @@ async function openStats(options: StartServerOptions, { clock, log, parts }: Sur
     podLogsDir,
     volumeStatsAggPeriodMs: volumeStatsAggPeriod,
     // All volumes that have figures lie in directories of the agent's own as yet: claims are not mounted.
-    mountedAt: () => undefined,
+    statsOf: async () => undefined,
+    onMeasured: (source, seconds) => collectionSeconds.observe({ metric_source: source }, seconds),
     clock,
     log,
   });

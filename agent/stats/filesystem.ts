@@ -1,5 +1,6 @@
-import { readdir, lstat, statfs } from "node:fs/promises";
+import { lstat, readdir, readFile, stat, statfs } from "node:fs/promises";
 import { join } from "node:path";
+import { AgentError } from "../lib/errors.ts";
 
 /** A whole filesystem. Bytes and inodes. */
 export interface FilesystemFigures {
@@ -29,6 +30,28 @@ export async function filesystemOf(path: string): Promise<FilesystemFigures> {
     inodes: files,
     inodesFree: ffree,
   };
+}
+
+/**
+ * Size of a block device, or of a file in its place, in bytes. Links are followed.
+ * Rejects if it is not there, or neither of the two.
+ */
+export async function blockBytes(path: string): Promise<number> {
+  const status = await stat(path, { bigint: true });
+  if (status.isFile()) return Number(status.size);
+  if (!status.isBlockDevice()) throw new AgentError("Invalid", `${path} is no block device`);
+  const size = await readFile(`/sys/dev/block/${deviceNumbers(status.rdev)}/size`, "utf8");
+  return Number(size) * sectorBytes;
+}
+
+// The kernel counts a device in these, whatever its own.
+const sectorBytes = 512;
+
+/** "8:1" for the device number that stat(2) gives; see makedev(3). */
+export function deviceNumbers(rdev: bigint): string {
+  const major = ((rdev >> 8n) & 0xfffn) | ((rdev >> 32n) & 0xfffff000n);
+  const minor = (rdev & 0xffn) | ((rdev >> 12n) & 0xffffff00n);
+  return `${major}:${minor}`;
 }
 
 /** The regular files directly in a directory; hard links count once. A directory that is not there has none. */

@@ -128,4 +128,6 @@ export interface FsStats {
 export interface VolumeStats extends FsStats {
   name: string;
   pvcRef?: { name: string; namespace: string };
+  /** Only of volumes whose driver tells, and behind its gate. */
+  volumeHealthStats?: { abnormal: boolean };
 }

@@ -1,7 +1,7 @@
 import { readFile } from "node:fs/promises";
 import { join } from "node:path";
 import { qosClass } from "../kube/pod-resources.ts";
-import type { Pod, Volume } from "../kube/types.ts";
+import type { Pod } from "../kube/types.ts";
 import type { Clock } from "../lib/clock.ts";
 import { messageOf } from "../lib/errors.ts";
 import type { Logger } from "../lib/log.ts";
@@ -34,6 +34,7 @@ import { createFileReader, type FileReader, forEachLimited } from "./read.ts";
 import { createRemoteFilesystems } from "./remote-filesystem.ts";
 import { resourceFamilies } from "./resource-metrics.ts";
 import { type PodDisk, podFigures, podStats, sumUsage } from "./summary.ts";
+import type { StatsOfVolume } from "./volume-measure.ts";
 import { createVolumeMeter, type VolumeMeter } from "./volumes.ts";
 
 export interface StatsDeps {
@@ -61,8 +62,10 @@ export interface StatsDeps {
   rootDir: string;
   podLogsDir: string;
   volumeStatsAggPeriodMs: number;
-  /** Where a volume that is no directory of the agent's own is mounted; undefined: it is not. */
-  mountedAt: (pod: Pod, volume: Volume) => string | undefined;
+  statsOf: StatsOfVolume;
+  /** This and `onAbnormal` are as in MeasureDeps. */
+  onMeasured?(source: string, seconds: number): void;
+  onAbnormal?(pod: Pod, volume: string, message: string): void;
   clock: Clock;
   log: Logger;
   /** Found below /sys/fs/cgroup unless given. */

@@ -1,34 +1,21 @@
 import { addAbortListener } from "node:events";
-import type { Pod, Volume } from "../kube/types.ts";
-import type { Clock } from "../lib/clock.ts";
+import type { Pod } from "../kube/types.ts";
 import { messageOf } from "../lib/errors.ts";
 import type { Logger } from "../lib/log.ts";
 import { Loop } from "../lib/loop.ts";
-import { podDirOf, volumeDirOf } from "../volumes/pod-dirs.ts";
-import { directoryUsage } from "./directory-usage.ts";
-import { type FilesystemFigures, filesystemOf } from "./filesystem.ts";
 import type { VolumeStats } from "./port.ts";
-import type { RemoteFilesystems } from "./remote-filesystem.ts";
-import { rfc3339 } from "../lib/rfc3339.ts";
+import {
+  isLocalEphemeral,
+  type Known,
+  type MeasuredVolume,
+  type MeasureDeps,
+  measureVolume,
+} from "./volume-measure.ts";
 
-/** One measured volume of a pod. */
-export interface MeasuredVolume {
-  stats: VolumeStats;
-  /** Lies on the node's own disk and goes with the pod: part of the pod's ephemeral storage. */
-  isLocalEphemeral: boolean;
-}
-
-export interface VolumeMeterDeps {
+export interface VolumeMeterDeps extends MeasureDeps {
   pods: { list(): readonly Pod[] };
-  rootDir: string;
   /** `volumeStatsAggPeriod`; 0 and less: volumes are not measured. */
   periodMs: number;
-  /** Where a volume of a claim, or one that others mount, is on the node; undefined: not mounted. */
-  mountedAt: (pod: Pod, volume: Volume) => string | undefined;
-  filesystems: RemoteFilesystems;
-  /** Default: {@link measureTree}. */
-  measure?: typeof measureTree;
-  clock: Clock;
   log: Logger;
   random?: () => number;
 }
@@ -54,8 +41,6 @@ export const volumeTimeoutMs = 30_000;
 // take a tenth of a lane.
 const restFactor = 9;
 const restAddedMsMax = 10 * 60_000;
-// After each thousand entries of a tree.
-const restMs = 5;
 
 interface PodResult {
   nextAtMs: number;
@@ -156,14 +141,11 @@ function uidOf({ metadata: { uid } }: Pod): string {
   return uid ?? "";
 }
 
-/** What is known of a pod's volumes from before. */
-type Known = { last: readonly MeasuredVolume[] } & Pick<PodResult, "unchanging">;
-
 /** Rejects only when `signal` aborts. */
 async function measurePod(
   deps: VolumeMeterDeps,
   pod: Pod,
-  { last, unchanging }: Known,
+  known: Known,
   signal: AbortSignal,
 ): Promise<MeasuredVolume[]> {
   const measured: MeasuredVolume[] = [];
@@ -172,11 +154,11 @@ async function measurePod(
     const timer = deps.clock.after(volumeTimeoutMs, () => limit.abort(new Error(`it took ${volumeTimeoutMs} ms`)));
     using _link = addAbortListener(signal, () => limit.abort(signal.reason));
     try {
-      const stats = await measureVolume(deps, pod, volume, unchanging, limit.signal);
+      const stats = await measureVolume(deps, pod, volume, known, limit.signal);
       if (stats !== undefined) measured.push({ stats, isLocalEphemeral: isLocalEphemeral(volume) });
     } catch (err) {
       signal.throwIfAborted();
-      const before = last.find(({ stats: { name } }) => name === volume.name);
+      const before = known.last.find(({ stats: { name } }) => name === volume.name);
       if (limit.signal.aborted && before !== undefined) measured.push(before);
       const { name, namespace } = pod.metadata;
       // Too large, not mounted yet, or just removed.
@@ -186,87 +168,4 @@ async function measurePod(
     }
   }
   return measured;
-}
-
-/** Undefined for kinds without figures: hostPath and image volumes belong to others. */
-async function measureVolume(
-  deps: VolumeMeterDeps,
-  pod: Pod,
-  volume: Volume,
-  unchanging: PodResult["unchanging"],
-  signal: AbortSignal,
-): Promise<VolumeStats | undefined> {
-  const kind = measuredKinds.find(({ field }) => volume[field] !== undefined && volume[field] !== null);
-  const { clock, rootDir, filesystems } = deps;
-  if (kind !== undefined) {
-    const directory = volumeDirOf(podDirOf(rootDir, uidOf(pod)), kind.plugin, volume.name);
-    const before = unchanging.get(volume.name);
-    if (before !== undefined) return before;
-    const stats = await duStats(volume.name, directory, deps, signal);
-    if (kind.isUnchanging) unchanging.set(volume.name, stats);
-    return stats;
-  }
-  const directory = deps.mountedAt(pod, volume);
-  if (directory === undefined) return undefined;
-  const stats = statfsStats(volume.name, await filesystems.ask(directory, signal), clock.now());
-  const claim = claimOf(pod, volume);
-  return claim === undefined ? stats : { ...stats, pvcRef: { name: claim, namespace: pod.metadata.namespace ?? "" } };
-}
-
-const measuredKinds: readonly {
-  field: string;
-  plugin: string;
-  /** Written by us alone: its size moves so little that once is enough. */
-  isUnchanging: boolean;
-}[] = [
-  { field: "emptyDir", plugin: "kubernetes.io/empty-dir", isUnchanging: false },
-  { field: "configMap", plugin: "kubernetes.io/configmap", isUnchanging: true },
-  { field: "secret", plugin: "kubernetes.io/secret", isUnchanging: true },
-  { field: "downwardAPI", plugin: "kubernetes.io/downward-api", isUnchanging: true },
-  { field: "projected", plugin: "kubernetes.io/projected", isUnchanging: true },
-];
-
-/** What a directory's tree takes, and the filesystem that it lies on. Rejects as {@link directoryUsage} does. */
-async function measureTree(directory: string, signal: AbortSignal, rest: () => Promise<void>) {
-  const [usage, filesystem] = await Promise.all([directoryUsage(directory, signal, rest), filesystemOf(directory)]);
-  return { usage, filesystem };
-}
-
-async function duStats(
-  name: string,
-  directory: string,
-  { clock, measure = measureTree }: Pick<VolumeMeterDeps, "clock" | "measure">,
-  signal: AbortSignal,
-): Promise<VolumeStats> {
-  const { usage, filesystem } = await measure(directory, signal, async () => await clock.sleep(restMs, signal));
-  return {
-    name,
-    time: rfc3339(clock.now()),
-    availableBytes: filesystem.availableBytes,
-    capacityBytes: filesystem.capacityBytes,
-    usedBytes: usage.bytes,
-    inodesFree: filesystem.inodesFree,
-    inodes: filesystem.inodes,
-    inodesUsed: usage.inodes,
-  };
-}
-
-function statfsStats(name: string, figures: FilesystemFigures, nowMs: number): VolumeStats {
-  const { capacityBytes, availableBytes, usedBytes, inodes, inodesFree } = figures;
-  const time = rfc3339(nowMs);
-  return { name, time, availableBytes, capacityBytes, usedBytes, inodesFree, inodes, inodesUsed: inodes - inodesFree };
-}
-
-/** Name of the claim behind a volume: the one it names, or the one that was made for it. */
-function claimOf(pod: Pod, volume: Volume): string | undefined {
-  const { persistentVolumeClaim: claim } = volume;
-  if (typeof claim === "object" && claim !== null && "claimName" in claim && typeof claim.claimName === "string") {
-    return claim.claimName;
-  }
-  return volume.ephemeral === undefined ? undefined : `${pod.metadata.name}-${volume.name}`;
-}
-
-function isLocalEphemeral(volume: Volume): boolean {
-  if (volume.emptyDir !== undefined) return (volume.emptyDir.medium ?? "") === "";
-  return volume.configMap !== undefined || volume.gitRepo !== undefined;
 }

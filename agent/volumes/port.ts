@@ -1,5 +1,6 @@
 import type { ConfigMap, Container, Pod, Secret } from "../kube/types.ts";
 import type { IDMapping, Mount, MountedImage } from "../runtime/port.ts";
+import type { VolumeStats } from "./csi/port.ts";
 
 /**
  * A pod's volumes, seen from its worker. The worker calls these in its own order and never twice at once for one pod;
@@ -47,6 +48,15 @@ export interface BlockDevice {
   /** "mrw", or "r" for a claim that the pod asks for read-only. */
   permissions: string;
 }
+
+/**
+ * How the size of a mounted volume that is not made of files of ours gets known: by asking the filesystem that is mounted
+ * at `path`, by the size of a block device, or by what its driver has just counted.
+ */
+export type VolumeMeasure =
+  | { kind: "filesystem"; path: string }
+  | { kind: "block"; path: string }
+  | ({ kind: "driver"; driver: string } & VolumeStats);
 
 export interface MountContext {
   podIPs: readonly string[];

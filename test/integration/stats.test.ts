@@ -71,7 +71,7 @@ beforeAll(async () => {
     rootDir,
     podLogsDir,
     volumeStatsAggPeriodMs: 60_000,
-    mountedAt: () => undefined,
+    statsOf: async () => undefined,
     clock: systemClock,
     log: silentLogger,
   });

@@ -1,6 +1,6 @@
 import type { Clock } from "../../lib/clock.ts";
 import type { MetricFamily, MetricsRegistry, Sample } from "../../lib/metrics.ts";
-import type { FsStats, Summary } from "../../stats/port.ts";
+import type { FsStats, Summary, VolumeStats } from "../../stats/port.ts";
 
 /** One gauge for each of these, with the field of a claim's figures that it shows. */
 const volumeGauges: readonly (readonly [name: string, field: Exclude<keyof FsStats, "time">, help: string])[] = [
@@ -12,6 +12,7 @@ const volumeGauges: readonly (readonly [name: string, field: Exclude<keyof FsSta
   ["kubelet_volume_stats_inodes_used", "inodesUsed", "Inodes used in a claim's volume."],
 ];
 
+const healthName = "kubelet_volume_stats_health_status_abnormal";
 const logName = "kubelet_container_log_filesystem_used_bytes";
 
 // Volumes are measured every minute: a scrape shows what is younger at once, and measures for the next one.
@@ -64,12 +65,15 @@ export function registerVolumeStats(
 
 /** The families. Pure. A claim that several pods use is shown once. */
 export function volumeFamilies({ pods }: Summary): MetricFamily[] {
-  const claims = new Map<string, { labels: Record<string, string>; stats: FsStats }>();
+  const claims = new Map<
+    string,
+    { labels: Record<string, string>; stats: FsStats; health: VolumeStats["volumeHealthStats"] }
+  >();
   for (const { volume } of pods) {
-    for (const { pvcRef, ...stats } of volume ?? []) {
+    for (const { pvcRef, volumeHealthStats: health, ...stats } of volume ?? []) {
       if (pvcRef === undefined) continue;
       const { namespace, name } = pvcRef;
-      claims.set(`${namespace}/${name}`, { labels: { namespace, persistentvolumeclaim: name }, stats });
+      claims.set(`${namespace}/${name}`, { labels: { namespace, persistentvolumeclaim: name }, stats, health });
     }
   }
   const logs: Sample[] = pods.flatMap(({ podRef: { name: pod, namespace, uid }, containers }) =>
@@ -83,8 +87,17 @@ export function volumeFamilies({ pods }: Summary): MetricFamily[] {
     );
     return { name, help, type: "gauge", samples };
   });
+  const health = [...claims.values()].flatMap(({ labels, health: is }) =>
+    is === undefined ? [] : [{ labels, value: is.abnormal ? 1 : 0 }],
+  );
   return [
     ...gauges,
+    {
+      name: healthName,
+      help: "1 if the driver calls a claim's volume abnormal, else 0.",
+      type: "gauge",
+      samples: health,
+    },
     { name: logName, help: "Bytes that a container's logs take on disk.", type: "gauge", samples: logs },
   ];
 }

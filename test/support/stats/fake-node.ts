@@ -82,7 +82,7 @@ export async function createFakeNode({ dir, clock }: FakeNodeOptions): Promise<F
     rootDir: `${dir}/kubelet`,
     podLogsDir: `${dir}/logs`,
     volumeStatsAggPeriodMs: 60_000,
-    mountedAt: () => undefined,
+    statsOf: async () => undefined,
     clock,
     log: silentLogger,
     mounts: { version: 2, root: cgroupRoot },

@@ -4,6 +4,7 @@ import { join } from "node:path";
 import { beforeEach, expect, onTestFinished, test } from "vitest";
 import type { Pod, Volume } from "../../../agent/kube/types.ts";
 import { silentLogger } from "../../../agent/lib/log.ts";
+import { deviceNumbers } from "../../../agent/stats/filesystem.ts";
 import { createRemoteFilesystems } from "../../../agent/stats/remote-filesystem.ts";
 import {
   createVolumeMeter,
@@ -43,7 +44,7 @@ function start(change: Partial<VolumeMeterDeps> = {}) {
     rootDir,
     periodMs,
     clock,
-    mountedAt: () => undefined,
+    statsOf: async () => undefined,
     filesystems: createRemoteFilesystems(clock),
     log: silentLogger,
     random: () => 0.5,
@@ -141,12 +142,101 @@ test("a volume that cannot be measured leaves the others alone", async () => {
   expect(meter.of("../../..")).toEqual([]);
 });
 
+test("what a driver counted is shown, with zeros for what it did not", async () => {
+  await addPod("u1", [{ name: "data", persistentVolumeClaim: { claimName: "big" } }]);
+  const asked: string[] = [];
+  const times: string[] = [];
+  const { meter, settle } = start({
+    statsOf: async (podUID, volume) => {
+      asked.push(`${podUID}/${volume}`);
+      const usage = [{ unit: "BYTES" as const, available: 70, total: 100, used: 30 }];
+      return { kind: "driver", driver: "disk.example", usage, condition: undefined };
+    },
+    onMeasured: (source) => times.push(source),
+  });
+  await settle();
+  expect(asked).toEqual(["u1/data"]);
+  expect(times).toEqual(["disk.example"]);
+  expect(meter.of("u1")[0]?.stats).toEqual({
+    name: "data",
+    time: "2026-01-01T00:00:00Z",
+    availableBytes: 70,
+    capacityBytes: 100,
+    usedBytes: 30,
+    inodesFree: 0,
+    inodes: 0,
+    inodesUsed: 0,
+    pvcRef: { name: "big", namespace: "ns" },
+  });
+});
+
+test("a driver without any figures, or one that hangs, leaves out only its own volume", async () => {
+  await addPod("u1", [
+    { name: "empty", csi: { driver: "d" } },
+    { name: "hanging", csi: { driver: "d" } },
+    { name: "scratch", emptyDir: {} },
+  ]);
+  await fill("u1", "kubernetes.io~empty-dir", "scratch", 1_000);
+  const { meter, settle } = start({
+    statsOf: async (_uid, volume) =>
+      volume === "hanging"
+        ? await new Promise<never>(() => {})
+        : { kind: "driver", driver: "d", usage: [], condition: undefined },
+  });
+  const waited = settle();
+  await expect.poll(() => clock.waiting, { interval: 1 }).toBeGreaterThan(1);
+  await clock.advance(volumeTimeoutMs);
+  await waited;
+  await expect.poll(() => meter.of("u1").map(({ stats: { name } }) => name), { interval: 1 }).toEqual(["scratch"]);
+});
+
+test("a block volume has a capacity and nothing else", async () => {
+  await addPod("u1", [{ name: "raw", persistentVolumeClaim: { claimName: "raw" } }]);
+  const path = join(rootDir, "device");
+  await writeFile(path, Buffer.alloc(12_345));
+  const { meter, settle } = start({ statsOf: async () => ({ kind: "block", path }) });
+  await settle();
+  expect(meter.of("u1")[0]?.stats).toMatchObject({ capacityBytes: 12_345, usedBytes: 0, inodes: 0 });
+});
+
+test.each([
+  ["sda1", 0x801n, "8:1"],
+  ["loop0", 0x700n, "7:0"],
+  ["a minor number beyond 8 bits", (259n << 8n) | (0x12n << 20n) | 0x34n, "259:4660"],
+])("the kernel's name for %s", (_, rdev, want) => expect(deviceNumbers(rdev)).toBe(want));
+
+test("an abnormal volume is told once, where somebody wants to know", async () => {
+  await addPod("u1", [{ name: "data", persistentVolumeClaim: { claimName: "big" } }]);
+  let isAbnormal = true;
+  const usage = [{ unit: "INODES" as const, available: 1, total: 3, used: 2 }];
+  const statsOf: VolumeMeterDeps["statsOf"] = async () => {
+    return { kind: "driver", driver: "d", usage, condition: { isAbnormal, message: "a disk is gone" } };
+  };
+  const told: string[] = [];
+  const { meter, settle } = start({
+    statsOf,
+    onAbnormal: (_pod, volume, message) => told.push(`${volume}: ${message}`),
+  });
+  const health = () => meter.of("u1")[0]?.stats.volumeHealthStats;
+  await settle();
+  expect(health()).toEqual({ abnormal: true });
+  await clock.advance(3 * periodMs);
+  expect(told).toEqual(["data: a disk is gone"]);
+  isAbnormal = false;
+  await clock.advance(2 * periodMs);
+  expect(health()).toEqual({ abnormal: false });
+
+  const silent = start({ statsOf });
+  await silent.settle();
+  expect(silent.meter.of("u1")[0]?.stats).not.toHaveProperty("volumeHealthStats");
+});
+
 test("volumes of claims are asked as filesystems, and name their claim", async () => {
   await addPod("u1", [
     { name: "data", persistentVolumeClaim: { claimName: "big" } },
     { name: "tmp", ephemeral: {} },
   ]);
-  const { meter, settle } = start({ mountedAt: () => rootDir });
+  const { meter, settle } = start({ statsOf: async () => ({ kind: "filesystem", path: rootDir }) });
   await settle();
   expect(meter.of("u1").map(({ stats }) => [stats.name, stats.pvcRef])).toEqual([
     ["data", { name: "big", namespace: "ns" }],

@@ -47,6 +47,26 @@ test("volumes of claims are shown once for each claim, and nothing else's", asyn
   expect(text.match(/^kubelet_volume_stats_capacity_bytes/gm)).toHaveLength(1);
 });
 
+test("a claim's health is shown if its driver tells it", async () => {
+  const claim = (name: string, more: object) => {
+    return { name, time, pvcRef: { name, namespace: "ns" }, ...more };
+  };
+  const volume = [
+    claim("good", { volumeHealthStats: { abnormal: false } }),
+    claim("bad", { volumeHealthStats: { abnormal: true } }),
+    claim("silent", {}),
+  ];
+  const text = await shown(async () => ({
+    node: { nodeName: "n", startTime: time },
+    pods: [podStats("a", { volume })],
+  }));
+  const lines = text.split("\n").filter((line) => line.startsWith("kubelet_volume_stats_health_status_abnormal"));
+  expect(lines).toEqual([
+    'kubelet_volume_stats_health_status_abnormal{namespace="ns",persistentvolumeclaim="good"} 0',
+    'kubelet_volume_stats_health_status_abnormal{namespace="ns",persistentvolumeclaim="bad"} 1',
+  ]);
+});
+
 test("containers' logs are shown where their size is known", async () => {
   const containers = [
     { name: "app", startTime: time, logs: { time, usedBytes: 4096 } },
