@@ -32,6 +32,8 @@ export interface PluginManagerOptions {
 
 /** Finds plugins and registers them with the handler of their type. */
 export interface PluginManager {
+  /** Paths of the sockets that are there, and of those whose plugins are registered. */
+  sockets(): { seen: string[]; registered: string[] };
   /** Runs until `signal` aborts. What is registered then stays so: the plugins do not end with the agent. */
   run(signal: AbortSignal): Promise<void>;
 }
@@ -59,6 +61,7 @@ class Manager implements PluginManager {
   readonly #running = new Set<Promise<void>>();
   readonly #loop: Loop;
   #tree: SocketTree | undefined;
+  #seen: string[] = [];
   #isStopping = false;
 
   constructor(options: PluginManagerOptions) {
@@ -71,6 +74,11 @@ class Manager implements PluginManager {
       onError: (err) => options.log.warn({ dir: options.dir, err: messageOf(err) }, "cannot look for plugins"),
       pass: (signal) => this.#pass(signal),
     });
+  }
+
+  sockets(): { seen: string[]; registered: string[] } {
+    const registered = [...this.#entries].flatMap(([path, { kind }]) => (kind === "registered" ? [path] : []));
+    return { seen: this.#seen, registered };
   }
 
   async run(signal: AbortSignal): Promise<void> {
@@ -90,6 +98,7 @@ class Manager implements PluginManager {
   async #pass(signal: AbortSignal): Promise<number> {
     const { clock } = this.#options;
     const seen = (await this.#tree?.scan()) ?? new Map<string, string>();
+    this.#seen = [...seen.keys()];
     const { actions, nextAtMs } = decidePlugins(seen, this.#entries, clock.monotonic());
     if (!signal.aborted) for (const action of actions) this.#act(action);
     const retryInMs = nextAtMs === undefined ? rescanMs : nextAtMs - clock.monotonic();

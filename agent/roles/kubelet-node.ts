@@ -26,6 +26,7 @@ import type { Runtime } from "../runtime/port.ts";
 import type { Cluster, Surroundings } from "./cluster.ts";
 import { type ConnectedRuntime, connectRuntime } from "./connect-runtime.ts";
 import type { KubeletMetrics } from "./kubelet-metrics.ts";
+import type { StorageReadiness } from "./kubelet-plugins.ts";
 import { cgroupOptions, nodeSettings } from "./kubelet-settings.ts";
 
 // Where runtimes look for CNI configuration unless told otherwise. A watch there only makes us ask sooner.
@@ -39,6 +40,7 @@ export interface StartNodeOptions {
   cluster: Cluster | undefined;
   ownNode: Store<Node>;
   measures: KubeletMetrics;
+  storage: StorageReadiness;
 }
 
 /** The node's side of the kubelet role, running. */
@@ -74,7 +76,8 @@ export async function startNode(options: StartNodeOptions, surroundings: Surroun
   const images = createImageCache({ service: runtime.images, clock, log });
   parts.start("image list", (signal) => images.run(signal));
   parts.start("runtime health", (signal) => health.run(signal));
-  const shared = { settings: ofNode, facts, health, runtime, images: () => images.images, local: () => ({}) };
+  const local = () => ({ storageProblem: options.storage.problem() });
+  const shared = { settings: ofNode, facts, health, runtime, images: () => images.images, local };
   const { cluster } = options;
   const known =
     cluster === undefined
@@ -116,7 +119,7 @@ function register(
   options: StartNodeOptions & { cluster: Cluster; shared: OfNode },
   surroundings: Surroundings,
 ): KnownNode {
-  const { settings, nodeName, recorder, cluster, ownNode, measures, shared } = options;
+  const { settings, nodeName, recorder, cluster, ownNode, measures, storage, shared } = options;
   const { clock, log, parts, stop } = surroundings;
   const client = openHeartbeatClient(options, surroundings);
   const listeners = new Set<() => void>();
@@ -134,8 +137,11 @@ function register(
   });
   const { nodeLeaseDurationSeconds: durationSeconds } = settings.config;
   const lease = createLeaseRenewer({ client, nodeName, durationSeconds, clock, log });
-  const unsubscribe = cluster.subscribeRetry(() => agent.wake());
-  parts.defer("node's wake-up by new credentials", unsubscribe);
+  const wake = () => agent.wake();
+  const wakeUps = [cluster.subscribeRetry(wake), storage.subscribe(wake)];
+  parts.defer("node's wake-ups", () => {
+    for (const end of wakeUps) end();
+  });
   parts.start("node status", (signal) => agent.run(signal));
   parts.start("node lease", (signal) => lease.run(signal));
   agent.registered(stop).then(

@@ -17,6 +17,7 @@ import { openIdentity } from "./kubelet-identity.ts";
 import { loadCredentialProviders } from "./kubelet-images.ts";
 import { createKubeletMetrics, type KubeletMetrics, registerNodeMetrics } from "./kubelet-metrics.ts";
 import { startNode } from "./kubelet-node.ts";
+import { startPlugins } from "./kubelet-plugins.ts";
 import { startPods } from "./kubelet-pods.ts";
 import { startServer } from "./kubelet-server.ts";
 import { containerLogsDir, nodeNameOf } from "./kubelet-settings.ts";
@@ -89,7 +90,9 @@ export async function startKubelet(
   };
   parts.start("explain", (signal) => serveExplanations(explained, signal));
 
-  const node = await startNode({ settings, nodeName, recorder, ...stores }, surroundings);
+  const plugins = startPlugins({ settings, nodeName, ...stores }, surroundings);
+  const { storage } = plugins;
+  const node = await startNode({ settings, nodeName, recorder, storage, ...stores }, surroundings);
   const { registry: metrics, probes } = stores.measures;
   const shared = { settings, nodeName, metrics, ...stores, ...node };
   // Served before any pod runs: whoever sets up the node asks for its health while the API server may be a pod of its own.

@@ -1,5 +1,6 @@
+import type { Clock } from "../../lib/clock.ts";
 import { AgentError } from "../../lib/errors.ts";
-import { type GRPCChannel, openChannel } from "../../lib/grpc/channel.ts";
+import { type GRPCChannel, openChannel, type StatusName } from "../../lib/grpc/channel.ts";
 import { loadProto, type ProtoPackage } from "../../lib/grpc/proto.ts";
 import { csiError } from "./errors.ts";
 import {
@@ -38,12 +39,34 @@ export interface OwnedCSIClient extends CSIDriverClient {
 /** Opens a driver's node service. Nothing is sent yet; rejects with Invalid for an endpoint that is no unix socket. */
 export type OpenCSIClient = (driver: string, endpoint: string) => Promise<OwnedCSIClient>;
 
-/** Opens the node service of a real driver. Loads gRPC. */
-export const openCSIClient: OpenCSIClient = async (driver, endpoint) => {
-  const target = endpointTarget(driver, endpoint);
-  const proto = await loadProto("csi.v1.proto");
-  return new Client(driver, await openChannel(target, { translate: csiError }), proto);
-};
+/** One call to a driver that has ended. */
+export interface CSICall {
+  driver: string;
+  /** `/csi.v1.Node/NodePublishVolume` */
+  method: string;
+  status: StatusName;
+  seconds: number;
+}
+
+/**
+ * Opens node services of real drivers. Loads gRPC with the first.
+ * @param observe told of each call
+ */
+export function csiClientOpener(clock: Pick<Clock, "monotonic">, observe: (call: CSICall) => void): OpenCSIClient {
+  return async (driver, endpoint) => {
+    const target = endpointTarget(driver, endpoint);
+    const proto = await loadProto("csi.v1.proto");
+    const channel = await openChannel(target, { translate: csiError });
+    return new Client(driver, { channel, proto, clock, observe });
+  };
+}
+
+interface ClientDeps {
+  channel: GRPCChannel;
+  proto: ProtoPackage;
+  clock: Pick<Clock, "monotonic">;
+  observe: (call: CSICall) => void;
+}
 
 /** `/path`, `unix:/path` and `unix:///path` name a socket. */
 export function endpointTarget(driver: string, endpoint: string): string {
@@ -54,14 +77,12 @@ export function endpointTarget(driver: string, endpoint: string): string {
 
 class Client implements OwnedCSIClient {
   readonly driver: string;
-  readonly #channel: GRPCChannel;
-  readonly #proto: ProtoPackage;
+  readonly #deps: ClientDeps;
   #isClosed = false;
 
-  constructor(driver: string, channel: GRPCChannel, proto: ProtoPackage) {
+  constructor(driver: string, deps: ClientDeps) {
     this.driver = driver;
-    this.#channel = channel;
-    this.#proto = proto;
+    this.#deps = deps;
   }
 
   async nodeGetInfo(options?: CSICallOptions): Promise<NodeInfo> {
@@ -149,7 +170,7 @@ class Client implements OwnedCSIClient {
 
   close(): void {
     this.#isClosed = true;
-    this.#channel.close();
+    this.#deps.channel.close();
   }
 
   async #call<Response extends object>(
@@ -166,13 +187,20 @@ class Client implements OwnedCSIClient {
       });
     }
     const settings = { timeoutMs: callTimeoutMs, what, ...(signal === undefined ? {} : { signal }) };
+    const { channel, proto, clock, observe } = this.#deps;
+    const startedAtMs = clock.monotonic();
+    let status: StatusName = "OK";
     try {
-      return await this.#channel.call<Response>(this.#proto, service, method, request, settings);
+      return await channel.call<Response>(proto, service, method, request, settings);
     } catch (err) {
+      status = (err instanceof CSIError ? err.status : undefined) ?? "Unknown";
       if (err instanceof CSIError) throw err;
       // Not sent at all, or we lost track of it.
       const { code, message } = err instanceof AgentError ? err : new AgentError("Internal", `${what}: ${String(err)}`);
       throw new CSIError(code, message, { status: undefined, isFinal: false, cause: err });
+    } finally {
+      const seconds = (clock.monotonic() - startedAtMs) / 1_000;
+      observe({ driver: this.driver, method: `/${service}/${method}`, status, seconds });
     }
   }
 }
