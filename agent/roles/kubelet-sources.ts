@@ -32,6 +32,7 @@ export function startSources(options: StartSourcesOptions, { clock, log, parts, 
   ];
   const reason = "FailedValidation";
   const sources = new PodSources({
+    clock,
     sources: names,
     onDuplicate: (pod, message) => {
       log.warn({ pod: podReference(pod) }, message);

@@ -8,6 +8,8 @@ import type {
   Volume,
 } from "../../kube/types.ts";
 
+import { resizable } from "../resize/allocation.ts";
+
 // 0644: what the API gives files of volumes that are written by the node.
 const fileModeDefault = 0o644;
 const graceSecondsDefault = 30;
@@ -42,6 +44,7 @@ function withContainerDefaults(container: Container, { hostNetwork }: PodSpec): 
     imagePullPolicy: pullPolicyOf(container.image ?? ""),
     ...container,
     resources: withRequests(container.resources ?? {}),
+    ...resizePolicyOf(container),
     ...(ports === undefined
       ? {}
       : {
@@ -74,6 +77,17 @@ function withContainerDefaults(container: Container, { hostNetwork }: PodSpec): 
           },
         }),
   };
+}
+
+// What a container asks for of cpu and memory changes without a restart, unless it says otherwise.
+function resizePolicyOf({ resources = {}, resizePolicy = [] }: Container): Pick<Container, "resizePolicy"> {
+  const asked = { ...resources.limits, ...resources.requests };
+  const missing = resizable.filter(
+    (name) => asked[name] !== undefined && !resizePolicy.some(({ resourceName }) => resourceName === name),
+  );
+  if (missing.length === 0) return {};
+  const defaults = missing.map((resourceName) => ({ resourceName, restartPolicy: "NotRequired" as const }));
+  return { resizePolicy: [...resizePolicy, ...defaults] };
 }
 
 /** Always for `latest` or no tag, IfNotPresent for another tag or a digest. */

@@ -3,9 +3,10 @@ import { isDeepStrictEqual } from "node:util";
 import { configSeenAnnotation, configSourceAnnotation, isMirrorPod } from "../../kube/pod-resources.ts";
 import { keyOf, type Store, type StoreChange } from "../../kube/port.ts";
 import type { Pod } from "../../kube/types.ts";
+import type { Clock } from "../../lib/clock.ts";
 import { describePod, uidOf } from "../names.ts";
 import type { Deliver, MirrorSet, PodSet } from "./port.ts";
-import type { PodSourceName, StaticSourceName } from "./static-pod.ts";
+import { type PodSourceName, rfc3339Nano, type StaticSourceName } from "./static-pod.ts";
 
 type Listener = (change: StoreChange<Pod>) => void;
 
@@ -14,6 +15,7 @@ export interface PodSourcesOptions {
   sources: readonly PodSourceName[];
   /** A source has two pods of one name, or two of one UID: the later one is left out. */
   onDuplicate(pod: Pod, message: string): void;
+  clock: Pick<Clock, "now">;
 }
 
 /**
@@ -22,6 +24,7 @@ export interface PodSourcesOptions {
  */
 export class PodSources implements PodSet {
   readonly #onDuplicate: PodSourcesOptions["onDuplicate"];
+  readonly #clock: Pick<Clock, "now">;
   readonly #awaited: Set<PodSourceName>;
   readonly #synced = Promise.withResolvers<void>();
   readonly #apiSynced = Promise.withResolvers<void>();
@@ -31,8 +34,9 @@ export class PodSources implements PodSet {
   readonly #listeners = new Set<Listener>();
   readonly #mirrorListeners = new Set<Listener>();
 
-  constructor({ sources, onDuplicate }: PodSourcesOptions) {
+  constructor({ sources, onDuplicate, clock }: PodSourcesOptions) {
     this.#onDuplicate = onDuplicate;
+    this.#clock = clock;
     this.#awaited = new Set(sources);
     this.#settle();
   }
@@ -129,7 +133,7 @@ export class PodSources implements PodSet {
     const uid = uidOf(pod);
     const before = this.#fromApi.get(uid);
     if (object === undefined) this.#fromApi.delete(uid);
-    else this.#fromApi.set(uid, fromApi(object));
+    else this.#fromApi.set(uid, fromApi(object, seenOf(before) ?? rfc3339Nano(this.#clock.now())));
     this.#tell(before, this.#fromApi.get(uid));
   }
 
@@ -180,12 +184,15 @@ function subscribe(listeners: Set<Listener>, listener: Listener, present: Iterab
   return () => listeners.delete(own);
 }
 
-// Where a pod comes from is for us to say: who creates pods must not make one look like a static pod.
-function fromApi(pod: Pod): Pod {
-  const { annotations } = pod.metadata;
-  const claimed = annotations?.[configSourceAnnotation];
-  if (claimed === undefined || claimed === "api") return pod;
-  return { ...pod, metadata: { ...pod.metadata, annotations: { ...annotations, [configSourceAnnotation]: "api" } } };
+// Where a pod comes from and since when it is here is for us to say: who creates pods must not make one look like a static
+// pod. Its containers can read both, and so can the runtime.
+function fromApi(pod: Pod, seen: string): Pod {
+  const annotations = { ...pod.metadata.annotations, [configSeenAnnotation]: seen, [configSourceAnnotation]: "api" };
+  return { ...pod, metadata: { ...pod.metadata, annotations } };
+}
+
+function seenOf(pod: Pod | undefined): string | undefined {
+  return pod?.metadata.annotations?.[configSeenAnnotation];
 }
 
 // When it was first seen stays as it was.

@@ -97,7 +97,7 @@ function sorted(value: unknown): unknown {
   return Object.fromEntries(entries.map(([key, inner]) => [key, sorted(inner)]));
 }
 
-// RFC 3339 with nine digits, whatever they are: tools cut the text at fixed places.
-function rfc3339Nano(ms: number): string {
+/** When a pod was first seen, as its annotation has it: RFC 3339 with nine digits, as tools cut the text at fixed places. */
+export function rfc3339Nano(ms: number): string {
   return new Date(ms).toISOString().replace("Z", "000000Z");
 }

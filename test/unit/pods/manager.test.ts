@@ -20,7 +20,7 @@ afterEach(async () => await end());
 /** A manager whose runtime has nothing, and says of pods nothing at all: they come as far as their worker. */
 async function setUp(...sources: PodSourceName[]) {
   const clock = new FakeClock();
-  const set = new PodSources({ sources, onDuplicate: () => {} });
+  const set = new PodSources({ sources, clock, onDuplicate: () => {} });
   const store = new MemoryStore<Pod>();
   set.follow(store);
   const runtime = {

@@ -78,7 +78,7 @@ function setUp(wanted: () => Map<string, Pod>) {
     inFlight: 0,
     inFlightMax: 0,
   };
-  const sources = new PodSources({ sources: ["api"], onDuplicate: () => {} });
+  const sources = new PodSources({ sources: ["api"], clock: new FakeClock(), onDuplicate: () => {} });
   sources.follow(store);
   const call = async (text: string) => {
     calls.push(text);

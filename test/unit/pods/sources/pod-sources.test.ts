@@ -4,6 +4,7 @@ import type { Pod } from "../../../../agent/kube/types.ts";
 import { PodSources } from "../../../../agent/pods/sources/pod-sources.ts";
 import type { PodSourceName } from "../../../../agent/pods/sources/static-pod.ts";
 import { MemoryStore } from "../../../support/memory-store.ts";
+import { FakeClock } from "../../kube/fake-clock.ts";
 import { podOf } from "../support.ts";
 import { staticPodOf } from "./support.ts";
 
@@ -12,7 +13,11 @@ const settle = async () => await new Promise((resolve) => setImmediate(resolve))
 
 function setUp(...sources: PodSourceName[]) {
   const duplicates: string[] = [];
-  const set = new PodSources({ sources, onDuplicate: (_pod, message) => duplicates.push(message) });
+  const set = new PodSources({
+    sources,
+    clock: new FakeClock(),
+    onDuplicate: (_pod, message) => duplicates.push(message),
+  });
   const changes: string[] = [];
   set.subscribe(({ old, object }) => changes.push(`${old?.metadata.uid ?? "-"} → ${object?.metadata.uid ?? "-"}`));
   return { set, changes, duplicates, file: set.receiver("file"), http: set.receiver("http") };
@@ -135,11 +140,25 @@ test("mirror pods are none of the node's pods: they are kept apart", async () =>
   expect(set.byUID("u2")).toBeUndefined();
 });
 
-test("a pod of the API server that claims to be static is not", () => {
+test("a pod of the API server says where it comes from and since when it is here, whatever it claims itself", () => {
   const { set } = setUp("api");
-  const annotations = { "kubernetes.io/config.source": "file", other: "stays" };
-  set.follow(new MemoryStore<Pod>().put(podOf({}, { annotations })).markSynced());
+  const store = new MemoryStore<Pod>();
+  set.follow(store);
+  const annotations = {
+    mine: "1",
+    "kubernetes.io/config.source": "file",
+    "kubernetes.io/config.seen": "long ago",
+  };
+  store.put(podOf({}, { annotations })).markSynced();
+  const shown = () => set.byUID("u1")?.metadata.annotations;
+  expect(shown()).toEqual({
+    mine: "1",
+    "kubernetes.io/config.source": "api",
+    "kubernetes.io/config.seen": expect.stringMatching(/^\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{9}Z$/),
+  });
   const pod = set.byUID("u1");
-  expect(pod?.metadata.annotations).toEqual({ "kubernetes.io/config.source": "api", other: "stays" });
   expect(pod !== undefined && isStaticPod(pod)).toBe(false);
+  const seen = shown()?.["kubernetes.io/config.seen"];
+  store.put(podOf({}, { annotations: { mine: "2" } }));
+  expect(shown()).toEqual({ mine: "2", "kubernetes.io/config.source": "api", "kubernetes.io/config.seen": seen });
 });

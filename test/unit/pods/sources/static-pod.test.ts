@@ -106,6 +106,29 @@ describe("defaults", () => {
       { resources: { limits: { cpu: "1", memory: "1Gi" }, requests: { cpu: "500m" } } },
       { resources: { requests: { cpu: "500m", memory: "1Gi" } } },
     ],
+    [
+      "how resources change while it runs",
+      { resources: { limits: { memory: "1Gi" }, requests: { cpu: "1" } } },
+      {
+        resizePolicy: [
+          { resourceName: "cpu", restartPolicy: "NotRequired" },
+          { resourceName: "memory", restartPolicy: "NotRequired" },
+        ],
+      },
+    ],
+    [
+      "how one of them does",
+      {
+        resources: { requests: { cpu: "1", memory: "1Gi" } },
+        resizePolicy: [{ resourceName: "memory", restartPolicy: "RestartContainer" }],
+      },
+      {
+        resizePolicy: [
+          { resourceName: "memory", restartPolicy: "RestartContainer" },
+          { resourceName: "cpu", restartPolicy: "NotRequired" },
+        ],
+      },
+    ],
     ["ports", { ports: [{ containerPort: 80 }] }, { ports: [{ containerPort: 80, protocol: "TCP" }] }],
     [
       "probes",
