@@ -9,6 +9,7 @@ import { isAlive, type Plan } from "./plan.ts";
 import { sandboxState } from "./sandbox.ts";
 import { isTerminalPhase } from "./status.ts";
 import type { TimelineEntry } from "./timeline.ts";
+import { soonerText, volumeBlockers } from "./volume-blockers.ts";
 import { onWallClock } from "./wall-clock.ts";
 
 /** What keeps a pod from being where it should be. Instants are Unix ms. */
@@ -67,7 +68,7 @@ function podBlockers(facts: PodFacts, nowMs: number): Blocker[] {
   }
   const plan = decide(pod, observed, local, nowMs);
   const found = [
-    ...volumeBlockers(facts, local),
+    ...volumeBlockers(facts, local, nowMs),
     ...sandboxBlockers(facts, local),
     ...[...(pod.spec.initContainers ?? []), ...pod.spec.containers].flatMap((container) =>
       containerBlockers(container, facts, local, plan),
@@ -75,46 +76,6 @@ function podBlockers(facts: PodFacts, nowMs: number): Blocker[] {
     ...stoppingBlockers(facts, local),
   ];
   return [...found, ...(found.length > 0 ? [] : readinessBlockers(facts)), ...resizeBlockers(facts)];
-}
-
-function volumeBlockers({ pod, timeline }: PodFacts, local: PodLocal): Blocker[] {
-  if (local.volumes === "ready" || local.volumes === "stale") return [];
-  const attempt = local.attempts.get("volumes");
-  const newest = new Map<string, TimelineEntry>();
-  for (const entry of timeline?.entries ?? []) {
-    const known = newest.get(entry.subject);
-    if (entry.what === "volume" && entry.lastAtMs >= (known?.lastAtMs ?? 0)) newest.set(entry.subject, entry);
-  }
-  const blockers = [...newest].flatMap(([name, entry]): Blocker[] => {
-    const what = `volume ${name}${kindText(pod, name)}`;
-    if (entry.state === "running") return [{ what, why: "is being set up", sinceMs: entry.atMs }];
-    if (entry.state === "done") return [];
-    return [
-      {
-        what,
-        why: entry.detail,
-        next: soonerText(entry.detail),
-        sinceMs: entry.atMs,
-        ...retryOf(attempt),
-        tries: entry.times,
-      },
-    ];
-  });
-  if (blockers.length > 0 || attempt?.state !== "failed") return blockers;
-  return [{ what: "volumes", why: attempt.message, ...retryOf(attempt) }];
-}
-
-// What fails for want of such an object is tried again when one of them changes.
-function soonerText(message: string): string {
-  return /(?:configmap|secret) "[^"]*" not found|couldn't find key/i.test(message)
-    ? "tried again at once when it appears"
-    : "";
-}
-
-function kindText(pod: Pod, name: string): string {
-  const { name: _name, ...rest } = pod.spec.volumes?.find((volume) => volume.name === name) ?? { name };
-  const [kind] = Object.keys(rest);
-  return kind === undefined ? "" : ` (${kind})`;
 }
 
 function sandboxBlockers({ pod, observed, timeline }: PodFacts, { attempts }: PodLocal): Blocker[] {
@@ -329,10 +290,6 @@ function latestFailure(entries: readonly TimelineEntry[] = [], what: string, sub
 
 function failedOf(attempt: Attempt): Pick<Blocker, "nextTryMs" | "tries"> {
   return attempt.state === "failed" ? { nextTryMs: attempt.retryAtMs, tries: attempt.failures } : {};
-}
-
-function retryOf(attempt: Attempt | undefined): Pick<Blocker, "nextTryMs"> {
-  return attempt?.state === "failed" ? { nextTryMs: attempt.retryAtMs } : {};
 }
 
 function isInit({ spec }: Pod, name: string): boolean {

@@ -139,6 +139,76 @@ const cases: Case[] = [
     want: { what: "volume disk (csi)", why: "is being set up", sinceMs: 90_000 },
   },
   {
+    name: "a volume that is tried again",
+    facts: factsOf({
+      spec: { volumes: [{ name: "disk", csi: { driver: "slow" } }] },
+      local: localOf({ volumes: "unknown", attempts: attempts(["volumes", running]) }),
+      entries: [
+        entry("volume", "disk", { detail: "no such image" }),
+        entry("volume", "disk", { state: "running", atMs: 95_000, lastAtMs: 95_000 }),
+      ],
+    }),
+    want: {
+      what: "volume disk (csi)",
+      why: "is being set up; the try before failed: no such image",
+      sinceMs: 95_000,
+    },
+  },
+  {
+    name: "a mount that hangs",
+    facts: factsOf({
+      spec: { volumes: [{ name: "share", nfs: { server: "10.0.0.9", path: "/srv" } }] },
+      local: localOf({ volumes: "unknown", attempts: attempts(["volumes", running]) }),
+      entries: [entry("volume", "share", { state: "running", atMs: 40_000, lastAtMs: 40_000 })],
+    }),
+    want: {
+      what: "volume share (nfs)",
+      why: "hangs: NFS server 10.0.0.9 has not answered to the mount of /srv",
+      next: "goes on by itself when it answers; other pods do not wait",
+      sinceMs: 40_000,
+    },
+  },
+  ...[
+    {
+      name: "a claim that is not bound",
+      detail: "error processing PVC ns/big: PVC is not bound",
+      next: "see why it is not bound: kubectl describe pvc -n ns big",
+    },
+    {
+      name: "a claim that is not there",
+      detail:
+        'error processing PVC ns/big: failed to fetch PVC from API server: persistentvolumeclaims "big" not found',
+      next: "somebody has to make the claim: kubectl get pvc -n ns big",
+    },
+    {
+      name: "a volume that is not attached",
+      detail:
+        "waiting for the attach/detach controller: the volume is not attached yet according to the status of node n1",
+      next: "tried again at once when it is attached: kubectl describe volumeattachments",
+    },
+    {
+      name: "a driver that has not registered",
+      detail: "driver name disk.example not found in the list of registered CSI drivers",
+      next: "tried again at once when the driver registers: look at its pod on this node",
+    },
+    {
+      name: "a volume that another pod has for itself",
+      detail: "volume uses the ReadWriteOncePod access mode and is already in use by another pod",
+      next: "the other pod on this node has to go first",
+    },
+    { name: "a claim with another error", detail: "mkfs failed", next: "" },
+  ].map(({ name, detail, next }): Case => {
+    return {
+      name,
+      facts: factsOf({
+        spec: { volumes: [{ name: "data", persistentVolumeClaim: { claimName: "big" } }] },
+        local: localOf({ volumes: "unknown", attempts: attempts(["volumes", failed("MountVolume …")]) }),
+        entries: [entry("volume", "data", { detail, times: 2 })],
+      }),
+      want: { what: "volume data (claim big)", why: detail, next, sinceMs: 90_000, nextTryMs: 104_000, tries: 2 },
+    };
+  }),
+  {
     name: "volumes of which none could be begun",
     facts: factsOf({
       local: localOf({ volumes: "unknown", attempts: attempts(["volumes", failed("no space left")]) }),

@@ -1,0 +1,110 @@
+import type { Pod, Volume } from "../kube/types.ts";
+import type { Blocker } from "./blockers.ts";
+import type { PodFacts } from "./explain.ts";
+import type { PodLocal } from "./local.ts";
+import type { TimelineEntry } from "./timeline.ts";
+
+// A volume is mounted within a second or two; a driver that makes a disk ready may take a little longer.
+export const hangingAfterMs = 15_000;
+
+/** What volumes of a pod are waited for, one blocker each, while the pod cannot start for want of them. Pure. */
+export function volumeBlockers({ pod, timeline }: PodFacts, local: PodLocal, nowMs: number): Blocker[] {
+  if (local.volumes === "ready" || local.volumes === "stale") return [];
+  const attempt = local.attempts.get("volumes");
+  const nextTry = attempt?.state === "failed" ? { nextTryMs: attempt.retryAtMs } : {};
+  const histories = new Map<string, TimelineEntry[]>();
+  for (const entry of timeline?.entries ?? []) {
+    if (entry.what === "volume") histories.set(entry.subject, [...(histories.get(entry.subject) ?? []), entry]);
+  }
+  const blockers = [...histories].flatMap(([name, entries]): Blocker[] => {
+    const latest = entries.reduce((a, b) => (b.lastAtMs >= a.lastAtMs ? b : a));
+    const volume = pod.spec.volumes?.find((one) => one.name === name) ?? { name };
+    const what = `volume ${name}${kindText(pod, volume)}`;
+    const failure = latestFailure(entries);
+    if (latest.state === "done") return [];
+    if (latest.state === "failed") {
+      const { detail: why, atMs: sinceMs, times: tries } = latest;
+      return [{ what, why, next: volumeNext(why, pod, volume), sinceMs, ...nextTry, tries }];
+    }
+    return [{ what, ...underWay(latest, failure, volume, nowMs), sinceMs: latest.atMs }];
+  });
+  if (blockers.length > 0 || attempt?.state !== "failed") return blockers;
+  return [{ what: "volumes", why: attempt.message, ...nextTry }];
+}
+
+function underWay(
+  { atMs }: TimelineEntry,
+  failure: TimelineEntry | undefined,
+  volume: Volume,
+  nowMs: number,
+): Pick<Blocker, "why" | "next"> {
+  const before = failure === undefined ? "" : `; the try before failed: ${failure.detail}`;
+  if (nowMs - atMs < hangingAfterMs) return { why: `is being set up${before}` };
+  return {
+    why: `hangs: ${hangText(volume)}${before}`,
+    next: "goes on by itself when it answers; other pods do not wait",
+  };
+}
+
+function hangText({ nfs, csi, hostPath, persistentVolumeClaim, ephemeral }: Volume): string {
+  if (nfs !== undefined) return `NFS server ${nfs.server} has not answered to the mount of ${nfs.path}`;
+  if (csi !== undefined) return `CSI driver ${csi.driver} has not answered`;
+  if (hostPath !== undefined) return `${hostPath.path} does not answer, what is mounted there may be away`;
+  if (persistentVolumeClaim !== undefined || ephemeral !== undefined) {
+    return "the API server, or what mounts the claim's volume, has not answered";
+  }
+  return "neither the disk nor the API server has answered";
+}
+
+/** What makes a failed volume go on, by how its error reads; "" if only its next try does. Pure. */
+function volumeNext(message: string, pod: Pod, volume: Volume): string {
+  const claim = `${pod.metadata.namespace ?? "default"} ${claimOf(pod, volume) ?? ""}`;
+  const found = answers.find(({ to }) => to.test(message));
+  return found?.next(claim) ?? soonerText(message);
+}
+
+const answers: readonly { to: RegExp; next(claim: string): string }[] = [
+  {
+    to: /PVC is not bound|has no claimRef/,
+    next: (claim) => `see why it is not bound: kubectl describe pvc -n ${claim}`,
+  },
+  {
+    to: /failed to fetch PVC from API server: .*not found/,
+    next: (claim) => `somebody has to make the claim: kubectl get pvc -n ${claim}`,
+  },
+  { to: /PVC is being deleted/, next: () => "the claim has to be made anew" },
+  { to: /^waiting for the attach|is not attached|has GET error for volume attachment/, next: () => attachText },
+  {
+    to: /not found in the list of registered CSI drivers|the driver is no longer registered/,
+    next: () => "tried again at once when the driver registers: look at its pod on this node",
+  },
+  { to: /ReadWriteOncePod access mode/, next: () => "the other pod on this node has to go first" },
+];
+
+const attachText = "tried again at once when it is attached: kubectl describe volumeattachments";
+
+/** When what fails for want of an object is tried again; "" for other errors. Pure. */
+export function soonerText(message: string): string {
+  return /(?:configmap|secret) "[^"]*" not found|couldn't find key/i.test(message)
+    ? "tried again at once when it appears"
+    : "";
+}
+
+function latestFailure(entries: readonly TimelineEntry[]): TimelineEntry | undefined {
+  return entries
+    .filter(({ state }) => state === "failed")
+    .toSorted((a, b) => a.lastAtMs - b.lastAtMs)
+    .at(-1);
+}
+
+function kindText(pod: Pod, volume: Volume): string {
+  const claim = claimOf(pod, volume);
+  if (claim !== undefined) return ` (claim ${claim})`;
+  const { name: _name, ...rest } = volume;
+  const [kind] = Object.keys(rest);
+  return kind === undefined ? "" : ` (${kind})`;
+}
+
+function claimOf(pod: Pod, { name, persistentVolumeClaim, ephemeral }: Volume): string | undefined {
+  return persistentVolumeClaim?.claimName ?? (ephemeral === undefined ? undefined : `${pod.metadata.name}-${name}`);
+}
