@@ -95,8 +95,11 @@ async function setUpScratch(context: VolumeContext, markerName: string, scratch:
     await rm(markerDir, { recursive: true, force: true }); // left by the machine's last run, the volume is not
   }
   await mkdir(dir, { recursive: true, mode: 0o777 });
-  await chmod(dir, 0o777); // the umask may have taken bits away
-  if (mount !== undefined && !(await isMounted(dir, mount))) await mountScratch(context, mount);
+  // A run that was killed may have mounted it. The root of a tmpfs has a mode of its own, with the sticky bit.
+  if (mount === undefined || !(await isMounted(dir, mount))) {
+    await chmod(dir, 0o777); // the umask may have taken bits away
+    if (mount !== undefined) await mountScratch(context, mount);
+  }
   const { fsGroup } = pod.spec.securityContext ?? {};
   if (scratch.ownedByFSGroup && fsGroup !== undefined) await applyFSGroup(dir, fsGroup, { isReadOnly: false });
   await mkdir(markerDir, { recursive: true, mode: 0o750 });
@@ -145,7 +148,7 @@ async function isMounted(dir: string, mount: ScratchMount): Promise<boolean> {
   const { type, bsize } = await statfs(dir);
   if (mount.type === "tmpfs") return type === tmpfsMagic;
   if (type !== hugetlbfsMagic) return false;
-  if (BigInt(bsize) === parseQuantity(mount.pageSize)) return true;
+  if (bsize === quantityValue(mount.pageSize)) return true;
   throw new AgentError("Invalid", `is mounted with huge pages of ${bsize} bytes, not of ${mount.pageSize}`);
 }
 

@@ -1,4 +1,4 @@
-import { constants } from "node:fs";
+import { constants, type Stats } from "node:fs";
 import { chmod, type FileHandle, lstat, mkdir, open, realpath } from "node:fs/promises";
 import { join, relative } from "node:path";
 import { errnoOf } from "../lib/errno.ts";
@@ -14,6 +14,9 @@ import { isAtOrBeneath } from "../lib/mount.ts";
 // Not among node:fs' constants. A handle that only stands for the file: opening has no effects, not even on devices.
 const O_PATH = 0o10_000_000;
 const pathFlags = O_PATH | constants.O_NOFOLLOW;
+// A directory of ours that has not got its mode yet, because mkdir(2) takes bits away: nobody may enter it. Whoever finds
+// one finishes it; the run that made it may have been killed.
+const unfinishedMode = 0o1000;
 
 /**
  * Resolves links once, checks that the result lies in the volume, and opens it so that no link can come in between.
@@ -37,23 +40,19 @@ export async function makeDirsInside(base: string, inside: string, mode: number)
   const realBase = await realpath(base).catch(translate(base));
   const parts = partsOf(inside);
   let present = parts.length;
-  while (present > 0 && !(await exists(join(realBase, ...parts.slice(0, present))))) present -= 1;
+  while (present > 0 && !(await isThere(join(realBase, ...parts.slice(0, present))))) present -= 1;
   let dir = await openInside(realBase, join(...parts.slice(0, present), "."));
   try {
     for (const part of parts.slice(present)) {
       const path = `${fdPath(dir)}/${part}`;
-      const made = await mkdir(path, { mode }).then(
-        () => true,
-        (err: unknown) => {
-          if (errnoOf(err) === "EEXIST") return false;
-          throw translated(err, inside);
-        },
-      );
+      await mkdir(path, { mode: unfinishedMode }).catch((err: unknown) => {
+        if (errnoOf(err) !== "EEXIST") throw translated(err, inside);
+      });
       const next = await openStep(dir, part);
       await dir.close();
       dir = next;
-      // Through the descriptor: the name may mean something else by now. The umask may have taken bits away.
-      if (made) await chmod(fdPath(dir), mode);
+      // Through the descriptor: the name may mean something else by now.
+      if (isUnfinished(await dir.stat())) await chmod(fdPath(dir), mode);
     }
   } finally {
     await dir.close();
@@ -103,14 +102,19 @@ function partsOf(path: string): string[] {
   return path.split("/").filter((part) => part !== "" && part !== ".");
 }
 
-async function exists(path: string): Promise<boolean> {
+async function isThere(path: string): Promise<boolean> {
   return lstat(path).then(
-    () => true,
+    (stat) => !isUnfinished(stat),
     (err: unknown) => {
       if (errnoOf(err) === "ENOENT") return false;
       throw translated(err, path);
     },
   );
+}
+
+/** The group bit may have been inherited. */
+function isUnfinished(stat: Stats): boolean {
+  return stat.isDirectory() && (stat.mode & 0o5777) === unfinishedMode;
 }
 
 function translate(what: string): (err: unknown) => never {
