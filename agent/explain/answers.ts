@@ -9,6 +9,8 @@ export interface ExplainSource {
   clock: Clock;
   /** Undefined as long as the agent runs no pods. */
   facts(): PodFacts[] | undefined;
+  /** What the agent waits for before it knows all of its pods, for people; "" once it does. */
+  waitsFor(): string;
   /** Of a pod that has left the node. */
   findEnded(namespace: string, name: string): Timeline | undefined;
   /** Resolves when it is time to go on, so that a long answer holds up nothing else; undefined: at once. */
@@ -21,7 +23,8 @@ export const podsMax = 10_000;
 export const similarMax = 5;
 
 /** One line for each pod, by namespace and name. */
-export async function answerPods({ nodeName, clock, facts, breathe }: ExplainSource): Promise<PodsAnswer> {
+export async function answerPods(source: ExplainSource): Promise<PodsAnswer> {
+  const { nodeName, clock, facts, waitsFor, breathe } = source;
   const all = facts();
   const lines: PodLine[] = [];
   for (const one of (all ?? []).slice(0, podsMax)) {
@@ -34,13 +37,14 @@ export async function answerPods({ nodeName, clock, facts, breathe }: ExplainSou
     node: nodeName,
     now: new Date(clock.now()).toISOString(),
     isStarting: all === undefined,
+    agentWaitsFor: waitsFor(),
     pods: lines.sort((a, b) => (key(a) < key(b) ? -1 : 1)),
   };
 }
 
 /** Everything about one pod. Of two with the same name, the one that is not about to leave is meant. */
 export function answerPod(source: ExplainSource, namespace: string, name: string): PodAnswer {
-  const { nodeName, clock } = source;
+  const { nodeName, clock, waitsFor } = source;
   const all = source.facts();
   const isNamed = ({ pod: { metadata } }: PodFacts) => metadata.namespace === namespace && metadata.name === name;
   const found = (all ?? []).filter(isNamed);
@@ -55,6 +59,7 @@ export function answerPod(source: ExplainSource, namespace: string, name: string
     node: nodeName,
     now: new Date(clock.now()).toISOString(),
     isStarting: all === undefined,
+    agentWaitsFor: waitsFor(),
     similar: similarTo(name, all ?? []),
     ...(ended === undefined
       ? {}

@@ -16,6 +16,8 @@ export interface PodsAnswer {
   now: string;
   /** The agent has not come to its pods yet. */
   isStarting: boolean;
+  /** Why not all of them may be known yet; "" if they are. */
+  agentWaitsFor: string;
   pods: PodLine[];
 }
 
@@ -28,6 +30,7 @@ export type PodAnswer =
       node: string;
       now: string;
       isStarting: boolean;
+      agentWaitsFor: string;
       /** `namespace/name` of pods on the node that may be meant. */
       similar: string[];
       /** What happened to a pod of that name that has left the node. */

@@ -1,5 +1,6 @@
 import type { PodLine } from "../pods/explain.ts";
 import type { PodsAnswer } from "./protocol.ts";
+import { startText } from "./render.ts";
 import { durationText, harmless, painted, type TextStyle } from "./text.ts";
 
 // What is left for the last column on a narrow terminal.
@@ -7,10 +8,12 @@ const lastColumnsMin = 20;
 
 /** `nodelet pods`, for people: a line a pod. Pure. @param columns undefined: lines are as long as they are */
 export function renderPods(
-  { node, now, isStarting, pods }: PodsAnswer,
+  { node, now, isStarting, agentWaitsFor, pods }: PodsAnswer,
   { isColoured, columns }: Omit<TextStyle, "columns"> & { columns: number | undefined },
 ): string {
-  if (isStarting) return "The agent has just started and has no pods yet: see its log.\n";
+  const isIncomplete = isStarting || agentWaitsFor !== "";
+  const note = isIncomplete ? startText({ agentWaitsFor }, columns ?? Number.POSITIVE_INFINITY) : "";
+  if (isIncomplete && pods.length === 0) return note;
   if (pods.length === 0) return `No pods on this node (${harmless(node)}).\n`;
   const style = { isColoured, columns: columns ?? Number.POSITIVE_INFINITY };
   const rows = [["POD", "STATE", "FOR", "READY", "WAITS FOR"], ...pods.map((pod) => cells(pod, now))];
@@ -23,7 +26,7 @@ export function renderPods(
     const state = painted(padded[1] ?? "", i === 0 ? "bold" : waitsFor === "" ? "green" : "yellow", style);
     return [padded[0], state, padded[2], padded[3], waitsFor].join("  ").trimEnd();
   });
-  return `${lines.join("\n")}\n`;
+  return `${lines.join("\n")}\n${note}`;
 }
 
 function cells({ namespace, name, state, since, ready, containers, waitsFor }: PodLine, now: string): string[] {

@@ -36,12 +36,9 @@ export function renderUnknown(
   wanted: { namespace: string; name: string },
   style: TextStyle,
 ): string {
-  const { node, isStarting, similar, ended, now } = answer;
+  const { node, isStarting, agentWaitsFor, similar, ended, now } = answer;
   const pod = harmless(`${wanted.namespace}/${wanted.name}`);
-  if (isStarting) {
-    const why = "it waits for the container runtime or the API server, see its log.";
-    return wrapped(`The agent has just started and has no pods yet: ${why}`, style.columns).join("\n").concat("\n");
-  }
+  if (isStarting || (agentWaitsFor !== "" && ended === undefined)) return startText(answer, style.columns);
   const lines = [`There is no pod ${painted(pod, "bold", style)} on this node (${harmless(node)}).`];
   if (similar.length > 0) lines.push(`Is one of these meant? ${similar.map(harmless).join(", ")}`);
   if (ended === undefined) {
@@ -53,6 +50,12 @@ export function renderUnknown(
   }
   lines.push("A pod of this name was here and is gone.", "");
   return `${[...lines, ...timelineLines({ now, ...ended }, style)].join("\n")}\n`;
+}
+
+/** Why the agent does not know its pods yet, for people. Pure. */
+export function startText({ agentWaitsFor }: Pick<PodAnswer & { kind: "unknown" }, "agentWaitsFor">, columns: number) {
+  const why = agentWaitsFor === "" ? "see its log" : `it waits for ${harmless(agentWaitsFor)} (see its log)`;
+  return wrapped(`The agent does not know all of its pods yet: ${why}.`, columns).join("\n").concat("\n");
 }
 
 function waitsForLines({ waitsFor, state, phase, message, now }: Explanation, style: TextStyle): string[] {

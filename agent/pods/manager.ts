@@ -41,6 +41,8 @@ export interface HeldPods {
   status(pod: Pod): PodStatus | undefined;
   /** The pod with the resources that it was given, which may not be those that its spec asks for by now. */
   given(pod: Pod): Pod;
+  /** False as long as a source of pods has not told yet what it has. */
+  isComplete(): boolean;
   /** What is known of each pod, those included that are gone from their source but not from the node. */
   facts(): PodFacts[];
 }
@@ -60,6 +62,7 @@ export function createPodManager(deps: PodDeps): PodManager {
       find: (namespace, name) => deps.pods.find(namespace, name),
       status: (pod) => manager?.status(uidOf(pod)) ?? pod.status,
       given: (pod) => manager?.given(pod) ?? pod,
+      isComplete: () => deps.pods.hasSynced,
       facts: () => manager?.facts() ?? [],
     },
     run: async (signal) => {

@@ -1,18 +1,15 @@
 import { hostname } from "node:os";
 import type { KubeletSettings } from "../config/load-kubelet.ts";
 import { emptyStore } from "../kube/absent.ts";
-import { type ExplainServerOptions, serveExplanations } from "../explain/server.ts";
-import { createBreather } from "../kube/breathe.ts";
 import { createApiClient } from "../kube/client.ts";
 import { createEventRecorder } from "../kube/events.ts";
 import type { EventRecorder } from "../kube/port.ts";
 import { runtimeClasses, services } from "../kube/resources.ts";
 import type { Pod, Service } from "../kube/types.ts";
-import type { HeldPods } from "../pods/manager.ts";
 import { namespaceIndex } from "../pods/port.ts";
-import { TimelineRecorder } from "../pods/timeline-recorder.ts";
 import { isSELinuxEnabled, prepareRoot } from "../volumes/root-dir.ts";
 import { followOwnNode, openCluster, type SharedStores, type Surroundings } from "./cluster.ts";
+import { type Explained, startExplaining } from "./kubelet-explain.ts";
 import { openIdentity } from "./kubelet-identity.ts";
 import { loadCredentialProviders } from "./kubelet-images.ts";
 import { createKubeletMetrics, type KubeletMetrics, registerNodeMetrics } from "./kubelet-metrics.ts";
@@ -28,6 +25,7 @@ import { trimService } from "./trim.ts";
 /** What the kubelet role has from the beginning. */
 export interface KubeletStores extends SharedStores {
   measures: KubeletMetrics;
+  explained: Explained;
 }
 
 /** Opens the way to the API server and starts to follow what both roles need. Rejects with ConfigError. */
@@ -37,10 +35,11 @@ export async function openKubeletStores(
 ): Promise<KubeletStores> {
   const { kubeconfig } = flags;
   const measures = createKubeletMetrics(surroundings);
+  if (kubeconfig === "") checkStandalone({ flags, config });
+  const explained = await startExplaining({ flags, config }, surroundings);
   if (kubeconfig === "") {
-    checkStandalone({ flags, config });
     surroundings.log.info("no --kubeconfig: running alone, with static pods only");
-    return { cluster: undefined, kubeconfig, measures, ownNode: emptyStore(), services: emptyStore() };
+    return { cluster: undefined, kubeconfig, measures, explained, ownNode: emptyStore(), services: emptyStore() };
   }
   const nodeName = nodeNameOf(flags.hostnameOverride, hostname());
   const identity = await openIdentity({ flags, config }, { nodeName, metrics: measures.registry }, surroundings);
@@ -54,6 +53,7 @@ export async function openKubeletStores(
     cluster,
     kubeconfig,
     measures,
+    explained,
     ownNode: followOwnNode(cluster, nodeName),
     services: cluster.follow(services, { trim: trimService, indexes: { [namespaceIndex]: byNamespace } }),
   };
@@ -69,26 +69,17 @@ export async function startKubelet(
   surroundings: Surroundings,
 ): Promise<void> {
   const { flags, config } = settings;
-  const { clock, log, parts } = surroundings;
+  const { clock, log } = surroundings;
+  const { explained } = stores;
+  const { timelines } = explained;
   const credentialProviders = await loadCredentialProviders(settings);
   await Promise.all([setOOMScore(config.oomScoreAdj, { log }), setOpenFilesMax(config.maxOpenFiles, { log })]);
   const nodeName = nodeNameOf(flags.hostnameOverride, hostname());
-  const timelines = new TimelineRecorder(clock);
   const recorder = startEvents(settings, stores, nodeName, surroundings);
   const runtimeClassStore = stores.cluster?.follow(runtimeClasses) ?? emptyStore();
   const selinuxEnabled = await isSELinuxEnabled();
   await prepareRoot(flags.rootDir, { podLogsDir: config.podLogsDir, containerLogsDir, selinuxEnabled, log });
-  const running: { pods?: HeldPods } = {};
-  const explained: ExplainServerOptions = {
-    rootDir: flags.rootDir,
-    nodeName,
-    clock,
-    log,
-    facts: () => running.pods?.facts(),
-    findEnded: (namespace, name) => timelines.timelines.findEnded(namespace, name),
-    breathe: createBreather(clock),
-  };
-  parts.start("explain", (signal) => serveExplanations(explained, signal));
+  explained.stage = "the container runtime to answer";
 
   const plugins = startPlugins({ settings, nodeName, ...stores }, surroundings);
   const { storage } = plugins;
@@ -97,14 +88,14 @@ export async function startKubelet(
   const shared = { settings, nodeName, metrics, ...stores, ...node };
   // Served before any pod runs: whoever sets up the node asks for its health while the API server may be a pod of its own.
   const pods = {
-    list: () => running.pods?.list() ?? [],
-    find: (namespace: string, name: string) => running.pods?.find(namespace, name),
-    status: (pod: Pod) => running.pods?.status(pod),
+    list: () => explained.pods?.list() ?? [],
+    find: (namespace: string, name: string) => explained.pods?.find(namespace, name),
+    status: (pod: Pod) => explained.pods?.status(pod),
   };
   const stats = await startServer({ ...shared, pods, probes: () => probes.families() }, surroundings);
   const { version: cgroupVersion } = node.cgroupTree;
   registerNodeMetrics(metrics, clock, { nodeName, cgroupVersion, gates: config.featureGates, stats });
-  running.pods = await startPods(
+  explained.pods = await startPods(
     { ...shared, recorder, runtimeClassStore, selinuxEnabled, credentialProviders, timelines },
     surroundings,
   );

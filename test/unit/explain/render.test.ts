@@ -180,6 +180,7 @@ describe("a pod that is not there", () => {
     node: "node1",
     now: at(90_000),
     isStarting: false,
+    agentWaitsFor: "",
     similar: new Array<string>(),
   } as const;
   const wanted = { namespace: "shop", name: "web" };
@@ -205,12 +206,20 @@ describe("a pod that is not there", () => {
   });
 
   test("because the agent has just started", () => {
-    expect(renderUnknown({ ...unknown, isStarting: true }, wanted, style)).toMatch(/^The agent has just started/);
+    const agentWaitsFor = "the container runtime to answer";
+    expect(renderUnknown({ ...unknown, isStarting: true, agentWaitsFor }, wanted, style)).toBe(
+      "The agent does not know all of its pods yet: it waits for the container runtime\nto answer (see its log).\n",
+    );
+  });
+
+  test("because the API server has not told of it", () => {
+    const text = renderUnknown({ ...unknown, agentWaitsFor: "the API server" }, wanted, style);
+    expect(text).toContain("it waits for the API server");
   });
 });
 
 describe("the list of pods", () => {
-  const answer = { version: 1, node: "node1", now: at(90_000), isStarting: false } as const;
+  const answer = { version: 1, node: "node1", now: at(90_000), isStarting: false, agentWaitsFor: "" } as const;
   const pods = [
     lineOf(),
     lineOf({
@@ -237,7 +246,10 @@ describe("the list of pods", () => {
   test("says why it is empty", () => {
     const plain = { isColoured: false, columns: 80 };
     expect(renderPods({ ...answer, pods: [] }, plain)).toBe("No pods on this node (node1).\n");
-    expect(renderPods({ ...answer, isStarting: true, pods: [] }, plain)).toMatch(/^The agent has just started/);
+    const waiting = { ...answer, agentWaitsFor: "the API server" };
+    const note = "The agent does not know all of its pods yet: it waits for the API server (see\nits log).\n";
+    expect(renderPods({ ...waiting, isStarting: true, pods: [] }, plain)).toBe(note);
+    expect(renderPods({ ...waiting, pods }, plain).endsWith(`\n${note}`)).toBe(true);
   });
 });
 
