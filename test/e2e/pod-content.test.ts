@@ -1,7 +1,8 @@
+import { createHash, randomBytes } from "node:crypto";
 import { afterAll, beforeAll, describe, expect, inject, test } from "vitest";
-import { configMaps, secrets } from "../../agent/kube/resources.ts";
+import { configMaps, pods, secrets } from "../../agent/kube/resources.ts";
 import type { Container, EnvVar, Volume } from "../../agent/kube/types.ts";
-import { isFinished, isReady, openNamespace, type TestNamespace } from "./support/cluster.ts";
+import { isFinished, isReady, openNamespace, type TestNamespace, until } from "./support/cluster.ts";
 import { jobOf, podOf, shell } from "./support/pods.ts";
 
 let cluster: TestNamespace;
@@ -104,6 +105,9 @@ describe.concurrent("a container's environment", () => {
 });
 
 describe.concurrent("a volume", () => {
+  // From a change of an object until a pod has seen it. The reference needs up to its sync period, 1 min and a half.
+  const followMs = 20_000;
+
   test("of kind configMap has its keys as files, at paths and with modes of choice", async () => {
     const volumes: Volume[] = [
       { name: "all", configMap: { name: "settings" } },
@@ -128,9 +132,78 @@ describe.concurrent("a volume", () => {
     const patch = { data: { value: "new" } };
     const key = { namespace: cluster.namespace, name: "changing" };
     await cluster.client.patch(configMaps, key, patch, { type: "merge" });
-    // The reference needs up to its sync period, 1 min and a half.
-    const pod = await cluster.waitForPod("follows", "finished", isFinished, 20_000);
+    const pod = await cluster.waitForPod("follows", "finished", isFinished, followMs);
     expect(pod.status?.phase).toBe("Succeeded");
+  });
+
+  test("of kind secret follows an object that is deleted and made again, and serves the old content in between", async () => {
+    const data = (text: string) => ({ password: Buffer.from(text).toString("base64") });
+    await cluster.create(secrets, { metadata: { name: "fickle" }, data: data("old") });
+    const volumes: Volume[] = [{ name: "secret", secret: { secretName: "fickle" } }];
+    const volumeMounts = [{ name: "secret", mountPath: "/secret" }];
+    const script = "until grep -q new /secret/password; do cat /secret/password > /dev/null || exit 1; sleep 0.1; done";
+    await cluster.createPod(jobOf("recreated", script, { volumes }, { volumeMounts }));
+    await cluster.waitForPod("recreated", "ready", isReady);
+    await cluster.client.delete(secrets, { namespace: cluster.namespace, name: "fickle" });
+    const event = await until("an event about the missing Secret", async () =>
+      (await cluster.eventsOf("recreated")).find(({ reason }) => reason === "FailedMount"),
+    );
+    expect(event.message).toBe('MountVolume.SetUp failed for volume "secret" : secret "fickle" not found');
+    await cluster.create(secrets, { metadata: { name: "fickle" }, data: data("new") });
+    const pod = await cluster.waitForPod("recreated", "finished", isFinished, followMs);
+    expect(pod.status?.phase).toBe("Succeeded");
+  });
+
+  test("of an optional object fills when it appears, empties when it goes", async () => {
+    const volumes: Volume[] = [{ name: "config", configMap: { name: "perhaps", optional: true } }];
+    const volumeMounts = [{ name: "config", mountPath: "/config" }];
+    const script =
+      "test -e /config/a && exit 1; touch /tmp/ready; until test -e /config/a; do sleep 0.1; done; cat /config/a; rm /tmp/ready; while test -e /config/a; do sleep 0.1; done; echo gone";
+    const readinessProbe = { exec: { command: ["test", "-e", "/tmp/ready"] }, periodSeconds: 1, failureThreshold: 1 };
+    await cluster.createPod(jobOf("optional", script, { volumes }, { volumeMounts, readinessProbe }));
+    await cluster.waitForPod("optional", "ready", isReady);
+    await cluster.create(configMaps, { metadata: { name: "perhaps" }, data: { a: "there\n" } });
+    await cluster.waitForPod("optional", "seeing the file", (pod) => !isReady(pod), followMs);
+    await cluster.client.delete(configMaps, { namespace: cluster.namespace, name: "perhaps" });
+    const { status } = await cluster.waitForPod("optional", "finished", isFinished, followMs);
+    expect(status?.containerStatuses?.[0]?.state?.terminated?.message).toBe("there\ngone\n");
+  });
+
+  test("of kind projected follows its Secret and the pod's own labels", async () => {
+    const data = (text: string) => ({ key: Buffer.from(text).toString("base64") });
+    await cluster.create(secrets, { metadata: { name: "projected" }, data: data("old") });
+    const sources = [
+      { secret: { name: "projected", items: [{ key: "key", path: "deep/key" }] } },
+      { downwardAPI: { items: [{ path: "labels", fieldRef: { fieldPath: "metadata.labels" } }] } },
+    ];
+    const volumes: Volume[] = [{ name: "all", projected: { sources } }];
+    const volumeMounts = [{ name: "all", mountPath: "/all" }];
+    const script = "until grep -q new /all/deep/key && grep -q blue /all/labels; do sleep 0.1; done; cat /all/labels";
+    const job = jobOf("projected", script, { volumes }, { volumeMounts });
+    await cluster.createPod({ ...job, metadata: { name: "projected", labels: { color: "red" } } });
+    await cluster.waitForPod("projected", "ready", isReady);
+    const { client, namespace } = cluster;
+    await client.patch(secrets, { namespace, name: "projected" }, { data: data("new") }, { type: "merge" });
+    const labels = { metadata: { labels: { color: "blue" } } };
+    await client.patch(pods, { namespace, name: "projected" }, labels, { type: "merge" });
+    const { status } = await cluster.waitForPod("projected", "finished", isFinished, followMs);
+    expect(status?.containerStatuses?.[0]?.state?.terminated?.message).toBe('color="blue"');
+  });
+
+  test("holds as much as an object can, byte for byte, at paths of choice", async () => {
+    const bytes = randomBytes(500_000);
+    const text = "ü€\n".repeat(80_000);
+    const object = { data: { "big.txt": text }, binaryData: { "big.bin": bytes.toString("base64") } };
+    await cluster.create(configMaps, { metadata: { name: "big" }, ...object });
+    const items = [
+      { key: "big.txt", path: "a/b/c/big.txt" },
+      { key: "big.bin", path: "a/..bin", mode: 0o440 },
+    ];
+    const volumes: Volume[] = [{ name: "big", configMap: { name: "big", items } }];
+    const volumeMounts = [{ name: "big", mountPath: "/big" }];
+    const script = "cd /big/a; sha256sum b/c/big.txt ..bin | cut -d' ' -f1; stat -Lc %a ..bin";
+    const sum = (data: string | Buffer) => createHash("sha256").update(data).digest("hex");
+    expect(await linesOf("big", script, { volumeMounts }, volumes)).toEqual([sum(text), sum(bytes), "440"]);
   });
 
   test("of kind secret lies in memory and is readable", async () => {
