@@ -16,7 +16,7 @@ import { type OpenEntry, Timelines } from "./timeline.ts";
 interface Last {
   pod: Pod;
   state: string;
-  /** Unix ms. */
+  /** On the monotonic clock. */
   stateSinceMs: number;
   isReady: boolean;
 }
@@ -40,7 +40,8 @@ export class TimelineRecorder {
   /** The pod's state in a word, and since when; undefined before its first status. */
   state(podUID: string): { state: string; sinceMs: number } | undefined {
     const last = this.#last.get(podUID);
-    return last === undefined || last.state === "" ? undefined : { state: last.state, sinceMs: last.stateSinceMs };
+    if (last === undefined || last.state === "") return undefined;
+    return { state: last.state, sinceMs: this.#clock.now() - (this.#clock.monotonic() - last.stateSinceMs) };
   }
 
   admitted(pod: Pod): void {
@@ -253,7 +254,7 @@ export class TimelineRecorder {
     const wasDeleted = last?.pod.metadata.deletionTimestamp !== undefined;
     if (last === undefined) {
       const isReady = isReadyStatus(pod.status ?? {});
-      this.#last.set(uid, { pod, state: "", stateSinceMs: this.#clock.now(), isReady });
+      this.#last.set(uid, { pod, state: "", stateSinceMs: this.#clock.monotonic(), isReady });
       const wasBegun = pod.status?.startTime !== undefined;
       timeline.note("seen", "", wasBegun ? "known before this agent started" : "");
     } else {
@@ -292,7 +293,8 @@ export class TimelineRecorder {
     const state = podStateWord(last.pod, status);
     if (state === last.state) return;
     // What the first status says was so before, if the conditions say so.
-    last.stateSinceMs = (last.state === "" ? readySinceMs(status) : undefined) ?? this.#clock.now();
+    const sinceMs = (last.state === "" ? readySinceMs(status) : undefined) ?? this.#clock.now();
+    last.stateSinceMs = this.#clock.monotonic() - (this.#clock.now() - sinceMs);
     last.state = state;
     if (isTerminalPhase(status.phase)) timeline.note("finished", "", status.message ?? state);
   }

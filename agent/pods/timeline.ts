@@ -7,7 +7,7 @@ import { uidOf } from "./names.ts";
  * that it can be kept of every pod.
  */
 export interface TimelineEntry {
-  /** Unix ms of its begin; of the first one, if it repeats. */
+  /** Unix ms of its begin; of the first one, if it repeats. By the machine's clock as it is when this is read: see {@link Timeline}. */
   atMs: number;
   /** "sandbox", "image", "create", "exit" …; of events the reason. */
   what: string;
@@ -51,7 +51,10 @@ export const detailCharsMax = 200;
 // Pods whose end can still be looked up.
 export const endedPodsMax = 32;
 
-/** What is kept of one pod. */
+/**
+ * What is kept of one pod. Times are kept as how long ago something was, and told on the machine's clock when they are read:
+ * what happened before that was set still lies as far back as it does.
+ */
 export class Timeline {
   readonly namespace: string;
   readonly name: string;
@@ -70,6 +73,17 @@ export class Timeline {
 
   /** In the order in which they first happened. */
   get entries(): readonly TimelineEntry[] {
+    const shiftMs = this.#clock.now() - this.#clock.monotonic();
+    return this.#all().map((entry) => ({
+      ...entry,
+      atMs: Math.round(entry.atMs + shiftMs),
+      lastAtMs: Math.round(entry.lastAtMs + shiftMs),
+      ...(entry.retryAtMs === undefined ? {} : { retryAtMs: Math.round(entry.retryAtMs + shiftMs) }),
+    }));
+  }
+
+  // With times on the monotonic clock.
+  #all(): TimelineEntry[] {
     return [...this.#first, ...this.#last];
   }
 
@@ -87,7 +101,7 @@ export class Timeline {
       entry.state = state;
       entry.tookMs = this.#clock.monotonic() - startedAtMs;
       entry.detail = clip(text);
-      if (retryAtMs !== undefined) entry.retryAtMs = retryAtMs;
+      if (retryAtMs !== undefined) entry.retryAtMs = retryAtMs - this.#clock.now() + this.#clock.monotonic();
       this.#merge(entry);
     };
     return {
@@ -109,7 +123,7 @@ export class Timeline {
   }
 
   #add({ detail, ...rest }: Pick<TimelineEntry, "what" | "subject" | "state" | "detail">): TimelineEntry {
-    const atMs = this.#clock.now();
+    const atMs = this.#clock.monotonic();
     const entry: TimelineEntry = { ...rest, atMs, lastAtMs: atMs, detail: clip(detail), times: 1 };
     if (this.#first.length < firstEntriesMax && this.#last.length === 0) this.#first.push(entry);
     else this.#last.push(entry);
@@ -123,7 +137,7 @@ export class Timeline {
   // The same again, such as the tenth try to mount a volume, is one entry with a count.
   #merge(entry: TimelineEntry, isAnyDetail = false): void {
     const { what, subject, state, detail } = entry;
-    const before = this.entries.find(
+    const before = this.#all().find(
       (old) =>
         old !== entry &&
         old.what === what &&

@@ -10,14 +10,14 @@ import { podReference } from "../../../agent/pods/names.ts";
 import type { PodAction } from "../../../agent/pods/plan.ts";
 import { TimelineRecorder } from "../../../agent/pods/timeline-recorder.ts";
 import { FakeClock } from "../kube/fake-clock.ts";
+import { JumpyClock } from "./scripted-node.ts";
 import { containerOf, exited, podOf, snapshot } from "./support.ts";
 
 const pod = podOf({
   containers: [{ name: "app", image: "image:1", lifecycle: { postStart: { sleep: { seconds: 1 } } } }],
 });
 
-function setUp() {
-  const clock = new FakeClock();
+function setUp(clock = new FakeClock()) {
   const recorder = new TimelineRecorder(clock);
   const told: string[] = [];
   const events: EventRecorder = recorder.events({ event: (_about, _type, reason) => void told.push(reason) });
@@ -212,6 +212,15 @@ describe("a timeline is written of", () => {
     await expect(send()).rejects.toThrow("connection refused");
     expect(lines().slice(1)).toEqual(["status done 6ms Pending", "status failed 0ms connection refused"]);
   });
+});
+
+test("a state lasts as long as it does when the clock jumps", async () => {
+  const clock = new JumpyClock();
+  const { recorder, metrics } = setUp(clock);
+  metrics.statusWanted("u1", { phase: "Pending" });
+  await clock.advance(5_000);
+  clock.skewMs -= 3_600_000;
+  expect(recorder.state("u1")?.sinceMs).toBe(clock.now() - 5_000);
 });
 
 test("what is told to others reaches them as before", () => {

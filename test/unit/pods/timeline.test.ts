@@ -9,6 +9,7 @@ import {
   Timelines,
 } from "../../../agent/pods/timeline.ts";
 import { FakeClock } from "../kube/fake-clock.ts";
+import { JumpyClock } from "./scripted-node.ts";
 import { podOf } from "./support.ts";
 
 const beginMs = Date.UTC(2026, 0, 1);
@@ -19,6 +20,20 @@ function timelineOf(): { clock: FakeClock; timeline: Timeline } {
 }
 
 describe("a timeline", () => {
+  test.each([-3_600_000, 3_600_000])("is as long as it took when the clock jumps by %d ms", async (jumpMs) => {
+    const clock = new JumpyClock();
+    const timeline = new Timeline(podOf(), clock);
+    timeline.note("seen");
+    await clock.advance(1_000);
+    clock.skewMs += jumpMs;
+    timeline.begin("image", "app").failed("no", clock.now() + 10_000);
+    const [seen, image] = timeline.entries;
+    expect(clock.now() - (seen?.atMs ?? 0)).toBe(1_000);
+    expect(image).toMatchObject({ atMs: clock.now(), retryAtMs: clock.now() + 10_000 });
+    clock.skewMs -= jumpMs;
+    expect(timeline.entries[1]).toMatchObject({ atMs: clock.now(), retryAtMs: clock.now() + 10_000 });
+  });
+
   test("tells when a step began, what it does meanwhile, and how long it took", async () => {
     const { clock, timeline } = timelineOf();
     await clock.advance(1_000);
