@@ -1,6 +1,7 @@
 import type { Resource } from "./port.ts";
 import type {
   CertificateSigningRequest,
+  ClusterTrustBundle,
   ConfigMap,
   CoreEvent,
   CSIDriver,
@@ -12,9 +13,11 @@ import type {
   PersistentVolume,
   PersistentVolumeClaim,
   Pod,
+  PodCertificateRequest,
   RuntimeClass,
   Secret,
   Service,
+  ServiceCIDR,
   VolumeAttachment,
 } from "./types.ts";
 
@@ -43,6 +46,13 @@ export const endpointSlices: Resource<EndpointSlice> = {
   kind: "EndpointSlice",
   namespaced: true,
 };
+export const serviceCIDRs: Resource<ServiceCIDR> = {
+  group: "networking.k8s.io",
+  version: "v1",
+  plural: "servicecidrs",
+  kind: "ServiceCIDR",
+  namespaced: false,
+};
 export const leases: Resource<Lease> = {
   group: "coordination.k8s.io",
   version: "v1",
@@ -64,6 +74,21 @@ export const certificateSigningRequests: Resource<CertificateSigningRequest> = {
   kind: "CertificateSigningRequest",
   namespaced: false,
 };
+export const podCertificateRequests: Resource<PodCertificateRequest> = {
+  group: "certificates.k8s.io",
+  version: "v1beta1",
+  plural: "podcertificaterequests",
+  kind: "PodCertificateRequest",
+  namespaced: true,
+};
+/** In the order in which they are preferred: which of them a server has depends on its version and switches. */
+export const clusterTrustBundles: readonly Resource<ClusterTrustBundle>[] = ["v1beta1", "v1alpha1"].map((version) => ({
+  group: "certificates.k8s.io",
+  version,
+  plural: "clustertrustbundles",
+  kind: "ClusterTrustBundle",
+  namespaced: false,
+}));
 
 function core<T extends KubeObject>(plural: string, kind: string): Resource<T> {
   return { group: "", version: "v1", plural, kind, namespaced: true };

@@ -160,6 +160,7 @@ export interface PodSecurityContext {
   supplementalGroupsPolicy?: "Merge" | "Strict";
   sysctls?: { name: string; value: string }[];
   seLinuxOptions?: SELinuxOptions;
+  seLinuxChangePolicy?: "MountOption" | "Recursive";
   seccompProfile?: SecurityProfileSpec;
   appArmorProfile?: SecurityProfileSpec;
 }
@@ -333,7 +334,35 @@ export interface VolumeProjection {
   secret?: { name?: string; items?: KeyToPath[]; optional?: boolean };
   downwardAPI?: { items?: DownwardAPIItem[] };
   serviceAccountToken?: { audience?: string; expirationSeconds?: number; path: string };
+  clusterTrustBundle?: ClusterTrustBundleProjection;
+  podCertificate?: PodCertificateProjection;
   [kind: string]: unknown;
+}
+
+/** Either `name`, or `signerName` and the bundles of that signer that `labelSelector` selects (none without it). */
+export interface ClusterTrustBundleProjection {
+  name?: string;
+  signerName?: string;
+  labelSelector?: LabelSelector;
+  optional?: boolean;
+  path: string;
+}
+
+export interface PodCertificateProjection {
+  signerName: string;
+  /** RSA3072, RSA4096, ECDSAP256, ECDSAP384, ECDSAP521 or ED25519. */
+  keyType: string;
+  maxExpirationSeconds?: number;
+  credentialBundlePath?: string;
+  keyPath?: string;
+  certificateChainPath?: string;
+  userAnnotations?: Record<string, string>;
+}
+
+export interface LabelSelector {
+  matchLabels?: Record<string, string>;
+  /** `operator`: In, NotIn, Exists or DoesNotExist. */
+  matchExpressions?: { key: string; operator: string; values?: string[] }[];
 }
 
 export interface PersistentVolumeClaim extends KubeObject {
@@ -419,7 +448,9 @@ export interface CSIDriver extends KubeObject {
 
 export interface CSINode extends KubeObject {
   spec: {
-    drivers: { name: string; nodeID: string; topologyKeys?: string[]; allocatable?: { count?: number } }[];
+    drivers:
+      | { name: string; nodeID: string; topologyKeys?: string[] | null; allocatable?: { count?: number } }[]
+      | null;
   };
 }
 
@@ -599,6 +630,37 @@ export interface CertificateSigningRequest extends KubeObject {
   };
 }
 
+export interface ClusterTrustBundle extends KubeObject {
+  /** `trustBundle`: PEM of certificates. */
+  spec: { signerName?: string; trustBundle: string };
+}
+
+/** A pod's own certificate, as its node asks for it. All of `spec` is immutable. */
+export interface PodCertificateRequest extends KubeObject {
+  spec: {
+    signerName: string;
+    podName: string;
+    podUID: string;
+    serviceAccountName: string;
+    serviceAccountUID: string;
+    nodeName: string;
+    nodeUID: string;
+    maxExpirationSeconds?: number;
+    /** DER of a PKCS#10 request that says nothing but the key, in base64. */
+    stubPKCS10Request: string;
+    unverifiedUserAnnotations?: Record<string, string>;
+  };
+  status?: {
+    /** Types Issued, Denied and Failed. */
+    conditions?: { type: string; status: string; reason?: string; message?: string; lastTransitionTime?: string }[];
+    /** PEM, the pod's own certificate first. */
+    certificateChain?: string;
+    notBefore?: string;
+    beginRefreshAt?: string;
+    notAfter?: string;
+  };
+}
+
 // ---- Services -----------------------------------------------------------------------------------------------
 
 export interface Service extends KubeObject {
@@ -633,6 +695,10 @@ export interface ServicePort {
   targetPort?: IntOrString;
   nodePort?: number;
   appProtocol?: string;
+}
+
+export interface ServiceCIDR extends KubeObject {
+  spec?: { cidrs?: string[] };
 }
 
 export interface EndpointSlice extends KubeObject {
