@@ -1,6 +1,6 @@
 import { constants } from "node:fs";
 import { open, readdir, rm, symlink } from "node:fs/promises";
-import { basename, dirname, join } from "node:path";
+import { basename, dirname, join, posix } from "node:path";
 import { ignoreErrno } from "../lib/errno.ts";
 import type { Pod } from "../kube/types.ts";
 import type { ContainerStatus } from "../runtime/port.ts";
@@ -61,7 +61,8 @@ function byNumber(a: string, b: string): number {
  */
 export async function readTerminationMessage(status: ContainerStatus): Promise<string> {
   const target = status.annotations[annotations.terminationMessagePath] ?? "";
-  const file = status.mounts.find(({ containerPath }) => target !== "" && containerPath === target);
+  // Mounted below the root, as paths of mounts are; the annotation has it as the pod wrote it.
+  const file = status.mounts.find(({ containerPath }) => target !== "" && containerPath === posix.resolve("/", target));
   let text = file === undefined ? "" : await readTail(file.hostPath, terminationMessageBytesMax).catch(() => "");
   const policy = status.annotations[annotations.terminationMessagePolicy];
   if (

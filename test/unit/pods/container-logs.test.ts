@@ -7,11 +7,11 @@ import { annotations } from "../../../agent/pods/container-annotations.ts";
 import { readTerminationMessage } from "../../../agent/pods/container-logs.ts";
 import { exited } from "./support.ts";
 
-async function read(hostPath: string): Promise<string> {
+async function read(hostPath: string, asWritten = "/dev/termination-log"): Promise<string> {
   const containerPath = "/dev/termination-log";
   const mount = { containerPath, hostPath, readonly: false, selinuxRelabel: false, propagation: "PRIVATE" as const };
   const status = exited({ mounts: [{ ...mount, recursiveReadOnly: false }] });
-  status.annotations = { ...status.annotations, [annotations.terminationMessagePath]: containerPath };
+  status.annotations = { ...status.annotations, [annotations.terminationMessagePath]: asWritten };
   return await readTerminationMessage(status);
 }
 
@@ -22,6 +22,9 @@ test("a termination log is read; one that is no file, as a fifo of the pod's own
     await writeFile(file, "bye");
     await exec("mkfifo", [fifo], { timeoutMs: 5_000 });
     expect(await read(file)).toBe("bye");
+    expect(await read(file, "dev/termination-log")).toBe("bye");
+    expect(await read(file, "/dev/other")).toBe("");
+    expect(await read(file, "")).toBe("");
     expect(await read(fifo)).toBe("");
     expect(await read(dir)).toBe("");
     expect(await read(join(dir, "gone"))).toBe("");
