@@ -80,6 +80,8 @@ export interface VolumeKind {
    * mounted in the directory is unmounted and the rest deleted.
    */
   tearDown?(context: TearDownContext): Promise<void>;
+  /** Told when all volumes of a pod are gone, those included that were never set up. */
+  forget?(podUID: string): void;
   /** Calls `listener` with the UID of a pod whose set-up may succeed now, or should be done again. @returns ends it */
   subscribe?(listener: (podUID: string) => void): () => void;
   /** May containers use it through `volumeDevices`? */

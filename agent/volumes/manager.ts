@@ -181,6 +181,7 @@ export function createPodVolumes(options: PodVolumesOptions): VolumeManager {
       await Promise.all(mounted.map(({ pluginName }) => timed(pluginName, "volume_unmount", async () => await work)));
       await work;
       states.delete(podUID);
+      for (const kind of options.kinds ?? []) kind.forget?.(podUID);
       for (const waiting of users.releaseAll(podUID)) wake(waiting);
     },
     supplementalGroups(podUID) {
