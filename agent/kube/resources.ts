@@ -1,7 +1,6 @@
+import type { CertificateSigningRequest, ClusterTrustBundle, PodCertificateRequest } from "./certificate-types.ts";
 import type { Resource } from "./port.ts";
 import type {
-  CertificateSigningRequest,
-  ClusterTrustBundle,
   ConfigMap,
   CoreEvent,
   CSIDriver,
@@ -13,7 +12,6 @@ import type {
   PersistentVolume,
   PersistentVolumeClaim,
   Pod,
-  PodCertificateRequest,
   RuntimeClass,
   Secret,
   Service,

@@ -1,43 +1,75 @@
-import { allContainers } from "../kube/pod-resources.ts";
 import type { Pod, VolumeProjection } from "../kube/types.ts";
 import { AgentError, messageOf } from "../lib/errors.ts";
 import { abortable } from "./abortable.ts";
-import type { FileContent, Payload } from "./payload.ts";
 import { configMapFiles, getOptional, selectKeys } from "./config-map.ts";
 import { type Content, defaultModeDefault, setUpConfigVolume } from "./config-volume.ts";
 import { downwardAPIFiles } from "./downward-api.ts";
+import { certificateFiles, identityFile, tokenFile, trustFile } from "./identity-files.ts";
 import type { VolumeContext, VolumeKind } from "./kind.ts";
+import type { FileContent } from "./payload.ts";
+import type { PodCertificates } from "./pod-certificates.ts";
 import { secretFiles } from "./secret.ts";
+import type { TrustBundles } from "./trust-bundles.ts";
 
-// What the API server fills in; a static pod may lack it.
-const tokenSecondsDefault = 3600;
-// Only the owner reads a token; the group may, once it is the pod's own (applyFSGroup adds the bit).
-const privateTokenMode = 0o600;
+/** What some sources need that not every node has: each is behind a feature gate. */
+export interface ProjectedOptions {
+  trustBundles?: TrustBundles;
+  podCertificates?: PodCertificates;
+}
 
-/** Several sources in one directory, kept in memory. */
-export const projectedKind: VolumeKind = {
-  field: "projected",
-  pluginName: "kubernetes.io/projected",
-  isReadOnly: true,
-  isRelabelled: true,
-  isRefreshed: true,
-  setUp: (context) => setUpConfigVolume(context, "Memory", () => collectSources(context)),
-};
+/** Several sources in one directory, kept in memory. This one is for nodes without the sources behind feature gates. */
+export const projectedKind: VolumeKind = createProjectedKind({});
 
-/**
- * The user that every container of the pod runs as by its spec, or undefined if they differ or one of them does not say.
- * A token that belongs to that user needs to be readable by nobody else.
- */
-export function commonUser(pod: Pod): number | undefined {
-  const podUser = pod.spec.securityContext?.runAsUser;
-  const [first, ...others] = allContainers(pod).map(({ securityContext }) => securityContext?.runAsUser ?? podUser);
-  return others.every((user) => user === first) ? first : undefined;
+/** The kind of projected volumes of one node. */
+export function createProjectedKind(options: ProjectedOptions): VolumeKind {
+  const { trustBundles, podCertificates } = options;
+  const usersOfBundles = new Set<string>();
+  const kind: VolumeKind = {
+    field: "projected",
+    pluginName: "kubernetes.io/projected",
+    isReadOnly: true,
+    isRelabelled: true,
+    isRefreshed: true,
+    setUp(context) {
+      const sources = context.volume.projected?.sources ?? [];
+      const usesBundles = sources.some(({ clusterTrustBundle }) => clusterTrustBundle !== undefined);
+      // Before anything is read: a change in between must not be missed.
+      if (usesBundles) usersOfBundles.add(uidOf(context.pod));
+      return setUpConfigVolume(context, "Memory", () => collectSources(context, sources, options));
+    },
+  };
+  if (trustBundles === undefined && podCertificates === undefined) return kind;
+  return {
+    ...kind,
+    subscribe(listener) {
+      const ends = [
+        trustBundles?.onChange(() => {
+          for (const podUID of usersOfBundles) listener(podUID);
+        }),
+        podCertificates?.onChange(listener),
+      ];
+      return () => {
+        for (const end of ends) end?.();
+      };
+    },
+    // What is on disk goes as that of all kinds; what is remembered goes here.
+    tearDown({ podUID }) {
+      usersOfBundles.delete(podUID);
+      podCertificates?.forget(podUID);
+      return Promise.resolve();
+    },
+  };
 }
 
 /** All sources are tried, so that one error names everything that is missing; a later source wins a path. */
-async function collectSources(context: VolumeContext): Promise<Content> {
-  const sources = context.volume.projected?.sources ?? [];
-  const results = await Promise.allSettled(sources.map((source) => collectSource(context, source)));
+async function collectSources(
+  context: VolumeContext,
+  sources: readonly VolumeProjection[],
+  options: ProjectedOptions,
+): Promise<Content> {
+  const results = await Promise.allSettled(
+    sources.map((source, index) => collectSource(context, source, { ...options, index })),
+  );
   const errors = results.flatMap((result) => (result.status === "rejected" ? [result.reason as unknown] : []));
   const [first] = errors;
   if (first !== undefined) {
@@ -56,7 +88,11 @@ async function collectSources(context: VolumeContext): Promise<Content> {
   return { payload, ...(refreshAtMs === undefined ? {} : { refreshAtMs }) };
 }
 
-async function collectSource(context: VolumeContext, source: VolumeProjection): Promise<Content> {
+async function collectSource(
+  context: VolumeContext,
+  source: VolumeProjection,
+  { trustBundles, podCertificates, index }: ProjectedOptions & { index: number },
+): Promise<Content> {
   const { pod, deps, volume, signal } = context;
   const { defaultMode = defaultModeDefault } = volume.projected ?? {};
   const namespace = pod.metadata.namespace ?? "default";
@@ -74,22 +110,31 @@ async function collectSource(context: VolumeContext, source: VolumeProjection): 
     const items = source.downwardAPI.items ?? [];
     return { payload: downwardAPIFiles(pod, items, defaultMode, deps.nodeAllocatable()) };
   }
-  if (source.serviceAccountToken !== undefined) return collectToken(context, source.serviceAccountToken, defaultMode);
+  const asFile = (text: string) => identityFile(pod, text, defaultMode);
+  if (source.serviceAccountToken !== undefined) {
+    return await tokenFile(source.serviceAccountToken, { pod, tokens: deps.tokens, asFile, signal });
+  }
+  if (source.clusterTrustBundle !== undefined) {
+    const bundles = behindGate(trustBundles, "clusterTrustBundle", "ClusterTrustBundleProjection");
+    return await trustFile(source.clusterTrustBundle, { bundles, asFile, signal });
+  }
+  if (source.podCertificate !== undefined) {
+    const certificates = behindGate(podCertificates, "podCertificate", "PodCertificateRequest");
+    const what = { pod, volumeName: volume.name, index, projection: source.podCertificate };
+    return await certificateFiles(what, { certificates, asFile, signal });
+  }
   const kind = Object.keys(source)[0] ?? "(none)";
-  throw new AgentError("Invalid", `projected source ${kind} is not supported yet by nodelet`);
+  throw new AgentError("Invalid", `projected source ${kind} is not supported by nodelet`);
 }
 
-async function collectToken(
-  { pod, deps, signal }: VolumeContext,
-  source: NonNullable<VolumeProjection["serviceAccountToken"]>,
-  defaultMode: number,
-): Promise<Content> {
-  const { audience = "", expirationSeconds = tokenSecondsDefault, path } = source;
-  const audiences = audience === "" ? [] : [audience];
-  const { token, refreshAtMs } = await deps.tokens.token(pod, { audiences, expirationSeconds }, signal);
-  const uid = commonUser(pod);
-  const isPrivate = uid !== undefined || pod.spec.securityContext?.fsGroup !== undefined;
-  const mode = isPrivate ? privateTokenMode : defaultMode;
-  const payload: Payload = new Map([[path, { data: Buffer.from(token), mode, ...(uid === undefined ? {} : { uid }) }]]);
-  return { payload, refreshAtMs };
+function behindGate<T>(part: T | undefined, source: string, gate: string): T {
+  if (part !== undefined) return part;
+  throw new AgentError(
+    "Unimplemented",
+    `projected source ${source} needs an API server and the feature gate ${gate} on this node`,
+  );
+}
+
+function uidOf({ metadata }: Pod): string {
+  return metadata.uid ?? "";
 }

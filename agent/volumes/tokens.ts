@@ -52,6 +52,8 @@ const requestTimeoutMs = 10_000;
 export const refusedTriesMax = 5;
 export const refusedBackoff = { baseMs: 20, maxMs: 200 };
 
+const noTokens = "the API server does not serve TokenRequests: it has no subresource serviceaccounts/token";
+
 /** Unix ms at which a token should be renewed. `issuedAtMs` follows from what the server granted. Pure but for the jitter given. */
 export function renewalTimeMs(expiresAtMs: number, lifeSeconds: number, jitterMs: number): number {
   const lifeMs = lifeSeconds * 1000;
@@ -108,6 +110,9 @@ export function createTokenManager(options: {
         );
         return readToken(answer, spec, `token for ${namespace}/${account}`);
       } catch (err) {
+        if (hasCode(err, "NotFound") && !(await servesTokens(client, signal))) {
+          throw new AgentError("Unimplemented", noTokens);
+        }
         if (!hasCode(err, "Forbidden") || tries >= refusedTriesMax) throw err;
         await clock.sleep(backoffMs(tries, refusedBackoff), signal);
       }
@@ -197,4 +202,15 @@ export function createTokenManager(options: {
       return held.size;
     },
   };
+}
+
+/** Tells a missing service account from a server that gives no tokens at all. In doubt it is the account. */
+async function servesTokens(client: ApiClient, signal: AbortSignal): Promise<boolean> {
+  const callOptions = { signal, timeoutMs: requestTimeoutMs };
+  try {
+    const list = await client.request<{ resources?: { name?: string }[] }>("GET", "/api/v1", undefined, callOptions);
+    return list.resources?.some(({ name }) => name === "serviceaccounts/token") !== false;
+  } catch {
+    return true;
+  }
 }

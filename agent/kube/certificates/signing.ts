@@ -3,7 +3,7 @@ import type { Clock } from "../../lib/clock.ts";
 import { AgentError, hasCode, messageOf } from "../../lib/errors.ts";
 import type { ApiClient, StartInformer, Store } from "../port.ts";
 import { certificateSigningRequests } from "../resources.ts";
-import type { CertificateSigningRequest } from "../types.ts";
+import type { CertificateSigningRequest } from "../certificate-types.ts";
 import { type CertificatePair, parsePair } from "./pair.ts";
 
 /** How signing requests are sent. Disposed after each attempt. */

@@ -7,7 +7,7 @@ import { downwardAPIFiles } from "../../../agent/volumes/downward-api.ts";
 import { hugePageSize, memoryVolumeBytes } from "../../../agent/volumes/empty-dir.ts";
 import { kindTable } from "../../../agent/volumes/kinds.ts";
 import { buildMount } from "../../../agent/volumes/mounts.ts";
-import { commonUser } from "../../../agent/volumes/projected.ts";
+import { commonUser } from "../../../agent/volumes/identity-files.ts";
 import { secretFiles } from "../../../agent/volumes/secret.ts";
 import { subPathOf } from "../../../agent/volumes/sub-path.ts";
 import { releaseHasNoswap } from "../../../agent/volumes/tmpfs-probe.ts";
@@ -27,7 +27,7 @@ describe("kindOf", () => {
     [{ name: "v", image: { reference: "a" } }, "kubernetes.io/image"],
   ])("%o is %s", (volume, plugin) => expect(kindOf(volume as Volume).pluginName).toBe(plugin));
 
-  test.each(["persistentVolumeClaim", "csi", "nfs", "ephemeral"])("%s is refused by name", (kind) => {
+  test.each(["persistentVolumeClaim", "csi", "ephemeral"])("%s is refused by name", (kind) => {
     expect(() => kindOf({ name: "v", [kind]: {} })).toThrow(`volume kind ${kind} is not supported by nodelet`);
   });
 });

@@ -110,6 +110,8 @@ export class FakeTokenServer {
   requests: { namespace: string | undefined; account: string; spec: TokenRequest["spec"] }[] = [];
   /** Errors for the next requests, used up one by one. */
   failures: AgentError[] = [];
+  /** What discovery tells of. */
+  resources = ["serviceaccounts", "serviceaccounts/token"];
   beforeAnswer: () => Promise<void> = () => Promise.resolve();
   readonly client: ApiClient;
   readonly #clock: Clock;
@@ -117,7 +119,8 @@ export class FakeTokenServer {
 
   constructor(clock: Clock) {
     this.#clock = clock;
-    this.client = { createSubresource: this.#create.bind(this) } as unknown as ApiClient;
+    const request = () => Promise.resolve({ resources: this.resources.map((name) => ({ name })) });
+    this.client = { createSubresource: this.#create.bind(this), request } as unknown as ApiClient;
   }
 
   async #create(

@@ -146,6 +146,54 @@ describe("token", () => {
     await expect(broken.token(pod, spec, never)).rejects.toThrow("without token or expirationTimestamp");
   });
 
+  test.each([
+    {
+      name: "a server without tokens is told from",
+      resources: ["serviceaccounts"],
+      code: "Unimplemented",
+      why: "does not serve TokenRequests",
+    },
+    {
+      name: "a missing account",
+      resources: ["serviceaccounts/token"],
+      code: "NotFound",
+      why: 'serviceaccount "builder" not found',
+    },
+  ])("$name", async ({ resources, code, why }) => {
+    server.resources = resources;
+    server.failures = [new AgentError("NotFound", 'serviceaccount "builder" not found')];
+    await expect(tokens.token(pod, spec, never)).rejects.toMatchObject({
+      code,
+      message: expect.stringContaining(why) as string,
+    });
+  });
+
+  test("the jitter is whole seconds below 10", async () => {
+    let drawn = 0;
+    const random = () => {
+      drawn += 1;
+      return 0.999;
+    };
+    const jittered = createTokenManager({ client: server.client, clock, log: silentLogger, random });
+    const { refreshAtMs } = await jittered.token(pod, spec, never);
+    expect(drawn).toBe(1);
+    expect(refreshAtMs - clock.now()).toBe(0.8 * hourMs - 9000);
+  });
+
+  test("a lifetime that the server shortened counts, not the one that was asked for", async () => {
+    const client = {
+      ...server.client,
+      createSubresource: () =>
+        Promise.resolve({
+          spec: { expirationSeconds: 600 },
+          status: { token: "t", expirationTimestamp: new Date(clock.now() + 600_000).toISOString() },
+        }),
+    } as typeof server.client;
+    const short = createTokenManager({ client, clock, log: silentLogger, random: () => 0 });
+    const { refreshAtMs } = await short.token(pod, spec, never);
+    expect(refreshAtMs - clock.now()).toBe(480_000);
+  });
+
   test("without an API server it says so", async () => {
     const standalone = createTokenManager({ client: undefined, clock, log: silentLogger });
     await expect(standalone.token(pod, spec, never)).rejects.toThrow("runs without an API server");

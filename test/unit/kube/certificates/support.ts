@@ -12,7 +12,7 @@ import {
   keyPem,
 } from "../../../../agent/kube/certificates/x509.ts";
 import type { StartInformer } from "../../../../agent/kube/port.ts";
-import type { CertificateSigningRequest } from "../../../../agent/kube/types.ts";
+import type { CertificateSigningRequest } from "../../../../agent/kube/certificate-types.ts";
 import type { Clock } from "../../../../agent/lib/clock.ts";
 import {
   CertificateAuthority,
