@@ -68,6 +68,16 @@ export async function isMountPoint(path: string): Promise<boolean> {
   return real !== undefined && (await listMountsUnder(real)).some((entry) => entry.mountPoint === real);
 }
 
+/**
+ * Mounts at `path` or beneath it, in mount order. Other than {@link listMountsUnder} it never looks at `path` itself, which
+ * takes for ever where the server of a network file system is gone; only the directory that it is in is resolved.
+ */
+export async function listMountsBlindly(path: string): Promise<MountEntry[]> {
+  const parent = await realpath(dirname(path)).catch(ignoreErrno("ENOENT"));
+  if (parent === undefined) return [];
+  return parseMountinfo(await readFile(mountinfoPath, "utf8"), join(parent, basename(path)));
+}
+
 /** The mount that `path` lies on. Rejects if `path` does not exist. */
 export async function findMountOf(path: string): Promise<MountEntry | undefined> {
   const real = await realpath(path);
@@ -80,18 +90,27 @@ export async function findMountOf(path: string): Promise<MountEntry | undefined>
   return best;
 }
 
-/** Mounts a new file system. Rejects with an `AgentError` that carries mount's own words. */
+/**
+ * Mounts a new file system. Rejects with an `AgentError` that carries mount's own words.
+ * @param mount.timeoutMs default 30 s
+ */
 export async function mountFilesystem(
-  mount: { type: string; source: string; target: string; options: readonly string[] },
+  mount: { type: string; source: string; target: string; options: readonly string[]; timeoutMs?: number },
   signal?: AbortSignal,
 ): Promise<void> {
   const options = mount.options.length === 0 ? [] : ["-o", mount.options.join(",")];
-  await run("mount", ["--no-canonicalize", "-t", mount.type, ...options, mount.source, mount.target], signal);
+  const args = ["--no-canonicalize", "-t", mount.type, ...options, "--", mount.source, mount.target];
+  await run("mount", args, signal, mount.timeoutMs);
 }
 
 /** Makes `source` (a directory or a file, also `/proc/PID/fd/N`) visible at `target`, without what is mounted beneath it. */
 export async function bindMount(source: string, target: string, signal?: AbortSignal): Promise<void> {
   await run("mount", ["--no-canonicalize", "--bind", source, target], signal);
+}
+
+/** Gives the bind mount at `target` options of its own, such as `ro`: when it is made it has those of its source. */
+export async function remountBind(target: string, options: readonly string[], signal?: AbortSignal): Promise<void> {
+  await run("mount", ["--no-canonicalize", "-o", ["remount", "bind", ...options].join(","), "--", target], signal);
 }
 
 /** Makes the mount at `path` and all beneath it shared: mounts made there reach the containers that were given it, and back. */
@@ -131,8 +150,31 @@ export async function unmountAllUnder(dir: string, accept: (entry: MountEntry) =
   throw new AgentError("Internal", `cannot unmount ${left.join(", ")}: ${why}${hint}`);
 }
 
-async function run(file: string, args: readonly string[], signal?: AbortSignal): Promise<void> {
-  const result = await exec(file, args, { timeoutMs: mountTimeoutMs, ...(signal === undefined ? {} : { signal }) });
+/**
+ * Unmounts what is mounted at `path` and beneath it although its server may be gone: whatever takes longer than `patienceMs`
+ * is unmounted by force, which ends what waits for the server. Nothing mounted is success; never lazily, as above.
+ */
+export async function unmountOrForce(path: string, patienceMs: number): Promise<void> {
+  let why = "";
+  for (const { mountPoint } of (await listMountsBlindly(path)).toReversed()) {
+    for (const force of [[], ["--force"]]) {
+      const args = [...force, "--no-canonicalize", "--", mountPoint];
+      const result = await exec("umount", args, { timeoutMs: patienceMs });
+      why = result.message;
+      if (result.failure !== "timeout") break;
+    }
+  }
+  const left = (await listMountsBlindly(path)).map(({ mountPoint }) => mountPoint);
+  if (left.length > 0) throw new AgentError("Internal", `cannot unmount ${left.join(", ")}: ${why}`);
+}
+
+async function run(
+  file: string,
+  args: readonly string[],
+  signal?: AbortSignal,
+  timeoutMs: number = mountTimeoutMs,
+): Promise<void> {
+  const result = await exec(file, args, { timeoutMs, ...(signal === undefined ? {} : { signal }) });
   if (result.failure === undefined) return;
   throw new AgentError(result.failure === "canceled" ? "Canceled" : "Internal", result.message);
 }

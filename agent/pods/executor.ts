@@ -2,6 +2,7 @@ import { mkdir } from "node:fs/promises";
 import { join } from "node:path";
 import type { Container, LifecycleHandler, Pod } from "../kube/types.ts";
 import { AgentError, messageOf } from "../lib/errors.ts";
+import { VolumesError } from "../volumes/failures.ts";
 import { ImagePullError, type ImageUser } from "../runtime/images.ts";
 import { authsFor, type Keyring, keyringFromSecrets } from "../runtime/images-auth.ts";
 import type { PodSandboxConfig, PodSnapshot } from "../runtime/port.ts";
@@ -106,7 +107,8 @@ export class Executor {
       await this.#deps.volumes.setUp(pod, signal);
     } catch (err) {
       if (signal.aborted) throw err;
-      this.#event(pod, "Warning", "FailedMount", messageOf(err));
+      const events = err instanceof VolumesError ? err.events : [{ reason: "FailedMount", message: messageOf(err) }];
+      for (const { reason, message } of events) this.#event(pod, "Warning", reason, message);
       throw new StepError("ContainerCreating", messageOf(err));
     }
   }

@@ -80,6 +80,11 @@ export interface VolumeKind {
    * mounted in the directory is unmounted and the rest deleted.
    */
   tearDown?(context: TearDownContext): Promise<void>;
+  /**
+   * Unmounts what is mounted at a path or beneath it, where the ordinary way could wait for ever: used for the volume's
+   * subPaths. Nothing mounted is success.
+   */
+  unmount?(path: string): Promise<void>;
   /** Told when all volumes of a pod are gone, those included that were never set up. */
   forget?(podUID: string): void;
   /** Calls `listener` with the UID of a pod whose set-up may succeed now, or should be done again. @returns ends it */

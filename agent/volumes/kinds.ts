@@ -1,10 +1,14 @@
+import type { PersistentVolume, Volume } from "../kube/types.ts";
 import { AgentError } from "../lib/errors.ts";
 import { configMapKind } from "./config-map.ts";
 import { downwardAPIKind } from "./downward-api.ts";
 import { emptyDirKind } from "./empty-dir.ts";
 import { hostPathKind } from "./host-path.ts";
 import { imageKind } from "./image.ts";
+import { csiDriverOfField } from "./in-tree.ts";
 import { pluginDirName, type VolumeKind } from "./kind.ts";
+import { createLocalKind } from "./local.ts";
+import { nfsKind } from "./nfs.ts";
 import { projectedKind } from "./projected.ts";
 import { secretKind } from "./secret.ts";
 
@@ -17,31 +21,57 @@ const volumeKinds: readonly VolumeKind[] = [
   downwardAPIKind,
   projectedKind,
   imageKind,
+  nfsKind,
 ];
+
+// Sources of volumes that nodelet does not mount, and what to use instead.
+const refused: Readonly<Record<string, string>> = {
+  ...Object.fromEntries(
+    Object.entries(csiDriverOfField).map(([field, driver]) => [
+      field,
+      `use a PersistentVolume of CSI driver ${driver}`,
+    ]),
+  ),
+  iscsi: "use a CSI driver for iSCSI such as iscsi.csi.k8s.io",
+  fc: "use a CSI driver for Fibre Channel such as fc.csi.k8s.io",
+  flexVolume: "use a CSI driver in place of the FlexVolume plugin",
+  gitRepo: "its plugin is disabled, clone the repository in an init container into an emptyDir",
+};
+
+// What the specs of all PersistentVolumes have beside the one field that says the kind.
+const aboutAnyKind = new Set(["accessModes", "capacity", "claimRef", "mountOptions", "nodeAffinity"]);
 
 /** The kinds of a node: those above and the ones that were made for it. */
 export interface KindTable {
   /**
-   * The kind of a volume by its source; `source` is a pod's volume or a PersistentVolume's spec. A pod's volume without any
-   * source is an emptyDir, as for the API server. Rejects with Invalid for kinds that are not supported.
+   * The kind of a volume by its source. A pod's volume without any source is an emptyDir, as for the API server. Throws
+   * Invalid for kinds that are not supported.
    */
-  kindOf(source: Readonly<Record<string, unknown>>): VolumeKind;
+  kindOf(volume: Volume): VolumeKind;
+  /** The kind of a PersistentVolume by its source. Throws Invalid for kinds that are not supported, and for none. */
+  kindOfPersistent(volume: PersistentVolume): VolumeKind;
   /** By the name of its directory, `kubernetes.io~csi`. */
   ofDirName(name: string): VolumeKind | undefined;
 }
 
 /** @param others kinds that hold something of their own, such as connections to drivers */
 export function kindTable(others: readonly VolumeKind[] = []): KindTable {
-  const all = [...volumeKinds, ...others];
+  const all = [...volumeKinds, createLocalKind(), ...others];
   const byField = new Map(all.map((kind) => [kind.field, kind]));
   const byDirName = new Map(all.map((kind) => [pluginDirName(kind.pluginName), kind]));
+  const kindOfOne = (source: Readonly<Record<string, unknown>>, fieldDefault: string): VolumeKind => {
+    const fields = Object.keys(source).filter((key) => source[key] !== null && typeof source[key] === "object");
+    const field = fields.find((one) => byField.has(one)) ?? fields[0] ?? fieldDefault;
+    const kind = byField.get(field);
+    if (kind !== undefined) return kind;
+    const advice = Object.hasOwn(refused, field) ? `: ${refused[field]}` : "";
+    throw new AgentError("Invalid", `volume kind ${field} is not supported by nodelet${advice}`);
+  };
   return {
-    kindOf: (source) => {
-      const fields = Object.keys(source).filter((key) => source[key] !== null && typeof source[key] === "object");
-      const known = fields.find((field) => byField.has(field));
-      const kind = byField.get(known ?? fields[0] ?? "emptyDir");
-      if (kind === undefined) throw new AgentError("Invalid", `volume kind ${fields[0]} is not supported by nodelet`);
-      return kind;
+    kindOf: (volume) => kindOfOne(volume, "emptyDir"),
+    kindOfPersistent: ({ spec }) => {
+      const source = Object.entries(spec).filter(([field]) => !aboutAnyKind.has(field));
+      return kindOfOne(Object.fromEntries(source), "without a source");
     },
     ofDirName: (name) => byDirName.get(name),
   };

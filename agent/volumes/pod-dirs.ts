@@ -41,25 +41,31 @@ export function subPathTargetOf(podDir: string, volumeName: string, containerNam
  * Unmounts and deletes all volumes of a pod, by what is on disk, so that it works for pods of an earlier run. Containers
  * must have stopped. Volumes of kinds that are not ours are left to whoever made them: only empty directories of them go.
  * Rejects while something cannot be unmounted; then nothing beneath it is deleted.
+ * @param left volumes that stay for now; they are not looked into, as what is mounted there may hang
  */
-export async function tearDownPodVolumes(podDir: string): Promise<void> {
+export async function tearDownPodVolumes(
+  podDir: string,
+  left: readonly { plugin: string; specName: string }[] = [],
+): Promise<void> {
   await listDir(podDir); // refuses a link
   const volumesDir = join(podDir, "volumes");
   const plugins = await listDir(volumesDir);
   const ownDirs = plugins.filter(isOwnPluginDir).map((plugin) => join(volumesDir, plugin));
   // Each keeps its volume busy: a volume must not go while one of them stays.
-  await tearDownSubPaths(podDir);
+  await tearDownSubPaths(podDir, new Set(left.map(({ specName }) => specName)));
   await unmountAllUnder(volumesDir, ({ mountPoint }) => ownDirs.some((dir) => isAtOrBeneath(mountPoint, dir)));
   // First the marks: what is half deleted must not count as ready.
   await removeTree(join(podDir, "plugins", pluginDirName("kubernetes.io/empty-dir")));
-  const removals = plugins.map((plugin) => {
+  const held = new Set(left.map(({ plugin }) => plugin));
+  const removals = plugins.map(async (plugin) => {
+    if (held.has(plugin)) return;
     const pluginDir = join(volumesDir, plugin);
-    return isOwnPluginDir(plugin) ? removeTree(pluginDir) : removeEmptyDirs(pluginDir);
+    await (isOwnPluginDir(plugin) ? removeTree(pluginDir) : removeEmptyDirs(pluginDir));
   });
   for (const outcome of await Promise.allSettled(removals)) {
     if (outcome.status === "rejected") throw outcome.reason;
   }
-  await removeDir(volumesDir);
+  if (held.size === 0) await removeDir(volumesDir);
 }
 
 /**
@@ -87,10 +93,12 @@ export async function removePodDir(podDir: string): Promise<void> {
  * Unmounts the subPaths of a pod and removes their targets, as empty directories or files, so that content is safe
  * whatever is mounted. Rejects if one is in use.
  */
-async function tearDownSubPaths(podDir: string): Promise<void> {
+async function tearDownSubPaths(podDir: string, left: ReadonlySet<string> = new Set()): Promise<void> {
   const dir = join(podDir, "volume-subpaths");
-  await unmountAllUnder(dir);
-  for (const volume of await listDir(dir)) {
+  const volumes = (await listDir(dir)).filter((volume) => !left.has(volume));
+  const dirs = volumes.map((volume) => join(dir, volume));
+  await unmountAllUnder(dir, ({ mountPoint }) => dirs.some((one) => isAtOrBeneath(mountPoint, one)));
+  for (const volume of volumes) {
     for (const container of await listDir(join(dir, volume))) {
       const containerDir = join(dir, volume, container);
       for (const index of await listDir(containerDir)) {
@@ -104,7 +112,7 @@ async function tearDownSubPaths(podDir: string): Promise<void> {
     }
     await removeDir(join(dir, volume));
   }
-  await removeDir(dir);
+  if (left.size === 0) await removeDir(dir);
 }
 
 /** Removes a tree of directories that holds no files. Rejects at the first file or link. */

@@ -109,7 +109,7 @@ async function resolve(
     throw new AgentError("Invalid", "a PersistentVolumeClaim needs an API server, and this node has none");
   }
   const bound = await claims.resolve(pod, volume, signal);
-  return { kind: kinds.kindOf(bound.volume.spec), specName: bound.volume.metadata.name, bound, isBlock };
+  return { kind: kinds.kindOfPersistent(bound.volume), specName: bound.volume.metadata.name, bound, isBlock };
 }
 
 /** Checks that this pod may use the PersistentVolume here, and notes that it does. @returns the other pods that do */

@@ -1,12 +1,17 @@
 import type { Node, NodeSelectorRequirement, NodeSelectorTerm, Pod } from "../../kube/types.ts";
 
+/** Whether one of these terms allows the node. */
+export function matchesTerms(terms: readonly NodeSelectorTerm[], { metadata }: Pick<Node, "metadata">): boolean {
+  return terms.some((term) => matchesTerm(term, metadata.labels ?? {}, metadata.name));
+}
+
 /** Whether the node is one that the pod's node selector and required node affinity allow. */
-export function matchesNode({ spec }: Pod, { metadata }: Node): boolean {
-  const labels = metadata.labels ?? {};
+export function matchesNode({ spec }: Pod, node: Node): boolean {
+  const labels = node.metadata.labels ?? {};
   if (Object.entries(spec.nodeSelector ?? {}).some(([key, value]) => labels[key] !== value)) return false;
   const required = spec.affinity?.nodeAffinity?.requiredDuringSchedulingIgnoredDuringExecution;
   if (required === undefined) return true;
-  return (required.nodeSelectorTerms ?? []).some((term) => matchesTerm(term, labels, metadata.name));
+  return matchesTerms(required.nodeSelectorTerms ?? [], node);
 }
 
 // All requirements of one term hold; a term without any matches nothing.
