@@ -1,5 +1,5 @@
 import { randomBytes } from "node:crypto";
-import type { Node, Pod, Service } from "../../../agent/kube/types.ts";
+import type { CSINode, Node, Pod, Service } from "../../../agent/kube/types.ts";
 import { isObject, type JsonObject, jsonEqual, objectAt, stringAt } from "./json.ts";
 import { addDefaultTolerations, applyPodDefaults, qosClassOf } from "./pod-defaults.ts";
 import { applyServiceDefaults, type ServiceNetwork } from "./service-network.ts";
@@ -57,6 +57,7 @@ const strategies: Readonly<Record<string, Strategy>> = {
   priorityclasses: { create: (object) => setDefault(object, "preemptionPolicy", "PreemptLowerPriority") },
   runtimeclasses: { create: (object) => (stringAt(object, "handler") === "" ? [required("handler")] : []) },
   csidrivers: { create: createCsiDriver },
+  csinodes: { update: refuseChangedDriver },
 };
 
 const none: Strategy = {};
@@ -303,6 +304,17 @@ function createCsiDriver(object: ApiObject): FieldError[] {
     ...spec,
   };
   return [];
+}
+
+/** A driver's entry stays as it was made, but for its count. */
+function refuseChangedDriver(object: ApiObject, old: ApiObject): FieldError[] {
+  const before = typed<CSINode>(old).spec.drivers ?? [];
+  const isChanged = (typed<CSINode>(object).spec.drivers ?? []).some((driver) => {
+    const was = before.find(({ name }) => name === driver.name);
+    if (was === undefined) return false;
+    return was.nodeID !== driver.nodeID || !jsonEqual(was.topologyKeys ?? [], driver.topologyKeys ?? []);
+  });
+  return isChanged ? [forbiddenField("spec.drivers", "field is immutable")] : [];
 }
 
 const nameAlphabet = "bcdfghjklmnpqrstvwxz2456789";

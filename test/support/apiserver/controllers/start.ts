@@ -1,7 +1,9 @@
 import type { Clock } from "../../../../agent/lib/clock.ts";
 import type { CertificateAuthority } from "../pki.ts";
 import type { Registry } from "../registry.ts";
+import { startAttachController } from "./attach.ts";
 import { startBindController } from "./bind.ts";
+import { startClaimController } from "./claims.ts";
 import { startEndpointSliceController } from "./endpoint-slices.ts";
 import { startEndpointsController } from "./endpoints.ts";
 import { startNamespaceController } from "./namespaces.ts";
@@ -19,6 +21,8 @@ export interface ControllerOptions {
   endpointsPerSliceMax?: number;
   /** Default true. Without it pods need no service account and get no token volume. */
   serviceAccounts?: boolean;
+  /** Default true: claims are bound to the volumes that they name, and CSI volumes of bound pods are attached. */
+  storage?: boolean;
   /** Default "approve": kubelets' certificate requests are approved and signed; "sign" waits for approval. */
   signing?: "approve" | "sign" | "off";
   /** How long signed certificates live; default a year. What a request asks for counts more. */
@@ -46,6 +50,7 @@ export function startControllers(
     stops.push(startEndpointSliceController(registry, options.endpointsPerSliceMax ?? endpointsPerSliceMaxDefault));
     stops.push(startEndpointsController(registry));
   }
+  if (options.storage ?? true) stops.push(startClaimController(registry), startAttachController(registry));
   if (signing !== "off") {
     const { signedLifetimeMs: lifetimeMs } = options;
     stops.push(startSigningController(registry, { authority, autoApprove: signing === "approve", lifetimeMs }));
