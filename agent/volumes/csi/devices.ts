@@ -1,0 +1,286 @@
+import { mkdir, readdir, rmdir } from "node:fs/promises";
+import { join } from "node:path";
+import { backoffMs } from "../../lib/backoff.ts";
+import type { Clock } from "../../lib/clock.ts";
+import { ignoreErrno } from "../../lib/errno.ts";
+import { AgentError, messageOf } from "../../lib/errors.ts";
+import type { Logger } from "../../lib/log.ts";
+import { Loop } from "../../lib/loop.ts";
+import { KeyedLock } from "../keyed-lock.ts";
+import { isMountedAt, otherMountsOf, readMountTable } from "./mount-table.ts";
+import { blockDirName, blockPathsOf, csiDirName, csiRootOf, stagingPathOf, uniqueVolumeName } from "./paths.ts";
+import { type CSIDrivers, isFinalError } from "./port.ts";
+import { readVolumeData, removeVolumeData, type VolumeData, writeVolumeData } from "./volume-data.ts";
+
+// kubelet's backoff of one volume's operation.
+export const unstageBackoff = { baseMs: 500, maxMs: 122_000 };
+// How often what is staged is compared with what is used although nothing was heard.
+export const sweepMs = 60_000;
+// A device that does not go is looked at again when its turn comes, not when others' come.
+const sweepIntervalMsMin = 50;
+
+export interface DevicesDeps {
+  /** Resolved. */
+  rootDir: string;
+  drivers: CSIDrivers;
+  clock: Clock;
+  log: Logger;
+}
+
+/** One volume as it is, or will be, staged on this node for all pods that use it. */
+export interface Device {
+  driver: string;
+  handle: string;
+  /** Of a block volume the PersistentVolume's name, by which its directories are called. */
+  blockName: string | undefined;
+  /** Holds what is written about it. */
+  dataDir: string;
+  stagingPath: string;
+}
+
+export function deviceKey({ driver, handle }: Pick<Device, "driver" | "handle">): string {
+  return uniqueVolumeName(driver, handle);
+}
+
+/**
+ * What is staged on this node. A volume is staged once, however many pods use it, and unstaged after the last of them. Who uses
+ * it is read from the disk each time:
+ *
+ *   write what it is → NodeStageVolume → (a pod's target is written down → NodePublishVolume …) → … → NodeUnstageVolume → remove
+ *
+ * so that an agent that was killed between any two steps finds all of it again.
+ */
+export class Devices {
+  readonly #deps: DevicesDeps;
+  readonly #locks = new KeyedLock();
+  /** Staged by this agent; others that are on the disk are staged again, which is for the driver to notice. */
+  readonly #staged = new Set<string>();
+  /** Cleaning that goes on, by device. */
+  readonly #cleaning = new Map<string, Promise<void>>();
+  readonly #failures = new Map<string, { count: number; nextAtMs: number }>();
+  readonly #loop: Loop;
+  /** What pods of this agent want, by pod volume. */
+  readonly #isWanted: (key: string) => boolean;
+  readonly #onSwept: (onDisk: ReadonlySet<string>) => void;
+
+  /**
+   * @param options.isWanted true while some pod is about to use a device
+   * @param options.onSwept told after each look at the disk which volumes are there, for pods or staged
+   */
+  constructor(
+    deps: DevicesDeps,
+    options: { isWanted(key: string): boolean; onSwept(onDisk: ReadonlySet<string>): void },
+  ) {
+    this.#deps = deps;
+    this.#isWanted = options.isWanted;
+    this.#onSwept = options.onSwept;
+    this.#loop = new Loop({
+      clock: deps.clock,
+      pass: (signal) => this.#sweep(signal),
+      onError: (err) => deps.log.warn({ err: messageOf(err) }, "cannot look for CSI volumes that are left over"),
+      retryMs: (failures) => backoffMs(failures, unstageBackoff),
+      resyncMs: sweepMs,
+      minIntervalMs: sweepIntervalMsMin,
+    });
+  }
+
+  /** One at a time for each volume: staging, unstaging, and deciding which of them is due. */
+  async locked<T>(device: Pick<Device, "driver" | "handle">, work: () => Promise<T>, signal: AbortSignal): Promise<T> {
+    return await this.#locks.run(deviceKey(device), work, signal);
+  }
+
+  /**
+   * Stages a volume unless that has been done. To be called under {@link locked}.
+   * After an error that is final nothing of it is left, unless it may be an earlier agent's; after others it may be staged.
+   */
+  async stage(device: Device, label: string | undefined, call: () => Promise<void>): Promise<void> {
+    const { dataDir, stagingPath, driver, handle } = device;
+    if (this.#staged.has(stagingPath)) return;
+    const isFromBefore = (await readVolumeData(dataDir)) !== undefined;
+    await mkdir(dataDir, { recursive: true, mode: 0o750 });
+    if (!isFromBefore) {
+      const data: VolumeData = { volumeHandle: handle, driverName: driver };
+      await writeVolumeData(dataDir, label === undefined ? data : { ...data, seLinuxMountContext: label });
+    }
+    try {
+      await mkdir(stagingPath, { recursive: true, mode: 0o750 });
+      await call();
+      this.#staged.add(stagingPath);
+    } catch (err) {
+      if (isFinalError(err) && !isFromBefore) await this.#remove(device).catch(() => {}); // the sweep tries again
+      throw err;
+    }
+  }
+
+  /** Asks for a look at what is staged and not used any more. */
+  wake(): void {
+    this.#loop.wake();
+  }
+
+  /** Unstages what nobody uses any more, also what an earlier agent left, until `signal` aborts. */
+  async run(signal: AbortSignal): Promise<void> {
+    const unsubscribe = this.#deps.drivers.subscribe((driver) => {
+      const own = [...this.#failures.keys()].filter((key) => key.startsWith(uniqueVolumeName(driver, "")));
+      for (const key of own) this.#failures.delete(key);
+      this.wake();
+    });
+    try {
+      await this.#loop.run(signal);
+    } finally {
+      unsubscribe();
+      await Promise.allSettled(this.#cleaning.values());
+    }
+  }
+
+  async #sweep(signal: AbortSignal): Promise<number> {
+    const devices = await this.#list();
+    const targets = await this.#targets();
+    this.#onSwept(new Set([...devices.map(deviceKey), ...targets.filter(isPersistent).map(targetKey)]));
+    const nowMs = this.#deps.clock.now();
+    let restMs = sweepMs;
+    for (const device of devices) {
+      const key = deviceKey(device);
+      if (this.#isWanted(key) || this.#cleaning.has(key)) continue;
+      const dueInMs = (this.#failures.get(key)?.nextAtMs ?? nowMs) - nowMs;
+      if (dueInMs > 0) restMs = Math.min(restMs, dueInMs);
+      else if (!(await this.#isUsed(device))) this.#clean(device, signal);
+    }
+    return restMs;
+  }
+
+  /** Goes on beside the sweep: a driver that does not answer must not keep others' volumes. */
+  #clean(device: Device, signal: AbortSignal): void {
+    const { clock, log } = this.#deps;
+    const key = deviceKey(device);
+    const work = this.#unstageUnused(device, signal)
+      .then(() => {
+        this.#failures.delete(key);
+      })
+      .catch((err: unknown) => {
+        if (signal.aborted) return;
+        const count = (this.#failures.get(key)?.count ?? 0) + 1;
+        const retryInMs = backoffMs(count, unstageBackoff);
+        this.#failures.set(key, { count, nextAtMs: clock.now() + retryInMs });
+        log.warn({ volume: key, err: messageOf(err), retryInMs }, "a CSI volume that nobody uses is still staged");
+      })
+      .finally(() => {
+        this.#cleaning.delete(key);
+        if (!signal.aborted) this.wake();
+      });
+    this.#cleaning.set(key, work);
+  }
+
+  async #unstageUnused(device: Device, signal: AbortSignal): Promise<void> {
+    await this.locked(
+      device,
+      async () => {
+        if (this.#isWanted(deviceKey(device)) || (await this.#isUsed(device))) return;
+        const { driver, handle, stagingPath } = device;
+        const elsewhere = otherMountsOf(await readMountTable(), stagingPath, csiRootOf(this.#deps.rootDir));
+        if (elsewhere.length > 0) {
+          throw new AgentError("Internal", `the volume is still mounted at ${elsewhere.join(", ")}`);
+        }
+        const client = this.#deps.drivers.client(driver);
+        const capabilities = await client.nodeGetCapabilities({ signal });
+        this.#staged.delete(stagingPath);
+        if (capabilities.has("STAGE_UNSTAGE_VOLUME")) await client.nodeUnstageVolume(handle, stagingPath, { signal });
+        await this.#remove(device);
+      },
+      signal,
+    );
+  }
+
+  /** Rejects, removing nothing that matters, if the volume is still staged. */
+  async #remove({ stagingPath, dataDir, blockName }: Device): Promise<void> {
+    if (isMountedAt(await readMountTable(), stagingPath)) {
+      throw new AgentError("Internal", `the driver has not unmounted ${stagingPath}`);
+    }
+    await rmdir(stagingPath).catch(ignoreErrno("ENOENT"));
+    if (blockName !== undefined) {
+      const { publishDir, mapDir } = blockPathsOf(this.#deps.rootDir, blockName);
+      for (const dir of [publishDir, mapDir]) await rmdir(dir).catch(ignoreErrno("ENOENT"));
+    }
+    await removeVolumeData(dataDir);
+    if (blockName !== undefined) {
+      await rmdir(blockPathsOf(this.#deps.rootDir, blockName).ownDir).catch(ignoreErrno("ENOENT"));
+    }
+  }
+
+  async #list(): Promise<Device[]> {
+    const base = csiRootOf(this.#deps.rootDir);
+    const found: Device[] = [];
+    for (const driver of await namesIn(base)) {
+      if (driver === blockDirName) continue;
+      for (const name of await namesIn(join(base, driver))) {
+        const dataDir = join(base, driver, name);
+        const data = await this.#read(dataDir);
+        if (data === undefined) continue;
+        const stagingPath = stagingPathOf(dataDir);
+        found.push({ driver: data.driverName, handle: data.volumeHandle, blockName: undefined, dataDir, stagingPath });
+      }
+    }
+    for (const blockName of await namesIn(join(base, blockDirName))) {
+      const { dataDir, stagingPath } = blockPathsOf(this.#deps.rootDir, blockName);
+      const data = await this.#read(dataDir);
+      if (data === undefined) continue;
+      found.push({ driver: data.driverName, handle: data.volumeHandle, blockName, dataDir, stagingPath });
+    }
+    return found;
+  }
+
+  /** What cannot be read is nobody's to take away. */
+  async #read(dir: string): Promise<VolumeData | undefined> {
+    return await readVolumeData(dir).catch((err: unknown) => {
+      this.#deps.log.warn({ err: messageOf(err) }, "a CSI volume is left as it is");
+      return undefined;
+    });
+  }
+
+  /** Read anew each time, under the volume's lock where it decides: pods may have come and gone. */
+  async #isUsed(device: Device): Promise<boolean> {
+    const { rootDir } = this.#deps;
+    if (device.blockName === undefined) {
+      return (await this.#targets()).some(
+        (target) =>
+          target === "unknown" || (target.driverName === device.driver && target.volumeHandle === device.handle),
+      );
+    }
+    const { publishDir, mapDir } = blockPathsOf(rootDir, device.blockName);
+    if ((await namesIn(publishDir)).length > 0 || (await namesIn(mapDir)).length > 0) return true;
+    for (const podUID of await namesIn(join(rootDir, "pods"))) {
+      const links = await namesIn(join(rootDir, "pods", podUID, "volumeDevices", csiDirName));
+      if (links.includes(device.blockName)) return true;
+    }
+    return false;
+  }
+
+  /** Pods' volumes; "unknown" for one that says not what it is, so that it may be any. */
+  async #targets(): Promise<Target[]> {
+    const podsDir = join(this.#deps.rootDir, "pods");
+    const found: Target[] = [];
+    for (const podUID of await namesIn(podsDir)) {
+      const dir = join(podsDir, podUID, "volumes", csiDirName);
+      for (const name of await namesIn(dir)) {
+        // Without a file nothing was published; one that cannot be understood may stand for anything.
+        const data = await readVolumeData(join(dir, name)).catch(() => "unknown" as const);
+        if (data !== undefined) found.push(data);
+      }
+    }
+    return found;
+  }
+}
+
+type Target = Exclude<Awaited<ReturnType<typeof readVolumeData>>, undefined> | "unknown";
+type KnownTarget = Exclude<Target, "unknown">;
+
+function isPersistent(target: Target): target is KnownTarget {
+  return target !== "unknown" && target.volumeLifecycleMode !== "Ephemeral";
+}
+
+function targetKey({ driverName, volumeHandle }: KnownTarget): string {
+  return uniqueVolumeName(driverName, volumeHandle);
+}
+
+async function namesIn(dir: string): Promise<string[]> {
+  return (await readdir(dir).catch(ignoreErrno("ENOENT", "ENOTDIR"))) ?? [];
+}

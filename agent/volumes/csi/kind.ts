@@ -1,0 +1,433 @@
+import { mkdir, rmdir, symlink } from "node:fs/promises";
+import { dirname, join } from "node:path";
+import type { ApiClient, Store } from "../../kube/port.ts";
+import { quantityValue } from "../../kube/quantity.ts";
+import type { CSIDriver, Node, ObjectReference } from "../../kube/types.ts";
+import { backoffMs } from "../../lib/backoff.ts";
+import type { Clock } from "../../lib/clock.ts";
+import { ignoreErrno } from "../../lib/errno.ts";
+import { AgentError, isAbort, messageOf } from "../../lib/errors.ts";
+import type { Logger } from "../../lib/log.ts";
+import { abortable } from "../abortable.ts";
+import { mapBlockDevice, unmapBlockDevice } from "../block-map.ts";
+import { KeyedLock } from "../keyed-lock.ts";
+import {
+  inStep,
+  type SetUpResult,
+  type TearDownContext,
+  type VolumeContext,
+  type VolumeKind,
+  VolumeStepError,
+} from "../kind.ts";
+import { applyFSGroup } from "../ownership.ts";
+import { waitForAttach } from "./attach.ts";
+import { Devices } from "./devices.ts";
+import { decideExpansion } from "./expand-plan.ts";
+import { type ExpandDeps, expandVolume, tellReadOnly } from "./expand.ts";
+import { readMountTable, takesLabels } from "./mount-table.ts";
+import { blockPathsOf, csiPluginName, uniqueVolumeName } from "./paths.ts";
+import type { CSIDriverObjects, CSIDrivers, CSIMap } from "./port.ts";
+import { deviceOf, isBegun, publishPathOf, type Published, publishVolume } from "./publish.ts";
+import { ReportedVolumes } from "./reported.ts";
+import { readSecret } from "./requests.ts";
+import { mountContextOf, readFileContext } from "./selinux.ts";
+import { removeLink, removePublished, unpublishTarget } from "./tear-down.ts";
+import { readVolumeData } from "./volume-data.ts";
+import {
+  checkLifecycle,
+  type CSIVolume,
+  needsAttach,
+  needsFSGroup,
+  readCSIVolume,
+  volumeCapability,
+} from "./volume.ts";
+
+export interface CSIVolumesOptions {
+  /** kubelet's root directory, resolved. */
+  rootDir: string;
+  nodeName: string;
+  /** undefined: there is no API server. */
+  client: ApiClient | undefined;
+  drivers: CSIDrivers;
+  objects: CSIDriverObjects;
+  /** Holds at most one object: the own Node. */
+  ownNode: Store<Node>;
+  selinuxEnabled: boolean;
+  /** Records an event about a claim. */
+  event(about: ObjectReference, type: "Normal" | "Warning", reason: string, message: string): void;
+  clock: Clock;
+  log: Logger;
+  random?: () => number;
+}
+
+/** CSI volumes of this node: the kind for pods' volumes, and what goes on beside it. */
+export interface CSIVolumes {
+  readonly kind: VolumeKind;
+  /** Unique names of the volumes that must not be detached, sorted; undefined while not known. */
+  volumesInUse(): string[] | undefined;
+  /** Calls `listener` when {@link volumesInUse} may have changed. @returns ends it */
+  subscribeInUse(listener: () => void): () => void;
+  /** Unstages what no pod uses any more, until `signal` aborts. */
+  run(signal: AbortSignal): Promise<void>;
+}
+
+// How often a driver that asks for it is told of a volume again, and a volume's size is compared with its claim's:
+// kubelet does so at each pod sync, 1 min × 1–1.5.
+export const refreshMs = 60_000;
+export const refreshJitter = 0.5;
+// Of an expansion that failed under a running pod; kubelet's backoff of one volume's operation.
+export const expandBackoff = { baseMs: 500, maxMs: 122_000 };
+
+/** What we know of one volume of one pod; all of it can be found again by setting it up. */
+interface PodVolume {
+  podUID: string;
+  driver: string;
+  /** Its unique name; undefined for one that only this pod can have. */
+  volumeName: string | undefined;
+  /** What the driver was told is in place. */
+  isPublished: boolean;
+  /** It was ready once: its containers may use it. */
+  isReady: boolean;
+  isFromBefore: boolean | undefined;
+  publishContext: CSIMap;
+  /** Unix ms at which the driver is to be told again. */
+  repeatAtMs: number;
+  /** The size that it has here; undefined: it has not been looked at. */
+  knownBytes: number | undefined;
+  canExpand: boolean;
+  expandFailures: number;
+  /** What it waits for that will be heard of. */
+  waitsFor: "driver" | "attach" | undefined;
+}
+
+/** Makes the CSI volumes of this node. Nothing is read or asked before something is set up, or `run`. */
+export function createCSIVolumes(options: CSIVolumesOptions): CSIVolumes {
+  const volumes = new Volumes(options);
+  return {
+    kind: {
+      field: "csi",
+      pluginName: csiPluginName,
+      isReadOnly: false,
+      isRelabelled: false,
+      isRefreshed: false,
+      takesBlock: true,
+      setUp: (context) => volumes.setUp(context),
+      tearDown: (context) => volumes.tearDown(context),
+      forget: (podUID) => volumes.forget(podUID),
+      subscribe: (listener) => volumes.subscribe(listener),
+    },
+    volumesInUse: () => volumes.reported.list(),
+    subscribeInUse: (listener) => volumes.reported.subscribe(listener),
+    run: (signal) => volumes.run(signal),
+  };
+}
+
+class Volumes {
+  readonly reported: ReportedVolumes;
+  readonly #options: CSIVolumesOptions;
+  readonly #devices: Devices;
+  readonly #locks = new KeyedLock();
+  readonly #states = new Map<string, PodVolume>();
+  readonly #random: () => number;
+  #stop = new AbortController().signal;
+  #fileContext: Promise<string> | undefined;
+
+  constructor(options: CSIVolumesOptions) {
+    this.#options = options;
+    this.#random = options.random ?? Math.random;
+    this.reported = new ReportedVolumes(options.objects, options.log);
+    this.#devices = new Devices(options, {
+      isWanted: (name) => [...this.#states.values()].some(({ volumeName }) => volumeName === name),
+      onSwept: (onDisk) => this.reported.found(onDisk, this.#stop),
+    });
+  }
+
+  async run(signal: AbortSignal): Promise<void> {
+    this.#stop = signal;
+    await this.#devices.run(signal);
+  }
+
+  /**
+   * What a driver was asked is not taken back when the pod is deleted meanwhile: nobody would know what it did. The pod waits
+   * no longer, but its tear-down begins only after the driver's answer.
+   */
+  async setUp(context: VolumeContext): Promise<SetUpResult> {
+    const { signal } = context;
+    const volume = readCSIVolume(context);
+    const key = podVolumeKey(context.podDir, context.specName);
+    const state = this.#stateOf(key, context, volume);
+    const work = this.#locks.run(key, async () => await this.#setUp(volume, context, { key, state }), signal);
+    try {
+      const result = await abortable(work, signal);
+      state.waitsFor = undefined;
+      return result;
+    } catch (err) {
+      if (signal.aborted) throw err;
+      state.waitsFor = waitingFor(err, this.#options.drivers, volume.driver);
+      // The driver's "Canceled" is nobody's wish to stop.
+      if (isAbort(err)) throw new AgentError("Unavailable", messageOf(err), { cause: err });
+      throw err;
+    }
+  }
+
+  async tearDown(context: TearDownContext): Promise<void> {
+    const key = podVolumeKey(context.podDir, context.specName);
+    await this.#locks.run(key, async () => {
+      const state = this.#states.get(key);
+      if (state !== undefined) state.isPublished = false;
+      await (context.isBlock ? this.#tearDownBlock(context) : unpublishTarget(context, this.#options));
+      this.#drop(key);
+    });
+  }
+
+  /** All volumes of a pod are gone, also those that it only wanted. */
+  forget(podUID: string): void {
+    for (const [key, state] of this.#states) if (state.podUID === podUID) this.#drop(key);
+  }
+
+  #drop(key: string): void {
+    this.#states.delete(key);
+    this.reported.unwant(key);
+    this.#devices.wake();
+  }
+
+  subscribe(listener: (podUID: string) => void): () => void {
+    const wake = (isDue: (state: PodVolume) => boolean) => {
+      const due = [...this.#states.values()].filter((state) => state.waitsFor !== undefined && isDue(state));
+      for (const podUID of new Set(due.map((state) => state.podUID))) listener(podUID);
+    };
+    const stops = [
+      this.#options.drivers.subscribe((driver) => wake((state) => state.driver === driver)),
+      this.#options.objects.subscribe((driver) => wake((state) => state.driver === driver)),
+      this.#options.ownNode.subscribe(({ old, object }) => {
+        if (attachments(old) !== attachments(object)) wake(({ waitsFor }) => waitsFor === "attach");
+      }),
+    ];
+    return () => {
+      for (const stop of stops) stop();
+    };
+  }
+
+  #stateOf(key: string, { pod }: VolumeContext, { driver, handle, isEphemeral }: CSIVolume): PodVolume {
+    const state = this.#states.get(key) ?? {
+      podUID: pod.metadata.uid ?? "",
+      driver,
+      volumeName: isEphemeral ? undefined : uniqueVolumeName(driver, handle),
+      isPublished: false,
+      isReady: false,
+      isFromBefore: undefined,
+      publishContext: {},
+      repeatAtMs: 0,
+      knownBytes: undefined,
+      canExpand: false,
+      expandFailures: 0,
+      waitsFor: undefined,
+    };
+    this.#states.set(key, state);
+    return state;
+  }
+
+  async #setUp(
+    volume: CSIVolume,
+    context: VolumeContext,
+    { key, state }: { key: string; state: PodVolume },
+  ): Promise<SetUpResult> {
+    const { objects, clock } = this.#options;
+    const { signal, isBlock } = context;
+    const object = await objects.csiDriver(volume.driver, signal);
+    await inStep("NewMounter initialization", async () => checkLifecycle(volume, object));
+    if (!state.isPublished && needsAttach(volume, object)) {
+      this.reported.want(key, uniqueVolumeName(volume.driver, volume.handle));
+      state.publishContext = await waitForAttach(volume, this.#options, signal);
+    }
+    const isRepublished = object?.spec.requiresRepublish === true;
+    const label = await this.#labelOf(volume, context, object);
+    if (!state.isPublished || (isRepublished && clock.now() >= state.repeatAtMs)) {
+      const published = await this.#publish({ volume, context, object, label }, state);
+      if (isBlock) await this.#map(context);
+      else await this.#giveToGroup(volume, context, object, published);
+      state.isPublished = true;
+      state.canExpand = published.capabilities.has("EXPAND_VOLUME");
+      state.repeatAtMs = Math.min(this.#laterMs(), published.refreshAtMs ?? Number.POSITIVE_INFINITY);
+    }
+    const expandAgainInMs = await this.#expand(volume, context, state);
+    state.isReady = true;
+    const times = [
+      ...(isRepublished ? [state.repeatAtMs] : []),
+      ...(context.bound !== undefined && state.canExpand ? [this.#laterMs()] : []),
+      ...(expandAgainInMs === undefined ? [] : [clock.now() + expandAgainInMs]),
+    ];
+    return {
+      hostPath: isBlock ? context.dir : publishPathOf(this.#options.rootDir, context),
+      isReadOnly: volume.isReadOnly,
+      isRelabelled: !isBlock && label === undefined && !volume.isReadOnly && (await this.#takesLabels(context)),
+      isRefreshed: times.length > 0,
+      ...(times.length === 0 ? {} : { refreshAtMs: Math.min(...times) }),
+    };
+  }
+
+  async #publish(
+    what: { volume: CSIVolume; context: VolumeContext; object: CSIDriver | undefined; label: string | undefined },
+    state: PodVolume,
+  ): Promise<Published> {
+    const { context } = what;
+    state.isFromBefore ??= await isBegun(context);
+    if (context.isBlock) await this.#markBlock(context);
+    const { isPublished: isRepeated, isFromBefore, publishContext } = state;
+    const deps = { ...this.#options, devices: this.#devices };
+    return await publishVolume({ ...what, publishContext, isRepeated, isFromBefore }, deps);
+  }
+
+  async #labelOf(
+    volume: CSIVolume,
+    context: VolumeContext,
+    object: CSIDriver | undefined,
+  ): Promise<string | undefined> {
+    if (!this.#options.selinuxEnabled || context.isBlock) return undefined;
+    this.#fileContext ??= readFileContext();
+    return mountContextOf(context.pod, context.volume.name, volume, object, await this.#fileContext);
+  }
+
+  async #takesLabels(context: VolumeContext): Promise<boolean> {
+    if (!this.#options.selinuxEnabled) return false;
+    return takesLabels(await readMountTable(), publishPathOf(this.#options.rootDir, context));
+  }
+
+  async #giveToGroup(
+    volume: CSIVolume,
+    context: VolumeContext,
+    object: CSIDriver | undefined,
+    { capabilities }: Published,
+  ): Promise<void> {
+    const { fsGroup, fsGroupChangePolicy: policy } = context.pod.spec.securityContext ?? {};
+    if (fsGroup === undefined || !needsFSGroup(volume, fsGroup, object, capabilities)) return;
+    const { clock, log } = this.#options;
+    const path = publishPathOf(this.#options.rootDir, context);
+    await applyFSGroup(path, fsGroup, {
+      isReadOnly: false,
+      ...(policy === undefined ? {} : { policy }),
+      monotonic: () => clock.monotonic(),
+      onRefused: (err) =>
+        log.debug({ volume: context.specName, err: messageOf(err) }, "fsGroup not applied to an entry"),
+      onSlow: (entries) =>
+        context.event(
+          "Warning",
+          "VolumePermissionChangeInProgress",
+          `Setting volume ownership for volume ${context.specName} is taking longer than expected: ${entries} files so far; ` +
+            "consider fsGroupChangePolicy OnRootMismatch",
+        ),
+    });
+  }
+
+  // ---- Expansion ----
+
+  /** @returns when to try again what has failed under a running pod */
+  async #expand(volume: CSIVolume, context: VolumeContext, state: PodVolume): Promise<number | undefined> {
+    const { bound } = context;
+    if (bound === undefined) return undefined;
+    const plan = decideExpansion(bound, volume.isReadOnly, state.knownBytes);
+    const claimedBytes = quantityValue(bound.claim.status?.capacity?.storage);
+    if (plan.kind === "none" || (plan.kind === "expand" && !state.canExpand)) {
+      // What cannot be expanded here has its size already.
+      state.knownBytes ??= plan.kind === "expand" ? plan.bytes : claimedBytes;
+      return undefined;
+    }
+    if (plan.kind === "read-only") {
+      tellReadOnly(context, this.#options);
+      state.knownBytes = plan.bytes;
+      return undefined;
+    }
+    try {
+      const call = async () => await this.#nodeExpand(volume, context, plan.bytes);
+      await inStep("NodeExpandVolume", () => expandVolume(plan, context, call, this.#options satisfies ExpandDeps));
+      state.knownBytes = plan.bytes;
+      state.expandFailures = 0;
+      return undefined;
+    } catch (err) {
+      if (!state.isReady || context.signal.aborted) throw err;
+      state.expandFailures += 1;
+      const message = `NodeExpandVolume.NodeExpandVolume failed for volume "${context.specName}" : ${messageOf(err)}`;
+      context.event("Warning", "VolumeResizeFailed", message);
+      return backoffMs(state.expandFailures, { ...expandBackoff, random: this.#random });
+    }
+  }
+
+  async #nodeExpand(volume: CSIVolume, context: VolumeContext, requiredBytes: number): Promise<void> {
+    const { drivers, client, rootDir } = this.#options;
+    const { isBlock, signal, specName } = context;
+    const driver = drivers.client(volume.driver);
+    const capabilities = await driver.nodeGetCapabilities();
+    const isStaged = capabilities.has("STAGE_UNSTAGE_VOLUME");
+    await driver.nodeExpandVolume({
+      volumeID: volume.handle,
+      volumePath: publishPathOf(rootDir, context),
+      requiredBytes,
+      stagingTargetPath: isStaged ? deviceOf(volume, { isBlock, specName }, rootDir).stagingPath : "",
+      capability: volumeCapability(volume, capabilities, {
+        isBlock,
+        fsGroup: context.pod.spec.securityContext?.fsGroup,
+        mountFlags: volume.mountOptions,
+      }),
+      secrets: await readSecret(client, volume.expandSecret, "NodeExpandSecretRef", signal),
+    });
+  }
+
+  // ---- Block volumes ----
+
+  /** The pod's link comes first and goes last: tear-down finds the rest by it. It leads to the device once that is there. */
+  async #markBlock({ dir, specName, pod }: VolumeContext): Promise<void> {
+    await mkdir(dirname(dir), { recursive: true, mode: 0o750 });
+    const { mapDir } = blockPathsOf(this.#options.rootDir, specName);
+    await symlink(join(mapDir, pod.metadata.uid ?? ""), dir).catch(ignoreErrno("EEXIST"));
+  }
+
+  async #map(context: VolumeContext): Promise<void> {
+    const { rootDir } = this.#options;
+    const { mapDir } = blockPathsOf(rootDir, context.specName);
+    const podUID = context.pod.metadata.uid ?? "";
+    await mapBlockDevice({ podUID, mapDir, link: context.dir }, publishPathOf(rootDir, context), context);
+  }
+
+  async #tearDownBlock({ podUID, specName, dir }: TearDownContext): Promise<void> {
+    const { rootDir, drivers } = this.#options;
+    const { mapDir, publishDir, dataDir } = blockPathsOf(rootDir, specName);
+    await unmapBlockDevice({ podUID, mapDir });
+    const data = await readVolumeData(dataDir);
+    // Without it no driver was asked for anything.
+    if (data !== undefined) {
+      await drivers.client(data.driverName).nodeUnpublishVolume(data.volumeHandle, join(publishDir, podUID));
+    }
+    await removePublished(publishDir, podUID);
+    await rmdir(mapDir).catch(ignoreErrno("ENOENT", "ENOTEMPTY", "EEXIST"));
+    await removeLink(dir);
+  }
+
+  #laterMs(): number {
+    return this.#options.clock.now() + refreshMs * (1 + refreshJitter * this.#random());
+  }
+}
+
+function podVolumeKey(podDir: string, specName: string): string {
+  return join(podDir, specName);
+}
+
+/** What an error is about that we hear of when it changes. */
+function waitingFor(err: unknown, drivers: CSIDrivers, driver: string): PodVolume["waitsFor"] {
+  const step = err instanceof VolumeStepError ? err.step : undefined;
+  if (step === "VerifyControllerAttachedVolume" || step === "WaitForAttach") return "attach";
+  return step === "NewMounter initialization" || !isRegistered(drivers, driver) ? "driver" : undefined;
+}
+
+function isRegistered(drivers: CSIDrivers, driver: string): boolean {
+  try {
+    drivers.client(driver);
+    return true;
+  } catch {
+    return false;
+  }
+}
+
+function attachments(node: Node | undefined): string {
+  const { volumesAttached = [], volumesInUse = [] } = node?.status ?? {};
+  return JSON.stringify([volumesAttached.map(({ name }) => name), volumesInUse]);
+}
