@@ -2,8 +2,6 @@ import { beforeEach, describe, expect, test } from "vitest";
 import type { Container, Pod, Service } from "../../../agent/kube/types.ts";
 import { AgentError } from "../../../agent/lib/errors.ts";
 import { buildEnv, type EnvContext } from "../../../agent/pods/env.ts";
-import { envFileLineBytesMax, findInEnvFile } from "../../../agent/pods/env-file.ts";
-import { serviceEnv } from "../../../agent/pods/service-env.ts";
 import { FakeObjects, makePod as makeBarePod } from "../volumes/support.ts";
 
 /** As the API server makes it. */
@@ -254,114 +252,7 @@ describe("buildEnv", () => {
   });
 });
 
-describe("serviceEnv", () => {
-  test("all variables of a service with two ports", () => {
-    const web = service("my-web", {
-      clusterIP: "10.96.0.7",
-      ports: [
-        { name: "http", port: 80, protocol: "TCP" },
-        { name: "dns-udp", port: 53, protocol: "UDP" },
-      ],
-    });
-    const services = lookup([web]);
-    expect(services === undefined ? {} : Object.fromEntries(serviceEnv(services, "shop", true))).toEqual({
-      MY_WEB_SERVICE_HOST: "10.96.0.7",
-      MY_WEB_SERVICE_PORT: "80",
-      MY_WEB_SERVICE_PORT_HTTP: "80",
-      MY_WEB_SERVICE_PORT_DNS_UDP: "53",
-      MY_WEB_PORT: "tcp://10.96.0.7:80",
-      MY_WEB_PORT_80_TCP: "tcp://10.96.0.7:80",
-      MY_WEB_PORT_80_TCP_PROTO: "tcp",
-      MY_WEB_PORT_80_TCP_PORT: "80",
-      MY_WEB_PORT_80_TCP_ADDR: "10.96.0.7",
-      MY_WEB_PORT_53_UDP: "udp://10.96.0.7:53",
-      MY_WEB_PORT_53_UDP_PROTO: "udp",
-      MY_WEB_PORT_53_UDP_PORT: "53",
-      MY_WEB_PORT_53_UDP_ADDR: "10.96.0.7",
-    });
-  });
-
-  const kubernetes = service("kubernetes", { clusterIP: "10.96.0.1", ports: [{ port: 443 }] }, "default");
-  const hosts = (services: Service[], namespace: string, links: boolean) => {
-    const found = lookup(services);
-    const env = found === undefined ? new Map<string, string>() : serviceEnv(found, namespace, links);
-    return Object.fromEntries([...env].filter(([name]) => name.endsWith("_SERVICE_HOST")));
-  };
-  test.each([
-    { name: "kubernetes always", services: [kubernetes], links: false, want: { KUBERNETES_SERVICE_HOST: "10.96.0.1" } },
-    {
-      name: "own namespace only with links",
-      services: [service("a", { clusterIP: "10.96.0.2" })],
-      links: false,
-      want: {},
-    },
-    {
-      name: "headless and ExternalName have none",
-      services: [
-        service("a", { clusterIP: "None" }),
-        service("b", { clusterIP: "" }),
-        service("c", { type: "ExternalName" }),
-        service("d", undefined),
-      ],
-      links: true,
-      want: {},
-    },
-    {
-      name: "another namespace's are not shown",
-      services: [service("a", { clusterIP: "10.96.0.2" }, "other")],
-      links: true,
-      want: {},
-    },
-    {
-      name: "the pod's own kubernetes beats the default one",
-      services: [kubernetes, service("kubernetes", { clusterIP: "10.96.0.99" })],
-      links: true,
-      want: { KUBERNETES_SERVICE_HOST: "10.96.0.99" },
-    },
-  ])("$name", ({ services, links, want }) => expect(hosts(services, "shop", links)).toEqual(want));
-
-  test("IPv6 addresses stand in brackets in URLs only", () => {
-    const services = lookup([service("six", { clusterIP: "fd00::1", ports: [{ port: 80 }] })]);
-    const env = services === undefined ? new Map<string, string>() : serviceEnv(services, "shop", true);
-    expect(env.get("SIX_PORT")).toBe("tcp://[fd00::1]:80");
-    expect(env.get("SIX_PORT_80_TCP_ADDR")).toBe("fd00::1");
-  });
-});
-
 describe("fileKeyRef", () => {
-  test.each([
-    { name: "plain", text: "KEY='value'", want: "value" },
-    { name: "comments and blanks", text: "# c\n\n  KEY='v' # c\n", want: "v" },
-    { name: "first match wins", text: "KEY='1'\nKEY='2'", want: "1" },
-    { name: "several lines, literal", text: "KEY='a\n  $(B) #\nc'\nX='1'", want: "a\n  $(B) #\nc" },
-    { name: "absent", text: "OTHER='1'", want: undefined },
-    { name: "empty counts as absent", text: "KEY=''", want: undefined },
-    { name: "blank after =", text: "KEY= 'x'", want: undefined },
-    { name: "nothing after =", text: "KEY=", want: undefined },
-    { name: "tabs before the name", text: "\t KEY='v'", want: "v" },
-    { name: "a # inside the quotes", text: "KEY='a#b'", want: "a#b" },
-    { name: "double quotes and backslashes are literal", text: `KEY='say "hi"\\n'`, want: 'say "hi"\\n' },
-    { name: "an = in the value", text: "KEY='a=b'", want: "a=b" },
-    { name: "lines that end as on Windows", text: "A='1'\r\nKEY='v'\r\n", want: "v" },
-    { name: "what comes after the match does not matter", text: "KEY='v'\nnonsense", want: "v" },
-    { name: "an empty file", text: "", want: undefined },
-    { name: "names are told apart by case", text: "key='v'", want: undefined },
-  ])("$name", ({ text, want }) => expect(findInEnvFile(text, "KEY")).toBe(want));
-
-  test.each([
-    ["nonsense", "line 1: a line must have the form"],
-    ["\n='1'", "line 2: the name before = is empty"],
-    ["KEY ='1'", "blanks before ="],
-    ["KEY=value", "single quotes"],
-    ["KEY='open", "not closed"],
-    ["KEY='a' b", "only a comment"],
-    ["KEY='a''b'", "only a comment"],
-    ['KEY="a"', "single quotes"],
-    ["A='1'\nKEY\t='1'", "line 2: blanks before ="],
-    ["OTHER='a\nb\nKEY='1'", "line 3: only a comment"],
-    [`KEY='${"x".repeat(envFileLineBytesMax)}'`, "longer than 65536 bytes"],
-  ])("refuses %s", (text, why) => expect(() => findInEnvFile(text, "KEY")).toThrow(why));
-
   const ref = { volumeName: "env", path: "app.env", key: "KEY" };
   test("reads from a mounted volume; optional is for the key, not for the file", async () => {
     files["env/app.env"] = "KEY='v'";
