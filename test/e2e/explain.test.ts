@@ -74,8 +74,9 @@ describe.skipIf(!inject("isLocal"))("nodelet explain", () => {
     await cluster.createPod(
       podOf("no-config", [main], { volumes: [{ name: "settings", configMap: { name: "app" } }] }),
     );
-    const first = await untilItWaitsFor("no-config", /volume settings \(configMap\): configmap "app" not found/);
-    expect(Date.parse(first.nextTry ?? "")).toBeGreaterThan(0);
+    await untilItWaitsFor("no-config", /volume settings \(configMap\): configmap "app" not found/);
+    // Known once the pod's other volumes are there: all of them are tried again together.
+    await untilItSays("no-config", "has its next try", ({ waitsFor }) => waitsFor[0]?.nextTry !== undefined);
     const { code, out } = await explain("no-config");
     expect(code).toBe(0);
     expect(out).toMatch(/^ContainerCreating for /m);
@@ -226,6 +227,20 @@ describe.skipIf(!inject("isLocal"))("nodelet explain", () => {
     const ended = await explain("runs");
     expect(ended.code).toBe(1);
     expect(ended.err).toMatch(/^nodelet: no agent answers: there is no .*nodelet\.sock/m);
+    process.kill(local.apiServer.pid, "SIGSTOP");
+    try {
+      await local.agent.start();
+      const said = await until("an answer without an API server", async () => {
+        const { err } = await explain("runs");
+        const said = err.replaceAll("\n", " ");
+        return said.includes("does not know all of its pods yet: it waits for the API server") ? said : undefined;
+      });
+      expect(said).toMatch(/see its log/);
+    } finally {
+      process.kill(local.apiServer.pid, "SIGCONT");
+    }
+    await untilItSays("runs", "has its state", ({ state }) => state === "Running");
+    await local.agent.stop();
     await writeFile(socket, "not a socket");
     await local.agent.start();
     await cluster.waitForPod("runs", "ready", isReady);

@@ -52,6 +52,11 @@ const rows: { reason: string; message: string; spec: Partial<PodSpec> }[] = [
     message: 'forbidden sysctl: "kernel.msgmax" not allowlisted',
     spec: { securityContext: { sysctls: [{ name: "kernel.msgmax", value: "65536" }] } },
   },
+  {
+    reason: "PodFeatureUnsupported",
+    message: "Pod requires node features that are not available: UserNamespacesHostNetworkSupport",
+    spec: { hostNetwork: true, hostUsers: false },
+  },
 ];
 
 describe.concurrent("a pod that the node cannot run", () => {

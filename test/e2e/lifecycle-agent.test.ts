@@ -2,11 +2,55 @@ import { afterAll, beforeAll, describe, expect, inject, test } from "vitest";
 import type { Pod } from "../../agent/kube/types.ts";
 import { silentLogger } from "../../agent/lib/log.ts";
 import { connectCRI } from "../../agent/runtime/cri/connect.ts";
-import { isFinished, isReady } from "./support/cluster.ts";
+import { isFinished, isReady, until } from "./support/cluster.ts";
 import { type BreakableCluster, openBreakableCluster } from "./support/local.ts";
-import { podOf } from "./support/pods.ts";
+import { podOf, shell } from "./support/pods.ts";
 
 const statusOf = ({ status }: Pod) => status?.containerStatuses?.[0];
+
+describe.skipIf(!inject("isLocal"))("dead containers", () => {
+  let env: BreakableCluster;
+  // As often as the reference's flag allows: all but one of each container are too many at once.
+  beforeAll(async () => {
+    env = await openBreakableCluster({ crashLoopBackOff: { maxContainerRestartPeriod: "1s" } });
+  });
+  afterAll(() => env?.[Symbol.asyncDispose]());
+
+  const ofPod = async ({ metadata }: Pod) => {
+    const { containers, sandboxes } = await env.list();
+    const isOwn = ({ podUID }: { podUID: string }) => podUID === metadata.uid;
+    return {
+      dead: containers.filter(isOwn).filter(({ state }) => state === "exited"),
+      all: containers.filter(isOwn),
+      sandboxes: sandboxes.filter(isOwn),
+    };
+  };
+
+  test("are kept one of a container while it lives, for its last logs, and none once the pod is gone", async () => {
+    const { cluster } = env;
+    const main = shell("main", "sleep 0.2; exit 1");
+    const pod = await cluster.createPod(podOf("crashes", [main, shell("beside", "sleep 3600")]));
+    const restarts = ({ status }: Pod) =>
+      status?.containerStatuses?.find(({ name }) => name === "main")?.restartCount ?? 0;
+    await cluster.waitForPod("crashes", "restarted four times", (one) => restarts(one) >= 4);
+    await until("one dead container", async () => (await ofPod(pod)).dead.length === 1);
+    await cluster.deletePod("crashes", 1);
+    await cluster.waitForPodGone("crashes");
+    await until("nothing of the pod", async () => {
+      const { all, sandboxes } = await ofPod(pod);
+      return all.length + sandboxes.length === 0;
+    });
+  });
+
+  test("of a pod that has ended stay, so that its logs can be read", async () => {
+    const { cluster } = env;
+    const pod = await cluster.createPod(podOf("ended", "echo last words", { restartPolicy: "Never" }));
+    await cluster.waitForPod("ended", "finished", isFinished);
+    const { dead } = await ofPod(pod);
+    expect(dead.map(({ name }) => name)).toEqual(["main"]);
+    await cluster.deletePod("ended", 0);
+  });
+});
 
 describe.skipIf(!inject("isLocal"))("containers that end while the agent is away", () => {
   let env: BreakableCluster;

@@ -4,6 +4,7 @@ import { afterAll, beforeAll, describe, expect, inject, test } from "vitest";
 import { pods } from "../../agent/kube/resources.ts";
 import type { Container, ContainerStatus, Pod } from "../../agent/kube/types.ts";
 import { isFinished, isReady, isRunning, openNamespace, type TestNamespace, until } from "./support/cluster.ts";
+import { webImageName } from "../support/images/images.ts";
 import { image, podOf, shell, sleeperOf } from "./support/pods.ts";
 
 let cluster: TestNamespace;
@@ -189,6 +190,34 @@ describe.concurrent("beside a running container", () => {
     expect(isReady(ended)).toBe(true);
   });
 });
+
+// Another image is there without a registry on test nodes only.
+test.skipIf(!inject("isLocal")).for(["Never", "OnFailure", "Always"] as const)(
+  "a container whose image changes is replaced, whatever the restart policy says: %s",
+  async (restartPolicy) => {
+    const name = `renewed-${restartPolicy.toLowerCase()}`;
+    await cluster.createPod(podOf(name, untilTerminated, { restartPolicy }));
+    const before = await cluster.waitForPod(name, "ready", isReady);
+    await cluster.client.patch(
+      pods,
+      { namespace: cluster.namespace, name },
+      { spec: { containers: [{ name: "main", image: webImageName }] } },
+      { type: "strategic" },
+    );
+    const isRenewed = (pod: Pod) => isReady(pod) && statusOf(pod)?.image === webImageName;
+    const after = await cluster.waitForPod(name, "replaced", isRenewed);
+    expect(statusOf(after)).toMatchObject({
+      restartCount: 1,
+      lastState: { terminated: { exitCode: 0, containerID: statusOf(before)?.containerID } },
+    });
+    expect(after.status?.podIP).toBe(before.status?.podIP);
+    expect((await untilEvent(name, "Killing")).message).toBe("Container main definition changed, will be restarted");
+    // It was never told to have ended.
+    const phases = cluster.history(name).map(({ status }) => status?.phase);
+    expect(phases.filter((phase) => phase === "Succeeded" || phase === "Failed")).toEqual([]);
+    await cluster.deletePod(name, 0);
+  },
+);
 
 test("a readiness gate keeps a pod from being ready until somebody opens it", async () => {
   const conditionType = "example.com/gate";
