@@ -1,5 +1,5 @@
 import { posix } from "node:path";
-import type { Container, Pod } from "../kube/types.ts";
+import type { Container, Pod, VolumeMount } from "../kube/types.ts";
 import { AgentError, messageOf } from "../lib/errors.ts";
 import type { Logger } from "../lib/log.ts";
 import type { Mount } from "../runtime/port.ts";
@@ -24,45 +24,50 @@ export interface ContainerVolumes {
 
 /**
  * CRI mounts of one container, in the order of its spec; subPaths are bind-mounted to a place of their own.
- * Rejects with code Invalid for what the pod's author must fix.
+ * Rejects with code Invalid for what the pod's author must fix; of several things, always the first.
  */
 export async function containerMounts(
   volumes: ContainerVolumes,
   container: Container,
   env: ReadonlyMap<string, string>,
 ): Promise<Mount[]> {
-  const { pod, podDir, mounted, context, log } = volumes;
-  const result: Mount[] = [];
-  for (const [index, mount] of (container.volumeMounts ?? []).entries()) {
-    const volume = mounted?.get(mount.name);
-    if (volume === undefined || volume.isBlock) {
-      throw new AgentError("Invalid", `cannot find volume "${mount.name}" to mount into container "${container.name}"`);
-    }
-    const subPath = subPathOf(mount, env);
-    if (volume.pluginName === imageKind.pluginName) {
-      result.push(buildImageMount(mount, context.images?.get(mount.name), subPath, context));
-      continue;
-    }
-    const built = buildMount(mount, volume, volume.hostPath, context);
-    if (subPath !== undefined) {
-      const target = subPathTargetOf(podDir, volume.specName, container.name, index);
-      const errorContext = ` for volumeMount "${mount.name}" of container "${container.name}"`;
-      try {
-        await prepareSubPath({ volumePath: volume.hostPath, subPath, target, errorContext });
-      } catch (err) {
-        // The event is kept from showing the node's paths to the pod's author; the log has them.
-        const cause = err instanceof Error ? messageOf(err.cause) : "";
-        log.warn(
-          { ...podFields(pod), container: container.name, volume: mount.name, subPath, cause },
-          "subPath failed",
-        );
-        throw err;
-      }
-      built.hostPath = target;
-    }
-    result.push(built);
+  const found = await Promise.allSettled(
+    (container.volumeMounts ?? []).map(
+      async (mount, index) => await containerMount(volumes, { container, mount, index }, env),
+    ),
+  );
+  return found.map((result) => {
+    if (result.status === "rejected") throw result.reason;
+    return result.value;
+  });
+}
+
+async function containerMount(
+  { pod, podDir, mounted, context, log }: ContainerVolumes,
+  { container, mount, index }: { container: Container; mount: VolumeMount; index: number },
+  env: ReadonlyMap<string, string>,
+): Promise<Mount> {
+  const volume = mounted?.get(mount.name);
+  if (volume === undefined || volume.isBlock) {
+    throw new AgentError("Invalid", `cannot find volume "${mount.name}" to mount into container "${container.name}"`);
   }
-  return result;
+  const subPath = subPathOf(mount, env);
+  if (volume.pluginName === imageKind.pluginName) {
+    return buildImageMount(mount, context.images?.get(mount.name), subPath, context);
+  }
+  const built = buildMount(mount, volume, volume.hostPath, context);
+  if (subPath === undefined) return built;
+  const target = subPathTargetOf(podDir, volume.specName, container.name, index);
+  const errorContext = ` for volumeMount "${mount.name}" of container "${container.name}"`;
+  try {
+    await prepareSubPath({ volumePath: volume.hostPath, subPath, target, errorContext });
+  } catch (err) {
+    // The event is kept from showing the node's paths to the pod's author; the log has them.
+    const cause = err instanceof Error ? messageOf(err.cause) : "";
+    log.warn({ ...podFields(pod), container: container.name, volume: mount.name, subPath, cause }, "subPath failed");
+    throw err;
+  }
+  return { ...built, hostPath: target };
 }
 
 /**

@@ -135,7 +135,7 @@ async function mountScratch({ deps, dir, signal }: VolumeContext, mount: Scratch
   }
   const options = mount.bytes > 0 ? [`size=${mount.bytes}`] : [];
   if (await deps.tmpfsTakesNoswap()) options.push("noswap");
-  await mountFilesystem({ type: "tmpfs", source: "tmpfs", target: dir, options }, signal);
+  await deps.tmpfs.mount(dir, options, signal);
 }
 
 /**

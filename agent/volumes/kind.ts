@@ -1,6 +1,7 @@
 import { dirname, join } from "node:path";
 import type { PersistentVolume, PersistentVolumeClaim, Pod, ResourceList, Volume } from "../kube/types.ts";
 import type { Clock } from "../lib/clock.ts";
+import type { TmpfsMounter } from "../lib/tmpfs-mounts.ts";
 import { AgentError, isAbort, messageOf } from "../lib/errors.ts";
 import type { ObjectSource } from "./port.ts";
 import type { TokenManager } from "./tokens.ts";
@@ -14,6 +15,7 @@ export interface VolumeDeps {
   nodeAllocatable(): ResourceList;
   /** True if this kernel's tmpfs takes `noswap`. */
   tmpfsTakesNoswap(): Promise<boolean>;
+  tmpfs: TmpfsMounter;
 }
 
 /** A claim of a pod and the PersistentVolume that it is bound to, as the API server has them; checked against each other. */

@@ -8,6 +8,7 @@ import type { Clock } from "../lib/clock.ts";
 import { ignoreErrno } from "../lib/errno.ts";
 import { AgentError } from "../lib/errors.ts";
 import type { Logger } from "../lib/log.ts";
+import { createTmpfsMounter } from "../lib/tmpfs-mounts.ts";
 import { containerDevices, containerMounts } from "./container-volumes.ts";
 import { VolumesError } from "./failures.ts";
 import { createPersistentVolumeUsers } from "./in-use.ts";
@@ -78,6 +79,7 @@ export function createPodVolumes(options: PodVolumesOptions): VolumeManager {
     clock,
     nodeAllocatable: options.nodeAllocatable,
     tmpfsTakesNoswap: createTmpfsProbe(rootDir),
+    tmpfs: createTmpfsMounter(join(rootDir, ".tmpfs-mounts")),
   };
   const kinds = kindTable(options.kinds);
   const states = new PodStates();
