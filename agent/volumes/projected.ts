@@ -52,11 +52,9 @@ export function createProjectedKind(options: ProjectedOptions): VolumeKind {
         for (const end of ends) end?.();
       };
     },
-    // What is on disk goes as that of all kinds; what is remembered goes here.
-    tearDown({ podUID }) {
+    forget(podUID) {
       usersOfBundles.delete(podUID);
       podCertificates?.forget(podUID);
-      return Promise.resolve();
     },
   };
 }
