@@ -10,7 +10,8 @@ import type { PodDeps } from "./port.ts";
 const orphanGraceSeconds = 2;
 // Pods whose remains are removed at the same time: what one of them waits for should not keep the others.
 export const removalsMax = 8;
-// An unmount whose server has gone may take minutes. After this the sweep goes on without it; it is not begun again.
+// An unmount whose server has gone may take minutes. When no removal has ended for this long, the sweep goes on without
+// those that are under way; they are not begun again.
 export const sweepPatienceMs = 5_000;
 
 /**
@@ -90,20 +91,23 @@ export class Orphans {
   async #removeAll(uids: ReadonlySet<string>): Promise<ReadonlySet<string>> {
     const failed = new Set<string>();
     const queue = uids.values();
+    const over = Promise.withResolvers<void>();
+    const lookAgain = () => this.#deps.clock.after(sweepPatienceMs, over.resolve);
+    let timer = lookAgain();
     let isOver = false;
     const removeNext = async () => {
       for (const uid of queue) {
         // Others are found again. Meanwhile one may have become somebody's pod.
         if (isOver || this.#isKnown(uid)) continue;
         if (!(await this.removePod(uid))) failed.add(uid);
+        timer.cancel();
+        if (!isOver) timer = lookAgain();
       }
     };
     const removals = Promise.all(Array.from({ length: Math.min(removalsMax, uids.size) }, removeNext));
-    const patience = Promise.withResolvers<void>();
-    const timer = this.#deps.clock.after(sweepPatienceMs, patience.resolve);
-    await Promise.race([removals, patience.promise]);
-    timer.cancel();
+    await Promise.race([removals, over.promise]);
     isOver = true;
+    timer.cancel();
     return new Set(failed);
   }
 

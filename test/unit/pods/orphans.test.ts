@@ -1,4 +1,4 @@
-import { describe, expect, test } from "vitest";
+import { describe, expect, test, vi } from "vitest";
 import { silentLogger } from "../../../agent/lib/log.ts";
 import { Orphans, removalsMax, sweepPatienceMs } from "../../../agent/pods/orphans.ts";
 import type { PodDeps } from "../../../agent/pods/port.ts";
@@ -186,6 +186,21 @@ describe("what is left of pods that are gone", () => {
     resolve();
     await settle();
     expect(removed).toEqual(["other", "hanging"]);
+  });
+
+  test("is waited for as long as some of it goes", async () => {
+    const uids = Array.from({ length: 3 * removalsMax }, (_, i) => `old-${i}`);
+    const box: { clock?: FakeClock } = {};
+    const tearDown = async () => await box.clock?.sleep(0.75 * sweepPatienceMs);
+    const { orphans, clock, removed } = setUpRemains(uids, { tearDown });
+    box.clock = clock;
+    const sweep = orphans.sweep(nothing);
+    for (let round = 1; round <= 3; round += 1) {
+      await clock.advance(0.75 * sweepPatienceMs);
+      await vi.waitFor(() => expect(removed).toHaveLength(round * removalsMax));
+      await vi.waitFor(() => expect(clock.pendingTimers).toBe(round === 3 ? 0 : removalsMax + 1));
+    }
+    await sweep;
   });
 
   test("stays if it has become a pod's before its turn", async () => {
