@@ -30,10 +30,16 @@ const metricsResources = {
   ],
 };
 
+/** The preferred one first. */
+const versionsOf = (group: string): string[] => {
+  if (group === metricsGroup) return [metricsVersion];
+  const others = resourceTypes.filter((r) => r.group === group).map((r) => r.version);
+  return [...new Set(["v1", ...others])];
+};
+
 const groupOf = (name: string) => {
-  const own = name === metricsGroup ? metricsVersion : "v1";
-  const version = { groupVersion: `${name}/${own}`, version: own };
-  return { name, versions: [version], preferredVersion: version };
+  const versions = versionsOf(name).map((version) => ({ groupVersion: `${name}/${version}`, version }));
+  return { name, versions, preferredVersion: versions[0] };
 };
 
 // Subresources whose input is of another kind than the object.
@@ -67,19 +73,19 @@ export function discover(path: string, serverAddress: string): unknown {
     case "/apis":
       return { kind: "APIGroupList", apiVersion: "v1", groups: groups.map(groupOf) };
     case "/api/v1":
-      return resourceList("");
+      return resourceList("", "v1");
     default:
   }
   const [, group = "", version] = /^\/apis\/([^/]+)(?:\/([^/]+))?$/.exec(trimmed) ?? [];
   if (!groups.includes(group)) return undefined;
   if (version === undefined) return { kind: "APIGroup", apiVersion: "v1", ...groupOf(group) };
   if (group === metricsGroup) return version === metricsVersion ? metricsResources : undefined;
-  return version === "v1" ? resourceList(group) : undefined;
+  return versionsOf(group).includes(version) ? resourceList(group, version) : undefined;
 }
 
-function resourceList(group: string): unknown {
+function resourceList(group: string, version: string): unknown {
   const stored = resourceTypes
-    .filter((r) => r.group === group)
+    .filter((r) => r.group === group && r.version === version)
     .flatMap((r) => {
       const { plural, singular, kind, namespaced, shortNames, categories } = r;
       const main = {
@@ -98,7 +104,7 @@ function resourceList(group: string): unknown {
       return [main, ...subresources];
     });
   const reviews = Object.entries(reviewKinds)
-    .filter(([, review]) => review.group === group)
+    .filter(([, review]) => review.group === group && version === "v1")
     .map(([name, { kind, namespaced }]) => ({
       name,
       singularName: kind.toLowerCase(),
@@ -109,7 +115,7 @@ function resourceList(group: string): unknown {
   return {
     kind: "APIResourceList",
     apiVersion: "v1",
-    groupVersion: group === "" ? "v1" : `${group}/v1`,
+    groupVersion: group === "" ? version : `${group}/${version}`,
     resources: [...stored, ...reviews],
   };
 }

@@ -1,7 +1,7 @@
 import { toCoreEvent, toNewEvent } from "./events.ts";
 import type { ResourceType } from "./types.ts";
 
-type Spec = Partial<Omit<ResourceType, "group" | "version" | "plural" | "kind">>;
+type Spec = Partial<Omit<ResourceType, "group" | "plural" | "kind">>;
 
 function resource(group: string, plural: string, kind: string, spec: Spec = {}): ResourceType {
   return {
@@ -67,6 +67,8 @@ export const resourceTypes: readonly ResourceType[] = [
     shortNames: ["csr"],
     subresources: ["approval"],
   }),
+  resource("certificates.k8s.io", "podcertificaterequests", "PodCertificateRequest", { version: "v1beta1", ...status }),
+  resource("certificates.k8s.io", "clustertrustbundles", "ClusterTrustBundle", { version: "v1beta1", ...cluster }),
   resource("events.k8s.io", "events", "Event", {
     shortNames: ["ev"],
     createOnUpdate: true,
@@ -98,7 +100,7 @@ export function findResource(group: string, version: string, plural: string): Re
 
 /** Like {@link findResource} for callers that know it exists. */
 export function resourceOf(group: string, plural: string): ResourceType {
-  const found = findResource(group, "v1", plural);
+  const found = resourceTypes.find((type) => type.group === group && type.plural === plural);
   if (found === undefined) throw new Error(`the test API server has no resource ${plural}.${group}`);
   return found;
 }
