@@ -3,9 +3,10 @@ import { createProber } from "../probes/run.ts";
 import { absentApi } from "../kube/absent.ts";
 import type { EventRecorder, Store } from "../kube/port.ts";
 import { quantityValue } from "../kube/quantity.ts";
-import type { Node, RuntimeClass, Service } from "../kube/types.ts";
+import type { Node, NodeSelectorTerm, RuntimeClass, Service } from "../kube/types.ts";
 import { isSwapControllerAvailable } from "../node/cgroup-detect.ts";
 import { tickOnList } from "../server/health.ts";
+import { matchesTerms } from "../pods/admission/node-affinity.ts";
 import { createLogRotation } from "../pods/log-rotation.ts";
 import { createPodManager, type HeldPods } from "../pods/manager.ts";
 import { nodeReference, podReference } from "../pods/names.ts";
@@ -13,12 +14,14 @@ import { resolvConfProblem } from "../pods/resolv-conf.ts";
 import type { TimelineRecorder } from "../pods/timeline-recorder.ts";
 import type { CredentialProviderConfig } from "../runtime/credential-provider-config.ts";
 import { instrumentPLEG } from "../runtime/instrumented.ts";
+import { createClaimResolver } from "../volumes/claims.ts";
 import { createPodVolumes, type VolumeManager } from "../volumes/manager.ts";
 import { cacheTTLMs, createObjectSource, type OwnedObjectSource } from "../volumes/object-source.ts";
 import type { Cluster, Surroundings } from "./cluster.ts";
 import { openImages } from "./kubelet-images.ts";
 import type { StartedNode } from "./kubelet-node.ts";
 import type { KubeletMetrics } from "./kubelet-metrics.ts";
+import { openProjectedKind } from "./kubelet-projected.ts";
 import { startSources } from "./kubelet-sources.ts";
 import { declaredFeatures, podSettings, resourceContext } from "./kubelet-settings.ts";
 import { keepQOSWeights } from "./qos-weights.ts";
@@ -142,12 +145,17 @@ function openObjects(
   return objects;
 }
 
-function openVolumes(
-  { settings: { flags }, cluster, nodeView, selinuxEnabled, recorder, measures, timelines }: StartPodsOptions,
-  objects: OwnedObjectSource,
-  { clock, log, parts }: Surroundings,
-): VolumeManager {
+function openVolumes(options: StartPodsOptions, objects: OwnedObjectSource, surroundings: Surroundings): VolumeManager {
+  const { settings, cluster, nodeView, selinuxEnabled, recorder, measures, timelines, ownNode } = options;
+  const { clock, log, parts } = surroundings;
+  const { flags, config } = settings;
+  const shared = { featureGates: config.featureGates, ownNode, recorder, registry: measures.registry };
+  const { nodeName } = nodeView;
+  const kinds = cluster === undefined ? [] : [openProjectedKind({ ...shared, nodeName, cluster }, surroundings)];
+  const matchesNode = (terms: readonly NodeSelectorTerm[]) => matchesTerms(terms, nodeView.node());
+  const claims = cluster === undefined ? {} : { claims: createClaimResolver({ client: cluster.client, matchesNode }) };
   const volumes = createPodVolumes({
+    ...claims,
     rootDir: flags.rootDir,
     client: cluster?.client,
     objects,
@@ -155,6 +163,7 @@ function openVolumes(
     log,
     nodeAllocatable: () => nodeView.allocatable(),
     selinuxEnabled,
+    kinds,
     metrics: measures.volumes,
     onEvent: (pod, type, reason, message) => recorder.event(podReference(pod), type, reason, message),
     onSetUp: (pod, volume) => timelines.volume(pod, volume),
