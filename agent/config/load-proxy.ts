@@ -49,9 +49,15 @@ export function loadProxySettings(
   const ignored = applyFlags(values, given, sources, file !== "");
   const flags = file === "" ? proxyFlagValues(given) : withDefaults(proxyFlagFields, {});
   const config = withDefaults(proxyFields, withAddresses(values, flags));
-  // The flag means the mode in use, whichever that is.
+  // These flags mean the mode in use, whichever that is.
   config.nftables.masqueradeAll ||=
     sources.get("iptables.masqueradeAll") === "--masquerade-all" && config.iptables.masqueradeAll;
+  for (const [field, flag] of [
+    ["syncPeriod", "--iptables-sync-period"],
+    ["minSyncPeriod", "--iptables-min-sync-period"],
+  ] as const) {
+    if (sources.get(`iptables.${field}`) === flag) config.nftables[field] = config.iptables[field];
+  }
 
   const problems = validateProxy(config).filter(({ path }) => !(anyMode && path === "mode"));
   fail(problems, sources, file === "" ? "configuration" : file);

@@ -73,14 +73,14 @@ const ipvsFields = {
 };
 
 const nftablesFields = {
-  masqueradeBit: later(markBit, 14, "bit of the packet mark that asks for masquerading"),
-  masqueradeAll: later(bool, false, "masquerade everything sent to Services"),
-  syncPeriod: later(duration({ min: 1e-6 }), 30 * second, "how often the rules are checked"),
-  minSyncPeriod: later(duration({ min: 0 }), second, "shortest time between two changes"),
+  masqueradeBit: works(markBit, 14, "bit of the packet mark that asks for masquerading"),
+  masqueradeAll: works(bool, false, "masquerade everything sent to Services"),
+  syncPeriod: works(duration({ min: 1e-6 }), 30 * second, "how often the rules are checked"),
+  minSyncPeriod: works(duration({ min: 0 }), second, "shortest time between two changes"),
 };
 
 const ruleFields = {
-  mode: works(oneOf("iptables", "ipvs", "nftables"), "iptables", "how packets reach endpoints; only iptables yet", {
+  mode: works(oneOf("iptables", "ipvs", "nftables"), "iptables", "how packets reach endpoints; not ipvs yet", {
     flag: "proxy-mode",
   }),
   iptables: group(iptablesFields),

@@ -14,13 +14,11 @@ export function validateProxy(config: KubeProxyConfiguration): Problem[] {
   ];
 }
 
-function checkMode({ mode, iptables }: KubeProxyConfiguration): Problem[] {
+function checkMode({ mode, iptables, nftables }: KubeProxyConfiguration): Problem[] {
   return [
-    ...when(mode !== "iptables", "mode", `${mode} is not supported yet; leave it empty or use iptables`),
-    ...when(
-      iptables.minSyncPeriod > iptables.syncPeriod,
-      "iptables.minSyncPeriod",
-      "must be at most iptables.syncPeriod",
+    ...when(mode === "ipvs", "mode", "ipvs is not supported yet; leave it empty, or use iptables or nftables"),
+    ...Object.entries({ iptables, nftables }).flatMap(([name, { minSyncPeriod, syncPeriod }]) =>
+      when(minSyncPeriod > syncPeriod, `${name}.minSyncPeriod`, `must be at most ${name}.syncPeriod`),
     ),
   ];
 }

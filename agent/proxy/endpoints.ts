@@ -10,6 +10,8 @@ export interface Endpoint {
   readonly address: string;
   /** On this node. */
   readonly isLocal: boolean;
+  /** Known to be on another node. An endpoint of which nobody says where it is may be here. */
+  readonly isElsewhere: boolean;
   readonly isReady: boolean;
   readonly isServing: boolean;
   readonly isTerminating: boolean;
@@ -160,6 +162,7 @@ function parseEndpoint(endpoint: ApiEndpoint, family: Family, nodeName: string) 
   return {
     ip: formatIP(ip),
     isLocal: nodeName !== "" && endpoint.nodeName === nodeName,
+    isElsewhere: (endpoint.nodeName ?? "") !== "" && endpoint.nodeName !== nodeName,
     isReady: ready ?? true,
     isServing: serving ?? true,
     isTerminating: terminating ?? false,

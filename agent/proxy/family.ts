@@ -74,10 +74,13 @@ export class FamilyProxy {
   readonly #flowsToClean = new Set<string>();
   readonly #warned = new Map<string, string>();
   #mustSyncFull = true;
+  /** Something beside the services changed that rules depend on. */
+  #isContextNew = false;
   #lastFullAtMs = 0;
   #nextCheckAtMs = 0;
   #pendingSinceMs: number | undefined;
   #lastSyncedAtMs: number | undefined;
+  readonly #firstSync = Promise.withResolvers<void>();
   #counts = { syncs: 0, fullSyncs: 0, failures: 0 };
 
   constructor(deps: FamilyProxyDeps) {
@@ -115,6 +118,17 @@ export class FamilyProxy {
     this.#wake();
   }
 
+  /** Asks for a sync because something changed that rules depend on, beside services and node. */
+  refresh(): void {
+    this.#isContextNew = true;
+    this.#wake();
+  }
+
+  /** Resolves after the first good sync. */
+  get firstSync(): Promise<void> {
+    return this.#firstSync.promise;
+  }
+
   /** Syncs until `signal` aborts. The rules stay. */
   async run(signal: AbortSignal): Promise<void> {
     this.#wake();
@@ -147,7 +161,8 @@ export class FamilyProxy {
       this.#nextCheckAtMs = clock.monotonic() + options.syncPeriodMs;
       await this.#check(signal);
     }
-    if (backend.needsFull || this.#mustSyncFull || this.#model.hasPending || isCheckDue) await this.#sync(signal);
+    const isPending = this.#mustSyncFull || this.#isContextNew || this.#model.hasPending;
+    if (backend.needsFull || isPending || isCheckDue) await this.#sync(signal);
     if (this.#flowsToClean.size === 0) return undefined;
     const services = [...this.#flowsToClean].map((key) => this.#describeAnyway(key));
     try {
@@ -191,6 +206,7 @@ export class FamilyProxy {
       observer?.synced({ family: this.family, isFull, isOk, durationMs, programmingLatenciesMs });
       return durationMs;
     };
+    this.#isContextNew = false;
     this.#mustSyncFull = false; // before the sync: a change of the node during it asks for another
     try {
       const result = await backend.sync(this.#request(isFull, pending.keys), signal);
@@ -201,6 +217,7 @@ export class FamilyProxy {
       );
       this.#counts.syncs += 1;
       this.#lastSyncedAtMs = nowMs;
+      this.#firstSync.resolve();
       this.#pendingSinceMs = this.#model.hasPending || this.#mustSyncFull ? this.#pendingSinceMs : undefined;
       if (isFull) {
         this.#counts.fullSyncs += 1;

@@ -22,6 +22,8 @@ export interface ConntrackOptions {
 
 /** What the proxy role reads from its configuration. Values are validated by the reader of the configuration. */
 export interface ProxyOptions {
+  /** What does the work in the kernel. */
+  readonly mode: "iptables" | "nftables";
   readonly nodeName: string;
   /** This node's addresses, the primary one first. They answer `nodePortAddresses: primary` and "is the node in range?". */
   readonly nodeIPs: readonly string[];
@@ -33,6 +35,8 @@ export interface ProxyOptions {
   readonly masqueradeBit: number;
   readonly masqueradeAll: boolean;
   readonly localhostNodePorts: boolean;
+  /** nftables mode: also try a kernel that is too old. */
+  readonly skipsKernelCheck: boolean;
   /** CIDRs, or the one word "primary". A family without an entry accepts node ports on all its addresses. */
   readonly nodePortAddresses: readonly string[];
   /** How often the rules are checked against the kernel, and the longest wait before a failed sync is repeated. */
@@ -45,11 +49,13 @@ export interface ProxyOptions {
 
 /** KubeProxyConfiguration's defaults. */
 export const proxyOptionsDefault: Omit<ProxyOptions, "nodeName" | "nodeIPs"> = {
+  mode: "iptables",
   families: undefined,
   iptablesFlavour: undefined,
   masqueradeBit: 14,
   masqueradeAll: false,
   localhostNodePorts: true,
+  skipsKernelCheck: false,
   nodePortAddresses: [],
   syncPeriodMs: 30_000,
   minSyncPeriodMs: 1_000,

@@ -1,19 +1,22 @@
-import { cpus, networkInterfaces } from "node:os";
+import { cpus, networkInterfaces, release } from "node:os";
 import { readFile } from "node:fs/promises";
 import type { EventRecorder, Store } from "../kube/port.ts";
-import type { EndpointSlice, Node, Service } from "../kube/types.ts";
+import type { EndpointSlice, Node, Service, ServiceCIDR } from "../kube/types.ts";
 import type { Clock } from "../lib/clock.ts";
 import { AgentError, messageOf } from "../lib/errors.ts";
 import type { Logger } from "../lib/log.ts";
+import { untilAborted } from "../lib/loop.ts";
 import type { Backend } from "./backend.ts";
 import { type Commands, createCommands } from "./commands.ts";
 import { FamilyProxy, type FamilyStats, type SyncObserver } from "./family.ts";
 import { cleanupIptables } from "./iptables/cleanup.ts";
 import { createIptablesBackend } from "./iptables/backend.ts";
 import { whyNoIpset } from "./iptables/exec.ts";
-import { readNodePortAddresses } from "./iptables/fixed.ts";
 import { decideFlavour, observeFlavours } from "./iptables/flavour.ts";
-import { parseIP } from "./ip.ts";
+import { type Family, parseIP } from "./ip.ts";
+import { createNftablesBackend, expectNftables } from "./nftables/backend.ts";
+import { cleanupNftables } from "./nftables/cleanup.ts";
+import { readNodePortAddresses } from "./node-ports.ts";
 import type { ProxyOptions } from "./options.ts";
 import { applySysctls, decideConntrackSysctls, decideProxySysctls, type Sysctls, systemSysctls } from "./sysctl.ts";
 
@@ -23,6 +26,8 @@ export interface ProxyDeps {
   readonly endpointSlices: Store<EndpointSlice>;
   /** Holds this node's object, if it exists. */
   readonly nodes: Store<Node>;
+  /** The cluster's ranges of service addresses; only nftables mode uses them. */
+  readonly serviceCIDRs?: Store<ServiceCIDR>;
   readonly clock: Clock;
   readonly log: Logger;
   readonly recorder?: EventRecorder;
@@ -66,8 +71,14 @@ export function createProxy(options: ProxyOptions, deps: ProxyDeps): Proxy {
           if (object?.metadata.name === options.nodeName) families.forEach((family) => family.setNode(object));
         }),
       ];
+      unsubscribe.push(
+        deps.serviceCIDRs?.subscribe(() => families.forEach((family) => family.refresh())) ?? (() => {}),
+      );
       try {
-        await Promise.all(families.map((family) => family.run(signal)));
+        await Promise.all([
+          ...families.map((family) => family.run(signal)),
+          removeOtherMode(options, deps, families, signal),
+        ]);
       } finally {
         for (const stop of unsubscribe) stop();
       }
@@ -76,54 +87,57 @@ export function createProxy(options: ProxyOptions, deps: ProxyDeps): Proxy {
 }
 
 /**
- * Removes every rule and set of the proxy from this machine, in both iptables flavours and IP families.
+ * Takes away what an earlier run in the other mode left, once all of this mode is in place: at no moment is there no rule.
+ * What cannot be removed is told and left.
+ */
+async function removeOtherMode(
+  options: ProxyOptions,
+  deps: ProxyDeps,
+  families: readonly FamilyProxy[],
+  signal: AbortSignal,
+): Promise<void> {
+  await Promise.race([Promise.all(families.map(({ firstSync }) => firstSync)), untilAborted(signal)]);
+  if (signal.aborted) return;
+  const commands = deps.commands ?? createCommands();
+  const remove = options.mode === "nftables" ? cleanupIptables : cleanupNftables;
+  for (const problem of await remove(commands, deps.log, signal)) {
+    if (!signal.aborted) deps.log.warn({ problem }, "rules of another proxy mode could not be removed");
+  }
+}
+
+/**
+ * Removes every rule and set of the proxy from this machine, in all modes and IP families.
  *
  * @returns what could not be removed, one line each; empty: all is clean
  */
 export async function cleanup(deps: { log: Logger; commands?: Commands }, signal: AbortSignal): Promise<string[]> {
-  return cleanupIptables(deps.commands ?? createCommands(), deps.log, signal);
+  const commands = deps.commands ?? createCommands();
+  return [
+    ...(await cleanupIptables(commands, deps.log, signal)),
+    ...(await cleanupNftables(commands, deps.log, signal)),
+  ];
 }
+
+/** Makes the backend of one family; rejects if this machine cannot do the family. */
+type BackendMaker = (family: Family, log: Logger) => Promise<Backend>;
 
 async function buildFamilies(options: ProxyOptions, deps: ProxyDeps, signal: AbortSignal): Promise<FamilyProxy[]> {
   const { log } = deps;
   const commands = deps.commands ?? createCommands();
   const sysctls = deps.sysctls ?? systemSysctls;
   const primary = parseIP(options.nodeIPs[0] ?? "")?.family ?? "IPv4";
-  const flavour = options.iptablesFlavour ?? decideFlavour(await observeFlavours(commands, signal));
-  const noIpset = await whyNoIpset(commands, signal);
-  if (noIpset !== undefined) {
-    log.warn({ err: noIpset }, "no ipset: packets find their service by the dispatch tree alone");
-  }
-
-  const ipv4Ports = readNodePortAddresses(options.nodePortAddresses, options.nodeIPs, "IPv4");
-  const hasLocalhostNodePorts = options.localhostNodePorts && ipv4Ports.hasLoopback;
   await applySysctls(decideConntrackSysctls(options.conntrack, cpus().length), sysctls, log);
-  await applySysctls(decideProxySysctls(hasLocalhostNodePorts), sysctls, log);
-  const isLiberal = Number(await sysctls.read("net/netfilter/nf_conntrack_tcp_be_liberal").catch(() => "0")) !== 0;
-  const detectLocal = await resolveDetectLocal(options, deps, signal);
-
-  const localIPs = deps.localIPs ?? interfaceAddresses;
+  const resolved = { ...options, detectLocal: await resolveDetectLocal(options, deps, signal) };
+  const tools: Tools = { commands, sysctls, localIPs: deps.localIPs ?? interfaceAddresses };
+  const makeBackend = await (options.mode === "nftables" ? nftables : iptables)(resolved, deps, tools, signal);
 
   const built: FamilyProxy[] = [];
   for (const family of options.families ?? (["IPv4", "IPv6"] as const)) {
-    let backend: Backend;
     const familyLog = log.child({ family });
+    let backend: Backend;
     try {
       if (family === "IPv6" && options.families === undefined) await expectIPv6(sysctls);
-      backend = await createIptablesBackend(
-        {
-          family,
-          options: { ...options, detectLocal },
-          flavour,
-          hasIpset: noIpset === undefined,
-          dropsInvalid: !isLiberal,
-          hasLocalhostNodePorts: family === "IPv4" && hasLocalhostNodePorts,
-          localIPs,
-          commands,
-          log: familyLog,
-        },
-        signal,
-      );
+      backend = await makeBackend(family, familyLog);
     } catch (err) {
       if (signal.aborted) throw err;
       if (family === primary) {
@@ -138,23 +152,70 @@ async function buildFamilies(options: ProxyOptions, deps: ProxyDeps, signal: Abo
     built.push(
       new FamilyProxy({
         family,
-        options: { ...options, detectLocal },
+        options: resolved,
         backend,
         commands,
         clock: deps.clock,
         log: familyLog,
         observer: deps.observer,
-        localIPs,
+        localIPs: tools.localIPs,
       }),
     );
   }
   if (built.length === 0) throw new AgentError("Unavailable", "no IP family can be programmed on this machine");
-  const inUse = built.map(({ family }) => family);
-  log.info(
-    { families: inUse, primary, iptables: flavour ?? "default", ipset: noIpset === undefined },
-    "proxy mode iptables",
-  );
+  log.info({ families: built.map(({ family }) => family), primary }, `proxy mode ${options.mode}`);
   return built;
+}
+
+interface Tools {
+  readonly commands: Commands;
+  readonly sysctls: Sysctls;
+  readonly localIPs: () => readonly string[];
+}
+
+async function iptables(
+  options: ProxyOptions,
+  { log }: ProxyDeps,
+  { commands, sysctls, localIPs }: Tools,
+  signal: AbortSignal,
+): Promise<BackendMaker> {
+  const flavour = options.iptablesFlavour ?? decideFlavour(await observeFlavours(commands, signal));
+  const noIpset = await whyNoIpset(commands, signal);
+  if (noIpset !== undefined) {
+    log.warn({ err: noIpset }, "no ipset: packets find their service by the dispatch tree alone");
+  }
+  const ipv4Ports = readNodePortAddresses(options.nodePortAddresses, options.nodeIPs, "IPv4");
+  const hasLocalhostNodePorts = options.localhostNodePorts && ipv4Ports.hasLoopback;
+  await applySysctls(decideProxySysctls(hasLocalhostNodePorts), sysctls, log);
+  const isLiberal = Number(await sysctls.read("net/netfilter/nf_conntrack_tcp_be_liberal").catch(() => "0")) !== 0;
+  log.info({ iptables: flavour ?? "default", ipset: noIpset === undefined }, "iptables commands found");
+  return async (family, familyLog) =>
+    await createIptablesBackend(
+      {
+        family,
+        options,
+        flavour,
+        hasIpset: noIpset === undefined,
+        dropsInvalid: !isLiberal,
+        hasLocalhostNodePorts: family === "IPv4" && hasLocalhostNodePorts,
+        localIPs,
+        commands,
+        log: familyLog,
+      },
+      signal,
+    );
+}
+
+async function nftables(
+  options: ProxyOptions,
+  { clock, serviceCIDRs }: ProxyDeps,
+  { commands, localIPs }: Tools,
+  signal: AbortSignal,
+): Promise<BackendMaker> {
+  await expectNftables(commands, signal, options.skipsKernelCheck ? undefined : release());
+  const cidrs = () => [...(serviceCIDRs?.list() ?? [])].flatMap(({ spec }) => spec?.cidrs ?? []);
+  return async (family, log) =>
+    createNftablesBackend({ family, options, localIPs, serviceCIDRs: cidrs, commands, clock, log });
 }
 
 async function expectIPv6(sysctls: Sysctls): Promise<void> {

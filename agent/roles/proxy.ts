@@ -1,10 +1,11 @@
 import { hostname } from "node:os";
 import { isIPv6 } from "node:net";
+import { skipsNftablesKernelCheck } from "../config/environment.ts";
 import type { ProxySettings } from "../config/load-proxy.ts";
 import type { KubeProxyConfiguration } from "../config/proxy-config.ts";
 import { followOwnNode, followServices, openCluster, type SharedStores, type Surroundings } from "./cluster.ts";
 import type { Store } from "../kube/port.ts";
-import { endpointSlices } from "../kube/resources.ts";
+import { endpointSlices, serviceCIDRs } from "../kube/resources.ts";
 import type { Node } from "../kube/types.ts";
 import type { Clock } from "../lib/clock.ts";
 import { ignoreAbort } from "../lib/loop.ts";
@@ -65,8 +66,9 @@ export async function startProxyRole(
 
   const nodeIPs = await waitForNodeIPs(nodes, nodeName, clock, stop);
   if (nodeIPs.length === 0) log.warn({ node: nodeName }, "the Node has no addresses; going on without");
-  const options = proxyOptions(config, nodeName, nodeIPs);
-  const proxy = createProxy(options, { services, endpointSlices: slices, nodes, clock, log, recorder });
+  const options = proxyOptions(config, nodeName, nodeIPs, { skipsKernelCheck: skipsNftablesKernelCheck() });
+  const cidrs = options.mode === "nftables" ? { serviceCIDRs: cluster.follow(serviceCIDRs) } : {};
+  const proxy = createProxy(options, { services, endpointSlices: slices, nodes, clock, log, recorder, ...cidrs });
   parts.start("kube-proxy", (signal) => proxy.run(signal));
 }
 
@@ -75,19 +77,24 @@ export function proxyOptions(
   config: KubeProxyConfiguration,
   nodeName: string,
   nodeIPs: readonly string[],
+  { skipsKernelCheck = false } = {},
 ): ProxyOptions {
-  const { iptables, conntrack, detectLocal, detectLocalMode, clusterCIDR } = config;
+  const { conntrack, detectLocal, detectLocalMode, clusterCIDR } = config;
+  const mode = config.mode === "nftables" ? "nftables" : "iptables";
+  const rules = config[mode];
   return {
+    mode,
     nodeName,
     nodeIPs: proxyNodeIPs(config.bindAddress, nodeIPs),
     families: undefined,
     iptablesFlavour: undefined,
-    masqueradeBit: iptables.masqueradeBit,
-    masqueradeAll: iptables.masqueradeAll,
-    localhostNodePorts: iptables.localhostNodePorts,
+    masqueradeBit: rules.masqueradeBit,
+    masqueradeAll: rules.masqueradeAll,
+    skipsKernelCheck,
+    localhostNodePorts: config.iptables.localhostNodePorts,
     nodePortAddresses: config.nodePortAddresses,
-    syncPeriodMs: iptables.syncPeriod,
-    minSyncPeriodMs: iptables.minSyncPeriod,
+    syncPeriodMs: rules.syncPeriod,
+    minSyncPeriodMs: rules.minSyncPeriod,
     detectLocal: {
       mode: detectLocalMode,
       // In NodeCIDR mode the proxy asks the Node for its CIDRs.

@@ -26,6 +26,7 @@ export class FakeCommands implements Commands {
     const stdin = String(options.stdin ?? "");
     if (file === "ipset") return this.#ipset(args, stdin);
     if (file === "conntrack") return ended(0, "", "");
+    if (file === "nft") return ended(1, "", "Error: No such file or directory"); // no table of ours
     const tables = this.#tablesOf(file);
     if (args[0] === "--version") return ended(0, `${file} ${this.version}\n`, "");
     if (file.endsWith("-restore")) {

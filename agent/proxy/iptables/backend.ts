@@ -4,7 +4,8 @@ import type { Commands } from "../commands.ts";
 import type { Family } from "../ip.ts";
 import type { ProxyOptions } from "../options.ts";
 import { createIptables, createServiceSet } from "./exec.ts";
-import { detectLocalMatch, markText, nodePortIPs, readNodePortAddresses, serviceSetName } from "./fixed.ts";
+import { markText, nodePortIPs, readNodePortAddresses } from "../node-ports.ts";
+import { detectLocalMatch, serviceSetName } from "./fixed.ts";
 import { IptablesBackend, type IptablesSyncRequest } from "./sync.ts";
 
 /** What decides the rules of an IP family, beyond the services. */

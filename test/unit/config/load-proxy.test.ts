@@ -89,13 +89,13 @@ describe("flags beside a file", () => {
 
 describe("refuses", () => {
   const cases: [fields: string, line: string][] = [
-    ["mode: ipvs", "mode ipvs is not supported yet; leave it empty or use iptables"],
-    ["mode: nftables", "mode nftables is not supported yet; leave it empty or use iptables"],
+    ["mode: ipvs", "mode ipvs is not supported yet; leave it empty, or use iptables or nftables"],
     ["mode: userspace", 'mode must be one of iptables, ipvs, nftables, not "userspace"'],
     ["modes: x", 'modes is not a known field (did you mean "mode"?)'],
     ["iptables: {masqueradeBit: 32}", "iptables.masqueradeBit must be from 0 to 31, not 32"],
     ["iptables: {syncPeriod: -1s}", 'iptables.syncPeriod must be 1ns or more, not "-1s"'],
     ["iptables: {syncPeriod: 1s, minSyncPeriod: 2s}", "iptables.minSyncPeriod must be at most iptables.syncPeriod"],
+    ["nftables: {syncPeriod: 1s, minSyncPeriod: 2s}", "nftables.minSyncPeriod must be at most nftables.syncPeriod"],
     ["oomScoreAdj: 2000", "oomScoreAdj must be from -1000 to 1000, not 2000"],
     ["conntrack: {maxPerCore: -1}", "conntrack.maxPerCore must be 0 or more, not -1"],
     ["conntrack: {udpTimeout: -1s}", 'conntrack.udpTimeout must be 0s or more, not "-1s"'],
@@ -144,6 +144,11 @@ test("--masquerade-all counts in any mode", () => {
   expect([config.iptables.masqueradeAll, config.nftables.masqueradeAll]).toEqual([true, true]);
 });
 
+test("periods on the command line count in the nftables mode, too", () => {
+  const { config } = proxyCommand(["--iptables-sync-period=10s", "--iptables-min-sync-period=2s"]).proxy;
+  expect(config.nftables).toMatchObject({ syncPeriod: 10_000, minSyncPeriod: 2_000 });
+});
+
 describe("beside the kubelet", () => {
   const run = (proxyFields: string) =>
     runCommand(["--kubeconfig=/k", "--hostname-override=n1", "--proxy-config=/p"], {
@@ -160,7 +165,7 @@ describe("beside the kubelet", () => {
       "/p: ipvs.strictARP is not supported yet and has no effect",
     ]);
     expect(problemsOf(() => run("mode: ipvs"))).toEqual([
-      "/p: mode ipvs is not supported yet; leave it empty or use iptables",
+      "/p: mode ipvs is not supported yet; leave it empty, or use iptables or nftables",
     ]);
   });
 

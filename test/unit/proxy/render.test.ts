@@ -1,18 +1,13 @@
 import { describe, expect, test } from "vitest";
 import type { EndpointSlice, Service, ServiceSpec } from "../../../agent/kube/types.ts";
 import { silentLogger } from "../../../agent/lib/log.ts";
-import {
-  detectLocalMatch,
-  type FixedContext,
-  markText,
-  nodePortIPs,
-  readNodePortAddresses,
-} from "../../../agent/proxy/iptables/fixed.ts";
+import { detectLocalMatch, type FixedContext } from "../../../agent/proxy/iptables/fixed.ts";
 import { chainNameLengthMax, endpointChain, portSuffix } from "../../../agent/proxy/iptables/names.ts";
 import type { RenderContext } from "../../../agent/proxy/iptables/render.ts";
 import { IptablesBackend } from "../../../agent/proxy/iptables/sync.ts";
 import { parseIP } from "../../../agent/proxy/ip.ts";
 import { ServiceModel } from "../../../agent/proxy/model.ts";
+import { markText, nodePortIPs, readNodePortAddresses } from "../../../agent/proxy/node-ports.ts";
 import { FakeIptables, FakeServiceSet } from "../../support/fake-iptables.ts";
 import { type Packet, tracePacket } from "../../support/packet-tracer.ts";
 import { makeService, makeSlice } from "../../support/service-objects.ts";

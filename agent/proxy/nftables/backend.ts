@@ -1,0 +1,105 @@
+import { release } from "node:os";
+import type { Clock } from "../../lib/clock.ts";
+import { AgentError } from "../../lib/errors.ts";
+import type { Logger } from "../../lib/log.ts";
+import type { Backend } from "../backend.ts";
+import { type Commands, expectSuccess } from "../commands.ts";
+import { type Family, formatCIDR, parseCIDR } from "../ip.ts";
+import { markText, nodePortIPs, readNodePortAddresses } from "../node-ports.ts";
+import type { ProxyOptions } from "../options.ts";
+import { createNft } from "./exec.ts";
+import { detectLocalMatch } from "./local.ts";
+import { type NftablesSyncRequest, NftablesRules } from "./sync.ts";
+
+/** What decides the rules of an IP family, beyond the services. */
+export interface NftablesBackendOptions {
+  readonly family: Family;
+  readonly options: ProxyOptions;
+  /** This machine's addresses, asked for at each sync. */
+  readonly localIPs: () => readonly string[];
+  /** The cluster's ranges of service addresses, of both families, asked for at each sync. */
+  readonly serviceCIDRs: () => readonly string[];
+  readonly commands: Commands;
+  readonly clock: Clock;
+  readonly log: Logger;
+}
+
+/** The nftables mode of one family. */
+export function createNftablesBackend(about: NftablesBackendOptions): Backend {
+  const { family, options, localIPs, commands, clock, log } = about;
+  const rules = new NftablesRules({ nft: createNft(commands, family), clock, log });
+  const addresses = readNodePortAddresses(
+    options.nodePortAddresses.length === 0 ? ["primary"] : options.nodePortAddresses,
+    options.nodeIPs,
+    family,
+  );
+  const local = detectLocalMatch(options.detectLocal, family);
+  const mark = markText(options.masqueradeBit);
+  const context = (): Pick<NftablesSyncRequest, "fixed" | "render"> => ({
+    fixed: {
+      family,
+      mark,
+      masqueradeAll: options.masqueradeAll,
+      notFromLocalPods: local?.notMatch,
+      nodePortIPs: nodePortIPs(addresses, localIPs, family, false),
+      serviceCIDRs: about.serviceCIDRs().flatMap((text) => {
+        const cidr = parseCIDR(text);
+        return cidr?.family === family ? [formatCIDR(cidr)] : [];
+      }),
+    },
+    render: { family, mark, fromLocalPods: local?.match },
+  });
+  return {
+    family,
+    get needsFull() {
+      return rules.needsFull;
+    },
+    sync: async (request, signal) => await rules.sync({ ...request, ...context() }, signal),
+    findDamage: async (signal) => await rules.findDamage(signal),
+  };
+}
+
+// The reference's requirements: earlier nft lack what it writes, earlier kernels have bugs that lose rules.
+const nftVersionMin = [1, 0, 1];
+const kernelVersionMin = [5, 13];
+const versionTimeoutMs = 10_000;
+
+/**
+ * Makes sure that this machine can do nftables at all. Rejects with Unavailable and says what is missing.
+ * @param kernelRelease as `uname -r` has it; not looked at when undefined
+ */
+export async function expectNftables(
+  commands: Commands,
+  signal: AbortSignal,
+  kernelRelease: string | undefined = release(),
+): Promise<void> {
+  const result = await commands.run("nft", ["--version"], { timeoutMs: versionTimeoutMs, signal });
+  expectSuccess(result, "ask nft for its version");
+  if (!isAtLeast(result.stdout, nftVersionMin)) {
+    throw new AgentError(
+      "Unavailable",
+      `proxy mode nftables needs nft 1.0.1 or later, this is ${result.stdout.trim()}`,
+    );
+  }
+  if (kernelRelease !== undefined && !isAtLeast(kernelRelease, kernelVersionMin)) {
+    throw new AgentError(
+      "Unavailable",
+      `proxy mode nftables needs Linux 5.13 or later, this is ${kernelRelease} (set KUBE_PROXY_NFTABLES_SKIP_KERNEL_VERSION_CHECK to try it anyway)`,
+    );
+  }
+  const family = "IPv4";
+  const refusal = await createNft(commands, family).tryOut("add table ip kube-proxy\n", signal);
+  if (refusal !== undefined) {
+    throw new AgentError("Unavailable", `the kernel refuses proxy mode nftables: ${refusal}`);
+  }
+}
+
+/** Compares the first version number in `text`. */
+function isAtLeast(text: string, wanted: readonly number[]): boolean {
+  const parts = (/\d+(?:\.\d+)*/.exec(text)?.[0] ?? "").split(".").map(Number);
+  for (const [at, part] of wanted.entries()) {
+    const have = parts[at] ?? 0;
+    if (have !== part) return have > part;
+  }
+  return true;
+}

@@ -1,0 +1,125 @@
+import type { Family } from "../ip.ts";
+import type { ServiceDescription } from "../model.ts";
+import { type ElementChanges, Elements } from "./elements.ts";
+import { sharedSets } from "./fixed.ts";
+import { type RenderContext, type RenderedService, renderService } from "./render.ts";
+
+/** What a service that was rendered anew changes beside elements. */
+export interface ChainChanges {
+  /** Chains to be written with these rules, those that others go to first. */
+  readonly writes: Map<string, readonly string[]>;
+  /** Chains that nobody wants any more. */
+  readonly drops: Set<string>;
+  /** Seconds by name. */
+  readonly newAffinitySets: Map<string, number>;
+  readonly dropAffinitySets: Set<string>;
+  /** Shared chains and maps that are needed for the first time. */
+  readonly newCounts: Set<number>;
+}
+
+/** No change at all; to be filled by `RuleState.stage`. */
+export function noChanges(): ChainChanges {
+  return {
+    writes: new Map(),
+    drops: new Set(),
+    newAffinitySets: new Map(),
+    dropAffinitySets: new Set(),
+    newCounts: new Set(),
+  };
+}
+
+/**
+ * What the services of one family put into the table, as it was last applied. A service that changed is rendered anew and compared
+ * with what it had: a change costs what the service weighs, however many others there are.
+ */
+export class RuleState {
+  readonly #context: RenderContext;
+  readonly #comments = new Map<string, string>();
+  readonly #rendered = new Map<string, RenderedService>();
+  readonly #elements = new Map<string, Elements>();
+  readonly #counts = new Set<number>();
+
+  constructor(context: RenderContext) {
+    this.#context = context;
+    for (const name of Object.keys(sharedSets(context.family))) this.#elements.set(name, new Elements());
+  }
+
+  get family(): Family {
+    return this.#context.family;
+  }
+
+  /** Takes a service as it is now, without ports if it is gone; adds what that changes to `changes`. */
+  stage(service: ServiceDescription, changes: ChainChanges): void {
+    const { key } = service;
+    const before = this.#rendered.get(key);
+    const after = renderService(service, this.#context);
+    const wanted = new Set(after.elements.map(({ set, key: element }) => `${set} ${element}`));
+    for (const { set, key: element } of before?.elements ?? []) {
+      if (wanted.has(`${set} ${element}`)) continue;
+      this.#elements.get(set)?.drop(key, element);
+      this.#comments.delete(`${set} ${element}`);
+    }
+    for (const { set, key: element, value, comment } of after.elements) {
+      let elements = this.#elements.get(set);
+      if (elements === undefined) this.#elements.set(set, (elements = new Elements()));
+      elements.put(key, element, value);
+      if (comment !== undefined) this.#comments.set(`${set} ${element}`, comment);
+    }
+    for (const [chain, rules] of after.chains) {
+      changes.drops.delete(chain);
+      if (before?.chains.get(chain)?.join("\n") !== rules.join("\n")) changes.writes.set(chain, rules);
+    }
+    for (const chain of before?.chains.keys() ?? []) if (!after.chains.has(chain)) changes.drops.add(chain);
+    for (const [name, seconds] of after.affinitySets) {
+      const had = before?.affinitySets.get(name);
+      if (had !== undefined && had !== seconds) changes.dropAffinitySets.add(name); // a timeout cannot be changed
+      if (had !== seconds) changes.newAffinitySets.set(name, seconds);
+    }
+    for (const name of before?.affinitySets.keys() ?? []) {
+      if (!after.affinitySets.has(name)) changes.dropAffinitySets.add(name);
+    }
+    for (const count of after.counts) {
+      if (this.#counts.has(count)) continue;
+      this.#counts.add(count);
+      changes.newCounts.add(count);
+    }
+    if (service.ports.length === 0) this.#rendered.delete(key);
+    else this.#rendered.set(key, after);
+  }
+
+  /** What differs from the kernel's elements, by set. Taken for applied afterwards. */
+  *takeElementChanges(): Generator<readonly [set: string, changes: ElementChanges], void> {
+    for (const [set, elements] of this.#elements) {
+      const changes = elements.takeChanges();
+      if (changes.adds.length > 0 || changes.deletes.length > 0) yield [set, changes];
+    }
+  }
+
+  /** The words for people on an element, if it has any. */
+  commentOf(set: string, key: string): string | undefined {
+    return this.#comments.get(`${set} ${key}`);
+  }
+
+  /** Chains that belong to services. */
+  chains(): Set<string> {
+    const chains = new Set<string>();
+    for (const { chains: own } of this.#rendered.values()) for (const chain of own.keys()) chains.add(chain);
+    for (const count of this.#counts) chains.add(`count-${count}`);
+    return chains;
+  }
+
+  affinitySets(): Set<string> {
+    const names = new Set<string>();
+    for (const { affinitySets } of this.#rendered.values()) for (const name of affinitySets.keys()) names.add(name);
+    return names;
+  }
+
+  counts(): ReadonlySet<number> {
+    return this.#counts;
+  }
+
+  /** Names and keys of all elements; for checks. */
+  *elementKeys(): Generator<readonly [set: string, key: string], void> {
+    for (const [set, elements] of this.#elements) for (const key of elements.keys()) yield [set, key];
+  }
+}

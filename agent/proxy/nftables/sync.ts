@@ -1,0 +1,267 @@
+import type { Clock } from "../../lib/clock.ts";
+import { hasCode, messageOf } from "../../lib/errors.ts";
+import type { Logger } from "../../lib/log.ts";
+import type { SyncRequest } from "../backend.ts";
+import { Pacer } from "../pacer.ts";
+import type { Nft, TableContent } from "./exec.ts";
+import { baseChains, canarySet, type FixedContext, renderFixed, sharedSets } from "./fixed.ts";
+import { isServiceObject } from "./names.ts";
+import type { RenderContext } from "./render.ts";
+import { type ChainChanges, noChanges, RuleState } from "./state.ts";
+import { TableText } from "./text.ts";
+
+/** A sync, and what decides the rules beyond the services. */
+export interface NftablesSyncRequest extends SyncRequest {
+  readonly fixed: FixedContext;
+  readonly render: RenderContext;
+}
+
+/** Figures of one sync. */
+export interface NftablesSyncResult extends Record<string, number> {
+  transactions: number;
+  bytes: number;
+}
+
+// Older kernels let go of what a deleted map element led to only some time after the transaction; kube-proxy waits as long.
+const staleChainAgeMs = 1_000;
+// Text of one transaction while a table is filled that no packet reaches yet. Small ones leave the kernel's lock to others.
+const fillBytesMax = 512 * 1024;
+// Elements that one check looks for; the next check goes on with the ones behind. 2 000 take the kernel 60 ms.
+const checkedElementsMax = 2_000;
+
+/**
+ * Keeps one family's table equal to the services. A change is one transaction of what changed; a full sync is one transaction that
+ * replaces all, but for the memory of session affinity. Into a table that did not exist everything goes in steps, and what
+ * makes the kernel look at it goes last. One call at a time.
+ */
+export class NftablesRules {
+  readonly #nft: Nft;
+  readonly #clock: Clock;
+  readonly #log: Logger;
+  #state: RuleState | undefined;
+  #fixed = "";
+  #nodePortIPs: readonly string[] = [];
+  /** Chains that were emptied, and when (monotonic ms). They are deleted at a later sync. */
+  readonly #stale = new Map<string, number>();
+  /** Handles of rules that no change touches; known after the first check that follows a full sync. */
+  #handles: ReadonlyMap<string, readonly number[]> | undefined;
+  #checkedUpTo = 0;
+
+  constructor(deps: { nft: Nft; clock: Clock; log: Logger }) {
+    this.#nft = deps.nft;
+    this.#clock = deps.clock;
+    this.#log = deps.log;
+  }
+
+  get needsFull(): boolean {
+    return this.#state === undefined;
+  }
+
+  /** Rejects with an `AgentError`; see {@link Nft}. Then the next sync must be full. */
+  async sync(request: NftablesSyncRequest, signal: AbortSignal): Promise<NftablesSyncResult> {
+    const state = request.isFull ? undefined : this.#state;
+    this.#state = undefined; // until all of it worked
+    if (state !== undefined) return await this.#apply(await this.#changes(state, request), signal);
+    const present = await this.#nft.read(signal);
+    try {
+      return await this.#apply(await this.#full(request, present), signal);
+    } catch (err) {
+      if (present === undefined || !hasCode(err, "Invalid")) throw err;
+      // Sets of another shape, base chains of another priority: some other program's idea of the same table.
+      this.#log.warn({ err: messageOf(err) }, "the table that is there cannot be changed; replacing it as a whole");
+      return await this.#apply(await this.#full(request, "replaced"), signal);
+    }
+  }
+
+  async #apply(texts: Texts, signal: AbortSignal): Promise<NftablesSyncResult> {
+    let bytes = 0;
+    for (const text of texts.transactions) {
+      bytes += text.length;
+      await this.#nft.apply(text, signal);
+    }
+    for (const chain of texts.emptied) this.#stale.set(chain, this.#clock.monotonic());
+    this.#state = texts.state;
+    await this.#deleteStale(new TableText(texts.state.family), signal);
+    return { transactions: texts.transactions.length, bytes };
+  }
+
+  /**
+   * Lets the kernel try whether what was written could be deleted: all rules that no change touches, and some of the elements.
+   * @returns what is missing, or undefined
+   */
+  async findDamage(signal: AbortSignal): Promise<string | undefined> {
+    const state = this.#state;
+    if (state === undefined) return undefined;
+    if (this.#handles === undefined) {
+      const table = await this.#nft.read(signal);
+      if (table === undefined) return "the table was deleted";
+      const fixed = [...Object.keys(baseChains), ...fixedChains];
+      const empty = fixed.find((chain) => (table.handles.get(chain) ?? []).length === 0);
+      if (empty !== undefined) return `chain ${empty} was emptied`;
+      this.#handles = new Map(fixed.map((chain) => [chain, table.handles.get(chain) ?? []]));
+    }
+    const text = new TableText(state.family);
+    for (const [chain, handles] of this.#handles) for (const handle of handles) text.deleteRule(chain, handle);
+    text.deleteElement(canarySet, canaryOf(state.family));
+    const elements = [...state.elementKeys()];
+    if (this.#checkedUpTo >= elements.length) this.#checkedUpTo = 0;
+    for (const [set, key] of elements.slice(this.#checkedUpTo, this.#checkedUpTo + checkedElementsMax)) {
+      text.deleteElement(set, key);
+    }
+    this.#checkedUpTo += checkedElementsMax;
+    return await this.#nft.tryOut(text.toString(), signal);
+  }
+
+  /** @param present what is in the table; undefined: there is none; "replaced": it is to be deleted first */
+  async #full(request: NftablesSyncRequest, present: TableContent | undefined | "replaced"): Promise<Texts> {
+    const { family } = request.render;
+    const state = new RuleState(request.render);
+    const changes = noChanges();
+    const pacer = new Pacer();
+    for (const key of request.keys) {
+      state.stage(request.describe(key), changes);
+      await pacer.breathe();
+    }
+    this.#handles = undefined;
+    this.#stale.clear();
+    this.#nodePortIPs = request.fixed.nodePortIPs ?? [];
+    const fixed = renderFixed(request.fixed);
+    this.#fixed = JSON.stringify([...fixed]);
+
+    const text = new TableText(family);
+    text.addTable();
+    if (present === "replaced") text.replaceTable();
+    for (const [name, { kind, type }] of Object.entries(sharedSets(family))) {
+      text.addSet(kind, name, `{ type ${type} ; }`);
+    }
+    const emptied: string[] = [];
+    if (typeof present === "object") emptied.push(...emptyTable(present, state, text));
+    text.addElement(canarySet, canaryOf(family), "");
+    for (const ip of this.#nodePortIPs) text.addElement("nodeport-ips", ip, "");
+    // What others lead to first; what the kernel comes in by last.
+    for (const chain of fixed.keys()) if (!(chain in baseChains)) text.addChain(chain);
+    writeChanges(changes, text);
+    for (const [chain, rules] of fixed) if (!(chain in baseChains)) text.writeChain(chain, rules);
+    for (const [set, { adds }] of state.takeElementChanges()) {
+      for (const [key, value] of adds) text.addElement(set, key, value, state.commentOf(set, key));
+      await pacer.breathe();
+    }
+    const steps = present === undefined ? text.takeSteps(fillBytesMax) : [];
+    for (const [name, hook] of Object.entries(baseChains)) {
+      text.addChain(name, hook);
+      text.writeChain(name, fixed.get(name) ?? []);
+    }
+    return { state, emptied, transactions: [...steps, text.toString()] };
+  }
+
+  async #changes(state: RuleState, request: NftablesSyncRequest): Promise<Texts> {
+    const { family } = request.render;
+    const changes = noChanges();
+    const pacer = new Pacer();
+    for (const key of request.keys) {
+      state.stage(request.describe(key), changes);
+      await pacer.breathe();
+    }
+    const text = new TableText(family);
+    const fixed = renderFixed(request.fixed);
+    const fixedText = JSON.stringify([...fixed]);
+    if (fixedText !== this.#fixed) {
+      for (const [chain, rules] of fixed) text.writeChain(chain, rules);
+      this.#fixed = fixedText;
+      this.#handles = undefined;
+    }
+    const nodePortIPs = request.fixed.nodePortIPs ?? [];
+    for (const ip of this.#nodePortIPs) if (!nodePortIPs.includes(ip)) text.deleteElement("nodeport-ips", ip);
+    for (const ip of nodePortIPs) if (!this.#nodePortIPs.includes(ip)) text.addElement("nodeport-ips", ip, "");
+    this.#nodePortIPs = nodePortIPs;
+
+    for (const chain of changes.writes.keys()) this.#stale.delete(chain);
+    // A set whose seconds changed is emptied of its rules, then made anew.
+    for (const name of changes.dropAffinitySets) {
+      if (changes.newAffinitySets.has(name)) this.#remakeSet(name, changes, text);
+    }
+    writeChanges(changes, text);
+    for (const [set, { deletes, adds }] of state.takeElementChanges()) {
+      for (const key of deletes) text.deleteElement(set, key);
+      for (const [key, value] of adds) text.addElement(set, key, value, state.commentOf(set, key));
+      await pacer.breathe();
+    }
+    for (const chain of changes.drops) text.flushChain(chain);
+    for (const name of changes.dropAffinitySets) if (!changes.newAffinitySets.has(name)) text.deleteSet("set", name);
+    return { state, emptied: [...changes.drops], transactions: [text.toString()].filter((one) => one !== "") };
+  }
+
+  /** All chains of the service are written again in the same transaction. */
+  #remakeSet(name: string, changes: ChainChanges, text: TableText): void {
+    for (const [chain, rules] of changes.writes) {
+      if (rules.some((rule) => rule.includes(`@${name} `))) {
+        text.addChain(chain);
+        text.flushChain(chain);
+      }
+    }
+    text.deleteSet("set", name);
+  }
+
+  async #deleteStale(text: TableText, signal: AbortSignal): Promise<void> {
+    const nowMs = this.#clock.monotonic();
+    const due = [...this.#stale].filter(([, sinceMs]) => nowMs - sinceMs >= staleChainAgeMs).map(([chain]) => chain);
+    if (due.length === 0) return;
+    for (const chain of due) text.deleteChain(chain);
+    try {
+      await this.#nft.apply(text.toString(), signal);
+      for (const chain of due) this.#stale.delete(chain);
+    } catch (err) {
+      if (signal.aborted) throw err;
+      // They are empty and nothing leads to them: in nobody's way until the next full sync.
+      this.#log.warn(
+        { chains: due.length, err: messageOf(err) },
+        "empty chains of services that are gone could not be deleted yet",
+      );
+      for (const chain of due) this.#stale.set(chain, nowMs);
+    }
+  }
+}
+
+interface Texts {
+  readonly state: RuleState;
+  /** Chains that have no rules left and are to go. */
+  readonly emptied: readonly string[];
+  readonly transactions: readonly string[];
+}
+
+const fixedChains = [
+  "services",
+  "service-endpoints-check",
+  "nodeport-endpoints-check",
+  "firewall-check",
+  "cluster-ips-check",
+  "masquerading",
+  "reject-chain",
+] as const;
+
+/** Empties what is there, but for the sets that remember clients; deletes sets that nobody wants. @returns chains to delete later */
+function emptyTable(present: TableContent, state: RuleState, text: TableText): string[] {
+  for (const chain of present.chains) text.flushChain(chain);
+  const shared = sharedSets(state.family);
+  const wantedSets = state.affinitySets();
+  for (const kind of ["set", "map"] as const) {
+    for (const name of kind === "set" ? present.sets : present.maps) {
+      if (name in shared) text.flushSet(kind, name);
+      else if (!wantedSets.has(name)) text.deleteSet(kind, name);
+    }
+  }
+  const wanted = state.chains();
+  const own = new Set<string>([...Object.keys(baseChains), ...fixedChains]);
+  return present.chains.filter((chain) => isServiceObject(chain) && !wanted.has(chain) && !own.has(chain));
+}
+
+function writeChanges(changes: ChainChanges, text: TableText): void {
+  for (const count of changes.newCounts) text.addCount(count);
+  for (const [name, seconds] of changes.newAffinitySets) text.addAffinitySet(name, seconds);
+  for (const chain of changes.writes.keys()) text.addChain(chain);
+  for (const [chain, rules] of changes.writes) text.writeChain(chain, rules);
+}
+
+function canaryOf(family: RuleState["family"]): string {
+  return family === "IPv4" ? "0.0.0.1" : "::1";
+}

@@ -1,0 +1,134 @@
+import type { Family } from "../ip.ts";
+import { sharedEndpoints, tableName } from "./fixed.ts";
+import { familyWords } from "./render.ts";
+
+// Elements of one command. Lines of this length are read by people, and quickly by nft.
+const elementsPerCommandMax = 200;
+
+/**
+ * The text of nft commands for the proxy's table of one family, in order. Neighbouring elements of the same set go into one
+ * command. Everything put in is checked before: names are DNS labels, addresses canonical.
+ */
+export class TableText {
+  readonly #table: string;
+  readonly #family: Family;
+  readonly #lines: string[] = [];
+  #open: { verb: "add" | "delete"; set: string; elements: string[] } | undefined;
+
+  constructor(family: Family) {
+    this.#family = family;
+    this.#table = `${familyWords(family).ip} ${tableName}`;
+  }
+
+  addTable(): void {
+    this.#line(`add table ${this.#table}`);
+  }
+
+  /** Makes the table, which is there, anew and empty. */
+  replaceTable(): void {
+    this.#line(`delete table ${this.#table}`);
+    this.addTable();
+  }
+
+  /** `body`: `{ type … ; }`. */
+  addSet(kind: "set" | "map", name: string, body: string): void {
+    this.#line(`add ${kind} ${this.#table} ${name} ${body}`);
+  }
+
+  /** A set of client addresses that are forgotten after `seconds` without a new connection. */
+  addAffinitySet(name: string, seconds: number): void {
+    const { addressType } = familyWords(this.#family);
+    this.addSet("set", name, `{ type ${addressType} ; flags dynamic,timeout ; timeout ${seconds}s ; }`);
+  }
+
+  /** The chain and the map that plain services with `count` endpoints share. */
+  addCount(count: number): void {
+    const { map, rule } = sharedEndpoints(this.#family, count);
+    this.addSet("map", `endpoints-${count}`, map);
+    this.addChain(`count-${count}`);
+    this.writeChain(`count-${count}`, [rule]);
+  }
+
+  flushSet(kind: "set" | "map", name: string): void {
+    this.#line(`flush ${kind} ${this.#table} ${name}`);
+  }
+
+  deleteSet(kind: "set" | "map", name: string): void {
+    this.#line(`delete ${kind} ${this.#table} ${name}`);
+  }
+
+  /** Does nothing if it is there. `hook`: `type … hook … priority … ;` for base chains. */
+  addChain(name: string, hook?: string): void {
+    this.#line(`add chain ${this.#table} ${name}${hook === undefined ? "" : ` { ${hook} }`}`);
+  }
+
+  /** Replaces the rules of a chain that is there. */
+  writeChain(name: string, rules: readonly string[]): void {
+    this.flushChain(name);
+    for (const rule of rules) this.#line(`add rule ${this.#table} ${name} ${rule}`);
+  }
+
+  flushChain(name: string): void {
+    this.#line(`flush chain ${this.#table} ${name}`);
+  }
+
+  deleteChain(name: string): void {
+    this.#line(`delete chain ${this.#table} ${name}`);
+  }
+
+  deleteRule(chain: string, handle: number): void {
+    this.#line(`delete rule ${this.#table} ${chain} handle ${handle}`);
+  }
+
+  addElement(set: string, key: string, value: string, comment?: string): void {
+    const about = comment === undefined ? "" : ` comment "${comment}"`;
+    this.#element("add", set, `${key}${about}${value === "" ? "" : ` : ${value}`}`);
+  }
+
+  deleteElement(set: string, key: string): void {
+    this.#element("delete", set, key);
+  }
+
+  /** The commands so far, cut into texts of about `bytesMax`; empties this text. */
+  takeSteps(bytesMax: number): string[] {
+    this.#close();
+    const steps: string[] = [];
+    let step = "";
+    for (const line of this.#lines) {
+      step += line;
+      if (step.length < bytesMax) continue;
+      steps.push(step);
+      step = "";
+    }
+    if (step !== "") steps.push(step);
+    this.#lines.length = 0;
+    return steps;
+  }
+
+  toString(): string {
+    this.#close();
+    return this.#lines.join("");
+  }
+
+  #element(verb: "add" | "delete", set: string, element: string): void {
+    const open = this.#open;
+    if (open?.verb === verb && open.set === set && open.elements.length < elementsPerCommandMax) {
+      open.elements.push(element);
+      return;
+    }
+    this.#close();
+    this.#open = { verb, set, elements: [element] };
+  }
+
+  #line(line: string): void {
+    this.#close();
+    this.#lines.push(`${line}\n`);
+  }
+
+  #close(): void {
+    if (this.#open === undefined) return;
+    const { verb, set, elements } = this.#open;
+    this.#lines.push(`${verb} element ${this.#table} ${set} { ${elements.join(", ")} }\n`);
+    this.#open = undefined;
+  }
+}

@@ -1,0 +1,333 @@
+import { describe, expect, test } from "vitest";
+import type { EndpointSlice, Service, ServiceSpec } from "../../../agent/kube/types.ts";
+import { AgentError } from "../../../agent/lib/errors.ts";
+import { silentLogger } from "../../../agent/lib/log.ts";
+import type { Commands } from "../../../agent/proxy/commands.ts";
+import type { Family } from "../../../agent/proxy/ip.ts";
+import { parseIP } from "../../../agent/proxy/ip.ts";
+import { ServiceModel } from "../../../agent/proxy/model.ts";
+import { expectNftables } from "../../../agent/proxy/nftables/backend.ts";
+import { Elements } from "../../../agent/proxy/nftables/elements.ts";
+import { endpointBase, portBase } from "../../../agent/proxy/nftables/names.ts";
+import { withoutOverlaps } from "../../../agent/proxy/nftables/render.ts";
+import { NftablesRules, type NftablesSyncRequest } from "../../../agent/proxy/nftables/sync.ts";
+import { FakeNft } from "../../support/fake-nft.ts";
+import { makeService, makeSlice } from "../../support/service-objects.ts";
+import { FakeClock } from "../volumes/support.ts";
+
+const signal = new AbortController().signal;
+
+/** A model and the table that is kept after it. */
+class Setup {
+  readonly model: ServiceModel;
+  readonly nft: FakeNft;
+  readonly clock = new FakeClock();
+  rules: NftablesRules;
+  context: Pick<NftablesSyncRequest, "fixed" | "render">;
+
+  constructor(family: Family = "IPv4", nft = new FakeNft()) {
+    this.nft = nft;
+    this.model = new ServiceModel(family, { name: "n1", zone: undefined, ips: [parseIP("192.0.2.1")!] });
+    this.rules = this.newRules();
+    const mark = "0x004000";
+    this.context = {
+      fixed: {
+        family,
+        mark,
+        masqueradeAll: false,
+        notFromLocalPods: "ip saddr != 10.244.0.0/16",
+        nodePortIPs: ["192.0.2.1"],
+        serviceCIDRs: [],
+      },
+      render: { family, mark, fromLocalPods: "ip saddr 10.244.0.0/16" },
+    };
+  }
+
+  newRules(): NftablesRules {
+    return new NftablesRules({ nft: this.nft, clock: this.clock, log: silentLogger });
+  }
+
+  put(service: Service, ...slices: EndpointSlice[]): void {
+    this.model.setService(`ns1/${service.metadata.name}`, service);
+    for (const slice of slices) this.model.setSlice(`ns1/${slice.metadata.name}`, slice);
+  }
+
+  async sync(isFull = this.rules.needsFull) {
+    const pending = this.model.pending();
+    const result = await this.rules.sync(
+      {
+        isFull,
+        keys: isFull ? this.model.keys() : [...pending.keys].sort(),
+        describe: (key) => this.model.describe(key),
+        endpointCount: () => this.model.endpointCount(),
+        ...this.context,
+      },
+      signal,
+    );
+    this.model.settle(pending);
+    return result;
+  }
+}
+
+const nodePort: Partial<ServiceSpec> = { type: "NodePort", ports: [{ name: "p80", port: 80, nodePort: 30_080 }] };
+const loadBalancer = { status: { loadBalancer: { ingress: [{ ip: "203.0.113.7" }] } } };
+const here = { nodeName: "n1" };
+const there = { nodeName: "n2" };
+
+const cases: [
+  name: string,
+  spec: Partial<ServiceSpec>,
+  extra: Partial<Service>,
+  endpoints: Parameters<typeof makeSlice>[1],
+][] = [
+  ["clusterip", {}, {}, ["10.244.1.5", "10.244.1.6"]],
+  ["clusterip-no-endpoints", {}, {}, []],
+  ["clusterip-affinity", { sessionAffinity: "ClientIP" }, {}, ["10.244.1.5", "10.244.1.6"]],
+  [
+    "clusterip-internal-local",
+    { internalTrafficPolicy: "Local" },
+    {},
+    [
+      { address: "10.244.1.5", ...here },
+      { address: "10.244.2.5", ...there },
+    ],
+  ],
+  ["clusterip-internal-local-none-here", { internalTrafficPolicy: "Local" }, {}, [{ address: "10.244.2.5", ...there }]],
+  ["nodeport", nodePort, {}, ["10.244.1.5"]],
+  ["nodeport-no-endpoints", nodePort, {}, []],
+  [
+    "nodeport-external-local",
+    { ...nodePort, externalTrafficPolicy: "Local" },
+    {},
+    [
+      { address: "10.244.1.5", ...here },
+      { address: "10.244.2.5", ...there },
+    ],
+  ],
+  [
+    "nodeport-external-local-none-here",
+    { ...nodePort, externalTrafficPolicy: "Local" },
+    {},
+    [{ address: "10.244.2.5", ...there }],
+  ],
+  ["external-ip", { externalIPs: ["203.0.113.9"] }, {}, ["10.244.1.5"]],
+  [
+    "loadbalancer-source-ranges",
+    { ...nodePort, type: "LoadBalancer", loadBalancerSourceRanges: ["192.0.2.0/24", "192.0.2.128/25"] },
+    loadBalancer,
+    ["10.244.1.5"],
+  ],
+];
+
+describe("what one service puts into the table", () => {
+  test.each(cases)("%s", async (name, spec, extra, endpoints) => {
+    const setup = new Setup();
+    setup.put(makeService("svc1", spec, extra), makeSlice("svc1", endpoints));
+    await setup.sync();
+    await expect(setup.nft.dump()).toMatchFileSnapshot(`golden-nftables/${name}.txt`);
+  });
+
+  test("IPv6", async () => {
+    const setup = new Setup("IPv6");
+    const fixed = { ...setup.context.fixed, notFromLocalPods: undefined, nodePortIPs: undefined };
+    setup.context = { fixed, render: { ...setup.context.render, fromLocalPods: undefined } };
+    const spec = { ...nodePort, clusterIP: "fd00::10", clusterIPs: ["fd00::10"], ipFamilies: ["IPv6" as const] };
+    setup.put(makeService("svc1", spec), makeSlice("svc1", ["fd00:244::5"], { addressType: "IPv6" }));
+    await setup.sync();
+    await expect(setup.nft.dump()).toMatchFileSnapshot("golden-nftables/ipv6.txt");
+  });
+});
+
+test("names are kube-proxy's", () => {
+  const p80 = { protocol: "tcp", portName: "p80" } as const;
+  expect(portBase("ns1/svc1", p80)).toBe("ULMVA6XW-ns1/svc1/tcp/p80");
+  expect(portBase("ns1/svc1", { ...p80, portName: "" })).toBe("6KJ5P52A-ns1/svc1/tcp/");
+  expect(endpointBase("ns1/svc1", p80, { ip: "10.180.0.1", port: 80 })).toBe(
+    "5OJB2KTY-ns1/svc1/tcp/p80__10.180.0.1/80",
+  );
+  expect(endpointBase("ns1/svc1", p80, { ip: "fd00:10:180::1", port: 80 })).toBe(
+    "ZVRFLKHO-ns1/svc1/tcp/p80__fd00.10.180..1/80",
+  );
+  const long = portBase(`${"n".repeat(63)}/${"s".repeat(63)}`, { ...p80, portName: "p".repeat(130) });
+  expect([long.length, long.slice(-3)]).toEqual([240, "..."]);
+});
+
+test.each([
+  [
+    ["10.0.0.0/8", "10.1.0.0/16", "192.0.2.1/32"],
+    ["10.0.0.0/8", "192.0.2.1/32"],
+  ],
+  [
+    ["10.1.0.0/16", "10.0.0.0/16"],
+    ["10.0.0.0/16", "10.1.0.0/16"],
+  ],
+  [["203.0.113.7", "203.0.113.0/24"], ["203.0.113.0/24"]],
+  [["10.0.0.1", "10.0.0.1/32"], ["10.0.0.1/32"]],
+])("ranges without overlaps: %o", (texts, want) => expect(withoutOverlaps(texts)).toEqual(want));
+
+describe("elements", () => {
+  test("a change and its opposite are none", () => {
+    const elements = new Elements();
+    elements.put("a", "k", "1");
+    elements.takeChanges();
+    elements.drop("a", "k");
+    elements.put("a", "k", "1");
+    expect(elements.takeChanges()).toEqual({ deletes: [], adds: [] });
+  });
+
+  test("of two services that claim the same key the first by name has it, until it goes", () => {
+    const elements = new Elements();
+    elements.put("b", "k", "2");
+    expect(elements.takeChanges()).toEqual({ deletes: [], adds: [["k", "2"]] });
+    elements.put("a", "k", "1");
+    expect(elements.takeChanges()).toEqual({ deletes: ["k"], adds: [["k", "1"]] });
+    elements.drop("a", "k");
+    expect(elements.takeChanges()).toEqual({ deletes: ["k"], adds: [["k", "2"]] });
+    elements.drop("b", "k");
+    expect(elements.takeChanges()).toEqual({ deletes: ["k"], adds: [] });
+  });
+});
+
+describe("syncs", () => {
+  test("a change writes what belongs to its service, and nothing else", async () => {
+    const setup = new Setup();
+    for (let n = 1; n <= 50; n += 1) {
+      setup.put(
+        makeService(`svc${n}`, { clusterIP: `10.96.0.${n}` }),
+        makeSlice(`svc${n}`, ["10.244.1.5", "10.244.1.6"]),
+      );
+    }
+    await setup.sync();
+    setup.put(makeService("svc7", { clusterIP: "10.96.0.7" }), makeSlice("svc7", ["10.244.1.5"]));
+    await setup.sync();
+    const text = setup.nft.applied.at(-1) ?? "";
+    expect(text).toContain("10.96.0.7 . tcp . 80 : goto count-1");
+    expect(text.split("\n").filter((line) => line.includes("10.96.0.") && !line.includes("10.96.0.7 "))).toEqual([]);
+    expect(text).not.toContain("chain ip kube-proxy services");
+  });
+
+  test("a table that did not exist is filled in steps, and the kernel looks at it last", async () => {
+    const setup = new Setup();
+    for (let n = 0; n < 4_000; n += 1) {
+      const clusterIP = `10.96.${n >> 8}.${n & 255}`;
+      const endpoints = Array.from({ length: 5 }, (_, at) => `10.244.${at}.${n & 255}`);
+      setup.put(makeService(`svc${n}`, { clusterIP }), makeSlice(`svc${n}`, endpoints));
+    }
+    expect((await setup.sync()).transactions).toBeGreaterThan(1);
+    const { applied } = setup.nft;
+    expect(applied.slice(0, -1).join("")).not.toContain("hook");
+    expect(applied.at(-1)).toContain("hook");
+  });
+
+  test("after a failure everything is written in one transaction; what nobody wants is emptied, and deleted later", async () => {
+    const setup = new Setup();
+    setup.put(makeService("svc1", nodePort), makeSlice("svc1", ["10.244.1.5"]));
+    await setup.sync();
+    const chain = `service-${portBase("ns1/svc1", { protocol: "tcp", portName: "p80" })}`;
+    expect(setup.nft.chains?.get(chain)).toHaveLength(1);
+    setup.model.setService("ns1/svc1", undefined);
+    setup.nft.failure = new AgentError("Unavailable", "killed");
+    await expect(setup.sync()).rejects.toThrow("killed");
+    expect(setup.rules.needsFull).toBe(true);
+    await setup.sync();
+    expect(setup.nft.chains?.get(chain)).toEqual([]);
+    await setup.clock.advance(1_000);
+    await setup.sync();
+    expect(setup.nft.chains?.has(chain)).toBe(false);
+  });
+
+  test("a table of another make is replaced as a whole", async () => {
+    const setup = new Setup();
+    setup.put(makeService("svc1"), makeSlice("svc1", ["10.244.1.5"]));
+    await setup.nft.apply("add table ip kube-proxy\nadd map ip kube-proxy service-ips { type mark : verdict ; }\n");
+    await setup.sync();
+    expect(setup.nft.dump()).toContain("10.96.0.10 . tcp . 80 : goto count-1");
+  });
+
+  test.each([
+    ["the table", (nft: FakeNft): void => void (nft.chains = undefined)],
+    ["a chain's rules", (nft: FakeNft) => nft.chains?.set("services", [])],
+    ["an element", (nft: FakeNft) => nft.sets.get("service-ips")?.elements.clear()],
+    ["all elements", (nft: FakeNft) => nft.sets.forEach(({ elements }) => elements.clear())],
+  ] as const)("notices that somebody took away %s", async (_, damage) => {
+    const setup = new Setup();
+    setup.put(makeService("svc1"), makeSlice("svc1", ["10.244.1.5"]));
+    await setup.sync();
+    damage(setup.nft);
+    expect(await setup.rules.findDamage(signal)).toBeDefined();
+    await setup.sync(true);
+    expect(await setup.rules.findDamage(signal)).toBeUndefined();
+  });
+
+  test("a thousand random changes leave what one full sync of the result makes", async () => {
+    let seed = 7;
+    const random = (below: number): number => {
+      seed = (seed * 1_103_515_245 + 12_345) % 2 ** 31;
+      return seed % below;
+    };
+    const setup = new Setup();
+    for (let n = 0; n < 1_000; n += 1) {
+      const name = `svc${random(12)}`;
+      const at = Number(name.slice(3));
+      if (random(6) === 0) setup.model.setService(`ns1/${name}`, undefined);
+      else {
+        const [, spec, extra] = cases[random(cases.length)]!;
+        const ports = spec.ports?.map((port) => ({ ...port, nodePort: 30_000 + at }));
+        // Now and then two services have the same address.
+        const clusterIP = `10.96.0.${random(8) === 0 ? 1 : at}`;
+        setup.put(makeService(name, { ...spec, ...(ports === undefined ? {} : { ports }), clusterIP }, extra));
+      }
+      const endpoints = Array.from({ length: random(4) }, (_, i) => ({
+        address: `10.244.1.${10 * at + i}`,
+        nodeName: random(2) === 0 ? "n1" : "n2",
+        conditions: { ready: random(3) > 0, serving: true, terminating: random(3) === 0 },
+      }));
+      setup.model.setSlice(`ns1/${name}-a`, random(7) === 0 ? undefined : makeSlice(name, endpoints));
+      if (random(5) === 0) setup.nft.failure = new AgentError("Unavailable", "somebody else was faster");
+      if (random(2) === 0) await setup.sync().catch(() => {});
+      if (random(4) === 0) await setup.clock.advance(1_000);
+    }
+    setup.nft.failure = undefined;
+    await setup.sync();
+    await setup.clock.advance(1_000);
+    await setup.sync();
+    const incremental = setup.nft.dump();
+
+    const fresh = new Setup();
+    Object.assign(fresh, { model: setup.model });
+    await fresh.sync(true);
+    // Shared chains and maps of numbers that nobody has any more wait, empty, for the next full sync.
+    const used = (dump: string) => dump.replace(/^map endpoints-\d+ .*\n(?! )|^chain count-\d+\n.*\n/gm, "");
+    expect(used(incremental)).toBe(used(fresh.nft.dump()));
+  });
+});
+
+describe("this machine", () => {
+  const commands = (version: string, check = ""): Commands => ({
+    run: async (_file: string, args: readonly string[]) => {
+      const isVersion = args.includes("--version");
+      const failed = !isVersion && check !== "";
+      return {
+        code: failed ? 1 : 0,
+        signal: undefined,
+        stdout: isVersion ? version : "",
+        stderr: check,
+        truncated: false,
+        durationMs: 1,
+        message: failed ? `nft exited with 1: ${check}` : "nft succeeded",
+        ...(failed ? { failure: "exit" as const } : {}),
+      } satisfies Awaited<ReturnType<Commands["run"]>>;
+    },
+    lines: () => Promise.reject(new Error("unused")),
+  });
+  test.each([
+    ["nftables v1.0.6 (Lester Gooch #5)", "5.13.0-1-amd64", "", undefined],
+    ["nftables v0.9.8 (E.D.S.)", "6.1.0", "", "needs nft 1.0.1 or later"],
+    ["nftables v1.0.6", "5.10.0-8-amd64", "", "needs Linux 5.13 or later"],
+    ["nftables v1.0.6", "6.1.0", "Operation not permitted", "the kernel refuses"],
+  ])("%s on %s (%s): %s", async (version, kernel, check, problem) => {
+    const asked = expectNftables(commands(version, check), signal, kernel);
+    if (problem === undefined) await asked;
+    else await expect(asked).rejects.toThrow(problem);
+  });
+});
