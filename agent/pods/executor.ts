@@ -10,7 +10,7 @@ import { buildContainerConfig, nextRestartCount } from "./container-config.ts";
 import { linkLog, removeLogs } from "./container-logs.ts";
 import { type DNSWarning, podDNS } from "./dns.ts";
 import { runHook } from "./hooks.ts";
-import { ImageVolumes } from "./image-volumes.ts";
+import { ImageVolumes, imageVolumesOf } from "./image-volumes.ts";
 import type { ReadyImage } from "./local.ts";
 import {
   graceSecondsOf,
@@ -226,6 +226,11 @@ export class Executor {
     const image = images.get(container.name);
     images.delete(container.name); // the next start asks anew
     let id = action.createdID;
+    if (id !== undefined && imageVolumesOf(pod, container).length > 0) {
+      // Whoever made it may have died before it knew whether the runtime has mounted the images.
+      await this.#deps.runtime.removeContainer(id);
+      throw new StepError("ContainerCreating", "was made by an earlier run of the agent and is made anew");
+    }
     if (id === undefined) {
       id = await this.#createContainer(container, action.sandboxID, image, context, fail);
       this.#event(pod, "Normal", "Created", `Container created`, fieldPath);

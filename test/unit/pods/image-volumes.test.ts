@@ -33,6 +33,8 @@ afterEach(() => cleanUp());
 function scripted(pod: Pod) {
   const events: string[] = [];
   const created: ContainerConfig[] = [];
+  const started: string[] = [];
+  const removed: string[] = [];
   const objects = new FakeObjects();
   const note = (what: { fieldPath?: string | undefined }, type: string, reason: string, message: string) =>
     events.push(`${what.fieldPath ?? "pod"} ${type} ${reason}: ${message}`);
@@ -65,7 +67,8 @@ function scripted(pod: Pod) {
         created.push(config);
         return `${config.name}-id`;
       },
-      startContainer: async () => {},
+      startContainer: async (id: string) => void started.push(id),
+      removeContainer: async (id: string) => void removed.push(id),
     },
     settings: {
       rootDir: dir,
@@ -99,11 +102,14 @@ function scripted(pod: Pod) {
     signal: never,
     hookSignal: never,
   };
-  return { images, clock, events, created, objects, volumes, context, executor };
+  return { images, clock, events, created, started, removed, objects, volumes, context, executor };
 }
 
 const podWith = (...containers: Container[]) =>
-  podOf({ containers, volumes: [model], dnsPolicy: "Default" }, { annotations: { team: "ml" } });
+  podOf(
+    { containers, volumes: [model], dnsPolicy: "Default", enableServiceLinks: true },
+    { annotations: { team: "ml" } },
+  );
 
 describe("imageVolumesOf", () => {
   const two: Container = { name: "a", volumeMounts: ["x", "x", "y"].map((name) => ({ name, mountPath: "/v" })) };
@@ -198,6 +204,19 @@ describe("an image volume", () => {
         image: "sha256:registry.local/model:1",
       });
     }
+  });
+
+  test("makes no half-made container of an earlier run start: nobody has seen what is mounted in it", async () => {
+    const { executor, context, started, removed } = scripted(podWith(reader, { name: "plain", image: "app:1" }));
+    const start = async (container: string) =>
+      await executor.execute(
+        { kind: "StartContainer", container, sandboxID: "s0", createdID: `old-${container}` },
+        context,
+      );
+    await expect(start("reader")).rejects.toMatchObject({ reason: "ContainerCreating" });
+    await start("plain");
+    expect(removed).toEqual(["old-reader"]);
+    expect(started).toEqual(["old-plain"]);
   });
 
   test("is asked for in vain by policy Never", async () => {
