@@ -156,7 +156,10 @@ export class PodWorker {
     const isSameText =
       isDeepStrictEqual(before.metadata.labels, pod.metadata.labels) &&
       isDeepStrictEqual(before.metadata.annotations, pod.metadata.annotations);
-    if (!isSameText) this.#contentIsOld(); // downward API volumes show both, or lacked what is there now
+    if (!isSameText) {
+      this.#contentIsOld(); // downward API volumes show both, or lacked what is there now
+      this.#steps.forgetFailures((key) => key.startsWith("start/")); // and variables, from which subPathExpr is made
+    }
     this.#loop.wake();
   }
 
