@@ -2,7 +2,7 @@ import { mkdir, mkdtemp, readFile, rm, writeFile } from "node:fs/promises";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { setTimeout as sleep } from "node:timers/promises";
-import { afterEach, beforeEach, describe, expect, test } from "vitest";
+import { afterAll, afterEach, beforeAll, beforeEach, describe, expect, test } from "vitest";
 import { createApiClient, type KubeClient } from "../../agent/kube/client.ts";
 import { createInformerFactory } from "../../agent/kube/informer.ts";
 import { loadKubeconfig } from "../../agent/kube/kubeconfig.ts";
@@ -19,6 +19,7 @@ import { csiDriverObjects } from "../../agent/volumes/csi/driver-objects.ts";
 import { createCSIDrivers, type OwnedCSIDrivers } from "../../agent/volumes/csi/drivers.ts";
 import type { VolumeCapability } from "../../agent/volumes/csi/port.ts";
 import { startTestApiServer, type TestApiServer } from "../support/apiserver/server.ts";
+import { type LocalCluster, startLocalCluster } from "../support/cluster/local-cluster.ts";
 import { startCSIDriver, type TestCSIDriver } from "../support/csi/start.ts";
 
 const clock = systemClock;
@@ -352,5 +353,64 @@ describe("CSI drivers on a node", () => {
     const err = await killed;
     expect(err).toMatchObject({ code: "Unavailable", isFinal: false });
     expect(String(err)).not.toContain("s3cret");
+  });
+});
+
+describe("CSI drivers on a whole node", () => {
+  let cluster: LocalCluster;
+  let client: KubeClient;
+  let driver: TestCSIDriver | undefined;
+
+  beforeAll(async () => {
+    cluster = await startLocalCluster();
+    const access = await loadKubeconfig(cluster.kubeconfig);
+    client = createApiClient({ access, userAgent: "test", qps: -1, burst: 100, log, clock });
+  }, 60_000);
+  afterAll(async () => {
+    await driver?.destroy();
+    await client?.[Symbol.asyncDispose]();
+    await cluster?.destroy();
+  });
+
+  const name = () => cluster.node.name;
+  const csiNode = async () => await client.get(csiNodes, { name: name() }).catch(() => undefined);
+  const entry = async () => (await csiNode())?.spec.drivers?.find((found) => found.name === "csi.test");
+  const ready = async () => {
+    const node = await client.get(nodes, { name: name() }).catch(() => undefined);
+    return node?.status?.conditions?.find(({ type }) => type === "Ready");
+  };
+
+  test("the node is Ready once there is a CSINode, and a driver that registers gets its entry", async () => {
+    await until("the node is Ready", async () => ((await ready())?.status === "True" ? true : undefined));
+    expect(await csiNode()).toMatchObject({ metadata: { ownerReferences: [{ kind: "Node", name: name() }] } });
+    driver = await startCSIDriver({
+      rootDir: cluster.rootDir,
+      dir: join(cluster.node.dir, "csi"),
+      nodeID: name(),
+      maxVolumesPerNode: 4,
+    });
+    expect(await until("the driver's entry", entry)).toMatchObject({ nodeID: name(), allocatable: { count: 4 } });
+    await until("the driver is told", async () => (await driver?.calls("NotifyRegistrationStatus"))?.at(-1)?.code);
+  });
+
+  test("an agent that is killed finds the driver again, and the node stays Ready", async () => {
+    const before = await ready();
+    await cluster.agent.stop("SIGKILL");
+    await cluster.agent.start();
+    await until("registered again", async () => {
+      const calls = await driver?.calls("NotifyRegistrationStatus");
+      return calls !== undefined && calls.length >= 2 ? true : undefined;
+    });
+    await until("a heartbeat of the new agent", async () => {
+      const now = await ready();
+      return now?.lastHeartbeatTime === before?.lastHeartbeatTime ? undefined : true;
+    });
+    expect(await ready()).toMatchObject({ status: "True", lastTransitionTime: before?.lastTransitionTime });
+    expect(await entry()).toMatchObject({ nodeID: name() });
+  });
+
+  test("a driver that ends loses its entry", async () => {
+    await driver?.stop("SIGTERM");
+    await until("its entry has gone", async () => ((await entry()) === undefined ? true : undefined));
   });
 });

@@ -5,6 +5,7 @@ import { dirname, join } from "node:path";
 import { setTimeout as sleep } from "node:timers/promises";
 import { afterEach, beforeEach, describe, expect, test } from "vitest";
 import { AgentError } from "../../../agent/lib/errors.ts";
+import { untilAborted } from "../../../agent/lib/loop.ts";
 import { silentLogger } from "../../../agent/lib/log.ts";
 import { createPluginManager, type PluginManager, registrationBackoff } from "../../../agent/plugins/manager.ts";
 import type { PluginHandler, PluginInfo } from "../../../agent/plugins/port.ts";
@@ -49,7 +50,8 @@ describe("the plugin manager", () => {
   };
   const nameOf = (path: string) => path.slice(dir.length + 1);
   const hang = async (signal: AbortSignal) => {
-    await new Promise((_, reject) => signal.addEventListener("abort", () => reject(signal.reason), { once: true }));
+    await untilAborted(signal);
+    signal.throwIfAborted();
   };
   const handler: PluginHandler = {
     register: async (plugin: PluginInfo, signal) => {
@@ -93,7 +95,7 @@ describe("the plugin manager", () => {
     await running;
     for (const path of [...servers.keys()]) await close(path);
     await rm(dir, { recursive: true });
-    expect(clock.waiting).toBe(0);
+    if (clock.waiting > 0) throw new Error(`${clock.waiting} timers were left behind`);
   });
 
   test("finds what is there, what comes, and what comes in new directories", async () => {
