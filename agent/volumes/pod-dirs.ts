@@ -1,12 +1,13 @@
-import { constants } from "node:fs";
-import { open, readdir, rmdir, unlink } from "node:fs/promises";
+import { readdir, rmdir, unlink } from "node:fs/promises";
 import { join } from "node:path";
 import { errnoOf } from "../lib/errno.ts";
 import { AgentError, messageOf } from "../lib/errors.ts";
 import { isAtOrBeneath, listMountsUnder, unmountAllUnder } from "../lib/mount.ts";
+import { openDir } from "./dir-handle.ts";
 import { pluginDirName } from "./kind.ts";
 import { isOwnPluginDir } from "./kinds.ts";
 import { removeTree } from "./remove-tree.ts";
+import { fdPath } from "./safe-path.ts";
 
 /**
  * A pod's directory, ROOT/pods/UID, and how it goes away:
@@ -19,7 +20,6 @@ import { removeTree } from "./remove-tree.ts";
 
 // A UID is a file name to us. The API server gives out UUIDs, static pods have a hash.
 const podUIDPattern = /^[A-Za-z0-9][A-Za-z0-9._-]*$/;
-const dirFlags = constants.O_RDONLY | constants.O_DIRECTORY | constants.O_NOFOLLOW;
 
 /** Rejects a UID that could be a path with code Invalid. */
 export function podDirOf(rootDir: string, podUID: string): string {
@@ -130,14 +130,14 @@ async function removeDir(dir: string): Promise<void> {
 
 /** Names in a directory; none if it is not there. A link in its place is refused: it could lead anywhere. */
 async function listDir(path: string): Promise<string[]> {
-  const dir = await open(path, dirFlags).catch((err: unknown) => {
+  const dir = await openDir(path).catch((err: unknown) => {
     if (errnoOf(err) === "ENOENT") return undefined;
     if (errnoOf(err) !== "ENOTDIR" && errnoOf(err) !== "ELOOP") throw err;
     throw new AgentError("Internal", `will not delete ${path}: it is not a directory`, { cause: err });
   });
   if (dir === undefined) return [];
   try {
-    return await readdir(`/proc/self/fd/${dir.fd}`);
+    return await readdir(fdPath(dir));
   } finally {
     await dir.close();
   }

@@ -1,3 +1,4 @@
+import { killAfter } from "../support/killable.ts"; // first: it takes the place of functions that others import
 import fs, { chmod, lstat, mkdir, open, readdir, readFile, statfs, symlink, writeFile } from "node:fs/promises";
 import { syncBuiltinESMExports } from "node:module";
 import { join } from "node:path";
@@ -19,13 +20,11 @@ import { tmpfsMagic } from "../../agent/volumes/empty-dir.ts";
 import { removePodDir, tearDownPodVolumes } from "../../agent/volumes/pod-dirs.ts";
 import { depthMax, removeTree } from "../../agent/volumes/remove-tree.ts";
 import { prepareRoot } from "../../agent/volumes/root-dir.ts";
-import { installKillable, killAfter } from "../support/killable.ts";
+import { createTmpfsProbe } from "../../agent/volumes/tmpfs-probe.ts";
 import { FakeClock, makePod } from "../unit/volumes/support.ts";
 import { modeOf, never, podUID, podWith, useVolumeRoot } from "../support/volume-root.ts";
 
 // How what is in the agent's root directory comes and goes although somebody is in the way: with real mounts, as root.
-
-installKillable();
 
 const on = useVolumeRoot();
 
@@ -144,6 +143,18 @@ describe("killed at any step", () => {
       await setUp();
       expect(await picture(on.root)).toEqual(want);
     });
+  });
+
+  test("of the trial mount that tells whether a tmpfs can stay out of swap: nothing is left", async () => {
+    const oldKernel = "5.10.0"; // newer ones need no trial
+    const want = await createTmpfsProbe(on.root, oldKernel)();
+    const work = async () => void (await createTmpfsProbe(on.root, oldKernel)());
+    const steps = await atEachStep(nothing, work, async () => {
+      expect(await createTmpfsProbe(on.root, oldKernel)()).toBe(want);
+      expect(await readdir(on.root)).toEqual([]);
+      expect(await listMountsUnder(on.root)).toEqual([]);
+    });
+    expect(steps).toBe(4);
   });
 
   test("of the preparation of the root: one mount over it, shared", async () => {

@@ -36,8 +36,11 @@ const changes = [
 ] as const;
 const looks = ["open", "opendir", "readdir", "readFile", "realpath", "readlink", "lstat", "stat", "statfs"] as const;
 
-/** Puts itself in the place of Node's own functions. Only work given to `killAfter` notices. */
-export function installKillable(): void {
+// In the place of Node's own functions; only work given to `killAfter` notices. At import, and so to be imported first:
+// modules may keep the functions that they find when they begin.
+install();
+
+function install(): void {
   const table = fs as unknown as Record<string, (...args: unknown[]) => Promise<unknown>>;
   for (const name of changes) table[name] = killable(table[name]!, true);
   for (const name of looks) table[name] = killable(table[name]!, false);
