@@ -1,5 +1,5 @@
 import { afterAll, beforeAll, describe, expect, inject, test } from "vitest";
-import { configMaps, services } from "../../agent/kube/resources.ts";
+import { configMaps, pods, services } from "../../agent/kube/resources.ts";
 import type { Container, EnvVar, Pod, PodSpec } from "../../agent/kube/types.ts";
 import { isFinished, openNamespace, type TestNamespace, until } from "./support/cluster.ts";
 import { jobOf, podOf, serviceOf, shell } from "./support/pods.ts";
@@ -224,6 +224,20 @@ describe.concurrent("a container whose configuration cannot be made", () => {
     await cluster.client.update(configMaps, { ...object, data: { a: "yes" } });
     const { status } = await cluster.waitForPod("late", "finished", isFinished);
     expect(status?.containerStatuses?.[0]?.state?.terminated?.message).toBe("A=yes\n");
+  });
+
+  test("starts when the annotation that it wants is put right", async () => {
+    const main: Partial<Container> = {
+      env: [field("DIR", "metadata.annotations['dir']")],
+      volumeMounts: [{ name: "data", mountPath: "/data", subPathExpr: "$(DIR)" }],
+    };
+    const pod = jobOf("mended", "echo started", { volumes: [{ name: "data", emptyDir: {} }] }, main);
+    await waitingFor("mended", { ...pod, metadata: { name: "mended", annotations: { dir: "/absolute" } } });
+    const metadata = { annotations: { dir: "relative" } };
+    const key = { namespace: cluster.namespace, name: "mended" };
+    await cluster.client.patch(pods, key, { metadata }, { type: "merge" });
+    const { status } = await cluster.waitForPod("mended", "finished", isFinished);
+    expect(status?.containerStatuses?.[0]?.state?.terminated?.message).toBe("started\n");
   });
 
   const ref = { volumeName: "env", path: "app.env", key: "A", optional: true };
