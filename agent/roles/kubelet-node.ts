@@ -23,6 +23,7 @@ import { createNodeView } from "../node/view.ts";
 import type { NodeView } from "../pods/port.ts";
 import { instrumentRuntime } from "../runtime/instrumented.ts";
 import type { Runtime } from "../runtime/port.ts";
+import type { CSIVolumes } from "../volumes/csi/kind.ts";
 import type { Cluster, Surroundings } from "./cluster.ts";
 import { type ConnectedRuntime, connectRuntime } from "./connect-runtime.ts";
 import type { KubeletMetrics } from "./kubelet-metrics.ts";
@@ -41,6 +42,8 @@ export interface StartNodeOptions {
   ownNode: Store<Node>;
   measures: KubeletMetrics;
   storage: StorageReadiness;
+  /** What must not be detached. */
+  csi: Pick<CSIVolumes, "volumesInUse" | "subscribeInUse">;
 }
 
 /** The node's side of the kubelet role, running. */
@@ -76,7 +79,7 @@ export async function startNode(options: StartNodeOptions, surroundings: Surroun
   const images = createImageCache({ service: runtime.images, clock, log });
   parts.start("image list", (signal) => images.run(signal));
   parts.start("runtime health", (signal) => health.run(signal));
-  const local = () => ({ storageProblem: options.storage.problem() });
+  const local = () => ({ storageProblem: options.storage.problem(), volumesInUse: options.csi.volumesInUse() });
   const shared = { settings: ofNode, facts, health, runtime, images: () => images.images, local };
   const { cluster } = options;
   const known =
@@ -119,7 +122,7 @@ function register(
   options: StartNodeOptions & { cluster: Cluster; shared: OfNode },
   surroundings: Surroundings,
 ): KnownNode {
-  const { settings, nodeName, recorder, cluster, ownNode, measures, storage, shared } = options;
+  const { settings, nodeName, recorder, cluster, ownNode, measures, storage, csi, shared } = options;
   const { clock, log, parts, stop } = surroundings;
   const client = openHeartbeatClient(options, surroundings);
   const listeners = new Set<() => void>();
@@ -138,7 +141,7 @@ function register(
   const { nodeLeaseDurationSeconds: durationSeconds } = settings.config;
   const lease = createLeaseRenewer({ client, nodeName, durationSeconds, clock, log });
   const wake = () => agent.wake();
-  const wakeUps = [cluster.subscribeRetry(wake), storage.subscribe(wake)];
+  const wakeUps = [cluster.subscribeRetry(wake), storage.subscribe(wake), csi.subscribeInUse(wake)];
   parts.defer("node's wake-ups", () => {
     for (const end of wakeUps) end();
   });

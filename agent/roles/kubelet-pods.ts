@@ -15,6 +15,7 @@ import type { TimelineRecorder } from "../pods/timeline-recorder.ts";
 import type { CredentialProviderConfig } from "../runtime/credential-provider-config.ts";
 import { instrumentPLEG } from "../runtime/instrumented.ts";
 import { createClaimResolver } from "../volumes/claims.ts";
+import type { CSIVolumes } from "../volumes/csi/kind.ts";
 import { createPodVolumes, type VolumeManager } from "../volumes/manager.ts";
 import { cacheTTLMs, createObjectSource, type OwnedObjectSource } from "../volumes/object-source.ts";
 import type { Cluster, Surroundings } from "./cluster.ts";
@@ -38,6 +39,7 @@ export interface StartPodsOptions extends StartedNode {
   measures: KubeletMetrics;
   timelines: TimelineRecorder;
   credentialProviders: CredentialProviderConfig | undefined;
+  csi: Pick<CSIVolumes, "kind">;
 }
 
 /** Runs the pods that are bound to the node. Resolves with them when the workers are running. */
@@ -151,7 +153,8 @@ function openVolumes(options: StartPodsOptions, objects: OwnedObjectSource, surr
   const { flags, config } = settings;
   const shared = { featureGates: config.featureGates, ownNode, recorder, registry: measures.registry };
   const { nodeName } = nodeView;
-  const kinds = cluster === undefined ? [] : [openProjectedKind({ ...shared, nodeName, cluster }, surroundings)];
+  const projected = cluster === undefined ? [] : [openProjectedKind({ ...shared, nodeName, cluster }, surroundings)];
+  const kinds = [...projected, options.csi.kind];
   const matchesNode = (terms: readonly NodeSelectorTerm[]) => matchesTerms(terms, nodeView.node());
   const claims = cluster === undefined ? {} : { claims: createClaimResolver({ client: cluster.client, matchesNode }) };
   const volumes = createPodVolumes({

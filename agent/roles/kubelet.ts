@@ -10,6 +10,7 @@ import { namespaceIndex } from "../pods/port.ts";
 import { isSELinuxEnabled, prepareRoot } from "../volumes/root-dir.ts";
 import { followOwnNode, openCluster, type SharedStores, type Surroundings } from "./cluster.ts";
 import { type Explained, startExplaining } from "./kubelet-explain.ts";
+import { startCSIVolumes } from "./kubelet-csi.ts";
 import { openIdentity } from "./kubelet-identity.ts";
 import { loadCredentialProviders } from "./kubelet-images.ts";
 import { createKubeletMetrics, type KubeletMetrics, registerNodeMetrics } from "./kubelet-metrics.ts";
@@ -83,7 +84,8 @@ export async function startKubelet(
 
   const plugins = startPlugins({ settings, nodeName, ...stores }, surroundings);
   const { storage } = plugins;
-  const node = await startNode({ settings, nodeName, recorder, storage, ...stores }, surroundings);
+  const csi = await startCSIVolumes({ settings, nodeName, recorder, plugins, selinuxEnabled, ...stores }, surroundings);
+  const node = await startNode({ settings, nodeName, recorder, storage, csi, ...stores }, surroundings);
   const { registry: metrics, probes } = stores.measures;
   const shared = { settings, nodeName, metrics, ...stores, ...node };
   // Served before any pod runs: whoever sets up the node asks for its health while the API server may be a pod of its own.
@@ -96,7 +98,7 @@ export async function startKubelet(
   const { version: cgroupVersion } = node.cgroupTree;
   registerNodeMetrics(metrics, clock, { nodeName, cgroupVersion, gates: config.featureGates, stats });
   explained.pods = await startPods(
-    { ...shared, recorder, runtimeClassStore, selinuxEnabled, credentialProviders, timelines },
+    { ...shared, recorder, runtimeClassStore, selinuxEnabled, credentialProviders, timelines, csi },
     surroundings,
   );
 }

@@ -7,7 +7,7 @@ import { AgentError, messageOf } from "../../lib/errors.ts";
 import type { Logger } from "../../lib/log.ts";
 import { Loop } from "../../lib/loop.ts";
 import { KeyedLock } from "../keyed-lock.ts";
-import { isMountedAt, otherMountsOf, readMountTable } from "./mount-table.ts";
+import { isMountedAt, readMountTable, sameMountsUnder } from "./mount-table.ts";
 import { blockDirName, blockPathsOf, csiDirName, csiRootOf, stagingPathOf, uniqueVolumeName } from "./paths.ts";
 import { type CSIDrivers, isFinalError } from "./port.ts";
 import { readVolumeData, removeVolumeData, type VolumeData, writeVolumeData } from "./volume-data.ts";
@@ -176,10 +176,9 @@ export class Devices {
       async () => {
         if (this.#isWanted(deviceKey(device)) || (await this.#isUsed(device))) return;
         const { driver, handle, stagingPath } = device;
-        const elsewhere = otherMountsOf(await readMountTable(), stagingPath, csiRootOf(this.#deps.rootDir));
-        if (elsewhere.length > 0) {
-          throw new AgentError("Internal", `the volume is still mounted at ${elsewhere.join(", ")}`);
-        }
+        // A pod's that nothing is written of any more; drivers have mounts of their own elsewhere.
+        const inPods = sameMountsUnder(await readMountTable(), stagingPath, join(this.#deps.rootDir, "pods"));
+        if (inPods.length > 0) throw new AgentError("Internal", `the volume is still mounted at ${inPods.join(", ")}`);
         const client = this.#deps.drivers.client(driver);
         const capabilities = await client.nodeGetCapabilities({ signal });
         this.#staged.delete(stagingPath);

@@ -20,15 +20,15 @@ export function isMountedAt(table: string, path: string): boolean {
   return rowsOf(table).some(({ mountPoint }) => mountPoint === path);
 }
 
-/** Where else the very same thing is mounted as at `path`, apart from `beneath`. Pure. */
-export function otherMountsOf(table: string, path: string, beneath: string): string[] {
+/** Where beneath `dir` the very same thing is mounted as at `path`. Pure. */
+export function sameMountsUnder(table: string, path: string, dir: string): string[] {
   const rows = rowsOf(table);
   const own = rows.findLast(({ mountPoint }) => mountPoint === path);
   if (own === undefined) return [];
   return rows
     .filter(({ device, root }) => device === own.device && root === own.root)
     .map(({ mountPoint }) => mountPoint)
-    .filter((mountPoint) => !isAtOrBeneath(mountPoint, beneath));
+    .filter((mountPoint) => isAtOrBeneath(mountPoint, dir));
 }
 
 /** True if files at a mount point can have SELinux labels of their own. Pure. */
