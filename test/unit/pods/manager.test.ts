@@ -23,6 +23,7 @@ async function setUp(...sources: PodSourceName[]) {
   const set = new PodSources({ sources, clock, onDuplicate: () => {} });
   const store = new MemoryStore<Pod>();
   set.follow(store);
+  const events: string[] = [];
   const runtime = {
     list: async (): Promise<RuntimeList> => await Promise.resolve({ sandboxes: [], containers: [] }),
     stopPodSandbox: async () => await Promise.resolve(),
@@ -31,7 +32,7 @@ async function setUp(...sources: PodSourceName[]) {
     clock,
     log: silentLogger,
     client: {},
-    recorder: { event: () => {} },
+    recorder: { event: (_about: unknown, _type: string, reason: string) => void events.push(reason) },
     pods: set,
     objects: { onChange: () => () => {}, register: () => {} },
     volumes: {
@@ -68,12 +69,14 @@ async function setUp(...sources: PodSourceName[]) {
       allowedUnsafeSysctls: [],
       kernelVersion: "6.1.0",
       isAppArmorEnabled: false,
+      declaredFeatures: [],
       isShuttingDown: false,
     }),
     settings: {
       rootDir: "/nonexistent",
       podLogsDir: "/nonexistent",
       staticPolicies: {},
+      resources: { cgroupVersion: 2, swapControllerAvailable: false, swapBehavior: "NoSwap" },
       crashBackoff: { initialMs: 10_000, maxMs: 300_000 },
       deadContainers: { perContainer: 1, total: -1, ageMsMin: 0 },
     },
@@ -87,7 +90,7 @@ async function setUp(...sources: PodSourceName[]) {
     await ended;
   };
   await until(() => clock.waiting > 0); // it has read its files, and rests
-  return { set, store, clock, runtime, manager };
+  return { set, store, clock, runtime, manager, events };
 }
 
 /** Some of what happens waits for the disk. */
@@ -113,6 +116,27 @@ test("pods of the API server do not wait for a manifest that is out of reach", a
   store.put(podOf()).markSynced();
   await until(() => waiting(manager)["web"] === "nothing");
   expect(set.hasSynced).toBe(false);
+});
+
+test("a change of a pod that needs what the node does not declare is told to people, once", async () => {
+  const { store, manager, events } = await setUp("api");
+  const pod = (generation: number, cpu: string) =>
+    podOf({ resources: { requests: { cpu } } }, { generation, resourceVersion: String(generation) });
+  store.put(pod(1, "1")).markSynced();
+  await until(() => waiting(manager)["web"] === "nothing");
+  store.put(pod(2, "2"));
+  store.put({ ...pod(2, "2"), status: { phase: "Running" } });
+  await settle();
+  expect(events.filter((reason) => reason === "FailedNodeDeclaredFeaturesCheck")).toHaveLength(1);
+});
+
+test("a list of pods is complete once every source has told what it has", async () => {
+  const { set, store, manager } = await setUp("api", "file");
+  store.markSynced();
+  await settle();
+  expect(manager.held.isComplete()).toBe(false);
+  set.receiver("file")([]);
+  expect(manager.held.isComplete()).toBe(true);
 });
 
 const formerly = { podUID: "old", podName: "web-node-1", podNamespace: "default" };
