@@ -48,7 +48,7 @@ function decideRunning(pod: Pod, observed: PodSnapshot, local: PodLocal, plan: P
     }
     if (local.volumes !== "ready") plan.want({ kind: "SetUpVolumes" });
     decideContainers(pod, observed, state.sandbox, local, plan);
-    prune(observed, local, plan);
+    prune(pod, observed, local, plan);
     return;
   }
   if (state.attempt > 0 && stopRemains(pod, observed, local, plan)) return;
@@ -260,14 +260,16 @@ function whyUnfit(pod: Pod, container: Container, status: ContainerStatus, local
   return undefined;
 }
 
-// Of each container some dead instances are kept (their logs, their exit codes); sandboxes without containers go.
-function prune(observed: PodSnapshot, local: PodLocal, plan: PlanBuilder): void {
+// Of each container some dead instances are kept (their logs, their exit codes), of an init container one: only the newest
+// says how far the pod has come. Sandboxes without containers go.
+function prune({ spec }: Pod, observed: PodSnapshot, local: PodLocal, plan: PlanBuilder): void {
+  const inits = new Set((spec.initContainers ?? []).map(({ name }) => name));
   const dead = new Map<string, number>();
   const newestOf = (name: string) => observed.containers.find((container) => container.name === name);
   for (const { id, name, state } of observed.containers) {
     if (state !== "exited") continue;
     const newer = dead.get(name) ?? 0;
-    if (newer >= local.deadContainersMax && !local.condemned.has(id)) {
+    if (newer >= (inits.has(name) ? 1 : local.deadContainersMax) && !local.condemned.has(id)) {
       plan.want({ kind: "RemoveContainer", containerID: id });
     }
     // Until its successor is there, the crash before one that is replaced is needed to tell a crash loop.

@@ -332,6 +332,12 @@ describe("dead containers", () => {
     expect(todo(podOf(), history)).toEqual(["remove app-1", "remove app-0"]);
     expect(todo(podOf(), history, { deadContainersMax: 2 })).toEqual(["remove app-0"]);
   });
+  test("of an init container all but the newest go, whatever is to be kept of others", () => {
+    const pod = podOf({ initContainers: [{ name: "init", image: "image:1" }] });
+    const inits = [1, 0].map((n) => exited({ name: "init", attempt: n, id: `init-${n}` }));
+    const remains = [containerOf(), ...inits];
+    expect(todo(pod, remains, { deadContainersMax: 5 })).toEqual(["remove init-0"]);
+  });
   test("that are condemned go, once", () => {
     const condemned = new Set(["app-2", "app-1", "app-3"]);
     expect(todo(podOf(), history, { condemned })).toEqual(["remove app-2", "remove app-1", "remove app-0"]);
