@@ -61,7 +61,7 @@ export function validateMetadata(resource: ResourceType, object: ApiObject): Fie
 }
 
 // Kinds whose names may hold anything a path segment can.
-const freeNames = new Set(["certificatesigningrequests", "csinodes"]);
+const freeNames = new Set(["certificatesigningrequests", "clustertrustbundles", "csinodes"]);
 
 function nameProblem({ plural }: ResourceType, name: string): string | undefined {
   if (plural === "namespaces") {
