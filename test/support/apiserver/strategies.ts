@@ -46,8 +46,8 @@ const strategies: Readonly<Record<string, Strategy>> = {
   secrets: { create: createSecret, update: updateSecret },
   configmaps: { update: refuseImmutable },
   endpointslices: { create: createEndpointSlice },
-  persistentvolumes: { create: (object) => setDefault(object, "status", { phase: "Pending" }) },
-  persistentvolumeclaims: { create: (object) => setDefault(object, "status", { phase: "Pending" }) },
+  persistentvolumes: { create: createStorage },
+  persistentvolumeclaims: { create: createStorage },
   storageclasses: {
     create: (object) => {
       setDefault(object, "reclaimPolicy", "Delete");
@@ -66,9 +66,14 @@ export function strategyOf(resource: ResourceType): Strategy {
   return strategies[resource.plural] ?? none;
 }
 
-function setDefault(object: ApiObject, field: string, value: unknown): FieldError[] {
+function setDefault(object: JsonObject, field: string, value: unknown): FieldError[] {
   object[field] ??= value;
   return [];
+}
+
+function createStorage(object: ApiObject): FieldError[] {
+  setDefault(objectAt(object, "spec"), "volumeMode", "Filesystem");
+  return setDefault(object, "status", { phase: "Pending" });
 }
 
 function createPod(object: ApiObject, context: StrategyContext): FieldError[] {

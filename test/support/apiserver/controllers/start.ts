@@ -4,6 +4,7 @@ import type { Registry } from "../registry.ts";
 import { startAttachController } from "./attach.ts";
 import { startBindController } from "./bind.ts";
 import { startClaimController } from "./claims.ts";
+import { startEphemeralClaimController } from "./ephemeral-claims.ts";
 import { startEndpointSliceController } from "./endpoint-slices.ts";
 import { startEndpointsController } from "./endpoints.ts";
 import { startNamespaceController } from "./namespaces.ts";
@@ -21,7 +22,10 @@ export interface ControllerOptions {
   endpointsPerSliceMax?: number;
   /** Default true. Without it pods need no service account and get no token volume. */
   serviceAccounts?: boolean;
-  /** Default true: claims are bound to the volumes that they name, and CSI volumes of bound pods are attached. */
+  /**
+   * Default true: pods get the claims of their ephemeral volumes, claims are bound to the volumes that they name, and CSI
+   * volumes of bound pods are attached.
+   */
   storage?: boolean;
   /** Default "approve": kubelets' certificate requests are approved and signed; "sign" waits for approval. */
   signing?: "approve" | "sign" | "off";
@@ -50,7 +54,13 @@ export function startControllers(
     stops.push(startEndpointSliceController(registry, options.endpointsPerSliceMax ?? endpointsPerSliceMaxDefault));
     stops.push(startEndpointsController(registry));
   }
-  if (options.storage ?? true) stops.push(startClaimController(registry), startAttachController(registry));
+  if (options.storage ?? true) {
+    stops.push(
+      startClaimController(registry),
+      startEphemeralClaimController(registry),
+      startAttachController(registry),
+    );
+  }
   if (signing !== "off") {
     const { signedLifetimeMs: lifetimeMs } = options;
     stops.push(startSigningController(registry, { authority, autoApprove: signing === "approve", lifetimeMs }));
