@@ -245,7 +245,7 @@ export class WatchedObject<T extends KubeObject & Pick<ConfigMap & Secret, "immu
 }
 
 /** Drops what no reader looks at, managedFields above all: they are often larger than the data. */
-function trimObject<T extends KubeObject>(object: T): T {
+export function trimObject<T extends KubeObject>(object: T): T {
   const { name, namespace, uid, resourceVersion } = object.metadata;
   const metadata = {
     name,

@@ -5,7 +5,7 @@ import { backoffMs } from "../lib/backoff.ts";
 import type { Clock } from "../lib/clock.ts";
 import { AgentError, hasCode } from "../lib/errors.ts";
 import type { Logger } from "../lib/log.ts";
-import { CachedReader, LiveReader, type ObjectReader, WatchedObject } from "./object-readers.ts";
+import { CachedReader, LiveReader, type ObjectReader, trimObject, WatchedObject } from "./object-readers.ts";
 import { type ObjectRef, objectRefs, refKey } from "./object-refs.ts";
 import type { ObjectSource } from "./port.ts";
 
@@ -151,7 +151,8 @@ async function getObject<T extends Known>(
   const options = { timeoutMs: getTimeoutMs, ...(mayBeOld ? { resourceVersion: "0" as const } : {}) };
   for (let tries = 1; ; tries += 1) {
     try {
-      return await client?.get(resource, { namespace, name }, options);
+      const object = await client?.get(resource, { namespace, name }, options);
+      return object === undefined ? undefined : trimObject(object);
     } catch (err) {
       if (hasCode(err, "NotFound")) return undefined;
       if (!hasCode(err, "Forbidden") || tries >= forbiddenTriesMax) throw err;

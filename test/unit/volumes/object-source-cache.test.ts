@@ -1,4 +1,5 @@
 import { beforeEach, describe, expect, test } from "vitest";
+import type { ConfigMap } from "../../../agent/kube/types.ts";
 import { AgentError } from "../../../agent/lib/errors.ts";
 import { silentLogger } from "../../../agent/lib/log.ts";
 import {
@@ -73,6 +74,21 @@ describe("Cache", () => {
     expect((await source.configMap("shop", "settings")).data).toEqual({ v: want });
     await source.configMap("shop", "settings");
     expect(server.gets).toBe(gets); // what was too old is not believed for a lifetime
+  });
+
+  test("keeps of an object what somebody reads", async () => {
+    const metadata = {
+      name: "settings",
+      namespace: "shop",
+      resourceVersion: "1",
+      uid: "u",
+      annotations: { big: "text" },
+    };
+    server.object = { metadata: { ...metadata, managedFields: [{}] } as ConfigMap["metadata"], data: { a: "1" } };
+    const source = makeSource("Cache");
+    source.register(pod);
+    const { annotations: _, ...kept } = metadata;
+    expect(await source.configMap("shop", "settings")).toEqual({ metadata: kept, data: { a: "1" } });
   });
 
   test("the lifetime may change at any time", async () => {
