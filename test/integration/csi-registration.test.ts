@@ -1,4 +1,4 @@
-import { mkdir, mkdtemp, readFile, rm, writeFile } from "node:fs/promises";
+import { mkdir, mkdtemp, readFile, rm, stat, statfs, writeFile } from "node:fs/promises";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { setTimeout as sleep } from "node:timers/promises";
@@ -9,6 +9,7 @@ import { loadKubeconfig } from "../../agent/kube/kubeconfig.ts";
 import { csiDrivers, csiNodes, nodes } from "../../agent/kube/resources.ts";
 import type { CSINode, Node } from "../../agent/kube/types.ts";
 import { systemClock } from "../../agent/lib/clock.ts";
+import { exec } from "../../agent/lib/exec.ts";
 import { silentLogger } from "../../agent/lib/log.ts";
 import { isMountPoint } from "../../agent/lib/mount.ts";
 import { createPluginManager } from "../../agent/plugins/manager.ts";
@@ -33,6 +34,13 @@ async function until<T>(what: string, look: () => T | undefined | Promise<T | un
     if (performance.now() > deadline) throw new Error(`not within 30 s: ${what}`);
     await sleep(20);
   }
+}
+
+/** The kernel lets only processes with CAP_SYS_RESOURCE grow an ext4 that is mounted, and containers may lack that. */
+async function mayGrowMounted(): Promise<boolean> {
+  const status = await readFile("/proc/self/status", "utf8");
+  const effective = /^CapEff:\s*([0-9a-f]+)$/m.exec(status)?.[1] ?? "0";
+  return ((BigInt(`0x${effective}`) >> 24n) & 1n) === 1n;
 }
 
 /** The part of an agent that registers drivers, on the real API client. */
@@ -223,11 +231,6 @@ describe("CSI drivers on a node", () => {
   });
 
   test("a driver whose topology contradicts the Node's labels is refused", async () => {
-    server.objects.create(nodes, {
-      apiVersion: "v1",
-      kind: "Node",
-      metadata: { name: "other" },
-    });
     await startAgent();
     const first = await startDriver({ name: "a.test", topology: { "topology.csi.test/zone": "z1" } });
     await until("the first", () => entry("a.test"));
@@ -308,6 +311,66 @@ describe("CSI drivers on a node", () => {
       secrets: { password: "s3cret" },
       volume_capability: { access_mode: { mode: "SINGLE_NODE_WRITER" }, mount: { mount_flags: ["noexec"] } },
     });
+  });
+
+  test("volumes with a file system of their own, and as devices, keep their data and grow", async () => {
+    const loop = await exec("losetup", ["--find"], { timeoutMs: 10_000 });
+    await startAgent();
+    const driver = await startDriver({ capabilities: ["STAGE_UNSTAGE_VOLUME", "EXPAND_VOLUME", "VOLUME_MOUNT_GROUP"] });
+    await until("its entry", () => entry("csi.test"));
+    const client = agent?.drivers.client("csi.test");
+    if (client === undefined) throw new Error("there is no agent");
+    const paths = { stagingTargetPath: join(dir, "staging"), targetPath: join(dir, "target") };
+    const volumeContext = { backend: "ext4", size: "16Mi" };
+    const mounted: VolumeCapability = {
+      accessMode: "SINGLE_NODE_WRITER",
+      access: { kind: "mount", fsType: "ext4", mountFlags: [], volumeMountGroup: "4321" },
+    };
+    const fs = { volumeID: "fs", publishContext: {}, secrets: {}, volumeContext, capability: mounted, ...paths };
+    if (loop.failure !== undefined) {
+      // A kernel without loop devices: the driver says so.
+      await expect(client.nodeStageVolume(fs)).rejects.toMatchObject({ code: "Internal", isFinal: true });
+      return;
+    }
+    await client.nodeStageVolume(fs);
+    await client.nodePublishVolume({ ...fs, isReadOnly: false });
+    expect((await stat(paths.targetPath)).gid).toBe(4321);
+    await writeFile(join(paths.targetPath, "x"), "kept");
+    const before = (await statfs(paths.targetPath)).blocks;
+    const grown = { ...fs, volumePath: paths.targetPath, requiredBytes: 32 << 20 };
+    if (await mayGrowMounted()) {
+      expect(await client.nodeExpandVolume(grown)).toBe(32 << 20);
+      expect((await statfs(paths.targetPath)).blocks).toBeGreaterThan(1.5 * before);
+    } else {
+      await expect(client.nodeExpandVolume(grown)).rejects.toThrow("resize2fs");
+    }
+    await client.nodeUnpublishVolume("fs", paths.targetPath);
+    await client.nodeUnstageVolume("fs", paths.stagingTargetPath);
+    await driver.stop("SIGKILL");
+    await driver.start();
+    const again = await until("it is back", async () => {
+      const found = agent?.drivers.names().includes("csi.test") === true ? agent.drivers.client("csi.test") : undefined;
+      return (await found?.nodeStageVolume(fs).then(
+        () => true,
+        () => false,
+      )) === true
+        ? found
+        : undefined;
+    });
+    expect(await readFile(join(paths.stagingTargetPath, "x"), "utf8")).toBe("kept");
+    await again.nodeUnstageVolume("fs", paths.stagingTargetPath);
+
+    const block: VolumeCapability = { accessMode: "SINGLE_NODE_WRITER", access: { kind: "block" } };
+    const device = { ...fs, volumeID: "raw", capability: block, targetPath: join(dir, "device") };
+    await again.nodeStageVolume(device);
+    await again.nodePublishVolume({ ...device, isReadOnly: false });
+    expect((await stat(device.targetPath)).isBlockDevice()).toBe(true);
+    await again.nodeUnpublishVolume("raw", device.targetPath);
+    await again.nodeUnstageVolume("raw", device.stagingTargetPath);
+    const { stdout } = await exec("losetup", ["--list", "--noheadings", "--output", "BACK-FILE"], {
+      timeoutMs: 10_000,
+    });
+    expect(stdout).not.toContain(dir);
   });
 
   test("refusals say whether anything may be in place, and never what is secret", async () => {

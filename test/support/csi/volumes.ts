@@ -1,8 +1,8 @@
-import { chmod, chown, mkdir, open, rm, rmdir, stat, statfs, truncate } from "node:fs/promises";
+import { chmod, chown, mkdir, open, readFile, rm, rmdir, stat, statfs, truncate } from "node:fs/promises";
 import { dirname, join } from "node:path";
 import { errnoOf, ignoreErrno } from "../../../agent/lib/errno.ts";
 import { exec } from "../../../agent/lib/exec.ts";
-import { bindMount, isMountPoint, listMountsUnder, mountFilesystem } from "../../../agent/lib/mount.ts";
+import { bindMount, isMountPoint, type MountEntry, mountFilesystem, parseMountinfo } from "../../../agent/lib/mount.ts";
 import { quantityValue } from "../../../agent/kube/quantity.ts";
 
 /**
@@ -58,7 +58,7 @@ export function openVolumes(dir: string) {
     await mkdir(disk, { recursive: true });
     const options = [`size=${sizeBytes}`, "mode=0755"];
     if (!(await isMountPoint(disk))) {
-      await mountFilesystem({ type: "tmpfs", source: "csi", target: disk, options });
+      await mountFilesystem({ type: "tmpfs", source: sourceOf(dir), target: disk, options });
     }
     return disk;
   };
@@ -122,8 +122,8 @@ export function openVolumes(dir: string) {
       const device = await deviceOf(image);
       if (device === undefined) return sizeBytes;
       await run("losetup", ["--set-capacity", device]);
-      const isFormatted = (await run("lsblk", ["-no", "FSTYPE", device])).trim() === "ext4";
-      if (isFormatted) await run("resize2fs", [device]);
+      const probe = await exec("blkid", ["-o", "value", "-s", "TYPE", device], { timeoutMs: commandTimeoutMs });
+      if (probe.stdout.trim() === "ext4") await run("resize2fs", [device]);
       return sizeBytes;
     },
     stats: async (path: string) => {
@@ -147,16 +147,26 @@ export function openVolumes(dir: string) {
   };
 }
 
-/** Unmounts all disks of a driver and detaches its devices. */
+/** Unmounts all volumes of a driver wherever they are mounted, and detaches its devices. */
 export async function removeVolumes(dir: string): Promise<void> {
-  for (const { mountPoint } of (await listMountsUnder(dir)).toReversed()) await run("umount", ["-l", mountPoint]);
   const { stdout } = await exec("losetup", ["--list", "--noheadings", "--output", "NAME,BACK-FILE"], {
     timeoutMs: commandTimeoutMs,
   });
-  for (const line of stdout.split("\n")) {
-    const [device, file] = line.trim().split(/\s+/);
-    if (device !== undefined && file?.startsWith(`${dir}/`) === true) await run("losetup", ["--detach", device]);
-  }
+  const devices = stdout.split("\n").flatMap((line) => {
+    const [device = "", file = ""] = line.trim().split(/\s+/);
+    return file.startsWith(`${dir}/`) ? [device] : [];
+  });
+  const isOurs = ({ source, root, fsType }: MountEntry) =>
+    source === sourceOf(dir) || devices.includes(source) || (fsType === "devtmpfs" && devices.includes(`/dev${root}`));
+  const mounts = parseMountinfo(await readFile("/proc/self/mountinfo", "utf8")).filter(isOurs);
+  for (const { mountPoint } of mounts.toReversed()) await run("umount", ["-l", mountPoint]);
+  // One that was mounted has gone with its mount.
+  for (const device of devices) await exec("losetup", ["--detach", device], { timeoutMs: commandTimeoutMs });
+}
+
+/** What the mount table names as the source of a driver's volumes in memory, also where they are bound. */
+function sourceOf(dir: string): string {
+  return `csi:${dir}`;
 }
 
 async function deviceOf(image: string): Promise<string | undefined> {
