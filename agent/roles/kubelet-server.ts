@@ -6,11 +6,12 @@ import { logLevelOf } from "../config/verbosity.ts";
 import { createApiClient, type KubeClient } from "../kube/client.ts";
 import { ensureSelfSigned } from "../kube/certificates/self-signed.ts";
 import { createServingCertificate } from "../kube/certificates/serving.ts";
-import type { Store } from "../kube/port.ts";
-import type { Node } from "../kube/types.ts";
+import type { EventRecorder, Store } from "../kube/port.ts";
+import type { Node, Pod } from "../kube/types.ts";
 import { hasCode } from "../lib/errors.ts";
 import { setLogLevel } from "../lib/log.ts";
 import { type Collector, defaultBuckets, type MetricsRegistry } from "../lib/metrics.ts";
+import { podReference } from "../pods/names.ts";
 import { createAuthenticator } from "../server/auth/authenticator.ts";
 import { createAuthorizer } from "../server/auth/authorizer.ts";
 import { certificateFromFiles } from "../server/auth/certificate-files.ts";
@@ -44,6 +45,7 @@ export interface StartServerOptions extends StartedNode {
   /** undefined: there is no API server. */
   cluster: Cluster | undefined;
   ownNode: Store<Node>;
+  recorder: EventRecorder;
   pods: ServedPods;
   /** The agent's own metrics, for /metrics. */
   metrics: MetricsRegistry;
@@ -144,12 +146,19 @@ async function openStats(options: StartServerOptions, { clock, log, parts }: Sur
     volumeStatsAggPeriodMs: volumeStatsAggPeriod,
     // All volumes that have figures lie in directories of the agent's own as yet: claims are not mounted.
     statsOf: async () => undefined,
+    ...(isGateOn(config.featureGates, "CSIVolumeHealth") ? { onAbnormal: abnormalVolumes(options.recorder) } : {}),
     onMeasured: (source, seconds) => collectionSeconds.observe({ metric_source: source }, seconds),
     clock,
     log,
   });
   parts.start("stats", (signal) => stats.run(signal));
   return stats;
+}
+
+function abnormalVolumes(recorder: EventRecorder): (pod: Pod, volume: string, message: string) => void {
+  return (pod, volume, message) => {
+    recorder.event(podReference(pod), "Warning", "VolumeConditionAbnormal", `Volume ${volume}: ${message}`);
+  };
 }
 
 async function openClientCA({ config }: KubeletSettings, deps: Surroundings): Promise<ClientCA | undefined> {

@@ -94,7 +94,7 @@ export async function startKubelet(
     find: (namespace: string, name: string) => explained.pods?.find(namespace, name),
     status: (pod: Pod) => explained.pods?.status(pod),
   };
-  const stats = await startServer({ ...shared, pods, probes: () => probes.families() }, surroundings);
+  const stats = await startServer({ ...shared, recorder, pods, probes: () => probes.families() }, surroundings);
   const { version: cgroupVersion } = node.cgroupTree;
   registerNodeMetrics(metrics, clock, { nodeName, cgroupVersion, gates: config.featureGates, stats });
   explained.pods = await startPods(
