@@ -14,8 +14,8 @@ export function refKey(ref: ObjectRef): string {
 }
 
 /**
- * Every ConfigMap and Secret that a pod refers to, each once: variables of all containers, volumes (used or not) with the
- * credentials that mounting them takes, pull secrets. References without a name are left out.
+ * Every ConfigMap and Secret that a pod refers to, each once: variables of all containers, volumes (used or not) with what
+ * an inline CSI volume is published with, pull secrets. References without a name are left out.
  */
 export function objectRefs(pod: Pod): ObjectRef[] {
   const found: FoundName[] = [];
@@ -29,7 +29,6 @@ export function objectRefs(pod: Pod): ObjectRef[] {
   }
   for (const volume of pod.spec.volumes ?? []) {
     found.push(...namesIn(volume), ["Secret", volume.csi?.nodePublishSecretRef?.name]);
-    for (const kind of kindsWithSecretRef) found.push(["Secret", secretRefOf(volume[kind])]);
   }
   for (const { name } of pod.spec.imagePullSecrets ?? []) found.push(["Secret", name]);
   return unique(pod, found);
@@ -38,14 +37,6 @@ export function objectRefs(pod: Pod): ObjectRef[] {
 /** ConfigMaps and Secrets whose content ends up in files of these volumes. */
 export function volumeRefs(pod: Pod, volumes: readonly Volume[]): ObjectRef[] {
   return unique(pod, volumes.flatMap(namesIn));
-}
-
-// Kinds of volumes that name a Secret of the pod's namespace in `secretRef`: what it takes to reach the storage.
-const kindsWithSecretRef = ["iscsi", "flexVolume"];
-
-function secretRefOf(source: unknown): string | undefined {
-  const name = (source as { secretRef?: { name?: unknown } | null } | null | undefined)?.secretRef?.name;
-  return typeof name === "string" ? name : undefined;
 }
 
 type FoundName = [kind: ObjectRef["kind"], name: string | undefined];
