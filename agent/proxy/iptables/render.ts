@@ -2,7 +2,8 @@ import { isExternallyAccessible, type Endpoint } from "../endpoints.ts";
 import { type Family, parseIP } from "../ip.ts";
 import type { ServiceDescription, ServicePort } from "../model.ts";
 import { addressKey, portKey } from "./keys.ts";
-import { endpointChain, portSuffix } from "./names.ts";
+import { balance } from "./balance.ts";
+import { endpointChain, hashSuffix, portSuffix } from "./names.ts";
 import type { DispatchEntry } from "./tree.ts";
 
 /** The dispatch trees, each of which leads one kind of destination to the rules of its service. */
@@ -103,12 +104,16 @@ function renderChains(port: ServicePort, context: RenderContext, chains: Map<str
   for (const endpoint of endpoints.reachable) {
     chains.set(endpointChain(name, protocol, endpoint.address), endpointRules(port, endpoint, context));
   }
-  const balanced = (list: readonly Endpoint[], chain: string) => [
-    ...(chain === internalChain(port) ? clusterIPMasquerade(port, context) : []),
-    ...balancingRules(port, list, context),
-  ];
-  if (endpoints.cluster.length > 0) chains.set(`KUBE-SVC-${suffix}`, balanced(endpoints.cluster, `KUBE-SVC-${suffix}`));
-  if (endpoints.local.length > 0) chains.set(`KUBE-SVL-${suffix}`, balanced(endpoints.local, `KUBE-SVL-${suffix}`));
+  const addBalancing = (list: readonly Endpoint[], prefix: "KUBE-SVC-" | "KUBE-SVL-") => {
+    if (list.length === 0) return;
+    const chain = `${prefix}${suffix}`;
+    for (const [name, rules] of balancingChains(port, list, prefix, context)) {
+      const before = chain === internalChain(port) ? clusterIPMasquerade(port, context) : [];
+      chains.set(name, name === chain ? [...before, ...affinityRules(port, list, context), ...rules] : rules);
+    }
+  };
+  addBalancing(endpoints.cluster, "KUBE-SVC-");
+  addBalancing(endpoints.local, "KUBE-SVL-");
   if (endpoints.hasAny && isExternallyAccessible(port)) {
     chains.set(`KUBE-EXT-${suffix}`, externalRules(port, suffix, external, context));
   }
@@ -135,27 +140,39 @@ function clusterIPMasquerade(port: ServicePort, context: RenderContext): string[
   return [`${match} ${context.localPods.notMatch} -j KUBE-MARK-MASQ`];
 }
 
-function balancingRules(port: ServicePort, list: readonly Endpoint[], context: RenderContext): string[] {
-  const rules: string[] = [];
-  const jump = ({ address }: Endpoint) => {
-    const chain = endpointChain(port.name, port.protocol, address);
-    const prefix = context.withEndpointComments ? `${comment(`${port.name} -> ${address}`)} ` : "";
-    return { chain, prefix };
-  };
-  if (port.affinitySeconds !== undefined) {
-    for (const endpoint of list) {
-      const { chain, prefix } = jump(endpoint);
-      rules.push(`${prefix}-m recent --name ${chain} --rcheck --seconds ${port.affinitySeconds} --reap -j ${chain}`);
-    }
-  }
-  for (const [i, endpoint] of list.entries()) {
-    const { chain, prefix } = jump(endpoint);
-    // The i-th rule sees what the ones before let pass: 1/n, then 1/(n-1) of the rest … then all of it.
-    const left = list.length - i;
-    const chance = left === 1 ? "" : `-m statistic --mode random --probability ${(1 / left).toFixed(10)} `;
-    rules.push(`${prefix}${chance}-j ${chain}`);
-  }
-  return rules;
+/** A client that was here before goes where it went then. */
+function affinityRules(port: ServicePort, list: readonly Endpoint[], context: RenderContext): string[] {
+  if (port.affinitySeconds === undefined) return [];
+  return list.map((endpoint) => {
+    const chain = endpointChain(port.name, port.protocol, endpoint.address);
+    return `${endpointComment(port, endpoint, context)}-m recent --name ${chain} --rcheck --seconds ${port.affinitySeconds} --reap -j ${chain}`;
+  });
+}
+
+function balancingChains(
+  port: ServicePort,
+  list: readonly Endpoint[],
+  prefix: "KUBE-SVC-" | "KUBE-SVL-",
+  context: RenderContext,
+): [chain: string, rules: string[]][] {
+  const { name, protocol } = port;
+  // The first chain is kube-proxy's; groups have names of the same kind, so that either program finds and removes them.
+  const chainOf = (digits: string) =>
+    `${prefix}${digits === "" ? portSuffix(name, protocol) : hashSuffix(`${name}${protocol} group ${digits}`)}`;
+  const chains = balance(list, ({ address }) => address, chainOf);
+  return [...chains].map(([chain, choices]) => [
+    chain,
+    choices.map(({ target, chance }) => {
+      const random = chance === 1 ? "" : `-m statistic --mode random --probability ${chance.toFixed(10)} `;
+      if ("chain" in target) return `${random}-j ${target.chain}`;
+      const goal = endpointChain(name, protocol, target.item.address);
+      return `${endpointComment(port, target.item, context)}${random}-j ${goal}`;
+    }),
+  ]);
+}
+
+function endpointComment({ name }: ServicePort, { address }: Endpoint, context: RenderContext): string {
+  return context.withEndpointComments ? `${comment(`${name} -> ${address}`)} ` : "";
 }
 
 function endpointRules(port: ServicePort, endpoint: Endpoint, context: RenderContext): string[] {
