@@ -161,6 +161,7 @@ describe("a claim", () => {
   test("that no container uses is never looked at", async () => {
     const pod = makePod({ volumes: [claimVolume("nobody")] });
     await manager.setUp(pod, never);
+    expect(manager.mounted(pod.metadata.uid ?? "", "nobody")).toBeUndefined();
   });
 });
 
