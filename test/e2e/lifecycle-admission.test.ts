@@ -63,7 +63,7 @@ describe.concurrent("a pod that the node cannot run", () => {
   test.each(rows)("is rejected with $reason, and says why", async ({ reason, message, spec }) => {
     const name = `rejected-${reason.toLowerCase()}`;
     await cluster.createPod(boundTo(name, spec));
-    const { status } = await cluster.waitForPod(name, "finished", isFinished, 10_000);
+    const { status } = await cluster.waitForPod(name, "finished", isFinished);
     expect(status).toMatchObject({ phase: "Failed", reason });
     expect(status?.message).toContain(`Pod was rejected: ${message}`);
     expect(status).not.toHaveProperty("containerStatuses");
@@ -72,14 +72,14 @@ describe.concurrent("a pod that the node cannot run", () => {
       (await cluster.eventsOf(name)).some((event) => event.type === "Warning" && event.reason === reason),
     );
     await cluster.deletePod(name);
-    await cluster.waitForPodGone(name, 10_000);
+    await cluster.waitForPodGone(name);
   });
 
   test("for a port that is taken is rejected with NodePorts", async () => {
     await cluster.createPod(boundTo("port-first", listening));
     await cluster.waitForPod("port-first", "ready", isReady);
     await cluster.createPod(boundTo("port-second", listening));
-    const { status } = await cluster.waitForPod("port-second", "finished", isFinished, 10_000);
+    const { status } = await cluster.waitForPod("port-second", "finished", isFinished);
     expect(status).toMatchObject({ phase: "Failed", reason: "NodePorts" });
   });
 });

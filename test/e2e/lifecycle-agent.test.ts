@@ -1,7 +1,9 @@
 import { afterAll, beforeAll, describe, expect, inject, test } from "vitest";
+import { pods } from "../../agent/kube/resources.ts";
 import type { Pod } from "../../agent/kube/types.ts";
 import { silentLogger } from "../../agent/lib/log.ts";
 import { connectCRI } from "../../agent/runtime/cri/connect.ts";
+import { webImageName } from "../support/images/images.ts";
 import { isFinished, isReady, until } from "./support/cluster.ts";
 import { type BreakableCluster, openBreakableCluster } from "./support/local.ts";
 import { podOf, shell } from "./support/pods.ts";
@@ -105,5 +107,30 @@ describe.skipIf(!inject("isLocal"))("containers that end while the agent is away
     expect((await cluster.getPod("once")).status).toMatchObject({ phase, containerStatuses, startTime });
     const versions = cluster.history("once");
     expect(versions.slice(versions.findIndex(isFinished)).every(isFinished)).toBe(true);
+  });
+
+  test("because their image changed are replaced by the next agent, although they took their end well", async () => {
+    const { cluster, local } = env;
+    const script = "trap 'sleep 1; exit 0' TERM; while true; do sleep 1 & wait $!; done";
+    const pod = podOf("renewed", script, { restartPolicy: "OnFailure", terminationGracePeriodSeconds: 30 });
+    await cluster.createPod(pod);
+    await cluster.waitForPod("renewed", "ready", isReady);
+    const { namespace } = cluster;
+    const containers = [{ name: "main", image: webImageName }];
+    await cluster.client.patch(pods, { namespace, name: "renewed" }, { spec: { containers } }, { type: "strategic" });
+    await until("the stop signal", async () =>
+      (await cluster.eventsOf("renewed")).some(({ reason }) => reason === "Killing"),
+    );
+    await local.agent.stop("SIGKILL");
+    await until("its end", async () => {
+      const { containers: all } = await env.list();
+      return all.some(({ podName, state }) => podName === "renewed" && state === "exited");
+    });
+    await local.agent.start();
+    const isRenewed = (one: Pod) => isReady(one) && statusOf(one)?.image === webImageName;
+    const after = await cluster.waitForPod("renewed", "replaced", isRenewed);
+    expect(statusOf(after)).toMatchObject({ restartCount: 1, lastState: { terminated: { exitCode: 0 } } });
+    expect(cluster.history("renewed").filter(isFinished)).toEqual([]);
+    await cluster.deletePod("renewed", 0);
   });
 });
