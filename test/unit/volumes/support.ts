@@ -23,6 +23,10 @@ export class FakeClock implements Clock {
 
   sleep(ms: number, signal?: AbortSignal): Promise<void> {
     return new Promise((resolve, reject) => {
+      if (signal?.aborted === true) {
+        reject(new DOMException("aborted", "AbortError"));
+        return;
+      }
       const timer = this.after(ms, resolve);
       signal?.addEventListener("abort", () => {
         timer.cancel();

@@ -1,0 +1,319 @@
+import { mkdir, readdir, writeFile } from "node:fs/promises";
+import { join } from "node:path";
+import { setTimeout as sleep } from "node:timers/promises";
+import { afterEach, beforeEach, describe, expect, test } from "vitest";
+import type { ApiClient } from "../../../../agent/kube/port.ts";
+import type { CSIDriver, Node, Pod } from "../../../../agent/kube/types.ts";
+import { silentLogger } from "../../../../agent/lib/log.ts";
+import { type CSIVolumes, createCSIVolumes, refreshJitter, refreshMs } from "../../../../agent/volumes/csi/kind.ts";
+import { unstageBackoff } from "../../../../agent/volumes/csi/devices.ts";
+import { deviceDirOf, stagingPathOf } from "../../../../agent/volumes/csi/paths.ts";
+import { CSIError, type CSIDriverClient, type NodeCapability } from "../../../../agent/volumes/csi/port.ts";
+import { writeVolumeData } from "../../../../agent/volumes/csi/volume-data.ts";
+import type { BoundClaim, VolumeContext } from "../../../../agent/volumes/kind.ts";
+import type { Token, TokenSpec } from "../../../../agent/volumes/tokens.ts";
+import { MemoryStore } from "../../../support/memory-store.ts";
+import { FakeClock, makePod, makeTempDir, settle } from "../support.ts";
+
+// What depends on time and on the order of things; mounts are in the integration tests.
+
+const driverName = "csi.test";
+const never = new AbortController().signal;
+const inline = { name: "v", csi: { driver: driverName } };
+
+let root: string;
+let cleanUp: () => Promise<void>;
+let clock: FakeClock;
+let object: CSIDriver["spec"];
+let capabilities: NodeCapability[];
+let calls: string[];
+let published: { volumeContext: Readonly<Record<string, string>>; secrets: Readonly<Record<string, string>> }[];
+/** Answers of calls by name; default: done. */
+let answers: Map<string, () => Promise<void>>;
+let csi: CSIVolumes;
+let tokens: number;
+let driverListeners: Set<(driver: string) => void>;
+let ownNode: MemoryStore<Node>;
+
+beforeEach(async () => {
+  ({ dir: root, cleanUp } = await makeTempDir());
+  clock = new FakeClock();
+  object = { attachRequired: false, volumeLifecycleModes: ["Persistent", "Ephemeral"] };
+  capabilities = ["STAGE_UNSTAGE_VOLUME"];
+  calls = [];
+  published = [];
+  answers = new Map();
+  tokens = 0;
+  driverListeners = new Set();
+  ownNode = new MemoryStore<Node>().markSynced();
+  csi = start();
+});
+afterEach(() => cleanUp());
+
+function start(): CSIVolumes {
+  const call = async (name: string, detail: string): Promise<void> => {
+    calls.push(`${name} ${detail}`);
+    await (answers.get(name)?.() ?? Promise.resolve());
+  };
+  const client: CSIDriverClient = {
+    driver: driverName,
+    nodeGetInfo: async () => await Promise.reject(new Error("not asked here")),
+    nodeGetCapabilities: async () => await Promise.resolve(new Set(capabilities)),
+    nodeStageVolume: async ({ volumeID }) => await call("stage", volumeID),
+    nodeUnstageVolume: async (volumeID) => await call("unstage", volumeID),
+    nodePublishVolume: async ({ volumeID, volumeContext, secrets }) => {
+      published.push({ volumeContext, secrets });
+      await call("publish", volumeID);
+    },
+    nodeUnpublishVolume: async (volumeID) => await call("unpublish", volumeID),
+    nodeGetVolumeStats: async () => await Promise.reject(new Error("not asked here")),
+    nodeExpandVolume: async ({ volumeID }) => {
+      await call("expand", volumeID);
+      return 0;
+    },
+  };
+  return createCSIVolumes({
+    rootDir: root,
+    nodeName: "n1",
+    client: {} as ApiClient,
+    drivers: {
+      client: () => client,
+      subscribe: (listener) => {
+        driverListeners.add(listener);
+        return () => driverListeners.delete(listener);
+      },
+    },
+    objects: {
+      csiDriver: async () => await Promise.resolve({ metadata: { name: driverName }, spec: object }),
+      subscribe: () => () => {},
+    },
+    ownNode,
+    selinuxEnabled: false,
+    event: () => {},
+    clock,
+    log: silentLogger,
+    random: () => 1,
+  });
+}
+
+const bound: BoundClaim = {
+  claim: { metadata: { name: "pv" }, status: { capacity: { storage: "1Gi" } } },
+  volume: {
+    metadata: { name: "pv" },
+    spec: {
+      accessModes: ["ReadWriteMany"],
+      capacity: { storage: "1Gi" },
+      csi: { driver: driverName, volumeHandle: "h" },
+    },
+  },
+  isReadOnly: false,
+};
+
+function contextOf(pod: Pod, signal = never, claim: BoundClaim | undefined = undefined): VolumeContext {
+  const podDir = join(root, "pods", pod.metadata.uid ?? "");
+  const specName = claim === undefined ? "v" : "pv";
+  const token = async (_pod: Pod, { expirationSeconds }: TokenSpec): Promise<Token> => {
+    tokens += 1;
+    const expiresAtMs = clock.now() + expirationSeconds * 1000;
+    return await Promise.resolve({
+      token: `token-${tokens}`,
+      expiresAtMs,
+      refreshAtMs: clock.now() + expirationSeconds * 800,
+    });
+  };
+  return {
+    pod,
+    volume: claim === undefined ? inline : { name: "v", persistentVolumeClaim: { claimName: "pv" } },
+    specName,
+    bound: claim,
+    isBlock: false,
+    otherPods: [],
+    podDir,
+    dir: join(podDir, "volumes/kubernetes.io~csi", specName),
+    deps: { tokens: { token } } as unknown as VolumeContext["deps"],
+    event: () => {},
+    signal,
+  };
+}
+
+const tearDown = async (pod: Pod, specName = "pv") => {
+  const { podDir } = contextOf(pod);
+  const dir = join(podDir, "volumes/kubernetes.io~csi", specName);
+  await csi.kind.tearDown?.({ podUID: pod.metadata.uid ?? "", podDir, specName, dir, isBlock: false });
+};
+
+describe("a driver that asks to be told again", () => {
+  test("is told each minute or so, sooner when a token is to be replaced, and not at others' refreshes", async () => {
+    object = { ...object, requiresRepublish: true, tokenRequests: [{ audience: "a", expirationSeconds: 600 }] };
+    const pod = makePod({});
+    const first = await csi.kind.setUp(contextOf(pod));
+    const laterMs = refreshMs * (1 + refreshJitter);
+    expect(first).toMatchObject({ isRefreshed: true, refreshAtMs: clock.now() + laterMs });
+    clock.nowMs += laterMs - 1;
+    await csi.kind.setUp(contextOf(pod));
+    expect(published).toHaveLength(1);
+    clock.nowMs += 1;
+    await csi.kind.setUp(contextOf(pod));
+    expect(published).toHaveLength(2);
+    expect(published[1]?.volumeContext["csi.storage.k8s.io/serviceAccount.tokens"]).toContain("token-2");
+
+    object = { ...object, tokenRequests: [{ audience: "a", expirationSeconds: 60 }] };
+    clock.nowMs += laterMs;
+    const soon = await csi.kind.setUp(contextOf(pod));
+    expect(soon.refreshAtMs).toBe(clock.now() + 48_000);
+  });
+
+  test("one that does not is told once, and its volume is not looked at again", async () => {
+    const pod = makePod({});
+    expect(await csi.kind.setUp(contextOf(pod))).toMatchObject({ isRefreshed: false });
+    expect((await csi.kind.setUp(contextOf(pod))).refreshAtMs).toBeUndefined();
+    expect(published).toHaveLength(1);
+  });
+
+  test("a refusal then takes nothing away from the pod", async () => {
+    object = { ...object, requiresRepublish: true };
+    const pod = makePod({});
+    await csi.kind.setUp(contextOf(pod));
+    clock.nowMs += refreshMs * 2;
+    const refused = new CSIError("Internal", "no", { status: "Internal", isFinal: true });
+    answers.set("publish", async () => await Promise.reject(refused));
+    await expect(csi.kind.setUp(contextOf(pod))).rejects.toThrow("no");
+    expect(await readdir(contextOf(pod).dir)).toEqual(["vol_data.json"]);
+  });
+
+  test("nor does one of a volume that an earlier agent published", async () => {
+    const pod = makePod({});
+    await csi.kind.setUp(contextOf(pod));
+    csi = start();
+    const refused = new CSIError("Internal", "no", { status: "Internal", isFinal: true });
+    answers.set("publish", async () => await Promise.reject(refused));
+    await expect(csi.kind.setUp(contextOf(pod))).rejects.toThrow("no");
+    expect(await readdir(contextOf(pod).dir)).toEqual(["vol_data.json"]);
+  });
+});
+
+describe("what a driver was asked", () => {
+  test("is not taken back when the pod is deleted: its tear-down follows the answer", async () => {
+    const { promise, resolve } = Promise.withResolvers<void>();
+    answers.set("publish", async () => await promise);
+    const deletion = new AbortController();
+    const pod = makePod({});
+    const settingUp = csi.kind.setUp(contextOf(pod, deletion.signal, bound));
+    settingUp.catch(() => {});
+    await waitFor(() => calls.includes("publish h"));
+    deletion.abort();
+    await expect(settingUp).rejects.toThrow("aborted");
+    const tearingDown = tearDown(pod);
+    await settle();
+    expect(calls).toEqual(["stage h", "publish h"]);
+    resolve();
+    await tearingDown;
+    expect(calls).toEqual(["stage h", "publish h", "unpublish h"]);
+  });
+
+  test("a word of its own for an end is no end of the pod's", async () => {
+    const canceled = new CSIError("Canceled", "canceled", { status: "Canceled", isFinal: false });
+    answers.set("publish", async () => await Promise.reject(canceled));
+    await expect(csi.kind.setUp(contextOf(makePod({})))).rejects.toMatchObject({ code: "Unavailable" });
+  });
+});
+
+describe("what is staged", () => {
+  const sweep = async () => {
+    const stop = new AbortController();
+    const running = csi.run(stop.signal);
+    return async () => {
+      stop.abort();
+      await running;
+    };
+  };
+
+  test("is unstaged after the last pod, again and again, later each time", async () => {
+    const end = await sweep();
+    const pod = makePod({});
+    await csi.kind.setUp(contextOf(pod, never, bound));
+    answers.set("unstage", async () => await Promise.reject(new Error("busy")));
+    await tearDown(pod);
+    await waitForAdvancing(() => calls.filter((call) => call === "unstage h").length === 1);
+    const startMs = clock.now();
+    await waitForAdvancing(() => calls.filter((call) => call === "unstage h").length === 3);
+    expect(clock.now() - startMs).toBeGreaterThanOrEqual(unstageBackoff.baseMs * 3);
+    answers.delete("unstage");
+    await waitForAdvancing(
+      async () => (await readdir(join(root, "plugins/kubernetes.io/csi", driverName))).length === 0,
+    );
+    await end();
+  });
+
+  test("by an earlier agent for nobody is found; one that hangs keeps no other", async () => {
+    for (const handle of ["hangs", "other"]) {
+      const dir = deviceDirOf(root, driverName, handle);
+      await mkdir(stagingPathOf(dir), { recursive: true });
+      await writeVolumeData(dir, { driverName, volumeHandle: handle });
+    }
+    answers.set("unstage", async () => {
+      if (calls.at(-1) === "unstage hangs") await new Promise(() => {});
+    });
+    void csi.run(never);
+    await waitForAdvancing(() => calls.includes("unstage other") && calls.includes("unstage hangs"));
+    await waitForAdvancing(
+      async () => (await readdir(join(root, "plugins/kubernetes.io/csi", driverName))).length === 1,
+    );
+  });
+
+  test("stays while any pod's volume says not what it is", async () => {
+    const dir = deviceDirOf(root, driverName, "h");
+    await mkdir(stagingPathOf(dir), { recursive: true });
+    await writeVolumeData(dir, { driverName, volumeHandle: "h" });
+    const unknown = join(root, "pods/u1/volumes/kubernetes.io~csi/x");
+    await mkdir(unknown, { recursive: true });
+    await writeFile(join(unknown, "vol_data.json"), "{");
+    const end = await sweep();
+    await clock.advance(200);
+    expect(calls).toEqual([]);
+    await end();
+  });
+});
+
+describe("volumesInUse", () => {
+  const name = "kubernetes.io/csi/csi.test^h";
+
+  test("is not known before the disk was looked at, and counts what pods want, have, or what is staged", async () => {
+    object = { ...object, attachRequired: true };
+    ownNode.put({
+      metadata: { name: "n1" },
+      status: { volumesAttached: [{ name, devicePath: "" }], volumesInUse: [name] },
+    });
+    expect(csi.volumesInUse()).toBeUndefined();
+    const dir = deviceDirOf(root, driverName, "h");
+    await mkdir(stagingPathOf(dir), { recursive: true });
+    await writeVolumeData(dir, { driverName, volumeHandle: "h" });
+    const stuck = Promise.withResolvers<void>();
+    answers.set("unstage", async () => await stuck.promise);
+    let changes = 0;
+    csi.subscribeInUse(() => (changes += 1));
+    void csi.run(never);
+    await waitForAdvancing(() => csi.volumesInUse() !== undefined);
+    expect(csi.volumesInUse()).toEqual([name]);
+    stuck.resolve();
+    await waitForAdvancing(() => csi.volumesInUse()?.length === 0);
+    expect(changes).toBeGreaterThan(1);
+  });
+});
+
+/** The disk is a real one, and the machine may be busy. */
+async function waitFor(isDone: () => boolean | Promise<boolean>): Promise<void> {
+  for (const deadline = performance.now() + 20_000; performance.now() < deadline; await sleep(1)) {
+    if (await isDone()) return;
+  }
+  throw new Error(`not reached; calls: ${calls.join(", ")}`);
+}
+
+/** Time passes in small steps, with room for the disk in between. */
+async function waitForAdvancing(isDone: () => boolean | Promise<boolean>): Promise<void> {
+  await waitFor(async () => {
+    if (await isDone()) return true;
+    await clock.advance(20);
+    return false;
+  });
+}
