@@ -181,6 +181,25 @@ describe("service-account tokens", () => {
     );
     expect(stdout).toBe("");
   });
+
+  test("are renewed in the running pod when four fifths of their life are over, whatever else happens to the pod", async () => {
+    // A server may grant less than is asked for; the real one grants an hour at least.
+    await breakable.fault({ tokenSecondsMax: 15 });
+    const volumes = projected({ serviceAccountToken: { path: "token", expirationSeconds: 3600 } });
+    const script =
+      'first=$(cat /id/token); until [ "$(cat /id/token)" != "$first" ]; do sleep 0.2; done; ' +
+      "for t in $first $(cat /id/token); do echo $t | cut -d. -f2; done";
+    const pod = jobOf("renewed", script, { volumes, automountServiceAccountToken: false }, { volumeMounts });
+    await cluster.createPod(pod);
+    const ended = await cluster.waitForPod("renewed", "finished", isFinished);
+    await breakable.fault({ clear: true });
+    const [first, second] = messageOf(ended)
+      .trim()
+      .split("\n")
+      .map((payload) => JSON.parse(Buffer.from(payload, "base64url").toString()) as { iat: number; exp: number });
+    expect(second?.iat).toBeGreaterThan(first?.iat ?? Number.NaN);
+    expect(second?.iat).toBeLessThanOrEqual(first?.exp ?? Number.NaN);
+  });
 });
 
 test("an agent killed while a secret changes brings its files up to date when it is back", async () => {

@@ -176,7 +176,7 @@ describe("the writer's process is killed", () => {
   test("at any moment: files agree with each other, and the next run leaves no rubbish", async () => {
     const dir = join(base, "volume");
     await mkdir(dir);
-    const script = join(import.meta.dirname, "../support/config-writer.ts");
+    const script = join(import.meta.dirname, "../support/config-writer-process.ts");
     for (let round = 0; round < 8; round += 1) {
       const child = spawn(process.execPath, [script, dir], { stdio: ["ignore", "pipe", "inherit"] });
       const exited = once(child, "exit");

@@ -1,6 +1,7 @@
 import type { Exchange } from "./exchange.ts";
 import type { FaultAction, FaultMatch, Faults } from "./faults.ts";
 import { isObject, type JsonObject, numberAt, stringAt } from "./json.ts";
+import type { TokenAuthority } from "./tokens.ts";
 import { badRequest, forbidden, methodNotAllowed, success } from "./status.ts";
 
 const actionKinds = ["respond", "delay", "drop", "dropAnswer", "hang", "slowBody"];
@@ -10,11 +11,14 @@ const actionKinds = ["respond", "delay", "drop", "dropAnswer", "hang", "slowBody
  *
  *   {"inject": {"match": {"verb": "patch", "path": "/pods/"}, "action": {"kind": "respond", "code": 500}, "times": 3}}
  *   {"cutWatches": {"match": {"resource": "pods"}, "midLine": true}}   {"silenceWatches": {"match": {}, "on": true}}
- *   {"dropConnections": true}   {"halfOpenMs": 5000}   {"compact": true}   {"clear": true}
+ *   {"dropConnections": true}   {"halfOpenMs": 5000}   {"compact": true}   {"tokenSecondsMax": 15}   {"clear": true}
  *
  * Half-open lasts for a time, since nobody could ask for its end.
  */
-export async function serveFaults(exchange: Exchange, faults: Faults): Promise<void> {
+export async function serveFaults(
+  exchange: Exchange,
+  { faults, tokens }: { faults: Faults; tokens: TokenAuthority },
+): Promise<void> {
   if (exchange.method !== "POST") throw methodNotAllowed();
   if (!exchange.user.groups.includes("system:masters")) {
     throw forbidden({ group: "", plural: "faults" }, "", "only members of system:masters may break the server");
@@ -38,7 +42,12 @@ export async function serveFaults(exchange: Exchange, faults: Faults): Promise<v
     faults.silenceWatches(matchOf(match), on !== false);
   }
   if (body["compact"] !== undefined) faults.compact(typeof body["compact"] === "string" ? body["compact"] : undefined);
-  if (body["clear"] === true) faults.clear();
+  const tokenSecondsMax = numberAt(body, "tokenSecondsMax");
+  if (tokenSecondsMax !== undefined) tokens.secondsMax = tokenSecondsMax;
+  if (body["clear"] === true) {
+    faults.clear();
+    tokens.secondsMax = undefined;
+  }
   await exchange.sendStatus(success());
   // What hits this connection too comes after the answer.
   const halfOpenMs = numberAt(body, "halfOpenMs");

@@ -175,7 +175,7 @@ async function serveMeta(exchange: Exchange, deps: HandlerDeps): Promise<void> {
   if (/^\/(healthz|livez|readyz)(\/|$)/.test(pathname)) {
     return exchange.sendText(200, "ok", { "content-type": "text/plain; charset=utf-8" });
   }
-  if (pathname === "/test/faults") return serveFaults(exchange, deps.faults);
+  if (pathname === "/test/faults") return serveFaults(exchange, deps);
   const known = discover(pathname, deps.advertised);
   if (known !== undefined) return exchange.send(200, known);
   const document = openApi(pathname, exchange.header("accept") ?? "");

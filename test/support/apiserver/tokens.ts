@@ -28,6 +28,8 @@ const extendedSeconds = 365 * 24 * 3600;
 export class TokenAuthority {
   /** PEM of the private key, to be kept over a restart. */
   readonly key: string;
+  /** As `--service-account-max-token-expiration`, but also shorter than the real one may be: a fault. */
+  secondsMax: number | undefined;
   readonly #private: KeyObject;
   readonly #public: KeyObject;
   readonly #store: Store;
@@ -46,18 +48,19 @@ export class TokenAuthority {
     const spec = objectAt(request, "spec");
     const asked = spec["audiences"];
     const audiences = Array.isArray(asked) && asked.length > 0 ? asked.map(String) : [tokenIssuer];
-    const seconds = typeof spec["expirationSeconds"] === "number" ? spec["expirationSeconds"] : secondsDefault;
+    const wanted = typeof spec["expirationSeconds"] === "number" ? spec["expirationSeconds"] : secondsDefault;
     const kind = { group: "authentication.k8s.io", kind: "TokenRequest" };
-    if (seconds < secondsMin) {
+    if (wanted < secondsMin) {
       throw invalid(kind, "", [
-        invalidValue("spec.expirationSeconds", seconds, "may not specify a duration less than 10 minutes"),
+        invalidValue("spec.expirationSeconds", wanted, "may not specify a duration less than 10 minutes"),
       ]);
     }
-    if (seconds > secondsMax) {
+    if (wanted > secondsMax) {
       throw invalid(kind, "", [
-        invalidValue("spec.expirationSeconds", seconds, "may not specify a duration larger than 2^32 seconds"),
+        invalidValue("spec.expirationSeconds", wanted, "may not specify a duration larger than 2^32 seconds"),
       ]);
     }
+    const seconds = Math.min(wanted, this.secondsMax ?? wanted);
     const bound = this.#bound(account, spec["boundObjectRef"]);
     const now = Math.floor(this.#clock.now() / 1000);
     const isExtended = seconds === injectedSeconds && asked === undefined && bound["pod"] !== undefined;
