@@ -15,16 +15,18 @@ export interface ChangedObject {
 export function stepsNeeding(pod: Pod, { kind, name }: ChangedObject): string[] {
   const isMeant = (ref: ChangedObject) => ref.kind === kind && ref.name === name;
   const isForPulls = kind === "Secret" && (pod.spec.imagePullSecrets ?? []).some((secret) => secret.name === name);
+  const volumes = (pod.spec.volumes ?? []).filter((volume) => volumeRefs(pod, [volume]).some(isMeant));
+  const isOfThem = (volume: string | undefined) => volumes.some(({ name: own }) => own === volume);
   const starts = specContainers(pod).flatMap(({ container }) => {
     // As a pod of this one container: what its variables refer to.
     const alone: Pod = { metadata: pod.metadata, spec: { containers: [container] } };
-    return objectRefs(alone).some(isMeant) ? [`start/${container.name}`] : [];
+    // A file that it mounts alone, or takes variables from, may not have been in the volume.
+    const readsFiles =
+      (container.volumeMounts ?? []).some((mount) => isOfThem(mount.name)) ||
+      (container.env ?? []).some(({ valueFrom }) => isOfThem(valueFrom?.fileKeyRef?.volumeName));
+    return readsFiles || objectRefs(alone).some(isMeant) ? [`start/${container.name}`] : [];
   });
-  return [
-    ...(volumeRefs(pod, pod.spec.volumes ?? []).some(isMeant) ? ["volumes"] : []),
-    ...(isForPulls ? ["image/"] : []),
-    ...starts,
-  ];
+  return [...(volumes.length > 0 ? ["volumes"] : []), ...(isForPulls ? ["image/"] : []), ...starts];
 }
 
 /** True if the step with this key is one of those that {@link stepsNeeding} names. */

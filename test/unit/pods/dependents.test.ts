@@ -11,12 +11,16 @@ const pod = podOf({
   initContainers: [{ name: "init", envFrom: [{ configMapRef: { name: "env" } }] }],
   containers: [
     { name: "app", env: [{ name: "A", valueFrom: { secretKeyRef: { name: "both", key: "a" } } }] },
-    { name: "log", env: [{ name: "B", value: "b" }] },
+    {
+      name: "log",
+      env: [{ name: "B", value: "b" }],
+      volumeMounts: [{ name: "plain", mountPath: "/log.conf", subPath: "log.conf" }],
+    },
   ],
 });
 
 test.each([
-  ["ConfigMap", "files", ["volumes"]],
+  ["ConfigMap", "files", ["volumes", "start/log"]],
   ["ConfigMap", "env", ["start/init"]],
   ["Secret", "both", ["volumes", "start/app"]],
   ["Secret", "registry", ["image/"]],
