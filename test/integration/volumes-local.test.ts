@@ -16,7 +16,7 @@ import {
 } from "node:fs/promises";
 import { join } from "node:path";
 import { describe, expect, onTestFinished, test } from "vitest";
-import type { Pod } from "../../agent/kube/types.ts";
+import type { Pod, Volume } from "../../agent/kube/types.ts";
 import { messageOf } from "../../agent/lib/errors.ts";
 import { exec } from "../../agent/lib/exec.ts";
 import { isMountPoint, listMountsUnder, mountFilesystem, unmountAllUnder } from "../../agent/lib/mount.ts";
@@ -159,6 +159,39 @@ describe("a file system that does not answer", () => {
     return () => device.close(); // from now on it answers with an error
   }
 
+  test("holds up the volume on it, and none of the same pod", async () => {
+    const silent = join(on.base, "silent");
+    await mkdir(silent);
+    const release = await mountSilent(silent);
+    const stop = new AbortController();
+    const volumes: Volume[] = [
+      { name: "silent", hostPath: { path: silent, type: "Directory" } },
+      { name: "disk", emptyDir: {} },
+      { name: "memory", emptyDir: { medium: "Memory" } },
+    ];
+    const volumeMounts = volumes.map(({ name }) => ({ name, mountPath: `/${name}` }));
+    const pod = makePod({ volumes, containers: [{ name: "app", volumeMounts }] });
+    const setUp = on.manager.setUp(pod, stop.signal);
+    setUp.catch(() => {});
+    try {
+      const isReady = async (name: string) =>
+        await exists(join(on.podDir, "plugins/kubernetes.io~empty-dir", name, "ready"));
+      await expect.poll(async () => await isReady("disk"), { timeout: 20_000 }).toBe(true);
+      await expect.poll(async () => await isReady("memory"), { timeout: 20_000 }).toBe(true);
+      stop.abort();
+      await expect(setUp).rejects.toThrow("aborted");
+    } finally {
+      stop.abort();
+      await release();
+      await expect.poll(() => unmountAllUnder(silent).catch(messageOf), { timeout: 20_000 }).toBeUndefined();
+    }
+  });
+  const exists = async (path: string) =>
+    await stat(path).then(
+      () => true,
+      () => false,
+    );
+
   test("holds up the pod with a hostPath on it, and no other", async () => {
     const silent = join(on.base, "silent");
     await mkdir(silent);
@@ -184,6 +217,19 @@ describe("a file system that does not answer", () => {
     }
   });
 });
+
+// The container has `x`, at times its own and at times a link to the host's files.
+const swapForEver = `
+  const fs = require("node:fs");
+  process.chdir(process.argv[1]);
+  const quiet = (fn) => { try { fn(); } catch {} };
+  process.stdout.write("ready");
+  for (;;) {
+    quiet(() => fs.renameSync("x", "dir"));
+    quiet(() => fs.symlinkSync(process.argv[2], "x"));
+    quiet(() => fs.unlinkSync("x"));
+    quiet(() => fs.renameSync("dir", "x"));
+  }`;
 
 describe("subPath", () => {
   test("is made with the mode of the volume, setgid included, and its group", async () => {
@@ -255,19 +301,6 @@ describe("subPath", () => {
     expect(await listMountsUnder(on.root)).toEqual([]);
   });
 
-  // The container has `x`, at times a directory of its own and at times a link to the host's files.
-  const swapForEver = `
-    const fs = require("node:fs");
-    process.chdir(process.argv[1]);
-    const quiet = (fn) => { try { fn(); } catch {} };
-    process.stdout.write("ready");
-    for (;;) {
-      quiet(() => fs.renameSync("x", "dir"));
-      quiet(() => fs.symlinkSync(process.argv[2], "x"));
-      quiet(() => fs.unlinkSync("x"));
-      quiet(() => fs.renameSync("dir", "x"));
-    }`;
-
   test("is never made among the host's files, however its parents are swapped for links meanwhile", async () => {
     const host = join(on.base, "host");
     await mkdir(host);
@@ -287,6 +320,47 @@ describe("subPath", () => {
     const x = (await lstat(join(on.volumeDir(), "x")).catch(() => undefined))?.isDirectory() === true ? "x" : "dir";
     expect((await readdir(join(on.volumeDir(), x))).length).toBeGreaterThan(0);
   });
+});
+
+// As above, but there always is an `x`; and it stays for a while, because nothing can be mounted that was replaced meanwhile.
+const swapFileForEver = `
+  const fs = require("node:fs");
+  process.chdir(process.argv[1]);
+  const rest = (ms) => Atomics.wait(new Int32Array(new SharedArrayBuffer(4)), 0, 0, Math.random() * ms);
+  process.stdout.write("ready");
+  for (;;) {
+    fs.symlinkSync(process.argv[2], "next");
+    fs.renameSync("next", "x");
+    rest(20);
+    fs.linkSync("own", "next");
+    fs.renameSync("next", "x");
+    rest(100);
+  }`;
+
+test("a subPath never is a file of the host, however it is swapped for a link meanwhile", async () => {
+  const secret = join(on.base, "secret");
+  await writeFile(secret, "host");
+  const pod = podWith({ name: "v", emptyDir: {} }, { subPath: "x" });
+  await on.manager.setUp(pod, never);
+  for (const name of ["x", "own"]) await writeFile(join(on.volumeDir(), name), "own");
+  const container = spawn(process.execPath, ["-e", swapFileForEver, on.volumeDir(), secret], {
+    stdio: ["ignore", "pipe", "inherit"],
+  });
+  const ends = { mounted: 0, refused: 0 };
+  try {
+    await once(container.stdout, "data");
+    for (let i = 0; i < 1_000 && (ends.mounted < 5 || ends.refused < 5); i += 1) {
+      const [path] = await on.mountsOf(pod).catch(() => []);
+      ends[path === undefined ? "refused" : "mounted"] += 1;
+      if (path === undefined) continue;
+      expect(await readFile(path, "utf8")).toBe("own");
+      await unmountAllUnder(path);
+    }
+  } finally {
+    await kill(container);
+  }
+  expect(ends.mounted).toBeGreaterThan(0);
+  expect(ends.refused).toBeGreaterThan(0);
 });
 
 async function kill(child: ChildProcess): Promise<void> {
