@@ -169,6 +169,8 @@ function openVolumes(options: StartPodsOptions, objects: OwnedObjectSource, surr
     kinds,
     metrics: measures.volumes,
     onEvent: (pod, type, reason, message) => recorder.event(podReference(pod), type, reason, message),
+    onVolumeEvent: ({ metadata: { name, uid = "" } }, type, reason, message) =>
+      recorder.event({ apiVersion: "v1", kind: "PersistentVolume", name, uid }, type, reason, message),
     onSetUp: (pod, volume) => timelines.volume(pod, volume),
   });
   parts.defer("volumes", () => volumes.close());

@@ -28,7 +28,10 @@ const fsckUncorrected = 4;
 // A part of a program's name to us.
 const fsTypePattern = /^[a-z0-9][a-z0-9_]*$/;
 
-/** Rejects with an `AgentError`; with code Invalid for an empty device that may not be written. */
+/** A device has another file system than it was to be mounted as. */
+export class FilesystemMismatchError extends AgentError {}
+
+/** Rejects with an `AgentError`, see {@link FilesystemMismatchError} for one; with code Invalid for an empty device that may not be written. */
 export async function formatAndMount(what: FormatAndMount, signal: AbortSignal): Promise<void> {
   const { device, target, fsType, isReadOnly } = what;
   if (!fsTypePattern.test(fsType)) throw new AgentError("Invalid", `"${fsType}" is not a file system type`);
@@ -46,7 +49,7 @@ export async function formatAndMount(what: FormatAndMount, signal: AbortSignal):
   } catch (err) {
     if (present === undefined || present === fsType || !(err instanceof AgentError)) throw err;
     const why = `failed to mount device ${device} as ${fsType}, it has ${present}: ${err.message}`;
-    throw new AgentError(err.code, why, { cause: err });
+    throw new FilesystemMismatchError(err.code, why, { cause: err });
   }
 }
 

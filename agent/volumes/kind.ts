@@ -44,8 +44,8 @@ export interface VolumeContext {
   /** ROOT/pods/UID/volumes/PLUGIN/NAME, for the kinds that have a directory there. */
   dir: string;
   deps: VolumeDeps;
-  /** Records an event about the pod. */
-  event(type: "Normal" | "Warning", reason: string, message: string): void;
+  /** Records an event about the pod; or, for its cluster's administrators, about the PersistentVolume. */
+  event(type: "Normal" | "Warning", reason: string, message: string, about?: "pod" | "volume"): void;
   signal: AbortSignal;
 }
 

@@ -5,7 +5,7 @@ import { AgentError } from "../lib/errors.ts";
 import { bindMount, isAtOrBeneath, isMountPoint, listMountsUnder, remountBind, unmountAllUnder } from "../lib/mount.ts";
 import { abortable } from "./abortable.ts";
 import { mapBlockDevice, unmapBlockDevice } from "./block-map.ts";
-import { formatAndMount } from "./format-and-mount.ts";
+import { FilesystemMismatchError, type FormatAndMount, formatAndMount } from "./format-and-mount.ts";
 import { inStep, pluginDirName, rootDirOf, type SetUpResult, type VolumeContext, type VolumeKind } from "./kind.ts";
 import { KeyedLock } from "./keyed-lock.ts";
 import { joinMountOptions, mountOptionsOf } from "./mount-options.ts";
@@ -66,7 +66,7 @@ async function setUp(context: VolumeContext): Promise<SetUpResult> {
   if (source.isDevice) {
     path = deviceMountOf(rootDir, specName);
     const mount = { device: source.path, target: path, fsType: local.fsType || fsTypeDefault, options, isReadOnly };
-    await inStep("MountDevice", async () => await mountDevice(mount, signal));
+    await inStep("MountDevice", async () => await mountDevice(mount, context));
   }
   if (!(await isMountPoint(dir))) await bindMount(path, dir, signal);
   const ofBind = joinMountOptions(source.isDevice ? [] : options, isReadOnly ? ["ro"] : []);
@@ -90,10 +90,17 @@ async function lookAt(path: string, signal: AbortSignal): Promise<{ path: string
 }
 
 /** The device is always mounted writable, if it can be: what one pod only reads another may write. */
-async function mountDevice(mount: Parameters<typeof formatAndMount>[0], signal: AbortSignal): Promise<void> {
+async function mountDevice(mount: FormatAndMount, { event, signal }: VolumeContext): Promise<void> {
   await mkdir(mount.target, { recursive: true, mode: 0o750 });
   if (await isMountPoint(mount.target)) return;
-  await formatAndMount(mount, signal);
+  try {
+    await formatAndMount(mount, signal);
+  } catch (err) {
+    if (err instanceof FilesystemMismatchError) {
+      event("Warning", "FailedMountOnFilesystemMismatch", err.message, "volume");
+    }
+    throw err;
+  }
 }
 
 async function unmountDevice(rootDir: string, specName: string): Promise<void> {
@@ -108,12 +115,20 @@ async function unmountDevice(rootDir: string, specName: string): Promise<void> {
 }
 
 /** Gives the volume to the pod's fsGroup, unless other pods have it: they own it as it is. */
-async function own({ pod, podDir, dir, specName, event, signal }: VolumeContext, path: string): Promise<void> {
+async function own({ pod, podDir, dir, specName, deps, event, signal }: VolumeContext, path: string): Promise<void> {
   const { fsGroup, fsGroupChangePolicy: policy } = pod.spec.securityContext ?? {};
   if (fsGroup === undefined) return;
   if (!(await isSharedWithOthers(podDir, dir))) {
     signal.throwIfAborted();
-    await applyFSGroup(path, fsGroup, { isReadOnly: false, ...(policy === undefined ? {} : { policy }) });
+    await applyFSGroup(path, fsGroup, {
+      isReadOnly: false,
+      ...(policy === undefined ? {} : { policy }),
+      monotonic: () => deps.clock.monotonic(),
+      onSlow(entries) {
+        const so = `Giving volume ${specName} to group ${fsGroup} takes long: ${entries} files so far`;
+        event("Warning", "VolumePermissionChangeInProgress", `${so}; consider fsGroupChangePolicy OnRootMismatch`);
+      },
+    });
     return;
   }
   const { gid } = await stat(path);

@@ -2,7 +2,7 @@ import { mkdir, readdir, realpath } from "node:fs/promises";
 import { join } from "node:path";
 import type { ApiClient } from "../kube/port.ts";
 import { allContainers } from "../kube/pod-resources.ts";
-import type { Pod, ResourceList, Volume } from "../kube/types.ts";
+import type { PersistentVolume, Pod, ResourceList, Volume } from "../kube/types.ts";
 import { backoffMs } from "../lib/backoff.ts";
 import type { Clock } from "../lib/clock.ts";
 import { ignoreErrno } from "../lib/errno.ts";
@@ -41,6 +41,8 @@ export interface PodVolumesOptions {
    * say. What makes `setUp` reject is in its error instead.
    */
   onEvent?(pod: Pod, type: "Normal" | "Warning", reason: string, message: string): void;
+  /** Records an event about a PersistentVolume that is not what it is said to be. */
+  onVolumeEvent?(volume: PersistentVolume, type: "Normal" | "Warning", reason: string, message: string): void;
   random?: () => number;
   metrics?: VolumeMetrics;
   /** Kinds beside those that need nothing of their own. */
@@ -106,7 +108,10 @@ export function createPodVolumes(options: PodVolumesOptions): VolumeManager {
     claims: options.claims,
     users,
     log,
-    onEvent: (...event) => options.onEvent?.(...event),
+    onEvent: (about, ...event) => {
+      if (isPod(about)) options.onEvent?.(about, ...event);
+      else options.onVolumeEvent?.(about, ...event);
+    },
     onSetUp: (pod, volume) => options.onSetUp?.(pod, volume) ?? (() => {}),
     timed: async (pluginName, work) => await timed(pluginName, "volume_mount", work),
   };
@@ -220,6 +225,10 @@ export function usedVolumes(pod: Pod): Volume[] {
     ),
   );
   return (pod.spec.volumes ?? []).filter(({ name }) => names.has(name));
+}
+
+function isPod(object: Pod | PersistentVolume): object is Pod {
+  return "containers" in object.spec;
 }
 
 /** Empty for kinds that cannot be set up, and for claims: what is behind them is not known before they are resolved. */

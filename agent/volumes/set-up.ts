@@ -1,11 +1,18 @@
 import { allContainers } from "../kube/pod-resources.ts";
-import type { Pod, Volume } from "../kube/types.ts";
+import type { PersistentVolume, Pod, Volume } from "../kube/types.ts";
 import { AgentError, isAbort, messageOf } from "../lib/errors.ts";
 import type { Logger } from "../lib/log.ts";
 import { hasPublishedContent } from "./atomic-writer.ts";
 import { describeFailure, podFields, type VolumeFailure } from "./failures.ts";
 import type { PersistentVolumeUsers } from "./in-use.ts";
-import { type BoundClaim, blockLinkOf, type VolumeDeps, type VolumeKind, VolumeStepError } from "./kind.ts";
+import {
+  type BoundClaim,
+  blockLinkOf,
+  type VolumeContext,
+  type VolumeDeps,
+  type VolumeKind,
+  VolumeStepError,
+} from "./kind.ts";
 import type { KindTable } from "./kinds.ts";
 import { mountOptionsOf } from "./mount-options.ts";
 import { volumeDirOf } from "./pod-dirs.ts";
@@ -25,7 +32,7 @@ export interface VolumeSetUpDeps {
   claims: ClaimResolver | undefined;
   users: PersistentVolumeUsers;
   log: Logger;
-  onEvent(pod: Pod, type: "Normal" | "Warning", reason: string, message: string): void;
+  onEvent(about: Pod | PersistentVolume, type: "Normal" | "Warning", reason: string, message: string): void;
   /** Told when a set-up begins. @returns to be called when it has ended */
   onSetUp(pod: Pod, volume: string): (err?: unknown) => void;
   /** Measures the first set-up of a volume. */
@@ -64,8 +71,8 @@ export async function setUpVolume(
     const otherPods = bound === undefined ? [] : await reserve(bound, pod, kind, options, last === undefined);
     const { pluginName } = kind;
     const dir = isBlock ? blockLinkOf(podDir, pluginName, specName) : volumeDirOf(podDir, pluginName, specName);
-    const event = (type: "Normal" | "Warning", reason: string, message: string) =>
-      options.onEvent(pod, type, reason, message);
+    const event: VolumeContext["event"] = (type, reason, message, about = "pod") =>
+      options.onEvent(about === "volume" && bound !== undefined ? bound.volume : pod, type, reason, message);
     const of = { pod, volume, specName, bound, isBlock, otherPods, podDir, dir };
     const work = async () => await kind.setUp({ ...of, deps: options.deps, event, signal });
     const result = await (last === undefined ? options.timed(pluginName, work) : work());

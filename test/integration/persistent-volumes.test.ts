@@ -15,12 +15,13 @@ import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { afterEach, beforeEach, describe, expect, test } from "vitest";
 import type { PersistentVolume, Pod, PodSpec, Volume } from "../../agent/kube/types.ts";
-import { systemClock } from "../../agent/lib/clock.ts";
+import { type Clock, systemClock } from "../../agent/lib/clock.ts";
 import { AgentError, messageOf } from "../../agent/lib/errors.ts";
 import { exec } from "../../agent/lib/exec.ts";
 import { silentLogger } from "../../agent/lib/log.ts";
 import { isMountPoint, listMountsUnder, unmountAllUnder, unmountOrForce } from "../../agent/lib/mount.ts";
 import { createPodVolumes, type VolumeManager } from "../../agent/volumes/manager.ts";
+import { slowWalkMs } from "../../agent/volumes/ownership.ts";
 import { FakeObjects, makePod } from "../unit/volumes/support.ts";
 
 // PersistentVolumes with the real kernel: directories, disks (loop devices), and an NFS server that need not answer.
@@ -39,12 +40,12 @@ let events: string[];
 let manager: VolumeManager;
 let pathBefore: string | undefined;
 
-function start(): VolumeManager {
+function start(clock: Clock = systemClock): VolumeManager {
   return createPodVolumes({
     rootDir: root,
     client: undefined,
     objects: new FakeObjects(),
-    clock: systemClock,
+    clock,
     log: silentLogger,
     nodeAllocatable: () => ({}),
     selinuxEnabled: false,
@@ -57,6 +58,8 @@ function start(): VolumeManager {
       isReachable: () => true,
     },
     onEvent: (_pod, type, reason, message) => events.push(`${type} ${reason} ${message}`),
+    onVolumeEvent: ({ metadata }, type, reason, message) =>
+      events.push(`${metadata.name}: ${type} ${reason} ${message}`),
   });
 }
 
@@ -197,6 +200,17 @@ describe("a directory of the node", () => {
     await end("c");
   });
 
+  test("that takes long to be given to a group is told of", async () => {
+    let nowMs = 0;
+    manager = start({ ...systemClock, monotonic: () => (nowMs += slowWalkMs) });
+    await writeFile(join(disk, "more"), "");
+    await setUp(podOf("a", claimVolume("disk"), { securityContext: { fsGroup: 1234 } }));
+    expect(events[0]).toMatch(
+      /^Warning VolumePermissionChangeInProgress Giving volume pv-disk to group 1234 takes long: \d+ files so far/,
+    );
+    await end("a");
+  });
+
   test("is taken away also if we were killed before it was noted", async () => {
     await setUp(podOf("a", claimVolume("disk")));
     manager = start();
@@ -260,6 +274,11 @@ describe("a disk of the node", () => {
     expect(await refusal(podOf("a", claimVolume("disk")))).toContain(
       `failed to mount device ${device} as xfs, it has ext4: `,
     );
+    expect(events).toEqual([
+      expect.stringContaining(
+        `pv-disk: Warning FailedMountOnFilesystemMismatch failed to mount device ${device} as xfs`,
+      ),
+    ]);
     offer("disk", { local: { path: device, fsType: "../../evil" } });
     expect(await refusal(podOf("a", claimVolume("disk")))).toContain('"../../evil" is not a file system type');
     await end("a");
