@@ -14,6 +14,7 @@ import {
   volumeAttachments,
 } from "../../agent/kube/resources.ts";
 import type { CSIDriver, PersistentVolume, PersistentVolumeClaim, Pod, PodSpec } from "../../agent/kube/types.ts";
+import { exec } from "../../agent/lib/exec.ts";
 import { messageOf } from "../../agent/lib/errors.ts";
 import { listMountsUnder, unmountAllUnder } from "../../agent/lib/mount.ts";
 import { attachmentName, ephemeralHandle, uniqueVolumeName } from "../../agent/volumes/csi/paths.ts";
@@ -543,6 +544,77 @@ describe("CSI volumes", () => {
     });
   });
 
+  describe("a block volume", () => {
+    const podWithDevice = (name: string) =>
+      createPod(name, [{ name: "disk", persistentVolumeClaim: { claimName: "pv" } }], {
+        containers: [{ name: "app", image: "busybox", volumeDevices: [{ name: "disk", devicePath: "/dev/disk" }] }],
+      });
+    const linkOf = (pod: Pod) => join(rootDir, "pods", uid(pod), "volumeDevices/kubernetes.io~csi/pv");
+    const own = () => join(rootDir, "plugins/kubernetes.io/csi/volumeDevices");
+
+    beforeEach(() => {
+      describeDriver({ attachRequired: false });
+      createVolume("pv", { volumeMode: "Block", accessModes: ["ReadWriteMany"] });
+    });
+
+    test("is given to two pods as a device, held open, and goes with all that belongs to it", async () => {
+      const agent = await startAgent();
+      const [a, b] = [podWithDevice("a"), podWithDevice("b")];
+      if (!(await hasLoopDevices())) {
+        // The driver's volumes are loop devices, too: it says what this kernel cannot do.
+        await expect(agent.manager.setUp(a, never)).rejects.toThrow(
+          /^MapVolume\.MapPodDevice failed for volume "pv" : .*losetup/,
+        );
+        await tearDown(agent, a);
+        return;
+      }
+      await agent.manager.setUp(a, never);
+      await agent.manager.setUp(b, never);
+      expect(await driver.calls("NodeStageVolume")).toHaveLength(1);
+      expect(await last("NodePublishVolume")).toMatchObject({
+        target_path: join(own(), "publish/pv", uid(b)),
+        staging_target_path: join(own(), "staging/pv"),
+        volume_capability: { access_mode: { mode: "MULTI_NODE_MULTI_WRITER" }, block: {} },
+      });
+      expect(JSON.parse(await readFile(join(own(), "pv/data/vol_data.json"), "utf8"))).toMatchObject({
+        specVolID: "pv",
+        volumeHandle: "handle-pv",
+      });
+      expect((await stat(linkOf(a))).isBlockDevice()).toBe(true);
+      expect(agent.manager.devices(uid(a), a.spec.containers[0]!)).toEqual([
+        { hostPath: linkOf(a), containerPath: "/dev/disk", permissions: "mrw" },
+      ]);
+      const mapped = agent.events.filter((text) => text.startsWith("SuccessfulMountVolume"));
+      expect(mapped.slice(0, 2)).toEqual([
+        `SuccessfulMountVolume MapVolume.MapPodDevice succeeded for volume "pv" globalMapPath "${own()}/pv/dev"`,
+        expect.stringContaining('MapVolume.MapPodDevice succeeded for volume "pv" volumeMapPath "'),
+      ]);
+      await tearDown(agent, a);
+      expect((await stat(linkOf(b))).isBlockDevice()).toBe(true);
+      await tearDown(agent, b);
+      await nothingIsLeft();
+      expect(await driver.calls("NodeUnstageVolume")).toHaveLength(1);
+      expect(await readdir(join(own(), "publish"))).toEqual([]);
+      expect((await readdir(own())).toSorted()).toEqual(["publish", "staging"]);
+    });
+
+    test.each(twice(["nodeStageVolume", "nodePublishVolume", "nodeUnpublishVolume", "nodeUnstageVolume"]))(
+      "of an agent that is killed $when $method is taken away by the next",
+      async (deathAt) => {
+        const first = await startAgent({ deathAt });
+        const pod = podWithDevice("a");
+        const isThere = await hasLoopDevices();
+        if (!isThere && deathAt.method !== "nodeStageVolume" && deathAt.when === "after") return; // never gets there
+        const work = first.manager.setUp(pod, never).then(async () => await first.manager.tearDown(uid(pod)));
+        void work.catch(async () => await first.manager.tearDown(uid(pod)).catch(() => {}));
+        await first.died;
+        const next = await startAgent();
+        await tearDown(next, pod);
+        await nothingIsLeft();
+      },
+    );
+  });
+
   describe("a driver that hangs", () => {
     test("keeps neither other pods nor the deletion of its own, which goes on once it answers", async () => {
       describeDriver({ attachRequired: false });
@@ -635,6 +707,10 @@ describe("CSI volumes", () => {
     );
   });
 });
+
+async function hasLoopDevices(): Promise<boolean> {
+  return (await exec("losetup", ["--find"], { timeoutMs: 10_000 })).failure === undefined;
+}
 
 function twice(methods: readonly string[]): DeathAt[] {
   return methods.flatMap((method) => [
