@@ -2,7 +2,7 @@ import { lstat, mkdir, readFile, readlink, rm, stat, symlink, writeFile } from "
 import { join } from "node:path";
 import { afterEach, beforeEach, describe, expect, test } from "vitest";
 import { exec } from "../../../agent/lib/exec.ts";
-import { makeTempDir } from "./support.ts";
+import { makeTempDir, strangers } from "./support.ts";
 import { hiddenNames, nowMs, payloadOf, visible, write } from "./writer-support.ts";
 
 let dir: string;
@@ -143,9 +143,10 @@ describe("writePayload", () => {
 
   test("owners of files are those of their links", async () => {
     const data = Buffer.from("token");
-    await write(dir, new Map([["token", { data, mode: 0o600, uid: 1234 }]]));
-    expect((await stat(join(dir, "token"))).uid).toBe(1234);
-    expect((await lstat(join(dir, "token"))).uid).toBe(1234);
+    const { uid } = strangers;
+    await write(dir, new Map([["token", { data, mode: 0o600, uid }]]));
+    expect((await stat(join(dir, "token"))).uid).toBe(uid);
+    expect((await lstat(join(dir, "token"))).uid).toBe(uid);
     expect((await stat(join(dir, "token"))).mode & 0o7777).toBe(0o600);
   });
 });

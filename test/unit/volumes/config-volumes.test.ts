@@ -4,7 +4,7 @@ import { afterEach, beforeEach, describe, expect, test } from "vitest";
 import type { ConfigMap, Pod, PodSpec, Volume } from "../../../agent/kube/types.ts";
 import { silentLogger } from "../../../agent/lib/log.ts";
 import { createPodVolumes, type VolumeManager } from "../../../agent/volumes/manager.ts";
-import { base64, FakeClock, FakeObjects, makePod, makeTempDir } from "./support.ts";
+import { base64, FakeClock, FakeObjects, makePod, makeTempDir, strangers } from "./support.ts";
 import { hiddenNames, visible } from "./writer-support.ts";
 
 // What a configMap volume becomes, from object to files. Kinds that lie in memory are in the integration tests.
@@ -89,13 +89,13 @@ describe("content", () => {
     { name: "default", configMap: {}, fsGroup: undefined, want: "644" },
     { name: "defaultMode", configMap: { defaultMode: 0o400 }, fsGroup: undefined, want: "400" },
     { name: "zero is a mode", configMap: { defaultMode: 0 }, fsGroup: undefined, want: "0" },
-    { name: "an fsGroup may read", configMap: { defaultMode: 0o400 }, fsGroup: 4321, want: "440" },
+    { name: "an fsGroup may read", configMap: { defaultMode: 0o400 }, fsGroup: strangers.gid, want: "440" },
   ])("mode: $name", async ({ configMap, fsGroup, want }) => {
     put({ data: { key: "1" } });
     const securityContext = fsGroup === undefined ? {} : { fsGroup };
     await manager.setUp(podWith(configMap, { securityContext }), never);
     expect(await modeOf("key")).toBe(want);
-    expect((await stat(join(dir(), "key"))).gid).toBe(fsGroup ?? 0);
+    expect((await stat(join(dir(), "key"))).gid).toBe(fsGroup ?? process.getgid?.());
     expect(await modeOf(".")).toBe(fsGroup === undefined ? "777" : "2777");
   });
 });

@@ -153,3 +153,7 @@ export async function makeTempDir(): Promise<{ dir: string; cleanUp: () => Promi
   const dir = await mkdtemp(join(tmpdir(), "nodelet-vol-"));
   return { dir, cleanUp: () => rm(dir, { recursive: true, force: true }) };
 }
+
+/** A group and a user that files can be given to: strangers for root, for others only they themselves. */
+export const strangers =
+  process.getuid?.() === 0 ? { gid: 4321, uid: 1234 } : { gid: process.getgid?.() ?? 0, uid: process.getuid?.() ?? 0 };

@@ -1,11 +1,11 @@
 import { chmod, lstat, mkdir, readdir, readFile, readlink, rename, stat, symlink, writeFile } from "node:fs/promises";
 import { join } from "node:path";
 import { afterEach, beforeEach, describe, expect, test } from "vitest";
-import { openDir } from "../../../agent/volumes/dir-handle.ts";
-import { writePayload } from "../../../agent/volumes/atomic-writer.ts";
-import { applyFSGroup } from "../../../agent/volumes/ownership.ts";
-import { makeTempDir } from "./support.ts";
-import { nowMs, payloadOf, steppedFS, write } from "./writer-support.ts";
+import { openDir } from "../../agent/volumes/dir-handle.ts";
+import { writePayload } from "../../agent/volumes/atomic-writer.ts";
+import { applyFSGroup } from "../../agent/volumes/ownership.ts";
+import { makeTempDir, strangers } from "../unit/volumes/support.ts";
+import { nowMs, payloadOf, steppedFS, write } from "../unit/volumes/writer-support.ts";
 
 let dir: string;
 let cleanUp: () => Promise<void>;
@@ -16,7 +16,7 @@ beforeEach(async () => {
 afterEach(() => cleanUp());
 
 describe("somebody swaps parts of the volume for links to the host's files before any step", () => {
-  const group = 4321;
+  const { gid: group } = strangers;
   // Few files: each step more is a run more.
   const small = (value: string) => payloadOf({ key: value, "dir/a": value });
   let host: string;
