@@ -82,7 +82,14 @@ export async function setUpVolume(
   } catch (err) {
     onEnd(err);
     if (signal.aborted || isAbort(err)) throw err;
-    const failure = failureOf(volume, resolved, err);
+    const known = resolved ?? last;
+    const failure: VolumeFailure = {
+      name: volume.name,
+      specName: known?.specName ?? volume.name,
+      isBlock: known?.isBlock ?? false,
+      isUnresolved: resolved === undefined,
+      err,
+    };
     // Content that is there, perhaps from before a restart, is served on: what it came from may only be out of reach.
     if (last === undefined && !(await adopt(volume, podDir, resolved, state))) return { kind: "failed", failure };
     options.log.warn(
@@ -93,11 +100,6 @@ export async function setUpVolume(
     options.onEvent(pod, "Warning", reason, message);
     return { kind: "stale" };
   }
-}
-
-function failureOf(volume: Volume, resolved: Resolved | undefined, err: unknown): VolumeFailure {
-  const { specName = volume.name, isBlock = false } = resolved ?? {};
-  return { name: volume.name, specName, isBlock, isUnresolved: resolved === undefined, err };
 }
 
 async function resolve(

@@ -23,6 +23,7 @@ let failure: (() => Promise<void>) | undefined;
 let contexts: VolumeContext[];
 let events: string[];
 let isReachable: boolean;
+let isRefreshed: boolean;
 let manager: VolumeManager;
 
 const kind: VolumeKind = {
@@ -36,7 +37,7 @@ const kind: VolumeKind = {
     contexts.push(context);
     await mkdir(context.dir, { recursive: true });
     await failure?.();
-    return { hostPath: context.dir };
+    return { hostPath: context.dir, isRefreshed };
   },
 };
 
@@ -73,6 +74,7 @@ beforeEach(async () => {
   contexts = [];
   events = [];
   isReachable = true;
+  isRefreshed = false;
   manager = start();
 });
 afterEach(() => cleanUp());
@@ -156,6 +158,19 @@ describe("a claim", () => {
     volumes.set("disk", { metadata: { name: "pv-disk" }, spec });
     await manager.setUp(podOf("a", claimVolume("disk", true)), never);
     expect(manager.mounted("a", "disk")).toMatchObject({ hostPath: root, isReadOnly: true });
+  });
+
+  test("that is there stays there while nobody can say what is behind it", async () => {
+    offer("disk");
+    isRefreshed = true;
+    const pod = podOf("a", claimVolume("disk"));
+    await manager.setUp(pod, never);
+    volumes.clear();
+    await manager.setUp(pod, never);
+    expect(events).toEqual([
+      'Warning FailedMount MountVolume.SetUp failed for volume "pv-disk" : error processing PVC shop/disk: PVC is not bound',
+    ]);
+    expect(manager.mounted("a", "disk")?.specName).toBe("pv-disk");
   });
 
   test("that no container uses is never looked at", async () => {
