@@ -19,7 +19,7 @@ import { type Clock, systemClock } from "../../agent/lib/clock.ts";
 import { AgentError, messageOf } from "../../agent/lib/errors.ts";
 import { exec } from "../../agent/lib/exec.ts";
 import { silentLogger } from "../../agent/lib/log.ts";
-import { isMountPoint, listMountsUnder, unmountAllUnder, unmountOrForce } from "../../agent/lib/mount.ts";
+import { bindMount, isMountPoint, listMountsUnder, unmountAllUnder, unmountOrForce } from "../../agent/lib/mount.ts";
 import { createPodVolumes, type VolumeManager } from "../../agent/volumes/manager.ts";
 import { slowWalkMs } from "../../agent/volumes/ownership.ts";
 import { FakeObjects, makePod } from "../unit/volumes/support.ts";
@@ -341,6 +341,37 @@ describe("a block device", () => {
     expect(await listMountsUnder(root)).toEqual([]);
     expect(await readdir(join(root, "plugins/kubernetes.io~local-volume/volumeDevices"))).toEqual([]);
   });
+
+  test.each(["link", "file", "bind", "loop"])(
+    "is let go, and mapped again, after a SIGKILL behind the %s",
+    async (step) => {
+      const device = await makeDisk();
+      if (device === undefined) return await expectNoLoopDevices();
+      offer("disk", { local: { path: device }, volumeMode: "Block" });
+      const link = join(root, "pods/a/volumeDevices/kubernetes.io~local-volume/pv-disk");
+      const mapDir = join(root, "plugins/kubernetes.io~local-volume/volumeDevices/pv-disk");
+      const begin = async () => {
+        await mkdir(join(link, ".."), { recursive: true });
+        await symlink(device, link);
+        if (step === "link") return;
+        await mkdir(mapDir, { recursive: true });
+        await writeFile(join(mapDir, "a"), "");
+        if (step === "file") return;
+        await bindMount(device, join(mapDir, "a"));
+        if (step === "bind") return;
+        await exec("losetup", ["--find", join(mapDir, "a")], { timeoutMs });
+      };
+      await begin();
+      await end("a");
+      expect(await listMountsUnder(root)).toEqual([]);
+      await begin();
+      await manager.setUp(devicePod("a"), never);
+      expect((await listMountsUnder(root)).map(({ mountPoint }) => mountPoint)).toEqual([join(mapDir, "a")]);
+      await end("a");
+      expect(await listMountsUnder(root)).toEqual([]);
+      expect((await loopDevices()).filter(([, file]) => file.startsWith(root))).toEqual([]);
+    },
+  );
 
   test("that cannot be held open is told of, and cleaned up", async () => {
     const device = await makeDisk();
