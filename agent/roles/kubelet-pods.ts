@@ -43,7 +43,10 @@ export interface StartPodsOptions extends StartedNode {
 }
 
 /** Runs the pods that are bound to the node. Resolves with them when the workers are running. */
-export async function startPods(options: StartPodsOptions, surroundings: Surroundings): Promise<HeldPods> {
+export async function startPods(
+  options: StartPodsOptions,
+  surroundings: Surroundings,
+): Promise<{ held: HeldPods; volumes: VolumeManager }> {
   const { settings, cluster, ownNode, facts, runtime, nodeView, cgroupTree, cgroups, timelines } = options;
   const { clock, log, parts, health } = surroundings;
   const recorder = timelines.events(options.recorder);
@@ -95,7 +98,7 @@ export async function startPods(options: StartPodsOptions, surroundings: Surroun
   health.syncLoop.tick(); // from here on it counts how long the runtime has not been listed
   parts.start("pods", (signal) => manager.run(signal));
   startLogRotation(options, manager.held, surroundings);
-  return manager.held;
+  return { held: manager.held, volumes };
 }
 
 // Once: pods keep trying with a file that is wrong, and it may be mended meanwhile.

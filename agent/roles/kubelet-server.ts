@@ -33,6 +33,7 @@ import type { KubeletHandlers } from "../server/routes.ts";
 import { createKubeletServer } from "../server/server.ts";
 import { createStreaming } from "../server/streaming/streaming.ts";
 import type { Stats } from "../stats/port.ts";
+import type { StatsOfVolume } from "../stats/volume-measure.ts";
 import { createStats } from "../stats/stats.ts";
 import { kubeletVersion } from "../version.ts";
 import type { Cluster, Surroundings } from "./cluster.ts";
@@ -40,6 +41,8 @@ import { processStartMs } from "./kubelet-metrics.ts";
 import type { StartedNode } from "./kubelet-node.ts";
 
 export interface StartServerOptions extends StartedNode {
+  /** How a volume of a claim is measured. */
+  measureVolume: StatsOfVolume;
   settings: KubeletSettings;
   nodeName: string;
   /** undefined: there is no API server. */
@@ -144,8 +147,7 @@ async function openStats(options: StartServerOptions, { clock, log, parts }: Sur
     rootDir: flags.rootDir,
     podLogsDir,
     volumeStatsAggPeriodMs: volumeStatsAggPeriod,
-    // All volumes that have figures lie in directories of the agent's own as yet: claims are not mounted.
-    statsOf: async () => undefined,
+    statsOf: options.measureVolume,
     ...(isGateOn(config.featureGates, "CSIVolumeHealth") ? { onAbnormal: abnormalVolumes(options.recorder) } : {}),
     onMeasured: (source, seconds) => collectionSeconds.observe({ metric_source: source }, seconds),
     clock,

@@ -7,6 +7,8 @@ import type { EventRecorder } from "../kube/port.ts";
 import { runtimeClasses, services } from "../kube/resources.ts";
 import type { Pod, Service } from "../kube/types.ts";
 import { namespaceIndex } from "../pods/port.ts";
+import type { VolumeManager } from "../volumes/manager.ts";
+import { createVolumeMeasures } from "../volumes/measure.ts";
 import { isSELinuxEnabled, prepareRoot } from "../volumes/root-dir.ts";
 import { followOwnNode, openCluster, type SharedStores, type Surroundings } from "./cluster.ts";
 import { type Explained, startExplaining } from "./kubelet-explain.ts";
@@ -94,13 +96,22 @@ export async function startKubelet(
     find: (namespace: string, name: string) => explained.pods?.find(namespace, name),
     status: (pod: Pod) => explained.pods?.status(pod),
   };
-  const stats = await startServer({ ...shared, recorder, pods, probes: () => probes.families() }, surroundings);
+  let volumes: VolumeManager | undefined;
+  const measureVolume = createVolumeMeasures({
+    rootDir: flags.rootDir,
+    volumes: { mounted: (podUID, name) => volumes?.mounted(podUID, name) },
+    drivers: plugins.csiDrivers,
+  });
+  const server = { ...shared, recorder, pods, measureVolume, probes: () => probes.families() };
+  const stats = await startServer(server, surroundings);
   const { version: cgroupVersion } = node.cgroupTree;
   registerNodeMetrics(metrics, clock, { nodeName, cgroupVersion, gates: config.featureGates, stats });
-  explained.pods = await startPods(
+  const running = await startPods(
     { ...shared, recorder, runtimeClassStore, selinuxEnabled, credentialProviders, timelines, csi },
     surroundings,
   );
+  explained.pods = running.held;
+  volumes = running.volumes;
 }
 
 function startEvents(
