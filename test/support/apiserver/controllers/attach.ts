@@ -40,7 +40,11 @@ export function startAttachController(registry: Registry): () => void {
     return found;
   };
   const setAttached = (nodeName: string, key: string, isAttached: boolean) => {
-    if (registry.store.get("nodes", nodeName) === undefined) return;
+    const found = registry.store.get("nodes", nodeName);
+    if (found === undefined) return;
+    // Nothing is written that is there: a list in another order would be a change, and each change makes us look again.
+    const attached = typed<Node>(found).status?.volumesAttached ?? [];
+    if (attached.some(({ name }) => name === key) === isAttached) return;
     registry.modify(
       nodes,
       "",
