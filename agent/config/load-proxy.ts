@@ -12,6 +12,8 @@ import { validateProxy, withPort } from "./validate-proxy.ts";
 export interface ProxySettings {
   /** URL of the API server that overrides the kubeconfig's; "" if none. */
   master: string;
+  /** Flags that are no fields. */
+  flags: ProxyFlags;
   config: KubeProxyConfiguration;
 }
 
@@ -63,7 +65,8 @@ export function loadProxySettings(
   fail(problems, sources, file === "" ? "configuration" : file);
   const warnings = ignored.length === 0 ? [] : [`flags ignored because of --config ${file}: ${ignored.join(", ")}`];
   warnings.push(...supportWarnings(proxyFields, config, sources));
-  return { settings: { master: proxyFlagValues(given).master, config }, warnings };
+  const { master, ...others } = proxyFlagValues(given);
+  return { settings: { master, flags: { master, ...others, config: file }, config }, warnings };
 }
 
 /** Puts flags over `values`. @returns those that a file rules out */
@@ -100,6 +103,12 @@ function withAddresses(values: Values, { healthzPort, metricsPort }: ProxyFlags)
     healthzBindAddress: place(healthzBindAddress, v6 ? "::" : "0.0.0.0", healthzPort),
     metricsBindAddress: place(metricsBindAddress, v6 ? "::1" : "127.0.0.1", metricsPort),
   };
+}
+
+/** The answer of the proxy's `/configz`: the configuration in use, as a file would say it. */
+export function proxyConfigz(config: KubeProxyConfiguration): Values {
+  const [group = ""] = documentType.apiVersion.split("/");
+  return { [group]: proxyDocument(config) };
 }
 
 /** A proxy's configuration as a document that `--config` reads. */

@@ -38,11 +38,11 @@ const generalFields = {
 
 const serverFields = {
   bindAddress: works(text, "0.0.0.0", "the node's address, when not a wildcard"),
-  healthzBindAddress: later(text, "0.0.0.0:10256", "address of /healthz"),
-  metricsBindAddress: later(text, "127.0.0.1:10249", "address of /metrics"),
-  bindAddressHardFail: later(bool, false, "fail when one of these is taken"),
-  enableProfiling: later(bool, false, "serve /debug/pprof", { flag: "profiling" }),
-  showHiddenMetricsForVersion: later(text, "", "show metrics hidden since this version"),
+  healthzBindAddress: works(text, "0.0.0.0:10256", "address of /healthz and /livez"),
+  metricsBindAddress: works(text, "127.0.0.1:10249", "address of /metrics, /configz and the like"),
+  bindAddressHardFail: works(bool, false, "fail when one of these is taken, instead of trying again"),
+  enableProfiling: works(bool, false, "serve /debug/pprof and /debug/flags/v", { flag: "profiling" }),
+  showHiddenMetricsForVersion: works(text, "", "the previous minor version, or nothing; no metric is hidden"),
 };
 
 const iptablesFields = {

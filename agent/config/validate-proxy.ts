@@ -3,6 +3,7 @@ import { isCIDR } from "./kinds.ts";
 import type { Problem } from "./problems.ts";
 import type { KubeProxyConfiguration } from "./proxy-config.ts";
 import { checkFeatureGates, when } from "./validate-kubelet.ts";
+import { kubeletVersion } from "../version.ts";
 
 /** What is wrong with a proxy's configuration beyond what its fields' kinds say. */
 export function validateProxy(config: KubeProxyConfiguration): Problem[] {
@@ -11,7 +12,16 @@ export function validateProxy(config: KubeProxyConfiguration): Problem[] {
     ...checkMode(config),
     ...checkAddresses(config),
     ...checkLocalDetection(config),
+    ...checkShownVersion(config),
   ];
+}
+
+// As in the reference: metrics are hidden for one minor version before they go.
+function checkShownVersion({ showHiddenMetricsForVersion: version }: KubeProxyConfiguration): Problem[] {
+  const [, major = "", minor = ""] = /^v(\d+)\.(\d+)\./.exec(kubeletVersion) ?? [];
+  const previous = `${major}.${Number(minor) - 1}`;
+  const isGood = version === "" || version === previous;
+  return when(!isGood, "showHiddenMetricsForVersion", `must be omitted or ${previous}, not "${version}"`);
 }
 
 function checkMode({ mode, iptables, nftables }: KubeProxyConfiguration): Problem[] {
@@ -75,7 +85,7 @@ function isIPAndPort(text: string): boolean {
  * Splits `1.2.3.4:80` and `[::1]:80`.
  * @returns undefined if there is no port
  */
-function splitHostPort(text: string): { host: string; port: string } | undefined {
+export function splitHostPort(text: string): { host: string; port: string } | undefined {
   const match = /^(?:\[([^\]]*)\]|([^:]*)):(\d+)$/.exec(text);
   return match === null ? undefined : { host: match[1] ?? match[2] ?? "", port: match[3] ?? "" };
 }

@@ -4,6 +4,8 @@ import { trustedHeaderBytesMax, untrustedConnectionsMax, untrustedHeaderBytesMax
 /** A connection to one listener, from accept to close. */
 export interface Connection {
   readonly socket: Socket;
+  /** Tells the connections of one listener from those of others that share their bounds. */
+  readonly listener: object | undefined;
   readonly source: string;
   isTrusted: boolean;
   /** Bytes that came since the last complete header. */
@@ -24,7 +26,7 @@ export interface ConnectionLimits {
 }
 
 /**
- * The connections of one listener. They come untrusted; one becomes trusted when somebody with a credential is allowed
+ * The connections of one listener, or of several together. They come untrusted; one becomes trusted when somebody with a credential is allowed
  * something on it, however little. Untrusted ones are bounded in number, and both kinds in the bytes of the headers that
  * they have in memory. At the bound of connections the oldest of the address that has most is closed, so that neither a
  * flood from one machine nor one from many keeps others out; at that of bytes, the one that has most.
@@ -52,10 +54,11 @@ export class Connections {
   }
 
   /** Takes a connection in, and forgets it when it closes. */
-  add(socket: Socket): Connection {
+  add(socket: Socket, listener?: object): Connection {
     const source = socket.remoteAddress ?? "";
     const connection: Connection = {
       socket,
+      listener,
       source,
       isTrusted: false,
       headerBytes: 0,
@@ -119,13 +122,14 @@ export class Connections {
     };
   }
 
-  /** Closes those on which nobody waits for an answer. */
-  destroyIdle(): void {
-    for (const { socket, requests } of this.#all) if (requests === 0) socket.destroy();
+  /** Closes those of a listener on which nobody waits for an answer. */
+  destroyIdle(listener?: object): void {
+    for (const one of this.#all) if (one.listener === listener && one.requests === 0) one.socket.destroy();
   }
 
-  destroyAll(): void {
-    for (const { socket } of this.#all) socket.destroy();
+  /** Closes those of a listener. */
+  destroyAll(listener?: object): void {
+    for (const one of this.#all) if (one.listener === listener) one.socket.destroy();
   }
 
   #charge(connection: Connection, bytes: number): void {

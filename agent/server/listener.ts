@@ -16,6 +16,8 @@ import { Turns } from "./turns.ts";
 export interface ListenerOptions {
   readonly host: string;
   readonly port: number;
+  /** A wildcard of IPv6 leaves IPv4 alone. */
+  readonly ipv6Only?: boolean;
   /** Undefined: plain HTTP. */
   readonly tls?: KubeletTls;
   readonly path: RequestPath;
@@ -25,7 +27,7 @@ export interface ListenerOptions {
   readonly log: Logger;
 }
 
-/** The connections of a listener, found by the socket that HTTP speaks on. */
+/** The connections of one listener, or of several that share their bounds; found by the socket that HTTP speaks on. */
 export class ListenerConnections {
   readonly bounded: Connections;
   readonly #bySocket = new WeakMap<Duplex, Connection>();
@@ -60,7 +62,7 @@ export async function runListener(
   signal: AbortSignal,
   onListening: (address: AddressInfo) => void,
 ): Promise<void> {
-  const { host, port, tls, path, clock, log, connections } = options;
+  const { host, port, ipv6Only = false, tls, path, clock, log, connections } = options;
   const server = tls === undefined ? createServer(httpOptions(options)) : createSecureServer(tls, options);
   // Not in the types, but the only way to answer clients that close their side after the request, as `nc -N` does.
   Object.assign(server, { httpAllowHalfOpen: true });
@@ -68,16 +70,16 @@ export async function runListener(
   const closed = new Promise<void>((resolve) => void server.once("close", resolve));
   const unsubscribe = tls === undefined ? () => {} : followTls(server as TlsServer, tls, log);
   try {
-    onListening(await listen(server, host, port));
+    onListening(await listen(server, { host, port, ipv6Only }));
     server.on("error", (err) => log.warn({ host, port, err: messageOf(err) }, "listener has trouble"));
     await untilAborted(signal);
     server.close();
-    connections.bounded.destroyIdle();
+    connections.bounded.destroyIdle(server);
     path.abort();
     const done = new AbortController();
     void closed.then(() => done.abort());
     await clock.sleep(limits.stopGraceMs, done.signal).catch(() => {});
-    connections.bounded.destroyAll();
+    connections.bounded.destroyAll(server);
     await closed;
   } finally {
     unsubscribe();
@@ -145,7 +147,7 @@ function follow(server: Server | TlsServer, { tls, path, connections, clock, log
     });
   };
   server.on("connection", (socket: Socket) => {
-    const connection = bounded.add(socket);
+    const connection = bounded.add(socket, server);
     if (tls === undefined) speaksHttp(socket, connection);
     else socket.on("error", () => {}); // the TLS socket above tells
   });
@@ -213,10 +215,13 @@ function refuse(socket: Duplex, status: number, clock: Clock): void {
 // Go's server waits as long, for the same reason.
 const refusalLingerMs = 500;
 
-async function listen(server: Server, host: string, port: number): Promise<AddressInfo> {
+async function listen(
+  server: Server,
+  { host, port, ipv6Only }: { host: string; port: number; ipv6Only: boolean },
+): Promise<AddressInfo> {
   await new Promise<void>((resolve, reject) => {
     server.once("error", reject);
-    server.listen({ host, port }, () => {
+    server.listen({ host, port, ipv6Only }, () => {
       server.off("error", reject);
       resolve();
     });

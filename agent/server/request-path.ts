@@ -169,7 +169,7 @@ export class RequestPath {
     // Queries hold commands of users, which may hold their secrets.
     const [path] = url.split("?", 1);
     const { log } = this.#options;
-    if (!isAbort(err)) log.warn({ method, path, err: messageOf(err) }, "request of the kubelet API failed");
+    if (!isAbort(err)) log.warn({ method, path, err: messageOf(err) }, "request failed");
     return new HttpError(500, messageOf(err));
   }
 

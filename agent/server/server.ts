@@ -1,15 +1,16 @@
 import type { AddressInfo } from "node:net";
 import type { KubeletConfiguration } from "../config/kubelet-config.ts";
 import type { Clock } from "../lib/clock.ts";
-import { ignoreAbort, untilAborted } from "../lib/loop.ts";
+import { untilAborted } from "../lib/loop.ts";
 import { messageOf } from "../lib/errors.ts";
 import type { Logger } from "../lib/log.ts";
 import type { MetricsRegistry } from "../lib/metrics.ts";
 import type { Authenticator } from "./auth/authenticator.ts";
 import type { Authorizer } from "./auth/authorizer.ts";
 import { createHealthHandlers, pingCheck } from "./handlers/healthz.ts";
-import { type ConnectionTimes, connectionTimes, floodWarningMs, healthzRetryMs } from "./limits.ts";
-import { ListenerConnections, type ListenerOptions, runListener } from "./listener.ts";
+import { type ConnectionTimes, connectionTimes, healthzRetryMs } from "./limits.ts";
+import { ListenerConnections, runListener } from "./listener.ts";
+import { type Place, type PlainServerOptions, runPlainServer, runRetrying, warnOfFlood } from "./plain.ts";
 import { RequestPath, type RequestPathOptions } from "./request-path.ts";
 import { createRequestMetrics } from "./request-metrics.ts";
 import { type KubeletHandlers, healthzRoutes, kubeletRoutes, readOnlyRoutes, type RouteSwitches } from "./routes.ts";
@@ -54,69 +55,43 @@ export function createKubeletServer(options: KubeletServerOptions): KubeletServe
   const { config, tls, authenticator, authorizer, handlers, clock, log } = options;
   const metrics = createRequestMetrics(options.metrics, clock);
   const listeners: ((signal: AbortSignal) => Promise<void>)[] = [];
-  const serve = (
-    name: ListenerName,
-    place: Pick<ListenerOptions, "host" | "port" | "tls">,
-    path: Omit<RequestPathOptions, "clock" | "log" | "onTrusted">,
-  ) => {
-    return async (signal: AbortSignal) => {
-      const connections = new ListenerConnections(warnOfFlood(name, clock, log));
-      const onTrusted: RequestPathOptions["onTrusted"] = (socket) => connections.trust(socket);
-      const requestPath = new RequestPath({ ...path, clock, log, onTrusted });
-      const times = { ...connectionTimes, ...options.times };
-      await runListener({ ...place, path: requestPath, connections, times, clock, log }, signal, (address) => {
-        log.info({ listener: name, address: address.address, port: address.port }, "kubelet API is listening");
-        options.onListening?.(name, address);
-      });
-    };
+  const listening = (name: ListenerName) => (address: AddressInfo) => {
+    log.info({ listener: name, address: address.address, port: address.port }, "kubelet API is listening");
+    options.onListening?.(name, address);
+  };
+  const servePlain = (name: ListenerName, place: Place, what: Pick<PlainServerOptions, "routes" | "metrics">) => {
+    const { times } = options;
+    return (signal: AbortSignal) =>
+      runPlainServer({ name, ...place, ...what, times, clock, log }, signal, listening(name));
   };
 
   const { address: host, port, readOnlyPort, healthzPort, healthzBindAddress } = config;
   if (config.enableServer) {
-    const routes = kubeletRoutes(handlers, config);
     const auth = { authenticator, authorizer };
-    listeners.push(serve("kubelet", { host, port, tls }, { routes, serverType: "readwrite", auth, metrics }));
+    const routes = kubeletRoutes(handlers, config);
+    const times = { ...connectionTimes, ...options.times };
+    listeners.push(async (signal) => {
+      const connections = new ListenerConnections(warnOfFlood("kubelet", clock, log));
+      const onTrusted: RequestPathOptions["onTrusted"] = (socket) => connections.trust(socket);
+      const path = new RequestPath({ routes, serverType: "readwrite", auth, metrics, clock, log, onTrusted });
+      await runListener({ host, port, tls, path, connections, times, clock, log }, signal, listening("kubelet"));
+    });
     if (readOnlyPort > 0) {
-      const open = { routes: readOnlyRoutes(handlers), serverType: "readonly", auth: undefined, metrics } as const;
-      listeners.push(serve("readOnly", { host, port: readOnlyPort }, open));
+      const place = { host, port: readOnlyPort };
+      listeners.push(servePlain("readOnly", place, { routes: readOnlyRoutes(handlers), metrics }));
     }
   }
   if (healthzPort > 0) {
     const { healthz, healthChecks } = createHealthHandlers([pingCheck]);
     const routes = healthzRoutes(healthz, healthChecks.get(pingCheck.name) ?? healthz);
     const place = { host: healthzBindAddress, port: healthzPort };
-    const run = serve("healthz", place, { routes, serverType: "readonly", auth: undefined, metrics: undefined });
-    listeners.push(retrying(run, place, options));
+    const run = servePlain("healthz", place, { routes });
+    const onFailure = (err: unknown) => {
+      log.error({ ...place, err: messageOf(err), retryMs: healthzRetryMs }, "cannot serve /healthz: trying again");
+    };
+    listeners.push((signal) => runRetrying(run, { retryMs: healthzRetryMs, onFailure, clock }, signal));
   }
   return { run: (signal) => runAll(listeners, signal) };
-}
-
-/** @returns says in the log that connections are closed to make room, but not for each of them */
-function warnOfFlood(name: ListenerName, clock: Clock, log: Logger): () => void {
-  let warnedAtMs = Number.NEGATIVE_INFINITY;
-  return () => {
-    if (clock.monotonic() - warnedAtMs < floodWarningMs) return;
-    warnedAtMs = clock.monotonic();
-    log.warn({ listener: name }, "many connections of strangers: closing the oldest of the address that has most");
-  };
-}
-
-/** Listens again after a failure: a port that is taken now may be free in a moment. */
-function retrying(
-  run: (signal: AbortSignal) => Promise<void>,
-  place: { host: string; port: number },
-  { clock, log }: Pick<KubeletServerOptions, "clock" | "log">,
-): (signal: AbortSignal) => Promise<void> {
-  return async (signal) => {
-    while (!signal.aborted) {
-      try {
-        await run(signal);
-      } catch (err) {
-        log.error({ ...place, err: messageOf(err), retryMs: healthzRetryMs }, "cannot serve /healthz: trying again");
-        await clock.sleep(healthzRetryMs, signal).catch(ignoreAbort);
-      }
-    }
-  };
 }
 
 /** Runs all until `signal` aborts. One that fails stops the others, and is what this rejects with. */

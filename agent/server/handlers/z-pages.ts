@@ -5,9 +5,11 @@ import type { Exchange, Handler } from "../port.ts";
 import { sendText } from "../respond.ts";
 import { formatFor, type ZPageFormat, zPageType } from "./negotiation.ts";
 
-const component = "kubelet";
+/** Whose pages these are. */
+export type Component = "kubelet" | "kube-proxy";
 
 export interface StatuszOptions {
+  readonly component?: Component;
   readonly clock: Clock;
   /** Unix ms at which the agent started. */
   readonly startedAtMs: number;
@@ -18,7 +20,8 @@ export interface StatuszOptions {
 }
 
 /** Serves /statusz: what runs here and since when. */
-export function createStatuszHandler({ clock, startedAtMs, version, paths }: StatuszOptions): Handler {
+export function createStatuszHandler(options: StatuszOptions): Handler {
+  const { clock, startedAtMs, version, paths, component = "kubelet" } = options;
   const binaryVersion = version.replace(/^v/, "");
   return async (exchange) => {
     const format = formatFor(exchange.request, "Statusz");
@@ -27,25 +30,30 @@ export function createStatuszHandler({ clock, startedAtMs, version, paths }: Sta
     const firstSegments = [...new Set(paths.map((path) => `/${path.split("/")[1]}`))].sort();
     // The reference tells its language's version; ours is Node's.
     const runtimeVersion = `node ${process.version}`;
-    await sendZPage(exchange, "Statusz", format, {
-      lines: [
-        ["Started", new Date(startedAtMs).toUTCString()],
-        ["Up", uptimeText(uptimeSeconds)],
-        ["Go version", runtimeVersion],
-        ["Binary version", binaryVersion],
-        ["Paths", firstSegments.join(" ")],
-      ],
-      object: { startTime, uptimeSeconds, goVersion: runtimeVersion, binaryVersion, paths: firstSegments },
-    });
+    await sendZPage(
+      exchange,
+      { component, kind: "Statusz", format },
+      {
+        lines: [
+          ["Started", new Date(startedAtMs).toUTCString()],
+          ["Up", uptimeText(uptimeSeconds)],
+          ["Go version", runtimeVersion],
+          ["Binary version", binaryVersion],
+          ["Paths", firstSegments.join(" ")],
+        ],
+        object: { startTime, uptimeSeconds, goVersion: runtimeVersion, binaryVersion, paths: firstSegments },
+      },
+    );
   };
 }
 
 /** Serves /flagz. @param flags values by name, without those that hold secrets: for these `classified` stands */
-export function createFlagzHandler(flags: ReadonlyMap<string, string>): Handler {
+export function createFlagzHandler(flags: ReadonlyMap<string, string>, component: Component = "kubelet"): Handler {
   const sorted = [...flags].sort(([a], [b]) => (a < b ? -1 : 1));
   return async (exchange) => {
     const format = formatFor(exchange.request, "Flagz");
-    await sendZPage(exchange, "Flagz", format, { lines: sorted, object: { flags: Object.fromEntries(sorted) } });
+    const page = { lines: sorted, object: { flags: Object.fromEntries(sorted) } };
+    await sendZPage(exchange, { component, kind: "Flagz", format }, page);
   };
 }
 
@@ -57,7 +65,11 @@ interface ZPage {
 // Programs that parse the text break at the first try, and so learn to ask for the structured form.
 const separators = [":", ": ", "=", " "];
 
-async function sendZPage({ response }: Exchange, kind: string, format: ZPageFormat, page: ZPage): Promise<void> {
+async function sendZPage(
+  { response }: Exchange,
+  { component, kind, format }: { component: Component; kind: string; format: ZPageFormat },
+  page: ZPage,
+): Promise<void> {
   if (format.kind === "text") {
     const separator = separators[randomInt(separators.length)] ?? ":";
     const warning =

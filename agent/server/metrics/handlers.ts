@@ -11,28 +11,35 @@ import { type Exchange, type Handler, HttpError } from "../port.ts";
 import { negotiate } from "./negotiate.ts";
 import type { HealthSLIs } from "./slis.ts";
 
-export interface MetricsHandlersOptions {
-  /** The agent's own metrics, for /metrics. */
+export interface OwnMetricsOptions {
+  /** The component's own metrics, for /metrics. */
   registry: MetricsRegistry;
+  slis: HealthSLIs;
+  /** Unix ms. */
+  processStartMs: number;
+}
+
+export interface MetricsHandlersOptions extends OwnMetricsOptions {
   /** `prober_*`, see /metrics/probes. */
   probes: Collector;
   /** See /metrics/resource. */
   resource: Collector;
   /** See /metrics/cadvisor. */
   cadvisor: Collector;
-  slis: HealthSLIs;
-  /** Unix ms. */
-  processStartMs: number;
+}
+
+/** What every component shows of itself. */
+export interface OwnMetricsHandlers {
+  metrics: Handler;
+  /** GET shows, DELETE starts counting anew. */
+  slis: Handler;
 }
 
 /** One handler for each endpoint. Routing and authorization are the server's. */
-export interface MetricsHandlers {
-  metrics: Handler;
+export interface MetricsHandlers extends OwnMetricsHandlers {
   cadvisor: Handler;
   resource: Handler;
   probes: Handler;
-  /** GET shows, DELETE starts counting anew. */
-  slis: Handler;
 }
 
 /**
@@ -41,19 +48,18 @@ export interface MetricsHandlers {
  * cannot read fails the scrape with 500.
  */
 export function createMetricsHandlers(options: MetricsHandlersOptions): MetricsHandlers {
-  const { registry, probes, resource, cadvisor, slis, processStartMs } = options;
-  const start = processStartFamily(processStartMs);
-  const show =
-    (collect: Collector): Handler =>
-    async (exchange) => {
-      const families = await (async () => await collect())().catch((err: unknown) => {
-        throw new HttpError(500, `An error has occurred while serving metrics:\n\n${messageOf(err)}`);
-      });
-      await expose(families, processStartMs, exchange);
-    };
-  const withStart = (families: MetricFamily[]) =>
-    families.some(({ name }) => name === start.name) ? families : [...families, start];
-  const showSLIs = show(async () => withStart(await slis.families()));
+  const { probes, resource, cadvisor, processStartMs } = options;
+  return {
+    ...createOwnMetricsHandlers(options),
+    cadvisor: show(cadvisor, processStartMs),
+    resource: show(resource, processStartMs),
+    probes: show(async () => withStart([...(await probes())], processStartMs), processStartMs),
+  };
+}
+
+/** As {@link createMetricsHandlers}, but only those that every component has. */
+export function createOwnMetricsHandlers({ registry, slis, processStartMs }: OwnMetricsOptions): OwnMetricsHandlers {
+  const showSLIs = show(async () => withStart(await slis.families(), processStartMs), processStartMs);
   const reset: Handler = async ({ response }) => {
     slis.reset();
     response.setHeader("Content-Type", "text/plain; charset=utf-8");
@@ -61,12 +67,23 @@ export function createMetricsHandlers(options: MetricsHandlersOptions): MetricsH
     response.end("metrics reset\n");
   };
   return {
-    metrics: show(async () => await registry.families()),
-    cadvisor: show(cadvisor),
-    resource: show(resource),
-    probes: show(async () => withStart([...(await probes())])),
+    metrics: show(async () => await registry.families(), processStartMs),
     slis: async (exchange) => await (exchange.request.method === "DELETE" ? reset : showSLIs)(exchange),
   };
+}
+
+function show(collect: Collector, processStartMs: number): Handler {
+  return async (exchange) => {
+    const families = await (async () => await collect())().catch((err: unknown) => {
+      throw new HttpError(500, `An error has occurred while serving metrics:\n\n${messageOf(err)}`);
+    });
+    await expose(families, processStartMs, exchange);
+  };
+}
+
+function withStart(families: MetricFamily[], processStartMs: number): MetricFamily[] {
+  const start = processStartFamily(processStartMs);
+  return families.some(({ name }) => name === start.name) ? families : [...families, start];
 }
 
 // How it looks when a reader does not wait for the end.

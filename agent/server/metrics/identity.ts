@@ -1,18 +1,37 @@
 import type { MetricFamily, MetricsRegistry } from "../../lib/metrics.ts";
 import { kubeletVersion, nodeletVersion } from "../../version.ts";
 
-export interface IdentityOptions {
+export interface IdentityOptions extends BuildOptions {
   nodeName: string;
   cgroupVersion: 1 | 2;
+}
+
+export interface BuildOptions {
   /** `linux/amd64`. */
   platform: string;
   /** Every known gate with its stage ("" for general availability). */
   featureGates: readonly { name: string; stage: string; isOn: boolean }[];
 }
 
-/** Registers what this agent is: the constants that dashboards join with and fleets are counted by. */
+/** Registers what this kubelet is: the constants that dashboards join with and fleets are counted by. */
 export function registerIdentity(registry: MetricsRegistry, options: IdentityOptions): void {
-  const { nodeName, cgroupVersion, platform, featureGates } = options;
+  const { nodeName, cgroupVersion } = options;
+  const families: MetricFamily[] = [
+    constant("kubelet_node_name", "The node's name, to join other metrics with.", { node: nodeName }),
+    constant("kubelet_metrics_provider", "Where figures of containers come from.", { provider: "cadvisor" }),
+    {
+      name: "kubelet_cgroup_version",
+      help: "Version of the cgroup hierarchy, 1 or 2.",
+      type: "gauge",
+      samples: [{ labels: {}, value: cgroupVersion }],
+    },
+  ];
+  for (const family of families) registry.collect(family.name, () => [family]);
+  registerBuild(registry, options);
+}
+
+/** Registers what every component says of itself: versions, feature gates, and how many metrics it has. */
+export function registerBuild(registry: MetricsRegistry, { platform, featureGates }: BuildOptions): void {
   const [, major = "", minor = ""] = /^v(\d+)\.(\d+)\./.exec(kubeletVersion) ?? [];
   const build = {
     build_date: "",
@@ -26,16 +45,8 @@ export function registerIdentity(registry: MetricsRegistry, options: IdentityOpt
     platform,
   };
   const families: MetricFamily[] = [
-    constant("kubelet_node_name", "The node's name, to join other metrics with.", { node: nodeName }),
     constant("kubernetes_build_info", "The Kubernetes version that the agent stands in for.", build),
     constant("nodelet_build_info", "nodelet's own version.", { node: process.version, version: nodeletVersion }),
-    constant("kubelet_metrics_provider", "Where figures of containers come from.", { provider: "cadvisor" }),
-    {
-      name: "kubelet_cgroup_version",
-      help: "Version of the cgroup hierarchy, 1 or 2.",
-      type: "gauge",
-      samples: [{ labels: {}, value: cgroupVersion }],
-    },
     {
       name: "kubernetes_feature_enabled",
       help: "1 if the feature gate is on.",
