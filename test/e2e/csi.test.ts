@@ -113,9 +113,11 @@ describe.skipIf(!inject("isLocal"))("a CSI volume", () => {
     await driver.stop("SIGKILL");
     await env.cluster.deletePod("orphan", 0);
     await env.cluster.waitForPodGone("orphan");
+    const before = (await driver.calls("NodeUnpublishVolume")).length;
     await env.local.agent.start();
     await driver.start();
     await nothingIsLeft();
+    expect(await driver.calls("NodeUnpublishVolume")).toHaveLength(before + 1);
   });
 
   test("of a driver that is not there says so, and comes as soon as the driver does", async () => {

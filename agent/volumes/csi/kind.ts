@@ -1,15 +1,12 @@
-import { mkdir, rmdir, symlink } from "node:fs/promises";
-import { dirname, join } from "node:path";
+import { join } from "node:path";
 import type { ApiClient, Store } from "../../kube/port.ts";
 import { quantityValue } from "../../kube/quantity.ts";
 import type { CSIDriver, Node, ObjectReference } from "../../kube/types.ts";
 import { backoffMs } from "../../lib/backoff.ts";
 import type { Clock } from "../../lib/clock.ts";
-import { ignoreErrno } from "../../lib/errno.ts";
 import { AgentError, isAbort, messageOf } from "../../lib/errors.ts";
 import type { Logger } from "../../lib/log.ts";
 import { abortable } from "../abortable.ts";
-import { mapBlockDevice, unmapBlockDevice } from "../block-map.ts";
 import { KeyedLock } from "../keyed-lock.ts";
 import {
   inStep,
@@ -21,18 +18,18 @@ import {
 } from "../kind.ts";
 import { applyFSGroup } from "../ownership.ts";
 import { waitForAttach } from "./attach.ts";
+import { mapForPod, markBlock, unmapFromPod } from "./block.ts";
 import { Devices } from "./devices.ts";
 import { decideExpansion } from "./expand-plan.ts";
 import { type ExpandDeps, expandVolume, tellReadOnly } from "./expand.ts";
 import { readMountTable, takesLabels } from "./mount-table.ts";
-import { blockPathsOf, csiPluginName, uniqueVolumeName } from "./paths.ts";
+import { csiPluginName, uniqueVolumeName } from "./paths.ts";
 import type { CSIDriverObjects, CSIDrivers, CSIMap } from "./port.ts";
 import { deviceOf, isBegun, publishPathOf, type Published, publishVolume } from "./publish.ts";
 import { ReportedVolumes } from "./reported.ts";
 import { readSecret } from "./requests.ts";
 import { mountContextOf, readFileContext } from "./selinux.ts";
-import { removeLink, removePublished, unpublishTarget } from "./tear-down.ts";
-import { readVolumeData } from "./volume-data.ts";
+import { unpublishTarget } from "./tear-down.ts";
 import {
   checkLifecycle,
   type CSIVolume,
@@ -175,7 +172,7 @@ class Volumes {
     await this.#locks.run(key, async () => {
       const state = this.#states.get(key);
       if (state !== undefined) state.isPublished = false;
-      await (context.isBlock ? this.#tearDownBlock(context) : unpublishTarget(context, this.#options));
+      await (context.isBlock ? unmapFromPod : unpublishTarget)(context, this.#options);
       this.#drop(key);
     });
   }
@@ -244,7 +241,7 @@ class Volumes {
     const label = await this.#labelOf(volume, context, object);
     if (!state.isPublished || (isRepublished && clock.now() >= state.repeatAtMs)) {
       const published = await this.#publish({ volume, context, object, label }, state);
-      if (isBlock) await this.#map(context);
+      if (isBlock) await mapForPod(context, this.#options.rootDir);
       else await this.#giveToGroup(volume, context, object, published);
       state.isPublished = true;
       state.canExpand = published.capabilities.has("EXPAND_VOLUME");
@@ -272,7 +269,7 @@ class Volumes {
   ): Promise<Published> {
     const { context } = what;
     state.isFromBefore ??= await isBegun(context);
-    if (context.isBlock) await this.#markBlock(context);
+    if (context.isBlock) await markBlock(context, this.#options.rootDir);
     const { isPublished: isRepeated, isFromBefore, publishContext } = state;
     const deps = { ...this.#options, devices: this.#devices };
     return await publishVolume({ ...what, publishContext, isRepeated, isFromBefore }, deps);
@@ -370,36 +367,6 @@ class Volumes {
       }),
       secrets: await readSecret(client, volume.expandSecret, "NodeExpandSecretRef", signal),
     });
-  }
-
-  // ---- Block volumes ----
-
-  /** The pod's link comes first and goes last: tear-down finds the rest by it. It leads to the device once that is there. */
-  async #markBlock({ dir, specName, pod }: VolumeContext): Promise<void> {
-    await mkdir(dirname(dir), { recursive: true, mode: 0o750 });
-    const { mapDir } = blockPathsOf(this.#options.rootDir, specName);
-    await symlink(join(mapDir, pod.metadata.uid ?? ""), dir).catch(ignoreErrno("EEXIST"));
-  }
-
-  async #map(context: VolumeContext): Promise<void> {
-    const { rootDir } = this.#options;
-    const { mapDir } = blockPathsOf(rootDir, context.specName);
-    const podUID = context.pod.metadata.uid ?? "";
-    await mapBlockDevice({ podUID, mapDir, link: context.dir }, publishPathOf(rootDir, context), context);
-  }
-
-  async #tearDownBlock({ podUID, specName, dir }: TearDownContext): Promise<void> {
-    const { rootDir, drivers } = this.#options;
-    const { mapDir, publishDir, dataDir } = blockPathsOf(rootDir, specName);
-    await unmapBlockDevice({ podUID, mapDir });
-    const data = await readVolumeData(dataDir);
-    // Without it no driver was asked for anything.
-    if (data !== undefined) {
-      await drivers.client(data.driverName).nodeUnpublishVolume(data.volumeHandle, join(publishDir, podUID));
-    }
-    await removePublished(publishDir, podUID);
-    await rmdir(mapDir).catch(ignoreErrno("ENOENT", "ENOTEMPTY", "EEXIST"));
-    await removeLink(dir);
   }
 
   #laterMs(): number {

@@ -1,5 +1,5 @@
 import { rmdir, unlink } from "node:fs/promises";
-import { dirname, join } from "node:path";
+import { join } from "node:path";
 import { errnoOf, ignoreErrno } from "../../lib/errno.ts";
 import { AgentError } from "../../lib/errors.ts";
 import type { TearDownContext } from "../kind.ts";
@@ -48,10 +48,4 @@ export async function removePublished(publishDir: string, podUID: string): Promi
     else ignoreErrno("ENOENT")(err);
   });
   await rmdir(publishDir).catch(ignoreErrno("ENOENT", "ENOTEMPTY", "EEXIST"));
-}
-
-/** Removes the link that is the last of a block volume in its pod's directory. */
-export async function removeLink(link: string): Promise<void> {
-  await unlink(link).catch(ignoreErrno("ENOENT"));
-  await rmdir(dirname(link)).catch(ignoreErrno("ENOENT", "ENOTEMPTY", "EEXIST"));
 }

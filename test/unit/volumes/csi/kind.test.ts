@@ -109,7 +109,7 @@ const bound: BoundClaim = {
   isReadOnly: false,
 };
 
-function contextOf(pod: Pod, signal = never, claim: BoundClaim | undefined = undefined): VolumeContext {
+function contextOf(pod: Pod, signal = never, claim?: BoundClaim): VolumeContext {
   const podDir = join(root, "pods", pod.metadata.uid ?? "");
   const specName = claim === undefined ? "v" : "pv";
   const token = async (_pod: Pod, { expirationSeconds }: TokenSpec): Promise<Token> => {
@@ -259,6 +259,7 @@ describe("what is staged", () => {
     await waitForAdvancing(
       async () => (await readdir(join(root, "plugins/kubernetes.io/csi", driverName))).length === 1,
     );
+    expect(calls.toSorted()).toEqual(["unstage hangs", "unstage other"]);
   });
 
   test("stays while any pod's volume says not what it is", async () => {
