@@ -19,6 +19,8 @@ export interface SyncRequest {
  */
 export interface Backend {
   readonly family: Family;
+  /** The hourly full sync is worth its cost however many endpoints there are. */
+  readonly syncsFullyAtAnySize?: boolean;
   /** The last sync failed, or there was none: the next one must be full. */
   readonly needsFull: boolean;
   /** @returns figures for the log */

@@ -49,7 +49,7 @@ interface FamilyProxyDeps {
   readonly localIPs: () => readonly string[];
 }
 
-// The reference's period. It catches what the canaries cannot see; skipped for many endpoints, where it costs seconds.
+// The reference's period. It catches what the canaries cannot see; with iptables, skipped for many endpoints, where it costs seconds.
 const fullSyncPeriodMs = 3_600_000;
 // More endpoints than this are the reference's "large cluster".
 const endpointsOfSmallClusterMax = 1_000;
@@ -180,8 +180,8 @@ export class FamilyProxy {
   async #check(signal: AbortSignal): Promise<void> {
     const { backend, clock, log } = this.#deps;
     if (backend.needsFull || this.#mustSyncFull) return;
-    const isSmall = this.#model.endpointCount() <= endpointsOfSmallClusterMax;
-    if (isSmall && clock.monotonic() - this.#lastFullAtMs > fullSyncPeriodMs) {
+    const isWorthIt = backend.syncsFullyAtAnySize ?? this.#model.endpointCount() <= endpointsOfSmallClusterMax;
+    if (isWorthIt && clock.monotonic() - this.#lastFullAtMs > fullSyncPeriodMs) {
       this.#mustSyncFull = true;
       return;
     }

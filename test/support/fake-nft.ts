@@ -12,6 +12,8 @@ export class FakeNft implements Nft {
   readonly applied: string[] = [];
   /** Thrown instead of the next transaction. */
   failure: AgentError | undefined;
+  /** Lines that this kernel does not take. */
+  refuses: RegExp | undefined;
 
   apply = async (text: string): Promise<void> => {
     const { failure } = this;
@@ -31,7 +33,9 @@ export class FakeNft implements Nft {
   tryOut = async (text: string): Promise<string | undefined> => {
     const before = structuredClone({ chains: this.chains, sets: this.sets });
     try {
+      if (text.startsWith("add table ip kube-proxy-trial")) Object.assign(this, { chains: undefined, sets: new Map() });
       for (const line of text.split("\n")) if (line !== "" && !line.startsWith("delete rule")) this.#command(line);
+      this.#expectClosed();
       return undefined;
     } catch (err) {
       return (err as Error).message;
@@ -44,7 +48,12 @@ export class FakeNft implements Nft {
     if (this.chains === undefined) return undefined;
     const named = (kind: string) => [...this.sets].filter(([, set]) => set.kind === kind).map(([name]) => name);
     const handles = new Map([...this.chains].map(([chain, rules]) => [chain, rules.map((_, at) => at + 1)]));
-    return { chains: [...this.chains.keys()], sets: named("set"), maps: named("map"), handles };
+    const timeout = (name: string) => /timeout (\d+)s/.exec(this.sets.get(name)?.body ?? "")?.[1];
+    const sets = named("set").map((name): [string, number | undefined] => {
+      const seconds = timeout(name);
+      return [name, seconds === undefined ? undefined : Number(seconds)];
+    });
+    return { chains: [...this.chains.keys()], sets: new Map(sets), maps: named("map"), handles };
   };
 
   /** The table as text: chains and sets in the order of their names. */
@@ -62,10 +71,14 @@ export class FakeNft implements Nft {
 
   #command(line: string): void {
     const fail = (why: string) => new AgentError("Invalid", `${why}: ${line}`);
-    const found = /^(add|delete|flush) (table|chain|rule|set|map|element) ip6? kube-proxy(?: (\S+))?(?: (.*))?$/.exec(
-      line,
-    );
+    const found =
+      /^(add|delete|flush) (table|chain|rule|set|map|element) ip6? kube-proxy(?:-trial)?(?: (\S+))?(?: (.*))?$/.exec(
+        line,
+      );
     if (found === null) throw fail("not understood");
+    if (this.refuses?.test(line) === true) throw fail("refused");
+    const comment = [...line.matchAll(/comment "([^"]*)"/g)].find(([, text = ""]) => text.length > 128);
+    if (comment !== undefined) throw fail("comment too long, 128 characters maximum allowed");
     const [, verb, kind, name = "", rest = ""] = found;
     if (kind === "table") {
       if (verb === "delete") this.sets = new Map();
@@ -106,6 +119,9 @@ export class FakeNft implements Nft {
       case "delete set":
       case "delete map":
         if (!sets.delete(name)) throw fail("no such set");
+        for (const rules of chains.values()) {
+          if (rules.some((rule) => rule.split(" ").includes(`@${name}`))) throw fail("Device or resource busy");
+        }
         return;
       default: {
         if (set === undefined) throw fail("no such set");

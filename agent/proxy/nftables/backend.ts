@@ -4,11 +4,12 @@ import { AgentError } from "../../lib/errors.ts";
 import type { Logger } from "../../lib/log.ts";
 import type { Backend } from "../backend.ts";
 import { type Commands, expectSuccess } from "../commands.ts";
-import { type Family, formatCIDR, parseCIDR } from "../ip.ts";
+import { type Family, parseCIDR } from "../ip.ts";
 import { markText, nodePortIPs, readNodePortAddresses } from "../node-ports.ts";
 import type { ProxyOptions } from "../options.ts";
 import { createNft } from "./exec.ts";
 import { detectLocalMatch } from "./local.ts";
+import { withoutOverlaps } from "./render.ts";
 import { type NftablesSyncRequest, NftablesRules } from "./sync.ts";
 
 /** What decides the rules of an IP family, beyond the services. */
@@ -42,15 +43,14 @@ export function createNftablesBackend(about: NftablesBackendOptions): Backend {
       masqueradeAll: options.masqueradeAll,
       notFromLocalPods: local?.notMatch,
       nodePortIPs: nodePortIPs(addresses, localIPs, family, false),
-      serviceCIDRs: about.serviceCIDRs().flatMap((text) => {
-        const cidr = parseCIDR(text);
-        return cidr?.family === family ? [formatCIDR(cidr)] : [];
-      }),
+      // One text whatever the order of the objects, of which some may lie in others.
+      serviceCIDRs: withoutOverlaps(about.serviceCIDRs().filter((text) => parseCIDR(text)?.family === family)),
     },
     render: { family, mark, fromLocalPods: local?.match },
   });
   return {
     family,
+    syncsFullyAtAnySize: true,
     get needsFull() {
       return rules.needsFull;
     },

@@ -21,7 +21,8 @@ export interface Nft {
 /** The objects of a table. */
 export interface TableContent {
   readonly chains: readonly string[];
-  readonly sets: readonly string[];
+  /** Timeout in seconds by name; undefined: elements stay until they are deleted. */
+  readonly sets: ReadonlyMap<string, number | undefined>;
   readonly maps: readonly string[];
   /** Handles of the rules by chain, in order. */
   readonly handles: ReadonlyMap<string, readonly number[]>;
@@ -67,7 +68,7 @@ export function createNft(commands: Commands, family: Family): Nft {
 /** Reads the JSON form of `nft list table`. Rejects with Invalid if it is none. Pure. */
 export function parseTable(text: string): TableContent {
   const chains: string[] = [];
-  const sets: string[] = [];
+  const sets = new Map<string, number | undefined>();
   const maps: string[] = [];
   const handles = new Map<string, number[]>();
   for (const entry of entriesOf(text)) {
@@ -79,7 +80,7 @@ export function parseTable(text: string): TableContent {
       }
       if (typeof name !== "string") continue;
       if (kind === "chain") chains.push(name);
-      if (kind === "set") sets.push(name);
+      if (kind === "set") sets.set(name, typeof value.timeout === "number" ? value.timeout : undefined);
       if (kind === "map") maps.push(name);
     }
   }

@@ -49,7 +49,12 @@ export function sharedSets(family: Family): Readonly<Record<string, { kind: "set
   };
 }
 
-/** The chain and the map of all plain services with `count` endpoints, as nft commands without the table. Pure. */
+/** The chain that all plain services with `count` endpoints share. */
+export function countChain(count: number): string {
+  return `count-${count}`;
+}
+
+/** The chain's rule and the map of all plain services with `count` endpoints, as nft commands without the table. Pure. */
 export function sharedEndpoints(family: Family, count: number): { map: string; rule: string } {
   const { ip } = familyWords(family);
   const key = `${ip} daddr . meta l4proto . th dport . numgen random mod ${count}`;

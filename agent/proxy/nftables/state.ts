@@ -1,7 +1,7 @@
 import type { Family } from "../ip.ts";
 import type { ServiceDescription } from "../model.ts";
 import { type ElementChanges, Elements } from "./elements.ts";
-import { sharedSets } from "./fixed.ts";
+import { countChain, sharedSets } from "./fixed.ts";
 import { type RenderContext, type RenderedService, renderService } from "./render.ts";
 
 /** What a service that was rendered anew changes beside elements. */
@@ -65,14 +65,19 @@ export class RuleState {
       elements.put(key, element, value);
       if (comment !== undefined) this.#comments.set(`${set} ${element}`, comment);
     }
+    // A set's timeout cannot be changed: it is made anew, and whatever refers to it as well.
+    const isRemade = [...after.affinitySets].some(
+      ([name, seconds]) => (before?.affinitySets.get(name) ?? seconds) !== seconds,
+    );
     for (const [chain, rules] of after.chains) {
       changes.drops.delete(chain);
-      if (before?.chains.get(chain)?.join("\n") !== rules.join("\n")) changes.writes.set(chain, rules);
+      const isSame = before?.chains.get(chain)?.join("\n") === rules.join("\n");
+      if (!isSame || isRemade) changes.writes.set(chain, rules);
     }
     for (const chain of before?.chains.keys() ?? []) if (!after.chains.has(chain)) changes.drops.add(chain);
     for (const [name, seconds] of after.affinitySets) {
       const had = before?.affinitySets.get(name);
-      if (had !== undefined && had !== seconds) changes.dropAffinitySets.add(name); // a timeout cannot be changed
+      if (had !== undefined && had !== seconds) changes.dropAffinitySets.add(name);
       if (had !== seconds) changes.newAffinitySets.set(name, seconds);
     }
     for (const name of before?.affinitySets.keys() ?? []) {
@@ -104,14 +109,15 @@ export class RuleState {
   chains(): Set<string> {
     const chains = new Set<string>();
     for (const { chains: own } of this.#rendered.values()) for (const chain of own.keys()) chains.add(chain);
-    for (const count of this.#counts) chains.add(`count-${count}`);
+    for (const count of this.#counts) chains.add(countChain(count));
     return chains;
   }
 
-  affinitySets(): Set<string> {
-    const names = new Set<string>();
-    for (const { affinitySets } of this.#rendered.values()) for (const name of affinitySets.keys()) names.add(name);
-    return names;
+  /** Seconds by the name of a set that remembers clients. */
+  affinitySets(): Map<string, number> {
+    const sets = new Map<string, number>();
+    for (const { affinitySets } of this.#rendered.values()) for (const [name, s] of affinitySets) sets.set(name, s);
+    return sets;
   }
 
   counts(): ReadonlySet<number> {

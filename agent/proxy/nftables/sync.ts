@@ -3,12 +3,14 @@ import { hasCode, messageOf } from "../../lib/errors.ts";
 import type { Logger } from "../../lib/log.ts";
 import type { SyncRequest } from "../backend.ts";
 import { Pacer } from "../pacer.ts";
+import { Culprits } from "./culprits.ts";
 import type { Nft, TableContent } from "./exec.ts";
-import { baseChains, canarySet, type FixedContext, renderFixed, sharedSets } from "./fixed.ts";
+import { baseChains, canarySet, countChain, type FixedContext, renderFixed, sharedSets } from "./fixed.ts";
 import { isServiceObject } from "./names.ts";
 import type { RenderContext } from "./render.ts";
-import { type ChainChanges, noChanges, RuleState } from "./state.ts";
+import { type ChainChanges, noChanges, type RuleState } from "./state.ts";
 import { TableText } from "./text.ts";
+import { stageAll, writeChanges, writeElements } from "./write.ts";
 
 /** A sync, and what decides the rules beyond the services. */
 export interface NftablesSyncRequest extends SyncRequest {
@@ -45,10 +47,14 @@ export class NftablesRules {
   readonly #stale = new Map<string, number>();
   /** Handles of rules that no change touches; known after the first check that follows a full sync. */
   #handles: ReadonlyMap<string, readonly number[]> | undefined;
-  #checkedUpTo = 0;
+  /** Where the check of the elements goes on. */
+  #unchecked: Iterator<readonly [set: string, key: string], void> | undefined;
+  /** Services that are left out. */
+  readonly #culprits: Culprits;
 
   constructor(deps: { nft: Nft; clock: Clock; log: Logger }) {
     this.#nft = deps.nft;
+    this.#culprits = new Culprits(deps.nft);
     this.#clock = deps.clock;
     this.#log = deps.log;
   }
@@ -57,20 +63,58 @@ export class NftablesRules {
     return this.#state === undefined;
   }
 
-  /** Rejects with an `AgentError`; see {@link Nft}. Then the next sync must be full. */
+  /**
+   * Rejects with an `AgentError`; see {@link Nft}. Then the next sync must be full. A service whose rules the kernel refuses
+   * is named in the log and left out until it changes; the others are programmed.
+   */
   async sync(request: NftablesSyncRequest, signal: AbortSignal): Promise<NftablesSyncResult> {
-    const state = request.isFull ? undefined : this.#state;
-    this.#state = undefined; // until all of it worked
-    if (state !== undefined) return await this.#apply(await this.#changes(state, request), signal);
+    const accepted = { ...request, describe: (key: string) => this.#culprits.withoutRefused(request.describe(key)) };
+    if (!request.isFull && this.#state !== undefined) {
+      const state = this.#state;
+      this.#state = undefined; // until all of it worked
+      try {
+        return await this.#apply(await this.#changes(state, accepted), signal);
+      } catch (err) {
+        // Only the services that changed are known here; the full sync, which follows, has them all.
+        if (hasCode(err, "Invalid")) await this.#leaveOutCulprits(accepted, signal);
+        throw err;
+      }
+    }
+    this.#state = undefined;
+    return await this.#syncFull(accepted, signal);
+  }
+
+  async #syncFull(request: NftablesSyncRequest, signal: AbortSignal): Promise<NftablesSyncResult> {
     const present = await this.#nft.read(signal);
+    const attempt = async (how: TableContent | undefined | "replaced") =>
+      await this.#apply(await this.#full(request, how), signal);
     try {
-      return await this.#apply(await this.#full(request, present), signal);
+      return await attempt(present);
     } catch (err) {
-      if (present === undefined || !hasCode(err, "Invalid")) throw err;
+      if (!hasCode(err, "Invalid")) throw err;
+      const found = await this.#leaveOutCulprits(request, signal);
+      if (found === 0 && present === undefined) throw err;
+      try {
+        if (found > 0) return await attempt(await this.#nft.read(signal));
+      } catch (next) {
+        if (!hasCode(next, "Invalid")) throw next;
+      }
       // Sets of another shape, base chains of another priority: some other program's idea of the same table.
       this.#log.warn({ err: messageOf(err) }, "the table that is there cannot be changed; replacing it as a whole");
-      return await this.#apply(await this.#full(request, "replaced"), signal);
+      return await attempt("replaced");
     }
+  }
+
+  /** Finds the services that the kernel refuses, of those that are asked about; `describe` gives them without ports from now on. */
+  async #leaveOutCulprits(request: NftablesSyncRequest, signal: AbortSignal): Promise<number> {
+    const found = await this.#culprits.find(request, signal);
+    for (const [service, why] of found) {
+      this.#log.warn(
+        { service, err: why },
+        "the kernel refuses the rules of this service; it is left out until it changes",
+      );
+    }
+    return found.size;
   }
 
   async #apply(texts: Texts, signal: AbortSignal): Promise<NftablesSyncResult> {
@@ -103,26 +147,26 @@ export class NftablesRules {
     const text = new TableText(state.family);
     for (const [chain, handles] of this.#handles) for (const handle of handles) text.deleteRule(chain, handle);
     text.deleteElement(canarySet, canaryOf(state.family));
-    const elements = [...state.elementKeys()];
-    if (this.#checkedUpTo >= elements.length) this.#checkedUpTo = 0;
-    for (const [set, key] of elements.slice(this.#checkedUpTo, this.#checkedUpTo + checkedElementsMax)) {
-      text.deleteElement(set, key);
+    // It goes on over changes that are made between two checks.
+    const unchecked = (this.#unchecked ??= state.elementKeys());
+    for (let n = 0; n < checkedElementsMax; n += 1) {
+      const next = unchecked.next();
+      if (next.done === true) {
+        this.#unchecked = undefined;
+        break;
+      }
+      text.deleteElement(...next.value);
     }
-    this.#checkedUpTo += checkedElementsMax;
     return await this.#nft.tryOut(text.toString(), signal);
   }
 
   /** @param present what is in the table; undefined: there is none; "replaced": it is to be deleted first */
   async #full(request: NftablesSyncRequest, present: TableContent | undefined | "replaced"): Promise<Texts> {
     const { family } = request.render;
-    const state = new RuleState(request.render);
-    const changes = noChanges();
     const pacer = new Pacer();
-    for (const key of request.keys) {
-      state.stage(request.describe(key), changes);
-      await pacer.breathe();
-    }
+    const { state, changes } = await stageAll(request, pacer);
     this.#handles = undefined;
+    this.#unchecked = undefined;
     this.#stale.clear();
     this.#nodePortIPs = request.fixed.nodePortIPs ?? [];
     const fixed = renderFixed(request.fixed);
@@ -131,9 +175,7 @@ export class NftablesRules {
     const text = new TableText(family);
     text.addTable();
     if (present === "replaced") text.replaceTable();
-    for (const [name, { kind, type }] of Object.entries(sharedSets(family))) {
-      text.addSet(kind, name, `{ type ${type} ; }`);
-    }
+    text.addSharedSets();
     const emptied: string[] = [];
     if (typeof present === "object") emptied.push(...emptyTable(present, state, text));
     text.addElement(canarySet, canaryOf(family), "");
@@ -142,10 +184,7 @@ export class NftablesRules {
     for (const chain of fixed.keys()) if (!(chain in baseChains)) text.addChain(chain);
     writeChanges(changes, text);
     for (const [chain, rules] of fixed) if (!(chain in baseChains)) text.writeChain(chain, rules);
-    for (const [set, { adds }] of state.takeElementChanges()) {
-      for (const [key, value] of adds) text.addElement(set, key, value, state.commentOf(set, key));
-      await pacer.breathe();
-    }
+    await writeElements(state, text, pacer);
     const steps = present === undefined ? text.takeSteps(fillBytesMax) : [];
     for (const [name, hook] of Object.entries(baseChains)) {
       text.addChain(name, hook);
@@ -176,16 +215,13 @@ export class NftablesRules {
     this.#nodePortIPs = nodePortIPs;
 
     for (const chain of changes.writes.keys()) this.#stale.delete(chain);
+    for (const count of changes.newCounts) this.#stale.delete(countChain(count));
     // A set whose seconds changed is emptied of its rules, then made anew.
     for (const name of changes.dropAffinitySets) {
       if (changes.newAffinitySets.has(name)) this.#remakeSet(name, changes, text);
     }
     writeChanges(changes, text);
-    for (const [set, { deletes, adds }] of state.takeElementChanges()) {
-      for (const key of deletes) text.deleteElement(set, key);
-      for (const [key, value] of adds) text.addElement(set, key, value, state.commentOf(set, key));
-      await pacer.breathe();
-    }
+    await writeElements(state, text, pacer);
     for (const chain of changes.drops) text.flushChain(chain);
     for (const name of changes.dropAffinitySets) if (!changes.newAffinitySets.has(name)) text.deleteSet("set", name);
     return { state, emptied: [...changes.drops], transactions: [text.toString()].filter((one) => one !== "") };
@@ -245,21 +281,17 @@ function emptyTable(present: TableContent, state: RuleState, text: TableText): s
   const shared = sharedSets(state.family);
   const wantedSets = state.affinitySets();
   for (const kind of ["set", "map"] as const) {
-    for (const name of kind === "set" ? present.sets : present.maps) {
+    for (const name of kind === "set" ? present.sets.keys() : present.maps) {
       if (name in shared) text.flushSet(kind, name);
-      else if (!wantedSets.has(name)) text.deleteSet(kind, name);
+      // Another timeout: kernels before 6.5 keep the old one when the set is added again.
+      else if (kind === "map" || !wantedSets.has(name) || wantedSets.get(name) !== present.sets.get(name)) {
+        text.deleteSet(kind, name);
+      }
     }
   }
   const wanted = state.chains();
   const own = new Set<string>([...Object.keys(baseChains), ...fixedChains]);
   return present.chains.filter((chain) => isServiceObject(chain) && !wanted.has(chain) && !own.has(chain));
-}
-
-function writeChanges(changes: ChainChanges, text: TableText): void {
-  for (const count of changes.newCounts) text.addCount(count);
-  for (const [name, seconds] of changes.newAffinitySets) text.addAffinitySet(name, seconds);
-  for (const chain of changes.writes.keys()) text.addChain(chain);
-  for (const [chain, rules] of changes.writes) text.writeChain(chain, rules);
 }
 
 function canaryOf(family: RuleState["family"]): string {

@@ -1,12 +1,14 @@
 import type { Family } from "../ip.ts";
-import { sharedEndpoints, tableName } from "./fixed.ts";
+import { countChain, sharedEndpoints, sharedSets, tableName } from "./fixed.ts";
 import { familyWords } from "./render.ts";
 
 // Elements of one command. Lines of this length are read by people, and quickly by nft.
 const elementsPerCommandMax = 200;
+// nft's own limit (NFTNL_UDATA_COMMENT_MAXLEN). Names of a namespace, a service and a port together may be longer.
+const commentLengthMax = 128;
 
 /**
- * The text of nft commands for the proxy's table of one family, in order. Neighbouring elements of the same set go into one
+ * The text of nft commands for the proxy's table of one family (or another one of the same make), in order. Neighbouring elements of the same set go into one
  * command. Everything put in is checked before: names are DNS labels, addresses canonical.
  */
 export class TableText {
@@ -15,9 +17,9 @@ export class TableText {
   readonly #lines: string[] = [];
   #open: { verb: "add" | "delete"; set: string; elements: string[] } | undefined;
 
-  constructor(family: Family) {
+  constructor(family: Family, table = tableName) {
     this.#family = family;
-    this.#table = `${familyWords(family).ip} ${tableName}`;
+    this.#table = `${familyWords(family).ip} ${table}`;
   }
 
   addTable(): void {
@@ -35,6 +37,13 @@ export class TableText {
     this.#line(`add ${kind} ${this.#table} ${name} ${body}`);
   }
 
+  /** The sets and maps that all services share. */
+  addSharedSets(): void {
+    for (const [name, { kind, type }] of Object.entries(sharedSets(this.#family))) {
+      this.addSet(kind, name, `{ type ${type} ; }`);
+    }
+  }
+
   /** A set of client addresses that are forgotten after `seconds` without a new connection. */
   addAffinitySet(name: string, seconds: number): void {
     const { addressType } = familyWords(this.#family);
@@ -45,8 +54,8 @@ export class TableText {
   addCount(count: number): void {
     const { map, rule } = sharedEndpoints(this.#family, count);
     this.addSet("map", `endpoints-${count}`, map);
-    this.addChain(`count-${count}`);
-    this.writeChain(`count-${count}`, [rule]);
+    this.addChain(countChain(count));
+    this.writeChain(countChain(count), [rule]);
   }
 
   flushSet(kind: "set" | "map", name: string): void {
@@ -81,7 +90,7 @@ export class TableText {
   }
 
   addElement(set: string, key: string, value: string, comment?: string): void {
-    const about = comment === undefined ? "" : ` comment "${comment}"`;
+    const about = comment === undefined ? "" : ` comment "${comment.slice(0, commentLengthMax)}"`;
     this.#element("add", set, `${key}${about}${value === "" ? "" : ` : ${value}`}`);
   }
 

@@ -1,3 +1,4 @@
+import { pino } from "pino";
 import { describe, expect, test } from "vitest";
 import type { EndpointSlice, Service, ServiceSpec } from "../../../agent/kube/types.ts";
 import { AgentError } from "../../../agent/lib/errors.ts";
@@ -257,6 +258,121 @@ describe("syncs", () => {
     expect(await setup.rules.findDamage(signal)).toBeDefined();
     await setup.sync(true);
     expect(await setup.rules.findDamage(signal)).toBeUndefined();
+  });
+
+  test("another timeout of the affinity makes the sets anew, by a change and by a new start", async () => {
+    const setup = new Setup();
+    const withTimeout = (timeoutSeconds: number) =>
+      makeService("svc1", { sessionAffinity: "ClientIP", sessionAffinityConfig: { clientIP: { timeoutSeconds } } });
+    setup.put(withTimeout(60), makeSlice("svc1", ["10.244.1.5", "10.244.1.6"]));
+    await setup.sync();
+    setup.put(withTimeout(90));
+    await setup.sync();
+    const timeouts = () => [...setup.nft.dump().matchAll(/timeout (\d+)s/g)].map(([, seconds]) => seconds);
+    expect(timeouts()).toEqual(["90", "90"]);
+    const [name, set] = [...setup.nft.sets].find(([key]) => key.startsWith("affinity-"))!;
+    set.elements.set("192.0.2.9", "");
+    setup.rules = setup.newRules();
+    await setup.sync();
+    expect(setup.nft.sets.get(name)?.elements.has("192.0.2.9")).toBe(true);
+    setup.put(withTimeout(30));
+    setup.rules = setup.newRules();
+    await setup.sync();
+    expect(timeouts()).toEqual(["30", "30"]);
+  });
+
+  test("a shared chain that is wanted again is not taken for stale", async () => {
+    const setup = new Setup();
+    setup.put(makeService("svc1"), makeSlice("svc1", ["10.244.1.5"]));
+    await setup.sync();
+    setup.put(makeService("svc1"), makeSlice("svc1", ["10.244.1.5", "10.244.1.6"]));
+    await setup.sync(true); // nobody wants count-1 now
+    await setup.clock.advance(500);
+    setup.put(makeService("svc1"), makeSlice("svc1", ["10.244.1.6"]));
+    await setup.sync();
+    await setup.clock.advance(1_000);
+    await setup.sync();
+    expect(setup.nft.chains?.get("count-1")).toHaveLength(1);
+    expect(setup.nft.applied.join("")).not.toContain("delete chain ip kube-proxy count-1");
+  });
+
+  test("names that are too long for a comment are cut there", async () => {
+    const setup = new Setup();
+    const name = "s".repeat(63);
+    const service = makeService(
+      name,
+      { ports: [{ name: "p".repeat(15), port: 80 }] },
+      {
+        metadata: { namespace: "n".repeat(63), name },
+      },
+    );
+    setup.model.setService(`${"n".repeat(63)}/${name}`, service);
+    await setup.sync();
+    expect(setup.nft.dump()).toContain("10.96.0.10 . tcp . 80 : goto reject-chain");
+  });
+
+  describe("a service that the kernel refuses", () => {
+    const refused = /10\.244\.6\.6/;
+    async function withRefused(isFull: boolean) {
+      const lines: string[] = [];
+      const log = pino({ level: "warn" }, { write: (line: string) => void lines.push(line) });
+      const setup = new Setup();
+      setup.rules = new NftablesRules({ nft: setup.nft, clock: setup.clock, log });
+      setup.nft.refuses = refused;
+      for (let n = 1; n <= 20; n += 1) {
+        setup.put(makeService(`svc${n}`, { clusterIP: `10.96.0.${n}` }), makeSlice(`svc${n}`, [`10.244.1.${n}`]));
+      }
+      if (!isFull) await setup.sync();
+      setup.put(makeService("svc6", { clusterIP: "10.96.0.6" }), makeSlice("svc6", ["10.244.6.6"]));
+      setup.put(makeService("svc7", { clusterIP: "10.96.0.7" }), makeSlice("svc7", ["10.244.1.77"]));
+      return { setup, lines };
+    }
+
+    test.each([true, false])(
+      "is left out, with the line in the log; the others are programmed (full: %s)",
+      async (isFull) => {
+        const { setup, lines } = await withRefused(isFull);
+        if (!isFull) await expect(setup.sync()).rejects.toThrow("refused"); // then a full one follows
+        await setup.sync();
+        expect(setup.nft.dump()).toContain("10.244.1.77 . 8080");
+        expect(setup.nft.dump()).not.toContain("10.96.0.6");
+        expect(lines.filter((line) => line.includes('"service":"ns1/svc6"') && refused.test(line))).toHaveLength(1);
+        expect(lines).toHaveLength(1);
+        await setup.sync(true);
+        expect(lines).toHaveLength(1);
+      },
+    );
+
+    test("is tried again when it has changed", async () => {
+      const { setup } = await withRefused(true);
+      await setup.sync();
+      setup.put(makeService("svc6", { clusterIP: "10.96.0.6" }), makeSlice("svc6", ["10.244.1.66"]));
+      await setup.sync();
+      expect(setup.nft.dump()).toContain("10.244.1.66 . 8080");
+    });
+  });
+
+  test("checks look at every element in turn, also while there are changes", async () => {
+    const setup = new Setup();
+    const put = (n: number, pod: string) => {
+      const clusterIP = `10.96.${n >> 8}.${n & 255}`;
+      setup.put(makeService(`svc${n}`, { clusterIP }), makeSlice(`svc${n}`, [pod]));
+    };
+    for (let n = 1; n <= 1_500; n += 1) put(n, "10.244.1.5");
+    await setup.sync();
+    const asked = new Set<string>();
+    const { tryOut } = setup.nft;
+    setup.nft.tryOut = async (text) => {
+      for (const [, key = ""] of text.matchAll(/service-ips \{ (.*) \}/g))
+        for (const one of key.split(", ")) asked.add(one);
+      return await tryOut(text);
+    };
+    for (let n = 1; n <= 3; n += 1) {
+      expect(await setup.rules.findDamage(signal)).toBeUndefined();
+      put(n, "10.244.1.6");
+      await setup.sync();
+    }
+    expect(asked.size).toBe(1_500);
   });
 
   test("a thousand random changes leave what one full sync of the result makes", async () => {
