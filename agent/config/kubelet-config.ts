@@ -113,7 +113,7 @@ const podFields = {
     { fileRelative: true },
   ),
   userNamespaces: group({
-    idsPerPod: later(int({ min: 65536, max: 2 ** 32 - 1 }), 65536, "user IDs of a pod with its own user namespace"),
+    idsPerPod: works(int({ min: 65536, max: 2 ** 32 - 1 }), 65536, "user IDs of a pod with its own user namespace"),
   }),
   staticPodPath: works(string(), "", "directory or file of static pods", {
     flag: "pod-manifest-path",

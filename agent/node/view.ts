@@ -27,6 +27,8 @@ export interface NodeView {
   networkProblem(): string;
   /** True if the runtime handler ("" is the default one) mounts recursively read-only. */
   hasRecursiveReadOnly(handler: string): boolean;
+  /** True if the runtime handler gives pods user namespaces of their own. */
+  hasUserNamespaces(handler: string): boolean;
   /** Calls `listener` after any of the above changed. */
   subscribe(listener: () => void): () => void;
 }
@@ -46,6 +48,8 @@ export function createNodeView({ nodeName, agent, health, nodeStore, now }: Node
     networkProblem: () => runtimeProblems(health.state, now()).network.join("; "),
     hasRecursiveReadOnly: (handler) =>
       health.state.handlers.some(({ name, recursiveReadOnlyMounts }) => name === handler && recursiveReadOnlyMounts),
+    hasUserNamespaces: (handler) =>
+      health.state.handlers.some(({ name, userNamespaces }) => name === handler && userNamespaces),
     subscribe: (listener) => {
       const stops = [
         health.subscribe(listener),

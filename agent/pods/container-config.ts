@@ -4,7 +4,7 @@ import { linuxResources } from "../kube/pod-resources.ts";
 import type { Container, EphemeralContainer, Pod } from "../kube/types.ts";
 import { AgentError } from "../lib/errors.ts";
 import type { EnsuredImage } from "../runtime/images.ts";
-import type { ContainerConfig, NamespaceOptions, PodSnapshot, SandboxStatus } from "../runtime/port.ts";
+import type { ContainerConfig, Mount, NamespaceOptions, PodSnapshot, SandboxStatus } from "../runtime/port.ts";
 import { containerAnnotations, restartCountOf } from "./container-annotations.ts";
 import { hostsMount, terminationLogMount } from "./container-files.ts";
 import { buildEnv } from "./env.ts";
@@ -15,6 +15,7 @@ import type { ReadyImage } from "./local.ts";
 import { podLogDirName, uidOf } from "./names.ts";
 import { namespaceIndex, type PodDeps } from "./port.ts";
 import { containerSecurityContext, sandboxNamespaces } from "./security.ts";
+import type { IDMappings } from "./user-namespaces.ts";
 
 /** What one start of one container is made from. */
 export interface ContainerStart {
@@ -25,6 +26,8 @@ export interface ContainerStart {
   image: EnsuredImage & Pick<ReadyImage, "ofVolumes">;
   restartCount: number;
   podIPs: readonly string[];
+  /** IDs of the pod's own user namespace; undefined: it shares the node's. */
+  userns?: IDMappings;
   /** See `readMaskedPaths`. */
   maskedPaths: readonly string[];
 }
@@ -34,7 +37,7 @@ export interface ContainerStart {
  * Rejects with an `AgentError`; every code is a CreateContainerConfigError.
  */
 export async function buildContainerConfig(start: ContainerStart, deps: PodDeps): Promise<ContainerConfig> {
-  const { pod, container, sandbox, image, restartCount, podIPs } = start;
+  const { pod, container, sandbox, image, restartCount, podIPs, userns } = start;
   const { settings, volumes, node } = deps;
   const uid = uidOf(pod);
   // In this order, of several things that are wrong the same one is told each time.
@@ -56,7 +59,7 @@ export async function buildContainerConfig(start: ContainerStart, deps: PodDeps)
   const volumeMounts = await volumes.mounts(pod, container, env, {
     podIPs,
     recursiveReadOnlySupported: node.hasRecursiveReadOnly(sandbox.runtimeHandler),
-    userns: undefined,
+    userns,
     images: mountedImages(image.ofVolumes, sandbox.runtimeHandler),
   });
   const hosts = await hostsMount(pod, container, { podIPs, hostname }, settings);
@@ -77,7 +80,7 @@ export async function buildContainerConfig(start: ContainerStart, deps: PodDeps)
     ...expandCommand(container, env),
     workingDir: container.workingDir ?? "",
     envs,
-    mounts: [...volumeMounts, ...hosts, ...terminationLog],
+    mounts: [...volumeMounts, ...[...hosts, ...terminationLog].map((mount) => mappedMount(mount, userns))],
     devices,
     cdiDevices: [],
     labels: {
@@ -97,9 +100,14 @@ export async function buildContainerConfig(start: ContainerStart, deps: PodDeps)
   };
 }
 
+// Files of the node appear in the pod's user namespace with the owners that they have outside.
+function mappedMount(mount: Mount, userns: IDMappings | undefined): Mount {
+  return userns === undefined ? mount : { ...mount, uidMappings: userns.uids, gidMappings: userns.gids };
+}
+
 // An ephemeral container may look into the processes of the container it debugs.
-function namespacesOf({ pod, container, observed }: ContainerStart): NamespaceOptions {
-  const namespaces = sandboxNamespaces(pod);
+function namespacesOf({ pod, container, observed, userns }: ContainerStart): NamespaceOptions {
+  const namespaces = sandboxNamespaces(pod, userns);
   const target = "targetContainerName" in container ? container.targetContainerName : undefined;
   if (target === undefined || target === "" || namespaces.pid !== "CONTAINER") return namespaces;
   const found = observed.containers.find(({ name }) => name === target);

@@ -26,6 +26,7 @@ import type { PodDeps } from "./port.ts";
 import { runResize } from "./resize/run.ts";
 import type { PodResizes } from "./resize/port.ts";
 import { buildSandboxConfig } from "./sandbox.ts";
+import type { IDMappings, UserNamespaces } from "./user-namespaces.ts";
 
 /** Why a step failed, in the words of a container's waiting reason. `retryAtMs`: something will be different then. */
 export class StepError extends Error {
@@ -58,6 +59,7 @@ export interface StepContext {
 
 export interface ExecutorDeps extends PodDeps {
   resizes: Pick<PodResizes, "progress" | "cgroupMade" | "starting" | "completed" | "failed">;
+  userNamespaces: Pick<UserNamespaces, "mappings" | "release">;
 }
 
 /** Carries out actions of pods. Each call does one step and rejects with a `StepError` that says why it could not. */
@@ -137,9 +139,11 @@ export class Executor {
       if (className !== "" && runtimeClass === undefined) {
         throw new AgentError("NotFound", `failed to get sandbox runtime: RuntimeClass "${className}" not found`);
       }
-      const config = await this.#sandboxConfig(pod, attempt, true);
+      const handler = runtimeClass?.handler ?? "";
+      const userns = await this.#userNamespace(pod, handler);
+      const config = await this.#sandboxConfig(pod, attempt, { announces: true, userns });
       await mkdir(join(settings.podLogsDir, podLogDirName(pod)), { recursive: true, mode: 0o755 });
-      await runtime.runPodSandbox(config, runtimeClass?.handler ?? "");
+      await runtime.runPodSandbox(config, handler);
     } catch (err) {
       if (!signal.aborted) {
         const message = `Failed to create pod sandbox: ${messageOf(err)}`;
@@ -150,14 +154,33 @@ export class Executor {
     }
   }
 
-  async #sandboxConfig(pod: Pod, attempt: number, announce = false): Promise<PodSandboxConfig> {
+  // A runtime that knows nothing of user namespaces would leave the pod's root to be the node's.
+  async #userNamespace(pod: Pod, handler: string): Promise<IDMappings | undefined> {
+    if (pod.spec.hostUsers !== false) return undefined;
+    if (!this.#deps.node.hasUserNamespaces(handler)) {
+      const which = handler === "" ? "the runtime's default handler" : `runtime handler "${handler}"`;
+      throw new AgentError("Invalid", `spec.hostUsers is false, but ${which} does not support user namespaces`);
+    }
+    return await this.#deps.userNamespaces.mappings(pod);
+  }
+
+  async #sandboxConfig(
+    pod: Pod,
+    attempt: number,
+    { announces = false, userns }: { announces?: boolean; userns?: IDMappings | undefined } = {},
+  ): Promise<PodSandboxConfig> {
     const { settings, node, volumes, cgroups } = this.#deps;
     const { clusterDNS, clusterDomain } = settings;
     const host = await settings.readResolvConf();
     const { config: dns, warnings } = podDNS(pod, { clusterDNS, clusterDomain, host, nodeIPs: node.hostIPs() });
-    if (announce) this.#warnOfDNS(pod, warnings);
-    const volumeGroups = volumes.supplementalGroups(uidOf(pod));
-    return buildSandboxConfig(pod, attempt, { cgroupParent: cgroups.parentFor(pod), dns, volumeGroups, settings });
+    if (announces) this.#warnOfDNS(pod, warnings);
+    return buildSandboxConfig(pod, attempt, {
+      cgroupParent: cgroups.parentFor(pod),
+      dns,
+      volumeGroups: volumes.supplementalGroups(uidOf(pod)),
+      settings,
+      ...(userns === undefined ? {} : { userns }),
+    });
   }
 
   // The container's own image and those of the image volumes that it mounts: it starts with all of them, or waits for all.
@@ -333,15 +356,15 @@ export class Executor {
     if (sandbox === undefined || image === undefined || image.wanted !== container.image) {
       throw new StepError("ContainerCreating", "the pod has changed meanwhile");
     }
-    const config = await (async () => {
+    const { config, userns } = await (async () => {
       await this.#deps.resizes.starting(pod, container);
       const restartCount = await nextRestartCount(pod, container.name, observed, settings.podLogsDir);
-      return await buildContainerConfig(
-        { pod, container, sandbox, observed, image, restartCount, podIPs, maskedPaths },
-        this.#deps,
-      );
+      const userns = await this.#userNamespace(pod, sandbox.runtimeHandler);
+      const start = { pod, container, sandbox, observed, image, restartCount, podIPs, maskedPaths };
+      const config = await buildContainerConfig({ ...start, ...(userns === undefined ? {} : { userns }) }, this.#deps);
+      return { config, userns };
     })().catch((err: unknown) => fail("CreateContainerConfigError", err));
-    const sandboxConfig = await this.#sandboxConfig(pod, sandbox.attempt);
+    const sandboxConfig = await this.#sandboxConfig(pod, sandbox.attempt, { userns });
     return await runtime
       .createContainer(sandboxID, config, sandboxConfig)
       .catch((err: unknown) => fail("CreateContainerError", err));
@@ -372,8 +395,9 @@ export class Executor {
 
   async #cleanUp({ pod }: StepContext): Promise<void> {
     const uid = uidOf(pod);
-    const { volumes, cgroups, objects, images } = this.#deps;
+    const { volumes, cgroups, objects, images, userNamespaces } = this.#deps;
     await Promise.all([volumes.tearDown(uid), cgroups.destroy(uid)]);
+    await userNamespaces.release(uid);
     objects.unregister(uid);
     images.forgetPod(uid);
   }

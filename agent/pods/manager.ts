@@ -25,6 +25,7 @@ import { readMaskedPaths } from "./security.ts";
 import { StaticPods } from "./static-pods.ts";
 import { isTerminalPhase } from "./status.ts";
 import { StatusWriter } from "./status-writer.ts";
+import { UserNamespaces } from "./user-namespaces.ts";
 import { PodWorker, type WorkerDeps } from "./worker.ts";
 
 // The net below the event stream: how often everything in the runtime is listed.
@@ -125,18 +126,23 @@ class Manager {
     });
     this.#resizes = this.#createResizes();
     this.#gate = this.#createGate();
+    const userNamespaces = new UserNamespaces({
+      rootDir: deps.settings.rootDir,
+      log,
+      idsPerPod: deps.settings.userNamespaceIDs,
+    });
     this.#workerDeps = {
       ...deps,
       probes: this.#probes,
       resizes: this.#resizes,
-      executor: executorOf({ ...deps, resizes: this.#resizes }),
+      executor: executorOf({ ...deps, resizes: this.#resizes, userNamespaces }),
       replacements: replacementsIn(deps.settings.rootDir),
       writer: this.#writer,
       maskedPaths,
       onFinished: (uid) => this.#finish(uid),
     };
     this.#orphans = new Orphans(
-      deps,
+      { ...deps, userNamespaces },
       (uid) => this.#workers.has(uid) || this.#removing.has(uid) || this.#gate.has(uid),
     );
     this.#predecessors = new Predecessors({

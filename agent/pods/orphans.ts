@@ -5,6 +5,7 @@ import type { Pod } from "../kube/types.ts";
 import { messageOf } from "../lib/errors.ts";
 import type { RuntimeList, SandboxSummary } from "../runtime/port.ts";
 import type { PodDeps } from "./port.ts";
+import type { UserNamespaces } from "./user-namespaces.ts";
 
 // Grace of containers of which nobody knows anything: kubelet's 1 s, below CRI's usable minimum of 2 s.
 const orphanGraceSeconds = 2;
@@ -14,17 +15,21 @@ export const removalsMax = 8;
 // those that are under way; they are not begun again.
 export const sweepPatienceMs = 5_000;
 
+export interface OrphansDeps extends PodDeps {
+  userNamespaces: Pick<UserNamespaces, "release">;
+}
+
 /**
  * Removes what belongs to no pod: containers and sandboxes, directories, logs, cgroups. It is left over when the agent
  * was killed, or when pods went away while it did not run.
  */
 export class Orphans {
-  readonly #deps: PodDeps;
+  readonly #deps: OrphansDeps;
   readonly #isKnown: (podUID: string) => boolean;
   readonly #removals = new Map<string, Promise<boolean>>();
 
   /** @param isKnown true for UIDs that have a worker; those are the worker's business */
-  constructor(deps: PodDeps, isKnown: (podUID: string) => boolean) {
+  constructor(deps: OrphansDeps, isKnown: (podUID: string) => boolean) {
     this.#deps = deps;
     this.#isKnown = isKnown;
   }
@@ -112,10 +117,11 @@ export class Orphans {
   }
 
   async #remove(uid: string): Promise<boolean> {
-    const { volumes, cgroups, log } = this.#deps;
+    const { volumes, cgroups, userNamespaces, log } = this.#deps;
     try {
       await volumes.tearDown(uid);
       await cgroups.destroy(uid);
+      await userNamespaces.release(uid);
       await volumes.removePodDir(uid);
       await this.#removeLogDirsOf(uid);
       return true;

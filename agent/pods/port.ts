@@ -81,6 +81,8 @@ export interface NodeView {
   networkProblem(): string;
   /** True if the runtime handler ("" is the default one) mounts recursively read-only. */
   hasRecursiveReadOnly(handler: string): boolean;
+  /** True if the runtime handler gives pods user namespaces of their own. */
+  hasUserNamespaces(handler: string): boolean;
   /** Calls `listener` after any of the above changed. */
   subscribe(listener: () => void): () => void;
 }
@@ -101,6 +103,8 @@ export interface PodSettings {
   crashBackoff: CrashBackoffLimits;
   deadContainers: DeadContainerLimits;
   selinuxEnabled: boolean;
+  /** IDs that a pod with its own user namespace gets; a multiple of 65536. */
+  userNamespaceIDs: number;
   /** Statuses show the images of image volumes. */
   imageVolumeWithDigest: boolean;
 }

@@ -7,6 +7,7 @@ import { podLogDirName, uidOf } from "./names.ts";
 import type { DNSConfig } from "./dns.ts";
 import type { PodSettings } from "./port.ts";
 import { sandboxSecurityContext } from "./security.ts";
+import type { IDMappings } from "./user-namespaces.ts";
 
 /** What is wrong with the pod's sandbox. */
 export type SandboxState =
@@ -31,7 +32,13 @@ export function sandboxState(pod: Pod, observed: PodSnapshot): SandboxState {
 export function buildSandboxConfig(
   pod: Pod,
   attempt: number,
-  inputs: { cgroupParent: string; dns: DNSConfig | undefined; volumeGroups: readonly number[]; settings: PodSettings },
+  inputs: {
+    cgroupParent: string;
+    dns: DNSConfig | undefined;
+    volumeGroups: readonly number[];
+    settings: PodSettings;
+    userns?: IDMappings;
+  },
 ): PodSandboxConfig {
   const { settings } = inputs;
   const { metadata, spec } = pod;
@@ -58,7 +65,7 @@ export function buildSandboxConfig(
     ),
     resources,
     overhead,
-    securityContext: sandboxSecurityContext(pod, inputs.volumeGroups),
+    securityContext: sandboxSecurityContext(pod, inputs.volumeGroups, inputs.userns),
   };
 }
 

@@ -11,6 +11,7 @@ import type {
   SELinuxOption,
 } from "../runtime/port.ts";
 import { specContainers } from "./names.ts";
+import type { IDMappings } from "./user-namespaces.ts";
 
 export interface SecurityContextOptions {
   rootDir: string;
@@ -33,22 +34,31 @@ const maskedPathsDefault = [
   "/sys/devices/virtual/powercap",
 ];
 
-/** Namespaces of the pod's sandbox. */
-export function sandboxNamespaces(pod: Pod): NamespaceOptions {
+/**
+ * Namespaces of the pod's sandbox.
+ *
+ * @param userns the IDs of its own user namespace; undefined: it shares the node's
+ */
+export function sandboxNamespaces(pod: Pod, userns?: IDMappings): NamespaceOptions {
   const { hostNetwork, hostPID, hostIPC, shareProcessNamespace } = pod.spec;
   return {
     network: hostNetwork === true ? "NODE" : "POD",
     pid: hostPID === true ? "NODE" : shareProcessNamespace === true ? "POD" : "CONTAINER",
     ipc: hostIPC === true ? "NODE" : "POD",
     targetID: "",
+    ...(userns === undefined ? {} : { userns: { mode: "POD", ...userns } }),
   };
 }
 
 /** CRI security context of the sandbox; pod-level settings only. */
-export function sandboxSecurityContext(pod: Pod, volumeGroups: readonly number[]): SandboxSecurityContext {
+export function sandboxSecurityContext(
+  pod: Pod,
+  volumeGroups: readonly number[],
+  userns?: IDMappings,
+): SandboxSecurityContext {
   const context = pod.spec.securityContext;
   return {
-    namespaceOptions: sandboxNamespaces(pod),
+    namespaceOptions: sandboxNamespaces(pod, userns),
     privileged: specContainers(pod).some(({ container }) => container.securityContext?.privileged === true),
     runAsUser: context?.runAsUser,
     runAsGroup: context?.runAsGroup,

@@ -116,6 +116,7 @@ export function podSettings(
       ageMsMin: flags.minimumContainerTTLDuration,
     },
     selinuxEnabled,
+    userNamespaceIDs: config.userNamespaces.idsPerPod,
     imageVolumeWithDigest: isGateOn(config.featureGates, "ImageVolumeWithDigest"),
   };
 }

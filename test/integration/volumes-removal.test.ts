@@ -14,8 +14,7 @@ import {
   mountFilesystem,
   unmountAllUnder,
 } from "../../agent/lib/mount.ts";
-import { Orphans } from "../../agent/pods/orphans.ts";
-import type { PodDeps } from "../../agent/pods/port.ts";
+import { Orphans, type OrphansDeps } from "../../agent/pods/orphans.ts";
 import { tmpfsMagic } from "../../agent/volumes/empty-dir.ts";
 import { removePodDir, tearDownPodVolumes } from "../../agent/volumes/pod-dirs.ts";
 import { depthMax, removeTree } from "../../agent/volumes/remove-tree.ts";
@@ -362,7 +361,8 @@ describe("what pods of another time left", () => {
       cgroups: { destroy: async () => {}, podUIDsOnDisk: async () => new Map() },
       settings: { podLogsDir: join(on.base, "log") },
       log: silentLogger,
-    } as unknown as PodDeps;
+      userNamespaces: { release: async () => {} },
+    } as unknown as OrphansDeps;
     return new Orphans(deps, () => false);
   }
   const sweep = async () => await orphans().sweep({ sandboxes: [], containers: [] });

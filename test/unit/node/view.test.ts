@@ -18,7 +18,9 @@ const nodeWith = (address: string, heartbeat = ""): Node => ({
 test("pods see the node as it is, and hear of what matters to them", () => {
   const api = new FakeApi();
   api.set("Node", nodeWith("10.0.0.1"));
-  const health = new FakeHealth(healthy(nowMs));
+  const able = { name: "able", recursiveReadOnlyMounts: false, userNamespaces: true };
+  const state = healthy(nowMs);
+  const health = new FakeHealth({ ...state, handlers: [...state.handlers, able] });
   const view = createNodeView({
     nodeName: "n1",
     agent: { node: () => api.object<Node>("Node", "n1") ?? nodeWith("") },
@@ -32,6 +34,7 @@ test("pods see the node as it is, and hear of what matters to them", () => {
   expect(view.networkProblem()).toBe("");
   expect(view.hasRecursiveReadOnly("")).toBe(true);
   expect(view.hasRecursiveReadOnly("kata")).toBe(false);
+  expect([view.hasUserNamespaces(""), view.hasUserNamespaces("able")]).toEqual([false, true]);
 
   let heard = 0;
   const stop = view.subscribe(() => {

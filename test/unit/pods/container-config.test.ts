@@ -5,14 +5,19 @@ import type { ObjectReference, PodSpec } from "../../../agent/kube/types.ts";
 import { AgentError } from "../../../agent/lib/errors.ts";
 import { silentLogger } from "../../../agent/lib/log.ts";
 import { Executor, type ExecutorDeps, type StepContext } from "../../../agent/pods/executor.ts";
-import type { ContainerConfig, Mount } from "../../../agent/runtime/port.ts";
+import type { ContainerConfig, Mount, PodSandboxConfig } from "../../../agent/runtime/port.ts";
 import { FakeObjects, makeTempDir } from "../volumes/support.ts";
 import { image, podOf, sandboxOf, snapshot } from "./support.ts";
+
+const ownID = { hostID: 65_536, containerID: 0, length: 65_536 };
+const ownIDs = { uids: [ownID], gids: [ownID] };
 
 /** A node on which only that is real which makes the configuration of sandboxes and containers. */
 class ConfigNode {
   readonly events: string[] = [];
   readonly created: ContainerConfig[] = [];
+  readonly sandboxes: PodSandboxConfig[] = [];
+  hasUserNamespaces = true;
   readonly objects = new FakeObjects();
   volumeFailure: AgentError | undefined;
   deviceFailure: AgentError | undefined;
@@ -52,7 +57,7 @@ class ConfigNode {
           return await Promise.resolve("c1");
         },
         startContainer: nothing,
-        runPodSandbox: nothing,
+        runPodSandbox: async (config: PodSandboxConfig) => void this.sandboxes.push(await Promise.resolve(config)),
       },
       volumes: {
         mounts: async () => await Promise.resolve(failing(this.volumeFailure, [mount])),
@@ -66,7 +71,9 @@ class ConfigNode {
         hostIPs: () => ["192.0.2.1"],
         allocatable: () => ({}),
         hasRecursiveReadOnly: () => false,
+        hasUserNamespaces: () => this.hasUserNamespaces,
       },
+      userNamespaces: { mappings: async () => await Promise.resolve(ownIDs) },
       settings: {
         rootDir: this.#rootDir,
         podLogsDir: join(this.#rootDir, "logs"),
@@ -185,6 +192,42 @@ describe("what is wrong with a container's configuration is told in one order, o
     const spec = { ...app({}), hostNetwork: true, subdomain: "Not_Valid" };
     expect(await node.start(spec)).toBe(configError('spec.subdomain "Not_Valid" is not a DNS label'));
     await node.makeSandbox(spec);
+  });
+});
+
+describe("a pod with a user namespace of its own", () => {
+  const spec = { ...app({ terminationMessagePath: "/dev/termination-log" }), hostUsers: false };
+
+  test("has one in its sandbox and its containers, and sees the node's files through it", async () => {
+    await node.makeSandbox(spec);
+    expect(node.sandboxes[0]?.securityContext.namespaceOptions.userns).toEqual({ mode: "POD", ...ownIDs });
+    expect(await node.start(spec)).toBeUndefined();
+    const [config] = node.created;
+    expect(config?.securityContext.namespaceOptions.userns).toEqual({ mode: "POD", ...ownIDs });
+    const ofTheNode = config?.mounts.filter(({ containerPath }) => containerPath !== "/data");
+    expect(ofTheNode?.map(({ uidMappings, gidMappings }) => ({ uidMappings, gidMappings }))).toEqual(
+      ["/etc/hosts", "/dev/termination-log"].map(() => ({ uidMappings: [ownID], gidMappings: [ownID] })),
+    );
+  });
+
+  test("does not run in the node's where the runtime knows of none", async () => {
+    node.hasUserNamespaces = false;
+    const why = "spec.hostUsers is false, but the runtime's default handler does not support user namespaces";
+    await expect(node.makeSandbox(spec)).rejects.toThrow(why);
+    expect(node.events).toContain(`Pod Warning FailedCreatePodSandBox: Failed to create pod sandbox: ${why}`);
+    expect(await node.start(spec)).toBe(configError(why));
+    expect([node.sandboxes, node.created]).toEqual([[], []]);
+  });
+
+  test("is asked for by false alone", async () => {
+    node.hasUserNamespaces = false;
+    for (const more of [{}, { hostUsers: true }]) {
+      expect(await node.start({ ...app({}), ...more })).toBeUndefined();
+    }
+    expect(node.created.map(({ securityContext }) => securityContext.namespaceOptions.userns)).toEqual([
+      undefined,
+      undefined,
+    ]);
   });
 });
 

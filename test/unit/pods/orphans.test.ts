@@ -1,7 +1,6 @@
 import { describe, expect, test, vi } from "vitest";
 import { silentLogger } from "../../../agent/lib/log.ts";
-import { Orphans, removalsMax, sweepPatienceMs } from "../../../agent/pods/orphans.ts";
-import type { PodDeps } from "../../../agent/pods/port.ts";
+import { Orphans, type OrphansDeps, removalsMax, sweepPatienceMs } from "../../../agent/pods/orphans.ts";
 import type { ContainerSummary, RuntimeList, SandboxSummary } from "../../../agent/runtime/port.ts";
 import { containerOf, sandboxOf } from "./support.ts";
 import { FakeClock, settle } from "../volumes/support.ts";
@@ -45,7 +44,8 @@ function setUp(list: RuntimeList | Error, known: string[] = [], stuck: string[] 
     settings: { podLogsDir: "/nonexistent" },
     clock: new FakeClock(),
     log: silentLogger,
-  } as unknown as PodDeps;
+    userNamespaces: { release: note("release IDs of") },
+  } as unknown as OrphansDeps;
   return { calls, orphans: new Orphans(deps, (uid) => known.includes(uid)) };
 }
 
@@ -62,6 +62,7 @@ describe("what ran in the place of a static pod", () => {
       "remove s-old",
       "tear down old",
       "destroy cgroup of old",
+      "release IDs of old",
       "remove directory of old",
     ]);
   });
@@ -131,7 +132,8 @@ describe("what is left of pods that are gone", () => {
       },
       settings: { podLogsDir: "/nonexistent" },
       log: silentLogger,
-    } as unknown as PodDeps;
+      userNamespaces: { release: async () => {} },
+    } as unknown as OrphansDeps;
     return { clock, removed, gauges, known, orphans: new Orphans(deps, (uid) => known.includes(uid)) };
   }
   type TearDown = (uid: string) => Promise<void>;
