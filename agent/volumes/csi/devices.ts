@@ -90,13 +90,30 @@ export class Devices {
   }
 
   /**
-   * Stages a volume unless that has been done. To be called under {@link locked}.
+   * Stages a volume unless that has been done. To be called under {@link locked}. One that is staged with another SELinux
+   * label is unstaged first; while a pod still uses it so, this rejects with code Unavailable.
    * After an error that is final nothing of it is left, unless it may be an earlier agent's; after others it may be staged.
    */
-  async stage(device: Device, label: string | undefined, call: () => Promise<void>): Promise<void> {
+  async stage(
+    device: Device,
+    label: string | undefined,
+    call: () => Promise<void>,
+    signal: AbortSignal,
+  ): Promise<void> {
     const { dataDir, stagingPath, driver, handle } = device;
+    let before = await readVolumeData(dataDir);
+    if (before !== undefined && before.seLinuxMountContext !== label) {
+      if (await this.#isUsed(device)) {
+        throw new AgentError(
+          "Unavailable",
+          "the volume is still mounted with another SELinux label, waiting for its pod",
+        );
+      }
+      await this.#unstage(device, signal);
+      before = undefined;
+    }
     if (this.#staged.has(stagingPath)) return;
-    const isFromBefore = (await readVolumeData(dataDir)) !== undefined;
+    const isFromBefore = before !== undefined;
     await mkdir(dataDir, { recursive: true, mode: 0o750 });
     if (!isFromBefore) {
       const data: VolumeData = { volumeHandle: handle, driverName: driver };
@@ -174,19 +191,22 @@ export class Devices {
     await this.locked(
       device,
       async () => {
-        if (this.#isWanted(deviceKey(device)) || (await this.#isUsed(device))) return;
-        const { driver, handle, stagingPath } = device;
-        // A pod's that nothing is written of any more; drivers have mounts of their own elsewhere.
-        const inPods = sameMountsUnder(await readMountTable(), stagingPath, join(this.#deps.rootDir, "pods"));
-        if (inPods.length > 0) throw new AgentError("Internal", `the volume is still mounted at ${inPods.join(", ")}`);
-        const client = this.#deps.drivers.client(driver);
-        const capabilities = await client.nodeGetCapabilities({ signal });
-        this.#staged.delete(stagingPath);
-        if (capabilities.has("STAGE_UNSTAGE_VOLUME")) await client.nodeUnstageVolume(handle, stagingPath, { signal });
-        await this.#remove(device);
+        if (!this.#isWanted(deviceKey(device)) && !(await this.#isUsed(device))) await this.#unstage(device, signal);
       },
       signal,
     );
+  }
+
+  async #unstage(device: Device, signal: AbortSignal): Promise<void> {
+    const { driver, handle, stagingPath } = device;
+    // A pod's that nothing is written of any more; drivers have mounts of their own elsewhere.
+    const inPods = sameMountsUnder(await readMountTable(), stagingPath, join(this.#deps.rootDir, "pods"));
+    if (inPods.length > 0) throw new AgentError("Internal", `the volume is still mounted at ${inPods.join(", ")}`);
+    const client = this.#deps.drivers.client(driver);
+    const capabilities = await client.nodeGetCapabilities({ signal });
+    this.#staged.delete(stagingPath);
+    if (capabilities.has("STAGE_UNSTAGE_VOLUME")) await client.nodeUnstageVolume(handle, stagingPath, { signal });
+    await this.#remove(device);
   }
 
   /** Rejects, removing nothing that matters, if the volume is still staged. */

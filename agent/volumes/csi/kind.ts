@@ -30,6 +30,7 @@ import { ReportedVolumes } from "./reported.ts";
 import { readSecret } from "./requests.ts";
 import { mountContextOf, readFileContext } from "./selinux.ts";
 import { unpublishTarget } from "./tear-down.ts";
+import { readVolumeData } from "./volume-data.ts";
 import {
   checkLifecycle,
   type CSIVolume,
@@ -281,6 +282,9 @@ class Volumes {
     object: CSIDriver | undefined,
   ): Promise<string | undefined> {
     if (!this.#options.selinuxEnabled || context.isBlock) return undefined;
+    // What it is mounted with stays for as long as the pod has it.
+    const known = await readVolumeData(context.dir).catch(() => undefined);
+    if (known !== undefined) return known.seLinuxMountContext;
     this.#fileContext ??= readFileContext();
     return mountContextOf(context.pod, context.volume.name, volume, object, await this.#fileContext);
   }

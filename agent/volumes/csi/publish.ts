@@ -100,16 +100,16 @@ async function stage(device: Device, publishing: Publishing, asked: Asked, deps:
   await inStep(isBlock ? "SetUpDevice" : "MountDevice", async () => {
     const secrets = await readSecret(deps.client, volume.stageSecret, "NodeStageSecretRef", signal);
     const capability = capabilityFor(publishing, asked.capabilities);
-    await deps.devices.stage(device, label, () =>
-      asked.driver.nodeStageVolume({
+    const call = async () =>
+      await asked.driver.nodeStageVolume({
         volumeID: volume.handle,
         publishContext,
         stagingTargetPath: device.stagingPath,
         capability,
         secrets,
         volumeContext: volume.attributes,
-      }),
-    );
+      });
+    await deps.devices.stage(device, label, call, signal);
   });
 }
 

@@ -1,4 +1,4 @@
-import { mkdir, readdir, writeFile } from "node:fs/promises";
+import { mkdir, readdir, rm, writeFile } from "node:fs/promises";
 import { join } from "node:path";
 import { setTimeout as sleep } from "node:timers/promises";
 import { afterEach, beforeEach, describe, expect, test } from "vitest";
@@ -50,7 +50,7 @@ beforeEach(async () => {
 });
 afterEach(() => cleanUp());
 
-function start(): CSIVolumes {
+function start({ selinuxEnabled = false } = {}): CSIVolumes {
   const call = async (name: string, detail: string): Promise<void> => {
     calls.push(`${name} ${detail}`);
     await (answers.get(name)?.() ?? Promise.resolve());
@@ -88,7 +88,7 @@ function start(): CSIVolumes {
       subscribe: () => () => {},
     },
     ownNode,
-    selinuxEnabled: false,
+    selinuxEnabled,
     event: () => {},
     clock,
     log: silentLogger,
@@ -260,6 +260,40 @@ describe("what is staged", () => {
       async () => (await readdir(join(root, "plugins/kubernetes.io/csi", driverName))).length === 1,
     );
     expect(calls.toSorted()).toEqual(["unstage hangs", "unstage other"]);
+  });
+
+  test("with another SELinux label is unstaged for the pod that wants this one", async () => {
+    const dir = deviceDirOf(root, driverName, "h");
+    await mkdir(stagingPathOf(dir), { recursive: true });
+    const seLinuxMountContext = "system_u:object_r:container_file_t:s0:c1,c2";
+    await writeVolumeData(dir, { driverName, volumeHandle: "h", seLinuxMountContext });
+    const user = join(root, "pods/u1/volumes/kubernetes.io~csi/pv");
+    await mkdir(user, { recursive: true });
+    await writeVolumeData(user, { driverName, volumeHandle: "h", seLinuxMountContext });
+    const pod = makePod({});
+    await expect(csi.kind.setUp(contextOf(pod, never, bound))).rejects.toMatchObject({
+      step: "MountDevice",
+      message: "the volume is still mounted with another SELinux label, waiting for its pod",
+    });
+    await rm(user, { recursive: true });
+    await csi.kind.setUp(contextOf(pod, never, bound));
+    expect(calls).toEqual(["unstage h", "stage h", "publish h"]);
+  });
+
+  test("and published keeps the label that it has, whatever its driver says by now", async () => {
+    csi = start({ selinuxEnabled: true });
+    const single = structuredClone(bound);
+    single.volume.spec.accessModes = ["ReadWriteOncePod"];
+    const containers = [{ name: "app", volumeMounts: [{ name: "v", mountPath: "/v" }] }];
+    const pod = makePod({ containers, securityContext: { seLinuxOptions: { level: "s0:c1,c2" } } });
+    await csi.kind.setUp(contextOf(pod, never, single));
+    object = { ...object, seLinuxMount: true };
+    csi = start({ selinuxEnabled: true });
+    await csi.kind.setUp(contextOf(pod, never, single));
+    expect(calls).toEqual(["stage h", "publish h", "stage h", "publish h"]);
+    await tearDown(pod);
+    await csi.kind.setUp(contextOf(pod, never, single)); // the next use is with it
+    expect(calls.slice(4)).toEqual(["unpublish h", "unstage h", "stage h", "publish h"]);
   });
 
   test("stays while any pod's volume says not what it is", async () => {
