@@ -96,22 +96,22 @@ export async function startKubelet(
     find: (namespace: string, name: string) => explained.pods?.find(namespace, name),
     status: (pod: Pod) => explained.pods?.status(pod),
   };
-  let volumes: VolumeManager | undefined;
+  const running: { volumes?: VolumeManager } = {};
   const measureVolume = createVolumeMeasures({
     rootDir: flags.rootDir,
-    volumes: { mounted: (podUID, name) => volumes?.mounted(podUID, name) },
+    volumes: { mounted: (podUID, name) => running.volumes?.mounted(podUID, name) },
     drivers: plugins.csiDrivers,
   });
   const server = { ...shared, recorder, pods, measureVolume, probes: () => probes.families() };
   const stats = await startServer(server, surroundings);
   const { version: cgroupVersion } = node.cgroupTree;
   registerNodeMetrics(metrics, clock, { nodeName, cgroupVersion, gates: config.featureGates, stats });
-  const running = await startPods(
+  const { held, volumes } = await startPods(
     { ...shared, recorder, runtimeClassStore, selinuxEnabled, credentialProviders, timelines, csi },
     surroundings,
   );
-  explained.pods = running.held;
-  volumes = running.volumes;
+  explained.pods = held;
+  running.volumes = volumes;
 }
 
 function startEvents(
