@@ -30,4 +30,6 @@ export interface Backend {
    * @returns what is missing, or undefined. Rejects if that could not be found out.
    */
   findDamage(signal: AbortSignal): Promise<string | undefined>;
+  /** What works beside the rules, until `signal` aborts. */
+  run?(signal: AbortSignal): Promise<void>;
 }

@@ -132,7 +132,7 @@ export class FamilyProxy {
   /** Syncs until `signal` aborts. The rules stay. */
   async run(signal: AbortSignal): Promise<void> {
     this.#wake();
-    await this.#loop.run(signal);
+    await Promise.all([this.#loop.run(signal), this.#deps.backend.run?.(signal)]);
   }
 
   stats(): FamilyStats {

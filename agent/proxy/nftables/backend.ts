@@ -5,7 +5,9 @@ import type { Logger } from "../../lib/log.ts";
 import type { Backend } from "../backend.ts";
 import { type Commands, expectSuccess } from "../commands.ts";
 import { type Family, parseCIDR } from "../ip.ts";
-import { markText, nodePortIPs, readNodePortAddresses } from "../node-ports.ts";
+import { type RelayTarget, relayTargets } from "../localhost-choice.ts";
+import { LocalhostRelay } from "../localhost-relay.ts";
+import { markText, nodePortAddressesOf, nodePortIPs, readNodePortAddresses } from "../node-ports.ts";
 import type { ProxyOptions } from "../options.ts";
 import { createNft } from "./exec.ts";
 import { detectLocalMatch } from "./local.ts";
@@ -29,11 +31,7 @@ export interface NftablesBackendOptions {
 export function createNftablesBackend(about: NftablesBackendOptions): Backend {
   const { family, options, localIPs, commands, clock, log } = about;
   const rules = new NftablesRules({ nft: createNft(commands, family), clock, log });
-  const addresses = readNodePortAddresses(
-    options.nodePortAddresses.length === 0 ? ["primary"] : options.nodePortAddresses,
-    options.nodeIPs,
-    family,
-  );
+  const addresses = readNodePortAddresses(nodePortAddressesOf(options), options.nodeIPs, family);
   const local = detectLocalMatch(options.detectLocal, family);
   const mark = markText(options.masqueradeBit);
   const context = (): Pick<NftablesSyncRequest, "fixed" | "render"> => ({
@@ -48,14 +46,28 @@ export function createNftablesBackend(about: NftablesBackendOptions): Backend {
     },
     render: { family, mark, fromLocalPods: local?.match },
   });
+  const relay = options.localhostNodePorts ? new LocalhostRelay({ family, clock, log }) : undefined;
   return {
     family,
     syncsFullyAtAnySize: true,
     get needsFull() {
       return rules.needsFull;
     },
-    sync: async (request, signal) => await rules.sync({ ...request, ...context() }, signal),
+    sync: async (request, signal) => {
+      const relayed = new Map<string, readonly RelayTarget[]>();
+      const describe = (key: string) => {
+        const service = request.describe(key);
+        relayed.set(key, relayTargets(service));
+        return service;
+      };
+      const result = await rules.sync({ ...request, describe, ...context() }, signal);
+      if (request.isFull) relay?.keepOnly(relayed);
+      for (const [key, targets] of relayed) relay?.set(key, targets);
+      return result;
+    },
+    figures: () => ({ cleanupFailures: rules.cleanupFailures }),
     findDamage: async (signal) => await rules.findDamage(signal),
+    run: async (signal) => await relay?.run(signal),
   };
 }
 

@@ -41,6 +41,7 @@ export class NftablesRules {
   readonly #clock: Clock;
   readonly #log: Logger;
   #state: RuleState | undefined;
+  #cleanupFailures = 0;
   #fixed = "";
   #nodePortIPs: readonly string[] = [];
   /** Chains that were emptied, and when (monotonic ms). They are deleted at a later sync. */
@@ -61,6 +62,11 @@ export class NftablesRules {
 
   get needsFull(): boolean {
     return this.#state === undefined;
+  }
+
+  /** How often empty chains could not be deleted. */
+  get cleanupFailures(): number {
+    return this.#cleanupFailures;
   }
 
   /**
@@ -248,6 +254,7 @@ export class NftablesRules {
       for (const chain of due) this.#stale.delete(chain);
     } catch (err) {
       if (signal.aborted) throw err;
+      this.#cleanupFailures += 1;
       // They are empty and nothing leads to them: in nobody's way until the next full sync.
       this.#log.warn(
         { chains: due.length, err: messageOf(err) },

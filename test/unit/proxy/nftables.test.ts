@@ -363,8 +363,9 @@ describe("syncs", () => {
     const asked = new Set<string>();
     const { tryOut } = setup.nft;
     setup.nft.tryOut = async (text) => {
-      for (const [, key = ""] of text.matchAll(/service-ips \{ (.*) \}/g))
-        for (const one of key.split(", ")) asked.add(one);
+      for (const [, keys = ""] of text.matchAll(/service-ips \{ (.*) \}/g)) {
+        for (const key of keys.split(", ")) asked.add(key);
+      }
       return await tryOut(text);
     };
     for (let n = 1; n <= 3; n += 1) {
