@@ -25,6 +25,8 @@ export interface Backend {
   readonly needsFull: boolean;
   /** @returns figures for the log */
   sync(request: SyncRequest, signal: AbortSignal): Promise<Readonly<Record<string, number>>>;
+  /** For metrics. Cheap. */
+  figures?(): BackendFigures;
   /**
    * Looks whether the rules are still there. Cheap.
    * @returns what is missing, or undefined. Rejects if that could not be found out.
@@ -32,4 +34,12 @@ export interface Backend {
   findDamage(signal: AbortSignal): Promise<string | undefined>;
   /** What works beside the rules, until `signal` aborts. */
   run?(signal: AbortSignal): Promise<void>;
+}
+
+/** What metrics tell of a backend; absent what a mode does not have. */
+export interface BackendFigures {
+  /** iptables: by table, rules that are ours, and those that the last sync wrote. */
+  readonly rules?: Readonly<Record<string, { readonly owned: number; readonly written: number }>>;
+  /** nftables: how often empty chains of services that are gone could not be deleted. */
+  readonly cleanupFailures?: number;
 }

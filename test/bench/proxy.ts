@@ -16,6 +16,7 @@ import type { Iptables } from "../../agent/proxy/iptables/port.ts";
 import { IptablesBackend } from "../../agent/proxy/iptables/sync.ts";
 import { ServiceModel } from "../../agent/proxy/model.ts";
 import { exec } from "../../agent/lib/exec.ts";
+import { systemClock } from "../../agent/lib/clock.ts";
 import { silentLogger } from "../../agent/lib/log.ts";
 import { FakeIptables } from "../support/fake-iptables.ts";
 import { tracePacket } from "../support/packet-tracer.ts";
@@ -88,7 +89,7 @@ async function benchmark(count: number): Promise<Record<string, string | number>
     },
   };
   const set = createServiceSet(commands, "IPv4", serviceSetName("IPv4"));
-  const backend = new IptablesBackend({ iptables, set, log: silentLogger });
+  const backend = new IptablesBackend({ iptables, set, clock: systemClock, log: silentLogger });
   const model = new ServiceModel("IPv4", { name: "n1", zone: undefined, ips: [] });
   for (let i = 0; i < count; i++) {
     const ports = [{ name: "p80", port: 80, protocol: "TCP" as const }];
@@ -143,11 +144,11 @@ async function benchmark(count: number): Promise<Record<string, string | number>
   const again =
     process.env["ADOPT"] === undefined
       ? undefined
-      : await measure(() => sync(new IptablesBackend({ iptables, set, log: silentLogger }), true));
+      : await measure(() => sync(new IptablesBackend({ iptables, set, clock: systemClock, log: silentLogger }), true));
   const check = await measure(() => backend.findDamage(signal));
 
   const fake = new FakeIptables();
-  await sync(new IptablesBackend({ iptables: fake, set: undefined, log: silentLogger }), true);
+  await sync(new IptablesBackend({ iptables: fake, set: undefined, clock: systemClock, log: silentLogger }), true);
   let visitedMax = 0;
   for (let i = 0; i < count; i += Math.ceil(count / 500)) {
     const packet = { src: "10.128.0.9", dst: clusterIP(i), proto: "tcp" as const, dport: 80, iface: "veth1" };

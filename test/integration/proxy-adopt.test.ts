@@ -1,6 +1,7 @@
 import { randomBytes } from "node:crypto";
 import { afterAll, beforeAll, expect, test } from "vitest";
 import { exec } from "../../agent/lib/exec.ts";
+import { systemClock } from "../../agent/lib/clock.ts";
 import { silentLogger } from "../../agent/lib/log.ts";
 import { createCommands } from "../../agent/proxy/commands.ts";
 import { createIptables } from "../../agent/proxy/iptables/exec.ts";
@@ -66,7 +67,12 @@ for (const family of ["IPv4", "IPv6"] as const) {
             await iptables.restore(text, stop);
           },
         };
-        const backend = new IptablesBackend({ iptables: noting, set: undefined, log: silentLogger });
+        const backend = new IptablesBackend({
+          iptables: noting,
+          set: undefined,
+          clock: systemClock,
+          log: silentLogger,
+        });
         const localPods = family === "IPv6" ? "fd00::/64" : "10.244.0.0/16";
         await backend.sync(
           {

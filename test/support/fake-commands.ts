@@ -1,5 +1,5 @@
 import type { ExecResult } from "../../agent/lib/exec.ts";
-import { messageOf } from "../../agent/lib/errors.ts";
+import { hasCode, messageOf } from "../../agent/lib/errors.ts";
 import type { Commands } from "../../agent/proxy/commands.ts";
 import { FakeIptables } from "./fake-iptables.ts";
 
@@ -29,10 +29,14 @@ export class FakeCommands implements Commands {
     if (file === "nft") return ended(1, "", "Error: No such file or directory"); // no table of ours
     const tables = this.#tablesOf(file);
     if (args[0] === "--version") return ended(0, `${file} ${this.version}\n`, "");
+    if (file.endsWith("-restore") && stdin.includes("\n-S ")) return list(tables, file, stdin);
     if (file.endsWith("-restore")) {
       return tables.restore(stdin).then(
         () => ended(0, "", ""),
-        (err: unknown) => ended(1, "", `${file}: line 2 failed: ${messageOf(err)}`),
+        (err: unknown) =>
+          hasCode(err, "Unavailable")
+            ? ended(4, "", "Another app is currently holding the xtables lock.")
+            : ended(1, "", `${file}: line 2 failed: ${messageOf(err)}`),
       );
     }
     const [table = "", chain = ""] = [args[args.indexOf("-t") + 1], args[args.indexOf("-S") + 1]];
@@ -88,6 +92,20 @@ export class FakeCommands implements Commands {
     }
     return ended(0, "", "");
   }
+}
+
+/** What iptables-restore does with `-S CHAIN` in its input. */
+async function list(tables: FakeIptables, file: string, stdin: string): Promise<ExecResult> {
+  let table = "";
+  let stdout = "";
+  for (const [at, line] of stdin.split("\n").entries()) {
+    if (line.startsWith("*")) table = line.slice(1);
+    if (!line.startsWith("-S ")) continue;
+    const rules = await tables.listRules(table, line.slice(3));
+    if (rules === undefined) return ended(1, "", `${file}: line ${at + 1} failed`);
+    stdout += [`-N ${line.slice(3)}`, ...rules, ""].join("\n");
+  }
+  return ended(0, stdout, "");
 }
 
 function ended(code: number | undefined, stdout: string, stderr: string, failure?: ExecResult["failure"]): ExecResult {

@@ -1,4 +1,5 @@
-import type { Iptables, ServiceSet } from "../../agent/proxy/iptables/port.ts";
+import type { ChainsByTable, Iptables, MissingChain, ServiceSet } from "../../agent/proxy/iptables/port.ts";
+import { RefusedLine } from "../../agent/proxy/iptables/port.ts";
 import { AgentError } from "../../agent/lib/errors.ts";
 import { chainPrint } from "../../agent/proxy/iptables/print.ts";
 
@@ -25,6 +26,8 @@ export class FakeIptables implements Iptables {
   /** Every text that was applied or refused. */
   readonly texts: string[] = [];
   readonly #failures: AgentError[] = [];
+  /** A text with a line that matches is refused, as a kernel without some module would. */
+  refuses: RegExp | undefined;
 
   constructor() {
     for (const [table, chains] of Object.entries(builtIn)) this.tables.set(table, new Map(chains.map((c) => [c, []])));
@@ -44,6 +47,10 @@ export class FakeIptables implements Iptables {
     this.texts.push(text);
     const failure = this.#failures.shift();
     if (failure !== undefined) throw failure;
+    const refused = text.split("\n").findIndex((line) => this.refuses?.test(line) === true);
+    if (refused >= 0) {
+      throw new AgentError("Invalid", "the kernel says no", { cause: new RefusedLine(text, refused + 1) });
+    }
     for (const [table, lines] of splitTables(text)) {
       const next: Chains = new Map([...(this.tables.get(table) ?? [])].map(([chain, rules]) => [chain, [...rules]]));
       for (const line of lines) applyLine(next, line);
@@ -57,6 +64,18 @@ export class FakeIptables implements Iptables {
       .get(table)
       ?.get(chain)
       ?.map((rule) => `-A ${chain} ${rule}`);
+  }
+
+  async listMany(chains: ChainsByTable): Promise<Map<string, string[]> | MissingChain> {
+    const found = new Map<string, string[]>();
+    for (const [table, names] of Object.entries(chains)) {
+      for (const name of names) {
+        const rules = await this.listRules(table, name);
+        if (rules === undefined) return { missing: `${table} ${name}` };
+        found.set(`${table} ${name}`, rules);
+      }
+    }
+    return found;
   }
 
   async readChains(table: string): Promise<Map<string, number>> {

@@ -10,6 +10,15 @@ const batchLinesMax = 4_000;
 export interface ApplyResult {
   readonly restores: number;
   readonly lines: number;
+  /** Rules written, by table. */
+  readonly natRules: number;
+  readonly filterRules: number;
+}
+
+/** Chains of one service that are to be written. */
+export interface ServiceWrites {
+  readonly key: string;
+  readonly writes: readonly (readonly [chain: string, rules: readonly string[]])[];
 }
 
 /**
@@ -24,6 +33,12 @@ export class Applier {
   #running: Promise<void> = Promise.resolve();
   #restores = 0;
   #lines = 0;
+  /** Those whose chains are in the text. */
+  #services: ServiceWrites[] = [];
+  /** Those whose chains were in the text that failed. */
+  failedServices: readonly ServiceWrites[] = [];
+  #natRules = 0;
+  #filterRules = 0;
 
   /**
    * What is in the kernel already and need not be written again; by table and chain. Rewriting live chains costs: the
@@ -42,13 +57,31 @@ export class Applier {
   }
 
   result(): ApplyResult {
-    return { restores: this.#restores, lines: this.#lines };
+    return {
+      restores: this.#restores,
+      lines: this.#lines,
+      natRules: this.#natRules,
+      filterRules: this.#filterRules,
+    };
   }
 
   async write(table: AnyTable, chain: string, rules: readonly string[]): Promise<void> {
     const present = this.#present[table]?.get(chain);
     if (present !== undefined && present === chainPrint(rules)) return;
     this.text.write(table, chain, rules);
+    if (this.text.lines >= batchLinesMax) await this.#start();
+  }
+
+  /** Writes chains of one service, which stay in one text. */
+  async writeService({ key, writes }: ServiceWrites): Promise<void> {
+    const present = this.#present.nat;
+    const differing = writes.filter(([chain, rules]) => {
+      const print = present?.get(chain);
+      return print === undefined || print !== chainPrint(rules);
+    });
+    if (differing.length === 0) return;
+    for (const [chain, rules] of differing) this.text.write("nat", chain, rules);
+    this.#services.push({ key, writes: differing });
     if (this.text.lines >= batchLinesMax) await this.#start();
   }
 
@@ -86,9 +119,15 @@ export class Applier {
     const text = this.text.toString();
     if (text === "") return;
     this.#lines += this.text.lines;
+    this.#natRules += this.text.ruleCount("nat");
+    this.#filterRules += this.text.ruleCount("filter");
     this.#restores += 1;
     this.text = new RestoreText();
+    const services = this.#services;
+    this.#services = [];
     this.#running = this.#iptables.restore(text, this.#signal);
-    this.#running.catch(() => {});
+    this.#running.catch(() => {
+      this.failedServices = services;
+    });
   }
 }

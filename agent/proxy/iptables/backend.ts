@@ -1,3 +1,4 @@
+import type { Clock } from "../../lib/clock.ts";
 import type { Logger } from "../../lib/log.ts";
 import type { Backend } from "../backend.ts";
 import type { Commands } from "../commands.ts";
@@ -20,7 +21,10 @@ export interface IptablesBackendOptions {
   /** This machine's addresses, asked for at each sync. */
   readonly localIPs: () => readonly string[];
   readonly commands: Commands;
+  readonly clock: Clock;
   readonly log: Logger;
+  /** Hears once of each service whose rules the kernel refuses, with the reason. Must not throw. */
+  readonly onRefused: (key: string, reason: string) => void;
 }
 
 /** The iptables mode of one family. Rejects if the family's nat table cannot be read on this machine. */
@@ -29,7 +33,7 @@ export async function createIptablesBackend(about: IptablesBackendOptions, signa
   const iptables = await createIptables(commands, family, about.flavour, signal);
   if ((await iptables.listRules("nat", "POSTROUTING", signal)) === undefined) throw new Error("no nat table");
   const set = about.hasIpset ? createServiceSet(commands, family, serviceSetName(family)) : undefined;
-  const rules = new IptablesBackend({ iptables, set, log: about.log });
+  const rules = new IptablesBackend({ iptables, set, clock: about.clock, log: about.log, onRefused: about.onRefused });
 
   const context = (): Pick<IptablesSyncRequest, "fixed" | "render"> => {
     const addresses = readNodePortAddresses(options.nodePortAddresses, options.nodeIPs, family);
@@ -55,6 +59,7 @@ export async function createIptablesBackend(about: IptablesBackendOptions, signa
       return rules.needsFull;
     },
     sync: async (request, signal) => ({ ...(await rules.sync({ ...request, ...context() }, signal)) }),
+    figures: () => rules.figures(),
     findDamage: async (signal) => await rules.findDamage(signal),
   };
 }

@@ -14,6 +14,7 @@ export function canonicalRule(rule: string): string {
   let current = "";
   let isNegated = false;
   const finish = () => {
+    current = xmark(current);
     // Modules are loaded for their options, which say the same; `--mask` is the list's own, all of the address.
     if (current !== "" && !current.startsWith("-m ") && !current.startsWith("--mask ") && !defaults.has(current)) {
       options.push(current);
@@ -36,10 +37,22 @@ export function canonicalRule(rule: string): string {
 
 function canonicalValue(option: string, value: string): string {
   if (option === "--probability") return Number(value).toFixed(probabilityDigits);
+  if (option.endsWith("--mark")) return value.split("/").map(numberText).join("/");
   return /-[sd]$/.test(option) ? value.replace(/\/(32|128)$/, (whole) => (isHost(value, whole) ? "" : whole)) : value;
 }
 
 /** `/32` is a host in IPv4 only. */
 function isHost(value: string, length: string): boolean {
   return value.includes(":") ? length === "/128" : length === "/32";
+}
+
+function numberText(value: string): string {
+  return `0x${Number(value).toString(16)}`;
+}
+
+/** Setting and toggling bits of the mark are listed in one form. */
+function xmark(option: string): string {
+  const [verb, bits = ""] = option.split(" ");
+  if (verb === "--or-mark") return `--set-xmark ${numberText(bits)}/${numberText(bits)}`;
+  return verb === "--xor-mark" ? `--set-xmark ${numberText(bits)}/0x0` : option;
 }

@@ -1,8 +1,10 @@
-import { AgentError } from "../../lib/errors.ts";
+import { AgentError, hasCode } from "../../lib/errors.ts";
+import type { ExecResult } from "../../lib/exec.ts";
 import { type Commands, expectSuccess } from "../commands.ts";
 import type { Family } from "../ip.ts";
-import type { Iptables, ServiceSet } from "./port.ts";
+import { type Iptables, RefusedLine, type ServiceSet } from "./port.ts";
 import { addToPrint, chainPrint } from "./print.ts";
+import { listingText, parseListing } from "./listing.ts";
 
 /** Which of the two kernel interfaces an iptables command uses. */
 export type Flavour = "nft" | "legacy";
@@ -13,10 +15,14 @@ const lockWaitSeconds = 5;
 const commandTimeoutMs = 300_000;
 // ipset has no lock to wait for.
 const setTimeoutMs = 60_000;
-// Longest text of one failing line in an error.
-const lineLengthMax = 300;
 // 2^20: far above what the trees can hold; the kernel allocates as the set grows. ipset's own default is 65 536.
 const setMembersMax = 1_048_576;
+
+// iptables' exit code for "somebody else holds the lock", and for more; see expectAccepted.
+const resourceProblem = 4;
+const refusalRE = /failed \((?!Resource temporarily|Device or resource busy|Cannot allocate|Interrupted|No buffer)/;
+// What a command complains about is one line; more is its usage.
+const complaintLengthMax = 500;
 
 /** File names of one family's commands. Without a flavour: whatever the machine calls `iptables`. */
 export function commandNames(family: Family, flavour: Flavour | undefined) {
@@ -48,7 +54,21 @@ export async function createIptables(
         signal: stop,
         stdin: text,
       });
-      expectSuccess(result, "apply rules", (stderr) => failedLine(stderr, text));
+      expectAccepted(result, text);
+    },
+
+    listMany: async (chains, stop) => {
+      const { text, order } = listingText(chains);
+      const result = await commands.run(names.restore, [...restoreLock, "--noflush"], {
+        ...options,
+        signal: stop,
+        stdin: text,
+      });
+      const missing =
+        result.failure === "exit" && result.code !== resourceProblem && missingChain(result.stderr, order);
+      if (missing !== undefined && missing !== false) return { missing };
+      expectSuccess(result, "list chains");
+      return parseListing(result.stdout, order);
     },
 
     listRules: async (table, chain, stop) => {
@@ -91,11 +111,27 @@ export function createServiceSet(commands: Commands, family: Family, name: strin
     expectSuccess(result, `change set ${name}`);
   };
   const isAbsent = (stderr: string) => stderr.includes("does not exist");
+  const temporary = `${name}-NEW`;
+  const destroy = async (signal: AbortSignal) => {
+    for (const set of [name, temporary]) {
+      const result = await commands.run("ipset", ["destroy", set], { timeoutMs: setTimeoutMs, signal });
+      if (result.failure === "exit" && isAbsent(result.stderr)) continue;
+      expectSuccess(result, `remove set ${set}`);
+    }
+  };
   return {
     name,
     replace: async (members, signal) => {
-      const temporary = `${name}-NEW`;
-      let text = `create ${name} ${kind}\ncreate ${temporary} ${kind}\nflush ${temporary}\n`;
+      const create = `create ${name} ${kind}\ncreate ${temporary} ${kind}\n`;
+      try {
+        await restore(create, signal);
+      } catch (err) {
+        if (!hasCode(err, "Invalid")) throw err;
+        // Sets of these names and of another kind. They can go unless a rule refers to them.
+        await destroy(signal);
+        await restore(create, signal);
+      }
+      let text = `flush ${temporary}\n`;
       for (const member of members) text += `add ${temporary} ${member}\n`;
       await restore(`${text}swap ${temporary} ${name}\ndestroy ${temporary}\n`, signal);
     },
@@ -112,13 +148,7 @@ export function createServiceSet(commands: Commands, family: Family, name: strin
       const found = /^Number of entries: (\d+)$/m.exec(result.stdout);
       return found === null ? undefined : Number(found[1]);
     },
-    destroy: async (signal) => {
-      for (const set of [name, `${name}-NEW`]) {
-        const result = await commands.run("ipset", ["destroy", set], { timeoutMs: setTimeoutMs, signal });
-        if (result.failure === "exit" && isAbsent(result.stderr)) continue;
-        expectSuccess(result, `remove set ${set}`);
-      }
-    },
+    destroy,
   };
 }
 
@@ -155,8 +185,33 @@ function isNotFound(stderr: string): boolean {
   ].some((text) => stderr.includes(text));
 }
 
-function failedLine(stderr: string, text: string): string {
-  const number = /line:? (\d+)/.exec(stderr)?.[1];
-  const line = number === undefined ? undefined : text.split("\n", Number(number))[Number(number) - 1];
-  return line === undefined ? "" : ` (line ${number}: ${line.slice(0, lineLengthMax)})`;
+/** Throws unless iptables-restore took the text: Unavailable if it may take it later, else Invalid. */
+function expectAccepted(result: ExecResult, text: string): void {
+  if (result.failure !== "exit") {
+    expectSuccess(result, "apply rules");
+    return;
+  }
+  const said = result.stderr
+    .split("\n")
+    .map((line) => line.trim())
+    .filter((line) => line !== "" && !line.startsWith("#") && !line.startsWith("Try `") && !line.endsWith(":"))
+    .join("; ");
+  // iptables-nft exits with RESOURCE_PROBLEM for everything that the kernel says, not only for what passes.
+  const isPassing = result.code === resourceProblem && !refusalRE.test(result.stderr);
+  const number = lineNumber(result.stderr);
+  const refused = number === undefined || isPassing ? undefined : new RefusedLine(text, number);
+  const what = refused === undefined ? "" : ` (line ${refused.number}: ${refused.line})`;
+  const message = `apply rules: exit code ${result.code}: ${said.slice(0, complaintLengthMax)}${what}`;
+  throw new AgentError(isPassing ? "Unavailable" : "Invalid", message, refused === undefined ? {} : { cause: refused });
+}
+
+/** iptables-nft names the chain, iptables-legacy the line. */
+function missingChain(stderr: string, order: ReadonlyMap<number, string>): string | undefined {
+  const [, chain, table] = /chain `(\S+)' in table `(\S+)' is incompatible/.exec(stderr) ?? [];
+  return chain === undefined ? order.get(lineNumber(stderr) ?? 0) : `${table} ${chain}`;
+}
+
+function lineNumber(stderr: string): number | undefined {
+  const found = /line:? (\d+)/.exec(stderr)?.[1];
+  return found === undefined ? undefined : Number(found);
 }

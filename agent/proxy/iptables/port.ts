@@ -1,3 +1,10 @@
+import type { AnyTable } from "./text.ts";
+
+// As many lines as the reference logs.
+const neighboursOfRefusedLine = 3;
+// Longest text of one line in an error or log line.
+const lineLengthMax = 300;
+
 /**
  * The kernel's rules, for one IP family, through the iptables commands. Every call rejects with an `AgentError`:
  * Invalid (the command did not accept its input), Unavailable (locked, killed, could not be started) or Canceled.
@@ -9,8 +16,37 @@ export interface Iptables {
   restore(text: string, signal: AbortSignal): Promise<void>;
   /** Rules of one chain as `-A chain …` lines in the command's own spelling; undefined: there is no such chain. */
   listRules(table: string, chain: string, signal: AbortSignal): Promise<string[] | undefined>;
+  /**
+   * Rules of many chains by one command, by `table chain`, as {@link listRules} has them; or the first one found missing.
+   * Also cheap beside tens of thousands of other chains.
+   */
+  listMany(chains: ChainsByTable, signal: AbortSignal): Promise<ReadonlyMap<string, readonly string[]> | MissingChain>;
   /** All chains of a table that are not built in, with the `chainPrint` of what they hold. */
   readChains(table: string, signal: AbortSignal): Promise<Map<string, number>>;
+}
+
+/** Names of chains, by table. */
+export type ChainsByTable = Readonly<Partial<Record<AnyTable, readonly string[]>>>;
+
+export interface MissingChain {
+  readonly missing: string;
+}
+
+/** The `cause` of an Invalid error of {@link Iptables.restore}, if the command named the line that it did not accept. */
+export class RefusedLine {
+  /** Counted from 1. */
+  readonly number: number;
+  readonly line: string;
+  /** The line with its neighbours, each with its number. */
+  readonly around: readonly string[];
+
+  constructor(text: string, number: number) {
+    const first = Math.max(0, number - 1 - neighboursOfRefusedLine);
+    const lines = text.split("\n", number + neighboursOfRefusedLine);
+    this.number = number;
+    this.line = (lines[number - 1] ?? "").slice(0, lineLengthMax);
+    this.around = lines.slice(first).map((line, at) => `${first + at + 1}: ${line.slice(0, lineLengthMax)}`);
+  }
 }
 
 /** A set of `ip,proto:port`, as netfilter's ipset keeps it. Calls reject like those of {@link Iptables}. */

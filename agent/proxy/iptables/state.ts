@@ -12,6 +12,8 @@ interface AppliedService {
   readonly chains: ReadonlyMap<string, number>;
   readonly entries: RenderedService["entries"];
   readonly members: readonly string[];
+  /** Rules in `chains`. */
+  readonly ruleCount: number;
 }
 
 /** How one service differs from what was staged before. */
@@ -42,6 +44,9 @@ export class RuleState {
   /** How many services want each member of the set: two may, by mistake, claim one address. */
   readonly #members = new Map<string, number>();
   #changes = noChanges();
+  #serviceRules = 0;
+  /** Rules of each chain of the trees. */
+  readonly #dispatchRules: Readonly<Record<Table, Map<string, number>>> = { nat: new Map(), filter: new Map() };
 
   constructor(context: RenderContext) {
     this.#context = context;
@@ -60,9 +65,20 @@ export class RuleState {
     return this.#services.size;
   }
 
+  /** Services that have rules. */
+  keys(): Iterable<string> {
+    return this.#services.keys();
+  }
+
   /** Number of members of the set of service addresses. */
   get memberCount(): number {
     return this.#members.size;
+  }
+
+  /** Rules of services and of what leads to them. */
+  ruleCounts(): Record<Table, number> {
+    const sum = (counts: Map<string, number>) => counts.values().reduce((total, count) => total + count, 0);
+    return { nat: this.#serviceRules + sum(this.#dispatchRules.nat), filter: sum(this.#dispatchRules.filter) };
   }
 
   members(): Iterable<string> {
@@ -88,8 +104,13 @@ export class RuleState {
     const deletes = [...(old?.chains.keys() ?? [])].filter((chain) => !next.chains.has(chain));
     this.#stageEntries(old?.entries ?? [], next.entries);
     this.#stageMembers(old?.members ?? [], next.members);
+    const ruleCount = next.chains.values().reduce((total, rules) => total + rules.length, 0);
     if (next.entries.length === 0) this.#services.delete(service.key);
-    else this.#services.set(service.key, { chains: fingerprints, entries: next.entries, members: next.members });
+    else {
+      const { entries, members } = next;
+      this.#services.set(service.key, { chains: fingerprints, entries, members, ruleCount });
+    }
+    this.#serviceRules += (next.entries.length === 0 ? 0 : ruleCount) - (old?.ruleCount ?? 0);
     return { writes, deletes };
   }
 
@@ -100,6 +121,11 @@ export class RuleState {
     }
     const changes = this.#changes;
     this.#changes = noChanges();
+    for (const table of ["nat", "filter"] as const) {
+      const { writes, deletes } = changes.chains[table];
+      for (const [chain, rules] of writes) this.#dispatchRules[table].set(chain, rules.length);
+      for (const chain of deletes) this.#dispatchRules[table].delete(chain);
+    }
     return changes;
   }
 

@@ -1,6 +1,6 @@
 import type { Logger } from "../../lib/log.ts";
-import { hasCode, messageOf } from "../../lib/errors.ts";
-import type { SyncRequest } from "../backend.ts";
+import { type AgentError, hasCode, messageOf } from "../../lib/errors.ts";
+import type { BackendFigures, SyncRequest } from "../backend.ts";
 import { Pacer } from "../pacer.ts";
 import { Applier, type ApplyResult } from "./apply.ts";
 import {
@@ -15,8 +15,12 @@ import {
   sharedJumps,
   type Table,
 } from "./fixed.ts";
+import { Guard } from "./guard.ts";
+import { isolate, type Refusal, serviceOfRefusedLine } from "./isolate.ts";
 import { isJump, isServiceChain } from "./own.ts";
-import type { Iptables, ServiceSet } from "./port.ts";
+import { type Iptables, RefusedLine, type ServiceSet } from "./port.ts";
+import { type RefusedDeps, RefusedServices } from "./refused.ts";
+import { RestoreText } from "./text.ts";
 import type { RenderContext } from "./render.ts";
 import { RuleState } from "./state.ts";
 
@@ -29,6 +33,15 @@ export interface IptablesSyncRequest extends SyncRequest {
   readonly fixed: Omit<FixedContext, "setName">;
   readonly render: Omit<RenderContext, "withEndpointComments">;
 }
+
+export interface IptablesBackendDeps extends RefusedDeps {
+  readonly iptables: Iptables;
+  /** undefined: packets find their service by the dispatch tree alone. */
+  readonly set: ServiceSet | undefined;
+}
+
+// Each round finds up to 16 services; what is still refused then is tried again at the next sync.
+const isolationRoundsMax = 4;
 
 /** `chainPrint` by chain, by table. */
 type PresentChains = Readonly<Record<Table, ReadonlyMap<string, number>>>;
@@ -46,29 +59,98 @@ export class IptablesBackend {
   readonly #iptables: Iptables;
   readonly #set: ServiceSet | undefined;
   readonly #log: Logger;
+  readonly #refused: RefusedServices;
   #state: RuleState | undefined;
+  #guard: Guard | undefined;
   #entrances = "";
+  /** Rules of each chain that no service has a part in. */
+  readonly #fixedRules: Readonly<Record<Table, Map<string, number>>> = { nat: new Map(), filter: new Map() };
+  #written: ApplyResult | undefined;
   /** Whether the rules in the kernel refer to the set. */
   #isSetUsed = false;
   #setTrouble: string | undefined;
 
-  constructor(deps: { iptables: Iptables; set: ServiceSet | undefined; log: Logger }) {
+  constructor(deps: IptablesBackendDeps) {
     this.#iptables = deps.iptables;
     this.#set = deps.set;
     this.#log = deps.log;
+    this.#refused = new RefusedServices(deps);
   }
 
   get needsFull(): boolean {
     return this.#state === undefined;
   }
 
-  /** Rejects with an `AgentError`; see {@link Iptables}. */
+  /** Rules that are ours, and those that the last sync wrote. Nothing while it is not known what the kernel has. */
+  figures(): BackendFigures {
+    const owned = this.#state?.ruleCounts();
+    const written = this.#written;
+    if (owned === undefined || written === undefined) return {};
+    const fixed = (table: Table) => this.#fixedRules[table].values().reduce((total, count) => total + count, 0);
+    return {
+      rules: {
+        nat: { owned: owned.nat + fixed("nat"), written: written.natRules },
+        filter: { owned: owned.filter + fixed("filter"), written: written.filterRules },
+      },
+    };
+  }
+
+  /**
+   * Rejects with an `AgentError`; see {@link Iptables}. Services that the kernel refuses are left out, told of, and tried again
+   * later; only if it is not they that are refused does the sync fail.
+   */
   async sync(request: IptablesSyncRequest, signal: AbortSignal): Promise<ApplyResult> {
+    let current = this.#refused.request(request);
+    for (let round = 1; ; round++) {
+      const keys = current.isFull ? [] : [...(this.#state?.keys() ?? [])];
+      const appliers: Applier[] = [];
+      try {
+        const result = await this.#attempt(current, appliers, signal);
+        this.#refused.settle(current);
+        this.#written = result;
+        return result;
+      } catch (err) {
+        const refusals = round > isolationRoundsMax ? [] : await this.#findRefused(err, appliers.at(-1), signal);
+        if (refusals.length === 0) throw err;
+        this.#refused.add(refusals);
+        current = this.#refused.request({
+          ...request,
+          isFull: true,
+          keys: [...new Set([...current.keys, ...keys])].sort(),
+        });
+      }
+    }
+  }
+
+  /**
+   * Looks whether the rules are still there. Cheap: one process for the rules, one for the set, however many services there are.
+   *
+   * @returns what is missing, or undefined. Rejects if that could not be found out.
+   */
+  async findDamage(signal: AbortSignal): Promise<string | undefined> {
+    const guard = this.#guard;
+    if (guard === undefined) return undefined;
+    const listed = await this.#iptables.listMany(guard.chains(), signal);
+    if ("missing" in listed) {
+      const [table, chain] = listed.missing.split(" ");
+      return `chain ${chain} of table ${table} is gone`;
+    }
+    const damage = guard.findDamage(listed);
+    const state = this.#state;
+    if (damage !== undefined || this.#set === undefined || !this.#isSetUsed || state === undefined) return damage;
+    const count = await this.#set.count(signal);
+    return count === state.memberCount
+      ? undefined
+      : `set ${this.#set.name} has ${count ?? 0} of ${state.memberCount} members`;
+  }
+
+  async #attempt(request: IptablesSyncRequest, appliers: Applier[], signal: AbortSignal): Promise<ApplyResult> {
     const state = request.isFull ? undefined : this.#state;
     this.#state = undefined; // until all of it worked
     // Asked before anything is written: a clean machine answers at once.
     const present = state === undefined ? await this.#readChains(signal) : { nat: noChains, filter: noChains };
     const applier = new Applier(this.#iptables, signal, present);
+    appliers.push(applier);
     this.#state =
       state === undefined
         ? await this.#syncFull(request, applier, present, signal)
@@ -76,23 +158,18 @@ export class IptablesBackend {
     return applier.result();
   }
 
-  /**
-   * Looks whether the rules are still there. Cheap.
-   *
-   * @returns what is missing, or undefined. Rejects if that could not be found out.
-   */
-  async findDamage(signal: AbortSignal): Promise<string | undefined> {
-    for (const table of canaryTables) {
-      const rules = await this.#iptables.listRules(table, canaryChain, signal);
-      if (rules === undefined) return `table ${table} was flushed`;
-      if (rules.length === 0) return `the chains of table ${table} were flushed`;
-    }
-    const state = this.#state;
-    if (this.#set === undefined || !this.#isSetUsed || state === undefined) return undefined;
-    const count = await this.#set.count(signal);
-    return count === state.memberCount
-      ? undefined
-      : `set ${this.#set.name} has ${count ?? 0} of ${state.memberCount} members`;
+  /** Which services a failed attempt failed for; empty: for none in particular. */
+  async #findRefused(err: unknown, applier: Applier | undefined, signal: AbortSignal): Promise<Refusal[]> {
+    if (!hasCode(err, "Invalid") || applier === undefined) return [];
+    logRefusedLine(err, this.#log);
+    const refusals = await isolate(applier.failedServices, async (services) => {
+      const text = new RestoreText();
+      for (const { writes } of services) for (const [chain, rules] of writes) text.write("nat", chain, rules);
+      await this.#iptables.restore(text.toString(), signal);
+    });
+    if (refusals.length > 0) return refusals;
+    const key = serviceOfRefusedLine(err);
+    return key === undefined ? [] : [{ key, error: err }];
   }
 
   async #readChains(signal: AbortSignal): Promise<PresentChains> {
@@ -113,11 +190,15 @@ export class IptablesBackend {
     const base = renderBase({ ...request.fixed, setName: undefined });
     for (const table of ["filter", "nat"] as const) await applier.writeAll(table, base[table]);
 
+    // What the services' chains lead to is there first, and is no part of what a refused service is looked for in.
+    await applier.flush();
     const pacer = new Pacer();
     for (const key of request.keys) {
-      for (const [chain, rules] of state.stage(request.describe(key)).writes) await applier.write("nat", chain, rules);
+      const { writes } = state.stage(request.describe(key));
+      await applier.writeService({ key, writes });
       await pacer.breathe();
     }
+    await applier.flush();
     await this.#fillSet(state, signal);
     const { chains } = await state.takeDispatchChanges(pacer);
     // Chains of the filter table first: they only refuse what the nat table does not translate.
@@ -128,7 +209,18 @@ export class IptablesBackend {
     for (const table of canaryTables) applier.text.write(table, canaryChain, [canaryRule]);
     await applier.flush();
 
-    await this.#ensureJumps(base.filter.has("KUBE-FIREWALL") ? [...jumps, ...sharedJumps] : jumps, applier, signal);
+    const wantedJumps = base.filter.has("KUBE-FIREWALL") ? [...jumps, ...sharedJumps] : jumps;
+    await this.#ensureJumps(wantedJumps, applier, signal);
+    const guard = new Guard(wantedJumps);
+    for (const table of ["filter", "nat"] as const) {
+      guard.note(table, base[table]);
+      guard.note(table, entrances[table]);
+      for (const [chain, rules] of [...base[table], ...entrances[table]]) {
+        this.#fixedRules[table].set(chain, rules.length);
+      }
+      guard.noteRoots(table, chains[table].writes);
+    }
+    this.#guard = guard;
     const wanted = { nat: new Set(chains.nat.writes.keys()), filter: new Set(chains.filter.writes.keys()) };
     for (const chain of state.serviceChains()) {
       wanted.nat.add(chain);
@@ -156,19 +248,24 @@ export class IptablesBackend {
     const pacer = new Pacer();
     for (const key of request.keys) {
       const changes = state.stage(request.describe(key));
-      for (const [chain, rules] of changes.writes) await applier.write("nat", chain, rules);
+      await applier.writeService({ key, writes: changes.writes });
       deletes.nat.push(...changes.deletes);
       await pacer.breathe();
     }
     const dispatch = await state.takeDispatchChanges(pacer);
     for (const table of ["filter", "nat"] as const) {
       await applier.writeAll(table, dispatch.chains[table].writes);
+      this.#guard?.noteRoots(table, dispatch.chains[table].writes);
       deletes[table].push(...dispatch.chains[table].deletes);
     }
     const entrances = renderEntrances(this.#fixed(request));
     const entrancesText = JSON.stringify([...entrances.nat, ...entrances.filter]);
     if (entrancesText !== this.#entrances) {
-      for (const table of ["filter", "nat"] as const) await applier.writeAll(table, entrances[table]);
+      for (const table of ["filter", "nat"] as const) {
+        await applier.writeAll(table, entrances[table]);
+        this.#guard?.note(table, entrances[table]);
+        for (const [chain, rules] of entrances[table]) this.#fixedRules[table].set(chain, rules.length);
+      }
       this.#entrances = entrancesText;
     }
     for (const table of ["nat", "filter"] as const) await applier.deleteAll(table, deletes[table]);
@@ -214,6 +311,12 @@ export class IptablesBackend {
     }
     await applier.flush();
   }
+}
+
+/** A text that was refused, for people: what the tool said is in the error, the place is here. */
+function logRefusedLine(err: AgentError, log: Logger): void {
+  if (err.cause instanceof RefusedLine)
+    log.error({ line: err.cause.number, around: err.cause.around }, "rules were refused");
 }
 
 function jumpArguments({ match, comment, to }: Jump): string {

@@ -15,6 +15,11 @@ export class RestoreText {
     return this.#lines;
   }
 
+  /** Rules so far, without what declares and deletes chains. */
+  ruleCount(table: AnyTable): number {
+    return this.#tables[table].rules.length;
+  }
+
   /** Makes `chain` have exactly these rules, given as arguments without `-A chain`. */
   write(table: AnyTable, chain: string, rules: readonly string[]): void {
     this.#tables[table].chains.push(`:${chain} - [0:0]`);

@@ -1,5 +1,6 @@
 import { afterEach, beforeEach, describe, expect, test } from "vitest";
 import type { EndpointSlice, Node, Service } from "../../../agent/kube/types.ts";
+import { AgentError } from "../../../agent/lib/errors.ts";
 import { createLogger } from "../../../agent/lib/log.ts";
 import type { SyncEvent } from "../../../agent/proxy/family.ts";
 import { type ProxyOptions, proxyOptionsDefault } from "../../../agent/proxy/options.ts";
@@ -53,7 +54,7 @@ const log = () =>
   });
 const warnings = () => lines.filter(({ level }) => level === "warn").map(({ msg }) => msg);
 const rules = () => commands.tables.iptables.dump();
-const restores = () => commands.log.filter((line) => line.includes("-restore")).length;
+const restores = () => commands.tables.iptables.texts.length;
 
 async function start(more: Partial<ProxyOptions> = {}): Promise<Proxy> {
   const proxy = createProxy(
@@ -150,7 +151,7 @@ describe("changes", () => {
   });
 
   test("that fail are tried again in full, sooner than the sync period", async () => {
-    commands.tables.iptables.failNext(new Error("locked") as never);
+    commands.tables.iptables.failNext(new AgentError("Unavailable", "locked"));
     endpointSlices.put(makeSlice("web", ["10.244.1.6"]));
     await quiet();
     expect(events.at(-1)).toMatchObject({ isOk: false });

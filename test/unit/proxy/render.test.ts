@@ -1,4 +1,5 @@
 import { describe, expect, test } from "vitest";
+import { FakeClock } from "../kube/fake-clock.ts";
 import type { EndpointSlice, Service, ServiceSpec } from "../../../agent/kube/types.ts";
 import { silentLogger } from "../../../agent/lib/log.ts";
 import { detectLocalMatch, type FixedContext } from "../../../agent/proxy/iptables/fixed.ts";
@@ -40,6 +41,7 @@ async function program(setup: Setup) {
   const backend = new IptablesBackend({
     iptables,
     set: setup.withoutSet === true ? undefined : set,
+    clock: new FakeClock(),
     log: silentLogger,
   });
   await backend.sync(

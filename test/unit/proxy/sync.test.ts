@@ -1,4 +1,5 @@
 import { describe, expect, test } from "vitest";
+import { FakeClock } from "../kube/fake-clock.ts";
 import type { Endpoint } from "../../../agent/kube/types.ts";
 import { AgentError } from "../../../agent/lib/errors.ts";
 import { silentLogger } from "../../../agent/lib/log.ts";
@@ -29,7 +30,7 @@ class Bench {
   constructor(iptables = new FakeIptables(), set: FakeServiceSet | undefined = new FakeServiceSet("KUBE-SERVICE-IPS")) {
     this.iptables = iptables;
     this.set = set;
-    this.backend = new IptablesBackend({ iptables, set, log: silentLogger });
+    this.backend = new IptablesBackend({ iptables, set, clock: new FakeClock(), log: silentLogger });
   }
 
   put(
@@ -232,7 +233,7 @@ describe("trouble", () => {
     expect(await bench.backend.findDamage(signal)).toMatch(/filter/);
     await bench.sync(true);
     bench.iptables.flushEverything();
-    expect(await bench.backend.findDamage(signal)).toMatch(/mangle was flushed/);
+    expect(await bench.backend.findDamage(signal)).toMatch(/table mangle is gone/);
     await bench.sync(true);
     expect(bench.iptables.dump()).toBe((await bench.fresh()).dump);
   });

@@ -1,0 +1,49 @@
+import { hasCode } from "../../lib/errors.ts";
+import type { ServiceWrites } from "./apply.ts";
+import { RefusedLine } from "./port.ts";
+
+/** A service whose rules the kernel or its tool does not take, and why. */
+export interface Refusal {
+  readonly key: string;
+  readonly error: Error;
+}
+
+/**
+ * More than this at once: it is not the services that something is wrong with.
+ */
+export const refusalsMax = 16;
+
+/**
+ * Finds out which of these services make a text fail, by applying halves of it. What is accepted stays applied, which does no
+ * harm: nothing leads to chains of a service before all of them are there. Rejects with errors other than Invalid.
+ *
+ * @returns at most {@link refusalsMax}
+ */
+export async function isolate(
+  services: readonly ServiceWrites[],
+  apply: (services: readonly ServiceWrites[]) => Promise<void>,
+): Promise<Refusal[]> {
+  const refusals: Refusal[] = [];
+  const waiting = [services];
+  while (refusals.length < refusalsMax) {
+    const next = waiting.pop();
+    if (next === undefined) break;
+    const [first] = next;
+    if (first === undefined) continue;
+    try {
+      await apply(next);
+    } catch (err) {
+      if (!hasCode(err, "Invalid")) throw err;
+      const half = next.length >> 1;
+      if (half === 0) refusals.push({ key: first.key, error: err });
+      else waiting.push(next.slice(half), next.slice(0, half));
+    }
+  }
+  return refusals;
+}
+
+/** The service that the refused line is for, by its comment; undefined if the error names none. Pure. */
+export function serviceOfRefusedLine(err: Error): string | undefined {
+  if (!(err.cause instanceof RefusedLine)) return undefined;
+  return /--comment "?([^\s:"/]+\/[^\s:"/]+)/.exec(err.cause.line)?.[1];
+}
