@@ -10,6 +10,7 @@ import type { Backend, SyncRequest } from "./backend.ts";
 import { type Family, type Prefix, parseIP } from "./ip.ts";
 import { type ServiceDescription, ServiceModel } from "./model.ts";
 import type { ProxyOptions } from "./options.ts";
+import { RuleWatch } from "./rule-watch.ts";
 
 /** State of one family's proxy, for health and metrics. Times are Unix ms. */
 export interface FamilyStats {
@@ -47,6 +48,8 @@ interface FamilyProxyDeps {
   readonly log: Logger;
   readonly observer: SyncObserver | undefined;
   readonly localIPs: () => readonly string[];
+  /** Hears that somebody else changed the rules, and how. Must not throw. */
+  readonly onDamage?: (damage: string) => void;
 }
 
 // The reference's period. It catches what the canaries cannot see; with iptables, skipped for many endpoints, where it costs seconds.
@@ -69,6 +72,8 @@ export class FamilyProxy {
   readonly #model: ServiceModel;
   readonly #conntrack: ConntrackCleaner;
   readonly #loop: Loop;
+  readonly #watch: RuleWatch;
+  #isSyncing = false;
   readonly #nodeIPs: readonly Prefix[];
   /** Services whose UDP flows are to be looked at. */
   readonly #flowsToClean = new Set<string>();
@@ -98,6 +103,18 @@ export class FamilyProxy {
       retryMs: (failures) => backoffMs(failures, { baseMs: retryBaseMs, maxMs: options.syncPeriodMs }),
       resyncMs: options.syncPeriodMs,
       minIntervalMs: options.minSyncPeriodMs,
+    });
+    this.#watch = new RuleWatch({
+      clock,
+      log,
+      look: (signal) => deps.backend.findDamage(signal),
+      isBusy: () => this.#isSyncing || this.#mustSyncFull || deps.backend.needsFull,
+      onDamage: (damage) => {
+        this.#mustSyncFull = true;
+        deps.onDamage?.(damage);
+        this.#wake();
+      },
+      restMsMax: options.syncPeriodMs,
     });
   }
 
@@ -132,7 +149,7 @@ export class FamilyProxy {
   /** Syncs until `signal` aborts. The rules stay. */
   async run(signal: AbortSignal): Promise<void> {
     this.#wake();
-    await Promise.all([this.#loop.run(signal), this.#deps.backend.run?.(signal)]);
+    await Promise.all([this.#loop.run(signal), this.#watch.run(signal), this.#deps.backend.run?.(signal)]);
   }
 
   stats(): FamilyStats {
@@ -155,11 +172,21 @@ export class FamilyProxy {
   }
 
   async #pass(signal: AbortSignal): Promise<undefined> {
+    this.#isSyncing = true; // before waiting for the look: none may begin afterwards
+    try {
+      await this.#watch.idle();
+      return await this.#apply(signal);
+    } finally {
+      this.#isSyncing = false;
+    }
+  }
+
+  async #apply(signal: AbortSignal): Promise<undefined> {
     const { backend, clock, log, options } = this.#deps;
     const isCheckDue = clock.monotonic() >= this.#nextCheckAtMs;
     if (isCheckDue) {
       this.#nextCheckAtMs = clock.monotonic() + options.syncPeriodMs;
-      await this.#check(signal);
+      this.#checkHour();
     }
     const isPending = this.#mustSyncFull || this.#isContextNew || this.#model.hasPending;
     if (backend.needsFull || isPending || isCheckDue) await this.#sync(signal);
@@ -176,24 +203,11 @@ export class FamilyProxy {
     return undefined;
   }
 
-  /** Notices rules that somebody else removed, and the hour of the full sync. */
-  async #check(signal: AbortSignal): Promise<void> {
-    const { backend, clock, log } = this.#deps;
-    if (backend.needsFull || this.#mustSyncFull) return;
+  /** Notices the hour of the full sync. */
+  #checkHour(): void {
+    const { backend, clock } = this.#deps;
     const isWorthIt = backend.syncsFullyAtAnySize ?? this.#model.endpointCount() <= endpointsOfSmallClusterMax;
-    if (isWorthIt && clock.monotonic() - this.#lastFullAtMs > fullSyncPeriodMs) {
-      this.#mustSyncFull = true;
-      return;
-    }
-    try {
-      const damage = await backend.findDamage(signal);
-      if (damage === undefined) return;
-      log.warn({ damage }, "rules were changed by somebody else; writing all of them");
-      this.#mustSyncFull = true;
-    } catch (err) {
-      // Somebody holds the lock, say. Nothing is known, so nothing is done; the next check is near.
-      if (!signal.aborted) log.warn({ err: messageOf(err) }, "rules could not be checked");
-    }
+    if (isWorthIt && clock.monotonic() - this.#lastFullAtMs > fullSyncPeriodMs) this.#mustSyncFull = true;
   }
 
   async #sync(signal: AbortSignal): Promise<void> {

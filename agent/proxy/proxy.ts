@@ -18,6 +18,7 @@ import { createNftablesBackend, expectNftables } from "./nftables/backend.ts";
 import { cleanupNftables } from "./nftables/cleanup.ts";
 import { readNodePortAddresses } from "./node-ports.ts";
 import type { ProxyOptions } from "./options.ts";
+import { findRivals, type RivalProcess, RivalWatch } from "./rivals.ts";
 import { applySysctls, decideConntrackSysctls, decideProxySysctls, type Sysctls, systemSysctls } from "./sysctl.ts";
 
 /** What the proxy works with. */
@@ -37,6 +38,8 @@ export interface ProxyDeps {
   readonly commands?: Commands;
   readonly sysctls?: Sysctls;
   readonly localIPs?: () => readonly string[];
+  /** Looks for other service proxies on this machine. */
+  readonly findRivals?: () => Promise<RivalProcess[]>;
 }
 
 /** The service proxy's role in the agent. */
@@ -131,6 +134,14 @@ async function buildFamilies(options: ProxyOptions, deps: ProxyDeps, signal: Abo
   const tools: Tools = { commands, sysctls, localIPs: deps.localIPs ?? interfaceAddresses };
   const makeBackend = await (options.mode === "nftables" ? nftables : iptables)(resolved, deps, tools, signal);
 
+  const about = { kind: "Node", name: options.nodeName, uid: options.nodeName };
+  const rivals = new RivalWatch({
+    clock: deps.clock,
+    log,
+    find: deps.findRivals ?? findRivals,
+    onRival: (message) => deps.recorder?.event(about, "Warning", "OtherServiceProxy", message),
+  });
+  void rivals.check(); // never rejects
   const built: FamilyProxy[] = [];
   for (const family of options.families ?? (["IPv4", "IPv6"] as const)) {
     const familyLog = log.child({ family });
@@ -159,6 +170,7 @@ async function buildFamilies(options: ProxyOptions, deps: ProxyDeps, signal: Abo
         log: familyLog,
         observer: deps.observer,
         localIPs: tools.localIPs,
+        onDamage: (damage) => void rivals.check(damage),
       }),
     );
   }
@@ -175,7 +187,7 @@ interface Tools {
 
 async function iptables(
   options: ProxyOptions,
-  { log }: ProxyDeps,
+  { log, clock, recorder, services }: ProxyDeps,
   { commands, sysctls, localIPs }: Tools,
   signal: AbortSignal,
 ): Promise<BackendMaker> {
@@ -200,7 +212,12 @@ async function iptables(
         hasLocalhostNodePorts: family === "IPv4" && hasLocalhostNodePorts,
         localIPs,
         commands,
+        clock,
         log: familyLog,
+        onRefused: (key, reason) => {
+          const about = { kind: "Service", ...referenceTo(key, services) };
+          recorder?.event(about, "Warning", "FailedToProgram", `${family} rules on node ${options.nodeName}: ${reason}`);
+        },
       },
       signal,
     );
@@ -246,6 +263,13 @@ async function resolveDetectLocal(
   signal.throwIfAborted();
   if (cidrs.length > 0) return { ...detectLocal, cidrs };
   throw new AgentError("Unavailable", `node ${nodeName} has no pod CIDRs, which detectLocalMode NodeCIDR needs`);
+}
+
+/** What an event about a service says of it. */
+function referenceTo(key: string, services: Store<Service>) {
+  const [namespace = "", name = ""] = key.split("/");
+  const uid = services.get(key)?.metadata.uid;
+  return { namespace, name, ...(uid === undefined ? {} : { uid }) };
 }
 
 function interfaceAddresses(): readonly string[] {
