@@ -41,6 +41,9 @@ export class StepError extends Error {
   }
 }
 
+/** Why a pod is turned away whose volumes the node has no room for. */
+export const attachLimitReason = "VolumeAttachmentLimitExceeded";
+
 // kubelet's floor for stopping a container: less gives a process no chance to react.
 const stopGraceSecondsMin = 2;
 
@@ -111,7 +114,8 @@ export class Executor {
       if (signal.aborted) throw err;
       const events = err instanceof VolumesError ? err.events : [{ reason: "FailedMount", message: messageOf(err) }];
       for (const { reason, message } of events) this.#event(pod, "Warning", reason, message);
-      throw new StepError("ContainerCreating", messageOf(err));
+      const isFull = err instanceof VolumesError && err.exceedsAttachLimit;
+      throw new StepError(isFull ? attachLimitReason : "ContainerCreating", messageOf(err));
     }
   }
 

@@ -8,19 +8,21 @@ import type { Logger } from "../lib/log.ts";
 import { Loop } from "../lib/loop.ts";
 import type { ProbeManager } from "../probes/manager.ts";
 import type { PodSnapshot, ContainerStatus as RuntimeContainer } from "../runtime/port.ts";
+import { Announcements } from "./announcements.ts";
 import { deadContainersKept, type RemainsUse } from "./container-gc.ts";
 import { decide, isOver } from "./decide.ts";
 import { type ChangedObject, isOneOf, stepsNeeding } from "./dependents.ts";
-import { activeDeadlineMs, deadlineExceeded, type PodEnding } from "./ending.ts";
-import type { Executor } from "./executor.ts";
+import { activeDeadlineMs, deadlineExceeded, type PodEnding, rejection } from "./ending.ts";
+import { attachLimitReason, type Executor } from "./executor.ts";
 import type { WorkerFacts } from "./explain.ts";
 import { Instances } from "./instances.ts";
-import type { PodLocal, ReadyImage, Termination } from "./local.ts";
+import type { PodLocal, ReadyImage } from "./local.ts";
 import type { WorkerView } from "./metrics-gauges.ts";
-import { describePod, graceSecondsOf, podReference, specContainers, uidOf } from "./names.ts";
+import { graceSecondsOf, specContainers, uidOf } from "./names.ts";
 import { ObjectDeletion } from "./object-deletion.ts";
 import { PodObserver } from "./observer.ts";
 import { actionKey, instanceOf, isAlive, type Plan, type PodAction } from "./plan.ts";
+import { PodEnd } from "./pod-end.ts";
 import type { PodDeps } from "./port.ts";
 import type { Replacements } from "./replacements.ts";
 import { isResizeDue } from "./resize/actuate.ts";
@@ -39,15 +41,12 @@ import {
 import { steadyClock } from "./steady-clock.ts";
 import type { StatusWriter } from "./status-writer.ts";
 import { Steps } from "./steps.ts";
+import { VolumeProgress } from "./volume-progress.ts";
 
 /** Rest after a failed read of the runtime's state. */
 export const observeRetry = { baseMs: 100, maxMs: 5_000, jitter: 0.2 };
-// So many failures in a row, about a second, are worth an event.
-const failedLooksMax = 4;
 // Longest rest between two looks at a pod of which nothing is heard: kubelet's syncFrequency.
 const resyncMs = 60_000;
-// kubelet's floor for the whole pod's grace.
-const graceSecondsMin = 1;
 
 export interface WorkerDeps extends PodDeps {
   executor: Pick<Executor, "execute">;
@@ -80,25 +79,17 @@ export class PodWorker {
   readonly #steps: Steps;
   readonly #images = new Map<string, ReadyImage>();
   readonly #instances: Instances;
-  /** Until when the crash backoff that was told last goes on, by container. */
-  readonly #announcedBackoff = new Map<string, number>();
+  readonly #announcements: Announcements;
+  readonly #volumes = new VolumeProgress();
+  readonly #end = new PodEnd();
   readonly #deletion: ObjectDeletion;
   // Ends pulls, volume work and postStart hooks when the pod has to go; other steps finish first.
   readonly #waits = new AbortController();
-  readonly #ended = Promise.withResolvers<void>();
   #pod: Pod;
   #given: Pod | undefined;
-  #volumes: PodLocal["volumes"] = "unknown";
-  #volumesDueMs: number | undefined;
-  #termination: Termination | undefined;
-  #ending: PodEnding | undefined;
   #isGone = false;
   #isCleanedUp = false;
-  #isStopped = false;
   #knowsReplaced = false;
-  #contentChanges = 0;
-  #saidNetworkNotReady = false;
-  #failedLooks = 0;
 
   constructor(pod: Pod, deps: WorkerDeps) {
     this.uid = uidOf(pod);
@@ -108,6 +99,7 @@ export class PodWorker {
     this.#clock = steadyClock(deps.clock);
     this.#log = deps.log.child({ pod: `${pod.metadata.namespace ?? ""}/${pod.metadata.name}`, podUID: this.uid });
     this.#observer = new PodObserver(this.uid, deps);
+    this.#announcements = new Announcements(deps);
     this.#instances = new Instances(deps.settings.crashBackoff);
     this.#steps = new Steps(this.#clock, deps.clock, this.#log);
     const { client, clock } = deps;
@@ -118,7 +110,7 @@ export class PodWorker {
       onError: (err) => {
         this.#log.warn({ err: messageOf(err) }, "pod not synced, trying again");
         deps.timelines?.notSynced(this.#pod, messageOf(err));
-        this.#sayNotSynced(messageOf(err));
+        this.#announcements.notLooked(this.#pod, messageOf(err));
       },
       retryMs: (failures) => backoffMs(failures, observeRetry),
       resyncMs,
@@ -138,7 +130,7 @@ export class PodWorker {
     } finally {
       signal.removeEventListener("abort", stop);
       this.#deps.probes.remove(this.uid);
-      this.#ended.resolve();
+      this.#end.settle();
     }
   }
 
@@ -181,16 +173,16 @@ export class PodWorker {
    * @returns resolves when nothing of it runs any more
    */
   async end(ending: PodEnding, graceSeconds?: number): Promise<void> {
-    this.#ending ??= ending;
+    this.#end.because(ending);
     this.#beginTermination(this.#pod, this.#clock.now());
-    if (graceSeconds !== undefined) this.#shortenGrace(graceSeconds);
+    if (graceSeconds !== undefined) this.#end.shorten(graceSeconds, this.#clock.now());
     this.#loop.wake();
-    await this.#ended.promise;
+    await this.#end.settled();
   }
 
   /** True until nothing of the pod runs any more, for good: until then it uses what the node has. */
   get isActive(): boolean {
-    return !this.#isStopped && this.#ending?.isRejection !== true;
+    return !this.#end.isStopped && this.#end.reason?.isRejection !== true;
   }
 
   get pod(): Pod {
@@ -209,8 +201,7 @@ export class PodWorker {
   }
 
   #contentIsOld(): void {
-    this.#contentChanges += 1;
-    if (this.#volumes === "ready") this.#volumes = "stale";
+    this.#volumes.changed();
     this.#steps.forgetFailures((key) => key === "volumes");
   }
 
@@ -250,7 +241,7 @@ export class PodWorker {
   get view(): WorkerView {
     const { observed } = this;
     const isStopped = observed !== undefined && !observed.containers.some(isAlive);
-    const lifecycle = this.#termination === undefined ? "sync" : isStopped ? "terminated" : "terminating";
+    const lifecycle = this.#end.termination === undefined ? "sync" : isStopped ? "terminated" : "terminating";
     return { pod: this.#pod, isGone: this.#isGone, lifecycle, observed };
   }
 
@@ -281,7 +272,7 @@ export class PodWorker {
   async #pass(): Promise<number | undefined> {
     const { clock, writer, node } = this.#deps;
     const observed = await this.#observer.observe(this.#pod, (id) => this.#steps.isRunning(`kill/${id}/`));
-    this.#failedLooks = 0;
+    this.#announcements.looked();
     await this.#recallReplaced(observed);
     const pod = this.#givenPod();
     const nowMs = this.#clock.now();
@@ -290,11 +281,9 @@ export class PodWorker {
     this.#forgetGone(observed);
     this.#observeProbes(pod, observed);
     this.#updateTermination(pod, observed, nowMs, wallMs);
-    if (this.#volumesDueMs !== undefined && this.#volumesDueMs <= nowMs) {
-      this.#volumesDueMs = undefined; // the next set-up says when the one after it is due
-      if (this.#volumes === "ready") this.#volumes = "stale";
-    }
-    if (this.#termination === undefined && node.isRuntimeReady()) this.#deps.objects.register(pod);
+    this.#rejectIfFull(pod, observed, nowMs);
+    this.#volumes.look(nowMs);
+    if (this.#end.termination === undefined && node.isRuntimeReady()) this.#deps.objects.register(pod);
 
     let plan = decide(pod, observed, this.#local(), nowMs);
     this.#noteResize(pod, observed);
@@ -305,18 +294,21 @@ export class PodWorker {
         withheldUntilStopped(status, writer.wanted(this.uid) ?? pod.status, this.#isStill(observed)),
       );
     }
-    if (this.#termination === undefined && (isTerminalPhase(status.phase) || isOver(pod, observed, this.#local()))) {
+    if (
+      this.#end.termination === undefined &&
+      (isTerminalPhase(status.phase) || isOver(pod, observed, this.#local()))
+    ) {
       this.#beginTermination(pod, nowMs);
       plan = decide(pod, observed, this.#local(), nowMs);
     }
-    this.#noteStop(observed);
-    this.#sayNetworkNotReady(pod);
-    for (const [name, { untilMs }] of plan.backoff) this.#announceBackoff(pod, name, untilMs);
+    this.#end.observed(this.#isStill(observed));
+    this.#announcements.network(pod, this.#end.termination !== undefined);
+    this.#announcements.planned(pod, plan);
     for (const action of plan.actions) this.#begin(action, observed, nowMs);
     this.#deleteIfDone(pod);
     if (plan.isFinished) this.#deps.onFinished(this.uid);
-    const deadlineMs = this.#termination === undefined ? activeDeadlineMs(pod, status) : undefined;
-    const dueMs = Math.min(plan.wakeAtMs ?? Number.POSITIVE_INFINITY, this.#volumesDueMs ?? Number.POSITIVE_INFINITY);
+    const deadlineMs = this.#end.termination === undefined ? activeDeadlineMs(pod, status) : undefined;
+    const dueMs = Math.min(plan.wakeAtMs ?? Number.POSITIVE_INFINITY, this.#volumes.dueMs ?? Number.POSITIVE_INFINITY);
     const restMs = Math.min(dueMs - nowMs, (deadlineMs ?? Number.POSITIVE_INFINITY) - wallMs);
     return Math.min(resyncMs, Math.max(1, restMs));
   }
@@ -376,14 +368,9 @@ export class PodWorker {
     return isQuiet && !containers.some(isAlive) && !sandboxes.some(({ ready }) => ready);
   }
 
-  #noteStop(observed: PodSnapshot): void {
-    this.#isStopped = this.#termination !== undefined && this.#isStill(observed);
-    if (this.#isStopped) this.#ended.resolve();
-  }
-
   #noteResize(pod: Pod, { containers }: PodSnapshot): void {
     const progress = this.#deps.resizes.progress(this.uid);
-    if (progress === undefined || this.#termination !== undefined) return;
+    if (progress === undefined || this.#end.termination !== undefined) return;
     const isReplacing = resizableContainers(pod.spec).some(({ name }) => {
       const newest = containers.find((container) => container.name === name);
       return newest?.state === "exited" && this.#instances.replaced.has(newest.id);
@@ -418,13 +405,13 @@ export class PodWorker {
   #updateTermination(pod: Pod, observed: PodSnapshot, nowMs: number, wallMs: number): void {
     const isOver = isTerminalPhase(this.#shown(pod)?.phase) || isTerminalPhase(pod.status?.phase);
     const isDue = isOver || (activeDeadlineMs(pod, this.#previous(pod)) ?? Number.POSITIVE_INFINITY) <= wallMs;
-    if (isDue && !isOver && this.#ending === undefined && this.#termination === undefined) {
-      this.#ending = deadlineExceeded;
-      this.#deps.recorder.event(podReference(pod), "Normal", deadlineExceeded.reason, deadlineExceeded.message);
+    if (isDue && !isOver && this.#end.reason === undefined && this.#end.termination === undefined) {
+      this.#end.because(deadlineExceeded);
+      this.#announcements.deadline(pod);
     }
     if (this.#isGone || pod.metadata.deletionTimestamp !== undefined || isDue) this.#beginTermination(pod, nowMs);
     const { deletionGracePeriodSeconds } = pod.metadata;
-    if (deletionGracePeriodSeconds !== undefined) this.#shortenGrace(deletionGracePeriodSeconds);
+    if (deletionGracePeriodSeconds !== undefined) this.#end.shorten(deletionGracePeriodSeconds, this.#clock.now());
     // Something runs although all was cleaned up: a step that ended late.
     if (this.#isCleanedUp && observed.sandboxes.some(({ ready }) => ready)) {
       this.#isCleanedUp = false;
@@ -432,22 +419,24 @@ export class PodWorker {
     }
   }
 
-  // A grace under way only ever shrinks, and begins anew with that.
-  #shortenGrace(seconds: number): void {
-    if (this.#termination === undefined) return;
-    const graceSeconds = Math.max(graceSecondsMin, seconds);
-    if (graceSeconds >= this.#termination.graceSeconds) return;
-    this.#termination = { sinceMs: this.#clock.now(), graceSeconds };
+  // The scheduler counted on room for volumes that others have taken: elsewhere the pod may have it. One that ran here
+  // has its volumes.
+  #rejectIfFull(pod: Pod, { containers }: PodSnapshot, nowMs: number): void {
+    const attempt = this.#steps.attempts.get("volumes");
+    if (attempt?.state !== "failed" || attempt.reason !== attachLimitReason) return;
+    if (this.#end.termination !== undefined || containers.length > 0) return;
+    this.#end.because(rejection(attachLimitReason, attempt.message));
+    this.#announcements.rejected(pod, attachLimitReason, attempt.message);
+    this.#deps.metrics?.rejected(attachLimitReason);
+    this.#beginTermination(pod, nowMs);
   }
 
   #beginTermination(pod: Pod, nowMs: number): void {
-    if (this.#termination !== undefined) return;
-    const seconds = pod.metadata.deletionGracePeriodSeconds ?? graceSecondsOf(pod);
-    this.#termination = { sinceMs: nowMs, graceSeconds: Math.max(graceSecondsMin, seconds) };
+    if (!this.#end.begin(pod.metadata.deletionGracePeriodSeconds ?? graceSecondsOf(pod), nowMs)) return;
     this.#waits.abort();
-    this.#volumesDueMs = undefined;
+    this.#volumes.stop();
     this.#deps.probes.stopLiveness(this.uid);
-    this.#log.info({ graceSeconds: this.#termination.graceSeconds }, "pod is stopping");
+    this.#log.info({ graceSeconds: this.#end.termination?.graceSeconds }, "pod is stopping");
   }
 
   #local(): PodLocal {
@@ -464,8 +453,8 @@ export class PodWorker {
       hooks: this.#instances.hooks,
       deadContainersMax: deadContainersKept(this.#deps.settings.deadContainers),
       verdict: (container, id, type) => this.#deps.probes.verdict(this.uid, container, id, type),
-      volumes: this.#volumes,
-      terminating: this.#termination,
+      volumes: this.#volumes.state,
+      terminating: this.#end.termination,
       isCleanedUp: this.#isCleanedUp,
       isGone: this.#isGone,
       resize: this.#deps.resizes.progress(this.uid),
@@ -478,17 +467,19 @@ export class PodWorker {
     const { node } = this.#deps;
     const isHost = pod.spec.hostNetwork === true;
     const { attempts } = this.#steps;
-    const hasSandbox = hasReadySandbox(pod, observed, this.#volumes);
+    const hasSandbox = hasReadySandbox(pod, observed, this.#volumes.state);
     const hostIPs = node.hostIPs();
+    const previous = this.#previous(pod);
+    this.#announcements.hostIPs(pod, previous, hostIPs);
     const isTerminated =
-      this.#termination !== undefined &&
+      this.#end.termination !== undefined &&
       !observed.containers.some(isAlive) &&
       !this.#steps.isRunning("sandbox", "start/");
     return buildPodStatus(
       {
         pod,
         observed: withoutPostStart(pod, observed, attempts),
-        previous: this.#previous(pod),
+        previous,
         waiting: waitingReasons(pod, attempts, plan),
         terminationMessages: this.#observer.lastWords,
         hasSandbox,
@@ -499,7 +490,7 @@ export class PodWorker {
         replaced: this.#instances.replacedNames(observed),
         hasRecursiveReadOnly: (handler) => node.hasRecursiveReadOnly(handler),
         hasVolumeImages: this.#deps.settings.imageVolumeWithDigest,
-        ending: isTerminated ? this.#ending : undefined,
+        ending: isTerminated ? this.#end.reason : undefined,
         resize: {
           actual: this.#deps.resizes.progress(this.uid)?.actual,
           states: this.#deps.resizes.states(this.uid),
@@ -519,14 +510,15 @@ export class PodWorker {
   }
 
   #begin(action: PodAction, observed: PodSnapshot, nowMs: number): void {
-    const contentChanges = this.#contentChanges;
+    const onVolumes = action.kind === "SetUpVolumes" ? this.#volumes.begin() : undefined;
     this.#instances.begin(action, observed, nowMs);
     this.#log.debug({ action }, "step begins");
     this.#steps.begin(actionKey(action), async () => await this.#run(action, observed), {
       // A runtime that shuts down says "canceled", too, and that step rests like any other.
       isGivenUp: (err) => isAbort(err) && this.#waits.signal.aborted && isOnlyWaiting(action),
       onEnd: (isSuccess) => {
-        if (isSuccess) this.#succeeded(action, contentChanges);
+        if (isSuccess && onVolumes !== undefined) onVolumes(this.#volumesDueMs());
+        else if (isSuccess) this.#succeeded(action);
         else this.#observer.invalidate();
         if (action.kind === "PreStop") this.#instances.hookEnded(action.containerID);
         this.#loop.wake();
@@ -548,44 +540,20 @@ export class PodWorker {
     });
   }
 
-  #succeeded(action: PodAction, contentChanges: number): void {
+  #volumesDueMs(): number | undefined {
+    const inMs = this.#deps.volumes.refreshInMs(this.uid);
+    return inMs === undefined ? undefined : this.#clock.now() + inMs;
+  }
+
+  #succeeded(action: PodAction): void {
     this.#instances.done(action);
-    if (action.kind === "SetUpVolumes") {
-      this.#volumes = contentChanges === this.#contentChanges ? "ready" : "stale";
-      const inMs = this.#deps.volumes.refreshInMs(this.uid);
-      this.#volumesDueMs = inMs === undefined ? undefined : this.#clock.now() + inMs;
-    } else if (action.kind === "CleanUp") {
+    if (action.kind === "CreateSandbox") this.#announcements.sandboxMade();
+    if (action.kind === "CleanUp") {
       this.#isCleanedUp = true;
       this.#deps.probes.remove(this.uid);
       this.#deps.resizes.ended(this.uid);
-      this.#ended.resolve();
+      this.#end.settle();
     } else if (action.kind !== "EnsureImage" && action.kind !== "PreStop") this.#observer.invalidate();
-  }
-
-  #announceBackoff(pod: Pod, name: string, untilMs: number): void {
-    if (this.#announcedBackoff.get(name) === untilMs) return;
-    this.#announcedBackoff.set(name, untilMs);
-    const fieldPath = specContainers(pod).find(
-      ({ container }: { container: Container }) => container.name === name,
-    )?.fieldPath;
-    const message = `Back-off restarting failed container ${name} in pod ${describePod(pod)}`;
-    this.#deps.recorder.event(podReference(pod, fieldPath), "Warning", "BackOff", message);
-  }
-
-  // A runtime that answers for others, but not for this pod.
-  #sayNotSynced(why: string): void {
-    this.#failedLooks += 1;
-    if (this.#failedLooks !== failedLooksMax || !this.#deps.node.isRuntimeReady()) return;
-    this.#deps.recorder.event(podReference(this.#pod), "Warning", "FailedSync", `error determining status: ${why}`);
-  }
-
-  #sayNetworkNotReady(pod: Pod): void {
-    const { node, recorder } = this.#deps;
-    const isBlocked = this.#termination === undefined && pod.spec.hostNetwork !== true && !node.isNetworkReady();
-    if (isBlocked && !this.#saidNetworkNotReady) {
-      recorder.event(podReference(pod), "Warning", "NetworkNotReady", `network is not ready: ${node.networkProblem()}`);
-    }
-    this.#saidNetworkNotReady = isBlocked;
   }
 
   // The object goes once the API server knows how the pod ended and nothing of it is left on the node.

@@ -23,10 +23,15 @@ export interface VolumeEvent {
 // So many errors of one pod are told at a time, as kubelet does.
 export const errorsMax = 10;
 
+/** The node cannot take another volume of a driver: to wait for it would be in vain. */
+export class AttachLimitError extends AgentError {}
+
 /** Not all volumes of a pod are there. The message has all of what `events` say. */
 export class VolumesError extends AgentError {
   /** One for each volume that failed, and one for all claims together. */
   readonly events: readonly VolumeEvent[];
+  /** One of them cannot come: the node has no room for it. */
+  readonly exceedsAttachLimit: boolean;
 
   constructor(failures: readonly VolumeFailure[], unmounted: readonly string[]) {
     const events = describeFailures(failures, unmounted);
@@ -34,6 +39,7 @@ export class VolumesError extends AgentError {
     const code = cause instanceof AgentError ? cause.code : "Internal";
     super(code, events.map(({ message }) => message).join("; "), { cause });
     this.events = events;
+    this.exceedsAttachLimit = failures.some(({ err }) => isAttachLimit(err));
   }
 }
 
@@ -64,6 +70,11 @@ export function describeFailure({ specName, isBlock, err }: VolumeFailure): Volu
     reason: isBlock ? "FailedMapVolume" : "FailedMount",
     message: `${isBlock ? "MapVolume" : "MountVolume"}.${step} failed for volume "${specName}" : ${messageOf(err)}`,
   };
+}
+
+function isAttachLimit(err: unknown): boolean {
+  if (err instanceof AttachLimitError) return true;
+  return err instanceof Error && err.cause !== undefined && isAttachLimit(err.cause);
 }
 
 function isUnattached({ err }: VolumeFailure): boolean {

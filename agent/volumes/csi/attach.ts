@@ -3,6 +3,7 @@ import { volumeAttachments } from "../../kube/resources.ts";
 import type { Node, VolumeAttachment } from "../../kube/types.ts";
 import type { Clock } from "../../lib/clock.ts";
 import { AgentError, messageOf } from "../../lib/errors.ts";
+import { AttachLimitError } from "../failures.ts";
 import { inStep } from "../kind.ts";
 import { attachmentName, uniqueVolumeName } from "./paths.ts";
 import type { CSIMap } from "./port.ts";
@@ -92,14 +93,21 @@ async function readLive(
   }
 }
 
-/** What an attachment says to those who mount the volume. Rejects with code Unavailable while it is not attached. Pure. */
+// gRPC's code for a node that has no room for another volume.
+const resourceExhausted = 8;
+
+/**
+ * What an attachment says to those who mount the volume. Rejects with code Unavailable while it is not attached, as an
+ * `AttachLimitError` if the node has no room for it. Pure.
+ */
 export function readAttachment({ metadata, status }: VolumeAttachment, handle: string): CSIMap {
   const { name, deletionTimestamp } = metadata;
   if (deletionTimestamp !== undefined) {
     throw new AgentError("Unavailable", `volume attachment ${name} of volume ${handle} is being deleted`);
   }
   if (status?.attached === true) return status.attachmentMetadata ?? {};
-  const why = status?.attachError?.message ?? "";
+  const { message: why = "", errorCode } = status?.attachError ?? {};
+  if (errorCode === resourceExhausted) throw new AttachLimitError("Unavailable", why);
   throw new AgentError(
     "Unavailable",
     why === "" ? `volume ${handle} is not attached by volume attachment ${name} yet` : why,

@@ -69,7 +69,12 @@ export class ScriptedNode {
   patchesInFlightMost = 0;
   readonly #sandboxes: SandboxStatus[] = [];
   #containers: ContainerStatus[] = [];
+  /** The node's addresses. */
+  hostIPs = ["192.168.0.1"];
+  isRuntimeReady = true;
+  isNetworkReady = true;
   readonly #errors = new Map<Faulty, number>();
+  readonly #reasons = new Map<Faulty, string>();
   readonly #delays = new Map<Faulty, number>();
   readonly #writer: StatusWriter;
   readonly #stop = new AbortController();
@@ -96,9 +101,10 @@ export class ScriptedNode {
 
   readonly #client: ApiClient;
 
-  /** The next `count` calls of this kind fail. */
-  fail(kind: Faulty, count = 1): void {
+  /** The next `count` calls of this kind fail, as steps for this reason. */
+  fail(kind: Faulty, count = 1, reason = ""): void {
     this.#errors.set(kind, count);
+    this.#reasons.set(kind, reason);
   }
 
   /** Calls of this kind take so long. */
@@ -232,10 +238,10 @@ export class ScriptedNode {
       objects: { register: nothing },
       node: {
         runtimeName: "containerd",
-        hostIPs: () => ["192.168.0.1"],
-        isRuntimeReady: () => true,
-        isNetworkReady: () => true,
-        networkProblem: () => "",
+        hostIPs: () => this.hostIPs,
+        isRuntimeReady: () => this.isRuntimeReady,
+        isNetworkReady: () => this.isNetworkReady,
+        networkProblem: () => "no CNI plugin",
         hasRecursiveReadOnly: () => false,
       },
       settings: {
@@ -278,7 +284,7 @@ export class ScriptedNode {
     this.#errors.set(kind, left - 1);
     throw kind === "podSnapshot" || kind === "patch" || kind === "delete"
       ? new AgentError("Unavailable", `${kind}: as the script says`)
-      : new StepError("", `${kind}: as the script says`);
+      : new StepError(this.#reasons.get(kind) ?? "", `${kind}: as the script says`);
   }
 
   async #snapshot(podUID: string): Promise<PodSnapshot> {

@@ -127,6 +127,105 @@ describe("a runtime with faults", () => {
   });
 });
 
+describe("a node without room for another volume", () => {
+  const reason = "VolumeAttachmentLimitExceeded";
+
+  test("turns the pod away, so that it can run elsewhere", async () => {
+    await using node = new ScriptedNode();
+    node.fail("SetUpVolumes", 10, reason);
+    await node.start(podOf({ restartPolicy: "Never" }));
+    await node.clock.advance(5 * second);
+    const message = "Pod was rejected: SetUpVolumes: as the script says";
+    expect(node.status()).toMatchObject({ phase: "Failed", reason, message });
+    expect(node.status().containerStatuses ?? null).toBeNull();
+    expect(node.events.filter((event) => event === `Warning ${reason}`)).toHaveLength(1);
+    expect(starts(node)).toBe(0);
+    await node.delete("web", 30);
+    await node.clock.advance(5 * second);
+    await settle();
+    expect(isOver(node)).toBe(true);
+  });
+
+  test("keeps a pod that runs, whatever is said of its volumes later", async () => {
+    await using node = new ScriptedNode();
+    await node.start(podOf());
+    node.fail("SetUpVolumes", 1, reason);
+    await node.restart("web");
+    await node.clock.advance(60 * second);
+    expect(node.status().phase).toBe("Running");
+    expect(starts(node)).toBe(1);
+  });
+});
+
+describe("people are told once", () => {
+  const told = (node: ScriptedNode, event: string) =>
+    node.events.filter((other) => other === `Warning ${event}`).length;
+
+  test("that a pod waits for the network, each time it has to", async () => {
+    await using node = new ScriptedNode();
+    node.isNetworkReady = false;
+    await node.start(podOf());
+    const look = async () => {
+      node.workers.get("u1")?.worker.wake();
+      await settle();
+    };
+    await look();
+    expect(told(node, "NetworkNotReady")).toBe(1);
+    node.isNetworkReady = true;
+    await look();
+    node.isNetworkReady = false;
+    await look();
+    expect(told(node, "NetworkNotReady")).toBe(2);
+  });
+
+  test("that a new sandbox cannot be looked at, at once", async () => {
+    await using node = new ScriptedNode();
+    node.delay("CreateSandbox", second);
+    await node.start(podOf());
+    node.fail("podSnapshot", 2);
+    await node.clock.advance(5 * second);
+    expect(told(node, "FailedPodSandBoxStatus")).toBe(1);
+    expect(told(node, "FailedSync")).toBe(0);
+    expect(node.status().phase).toBe("Running");
+  });
+
+  test("that nothing can be learnt of a pod, unless the whole runtime is away", async () => {
+    await using node = new ScriptedNode();
+    await node.start(podOf());
+    const fail = async () => {
+      node.fail("podSnapshot", 8);
+      node.workers.get("u1")?.worker.runtimeChanged();
+      await settle();
+      await node.clock.advance(60 * second);
+    };
+    node.isRuntimeReady = false;
+    await fail();
+    expect(told(node, "FailedSync")).toBe(0);
+    node.isRuntimeReady = true;
+    await fail();
+    expect(told(node, "FailedSync")).toBe(1);
+    expect(told(node, "FailedPodSandBoxStatus")).toBe(0);
+  });
+
+  test("that the node's address is of another family now", async () => {
+    await using node = new ScriptedNode();
+    await node.start(podOf());
+    const move = async (...hostIPs: string[]) => {
+      node.hostIPs = hostIPs;
+      node.workers.get("u1")?.worker.wake();
+      await settle();
+    };
+    await move("192.168.0.2");
+    await move();
+    await move("192.168.0.2", "fd00::1");
+    expect(told(node, "HostIPsIPFamilyMismatch")).toBe(0);
+    await move("fd00::1", "192.168.0.2");
+    await move("fd00::1");
+    expect(told(node, "HostIPsIPFamilyMismatch")).toBe(1);
+    expect(node.status().hostIP).toBe("fd00::1");
+  });
+});
+
 describe("crash loops", () => {
   test("restart at once, then after 10 s, then after 20 s", async () => {
     await using node = new ScriptedNode();

@@ -8,6 +8,7 @@ import {
   readAttachment,
   waitForAttach,
 } from "../../../../agent/volumes/csi/attach.ts";
+import { AttachLimitError } from "../../../../agent/volumes/failures.ts";
 import { attachmentName, uniqueVolumeName } from "../../../../agent/volumes/csi/paths.ts";
 import { MemoryStore } from "../../../support/memory-store.ts";
 import { FakeClock, settle } from "../support.ts";
@@ -36,6 +37,10 @@ test("readAttachment: what the attacher says, or why there is nothing", () => {
   expect(readAttachment(attachment({ attached: true }), "h")).toEqual({});
   const fail = (of: VolumeAttachment) => () => readAttachment(of, "h");
   expect(fail(attachment({ attached: false, attachError: { message: "no slot" } }))).toThrow(/^no slot$/);
+  const full = attachment({ attached: false, attachError: { message: "no slot", errorCode: 8 } });
+  expect(fail(full)).toThrow(AttachLimitError);
+  const otherwise = attachment({ attached: false, attachError: { message: "no slot", errorCode: 13 } });
+  expect(fail(otherwise)).not.toThrow(AttachLimitError);
   expect(fail(attachment(undefined))).toThrow("volume h is not attached by volume attachment csi-1 yet");
   expect(fail(attachment({ attached: true }, "2026-01-01T00:00:00Z"))).toThrow("is being deleted");
 });
