@@ -425,7 +425,7 @@ export class ScriptedNode {
       const patched = {
         ...pod,
         metadata: { ...pod.metadata, resourceVersion: String(this.#version) },
-        status: JSON.parse(JSON.stringify({ ...pod.status, ...rest, conditions })) as PodStatus,
+        status: withoutNulls({ ...pod.status, ...rest, conditions }),
       };
       this.api.set(name, patched);
       return patched;
@@ -441,6 +441,12 @@ export class ScriptedNode {
     this.#writer.forget(uidOf(pod));
     this.workers.get(uidOf(pod))?.worker.remove();
   }
+}
+
+// In a patch, null removes a field.
+function withoutNulls(status: PodStatus): PodStatus {
+  const fields = Object.entries(JSON.parse(JSON.stringify(status)) as PodStatus).filter(([, value]) => value !== null);
+  return Object.fromEntries(fields) as PodStatus;
 }
 
 function containerNamed({ spec }: Pod, name: string): Container {

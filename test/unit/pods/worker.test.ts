@@ -137,7 +137,7 @@ describe("a node without room for another volume", () => {
     await node.clock.advance(5 * second);
     const message = "Pod was rejected: SetUpVolumes: as the script says";
     expect(node.status()).toMatchObject({ phase: "Failed", reason, message });
-    expect(node.status().containerStatuses ?? null).toBeNull();
+    expect(node.status()).not.toHaveProperty("containerStatuses");
     expect(node.events.filter((event) => event === `Warning ${reason}`)).toHaveLength(1);
     expect(starts(node)).toBe(0);
     await node.delete("web", 30);
