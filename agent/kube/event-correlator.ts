@@ -6,6 +6,8 @@ export interface Occurrence {
   type: "Normal" | "Warning";
   reason: string;
   message: string;
+  /** What was tried. */
+  action?: string | undefined;
   /** Unix ms. */
   atMs: number;
 }

@@ -69,13 +69,13 @@ class Recorder implements RunningEventRecorder {
     return this.#dropped;
   }
 
-  event(about: ObjectReference, type: "Normal" | "Warning", reason: string, message: string): void {
+  event(about: ObjectReference, type: "Normal" | "Warning", reason: string, message: string, action?: string): void {
     const { clock, log } = this.#options;
     if (this.#queue.length >= this.#limits.queueMax) {
       this.#queue.shift(); // the newest are the ones that explain the present
       this.#drop("the queue is full");
     }
-    this.#queue.push({ about, type, reason, message, atMs: clock.now() });
+    this.#queue.push({ about, type, reason, message, action, atMs: clock.now() });
     log.debug({ kind: about.kind, namespace: about.namespace, name: about.name, type, reason, message }, "event");
     this.#wake?.();
   }
@@ -179,7 +179,7 @@ const subdomain = /^[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])
 
 /** The object that a recorder sends. Pure. */
 export function buildEvent(
-  { about, type, reason }: Occurrence,
+  { about, type, reason, action }: Occurrence,
   { name, message, count, firstAtMs, lastAtMs }: CorrelatedEvent,
   { component, host }: { component: string; host: string },
 ): CoreEvent {
@@ -197,6 +197,7 @@ export function buildEvent(
     eventTime: null,
     count,
     type,
+    ...(action === undefined ? {} : { action }),
     reportingComponent: component,
     reportingInstance: host,
   };

@@ -135,8 +135,11 @@ export type StartInformer = <T extends KubeObject>(
 
 /** Records events. Never throws, never blocks, drops under overload: events are advice for people. */
 export interface EventRecorder {
-  /** @param reason CamelCase word, @param message text for people; equal events are counted, similar ones aggregated. */
-  event(about: ObjectReference, type: "Normal" | "Warning", reason: string, message: string): void;
+  /**
+   * @param reason CamelCase word, @param message text for people; equal events are counted, similar ones aggregated.
+   * @param action what was tried, as a CamelCase word
+   */
+  event(about: ObjectReference, type: "Normal" | "Warning", reason: string, message: string, action?: string): void;
 }
 
 /** What the kube modules need from outside. */

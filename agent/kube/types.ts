@@ -681,6 +681,7 @@ export interface CoreEvent extends KubeObject {
   eventTime?: string | null;
   count?: number;
   type?: string;
+  action?: string;
   reportingComponent?: string;
   reportingInstance?: string;
 }

@@ -88,7 +88,7 @@ export class ConntrackCleaner {
    * Looks at all flows once and removes the stale ones of these services.
    * Rejects with an `AgentError`; without the command it warns once and does nothing.
    *
-   * @returns how many kinds of flows were removed
+   * @returns how many flows were removed
    */
   async clean(
     services: readonly ServiceDescription[],
@@ -119,6 +119,7 @@ export class ConntrackCleaner {
       }
       expectSuccess(result, `list ${protocol} flows`);
     }
+    let removed = 0;
     // All flows to one endpoint that went are removed by one command, whoever the clients are.
     for (const { protocol, dstIP, dstPort, replyIP, replyPort } of stale.values()) {
       const which = [
@@ -135,8 +136,9 @@ export class ConntrackCleaner {
       const result = await this.#commands.run("conntrack", args, { timeoutMs: commandTimeoutMs, signal });
       if (result.failure === "exit" && result.stderr.includes("0 flow entries")) continue; // timed out meanwhile
       expectSuccess(result, `remove ${protocol} flows to ${hostPort(replyIP, replyPort)}`);
+      removed += Number(/(\d+) flow entries have been deleted/.exec(result.stderr)?.[1] ?? 1);
     }
-    return stale.size;
+    return removed;
   }
 
   #common(protocol: Protocol): string[] {

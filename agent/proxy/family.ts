@@ -6,28 +6,48 @@ import type { Logger } from "../lib/log.ts";
 import { Loop } from "../lib/loop.ts";
 import type { Commands } from "./commands.ts";
 import { ConntrackCleaner, hasPinnedFlows } from "./conntrack.ts";
-import type { Backend, SyncRequest } from "./backend.ts";
+import type { Backend, BackendFigures, SyncRequest } from "./backend.ts";
+import type { HealthCheckPorts } from "./health-check-ports.ts";
 import { type Family, type Prefix, parseIP } from "./ip.ts";
-import { type ServiceDescription, ServiceModel } from "./model.ts";
+import { type ChangeCounts, type ServiceDescription, ServiceModel } from "./model.ts";
 import type { ProxyOptions } from "./options.ts";
 import { RuleWatch } from "./rule-watch.ts";
+import { type NoLocalCounts, ServiceNotes } from "./service-notes.ts";
 
 /** State of one family's proxy, for health and metrics. Times are Unix ms. */
 export interface FamilyStats {
   readonly family: Family;
+  readonly startedAtMs: number;
   /** End of the last good sync. */
   readonly lastSyncedAtMs: number | undefined;
-  /** Since when something waits to be applied; undefined: all is applied. Health fails when this is too long ago. */
+  /** When a sync was asked for last. */
+  readonly lastQueuedAtMs: number | undefined;
+  /** Since when something waits to be applied; undefined: all is applied. */
   readonly pendingSinceMs: number | undefined;
+  /** How long that has been, whatever happened to the machine's clock. Health fails when it is too long. */
+  readonly pendingForMs: number | undefined;
   readonly pendingServices: number;
+  readonly changes: ChangeCounts;
+  readonly noLocal: NoLocalCounts;
   readonly syncs: number;
   readonly fullSyncs: number;
   readonly failures: number;
+  /** Those of `failures` that were not full. */
+  readonly partialFailures: number;
+  readonly backend: BackendFigures;
 }
 
 /** Hears of syncs. Must not throw. */
 export interface SyncObserver {
   synced(event: SyncEvent): void;
+  /** Stale flows were looked for, whether or not there were any. */
+  flowsCleaned?(event: FlowsEvent): void;
+}
+
+export interface FlowsEvent {
+  readonly family: Family;
+  readonly durationMs: number;
+  readonly removed: number;
 }
 
 export interface SyncEvent {
@@ -50,6 +70,14 @@ interface FamilyProxyDeps {
   readonly localIPs: () => readonly string[];
   /** Hears that somebody else changed the rules, and how. Must not throw. */
   readonly onDamage?: (damage: string) => void;
+  /** Serves healthCheckNodePorts; told of them after each good sync. */
+  readonly healthChecks?: Pick<HealthCheckPorts, "update"> | undefined;
+}
+
+/** A moment, by both clocks. */
+interface Instant {
+  readonly unixMs: number;
+  readonly monotonicMs: number;
 }
 
 // The reference's period. It catches what the canaries cannot see; with iptables, skipped for many endpoints, where it costs seconds.
@@ -78,20 +106,24 @@ export class FamilyProxy {
   /** Services whose UDP flows are to be looked at. */
   readonly #flowsToClean = new Set<string>();
   readonly #warned = new Map<string, string>();
+  readonly #notes = new ServiceNotes();
+  readonly #startedAtMs: number;
   #mustSyncFull = true;
   /** Something beside the services changed that rules depend on. */
   #isContextNew = false;
   #lastFullAtMs = 0;
   #nextCheckAtMs = 0;
-  #pendingSinceMs: number | undefined;
+  #pendingSince: Instant | undefined;
+  #lastQueuedAtMs: number | undefined;
   #lastSyncedAtMs: number | undefined;
   readonly #firstSync = Promise.withResolvers<void>();
-  #counts = { syncs: 0, fullSyncs: 0, failures: 0 };
+  #counts = { syncs: 0, fullSyncs: 0, failures: 0, partialFailures: 0 };
 
   constructor(deps: FamilyProxyDeps) {
     const { family, options, clock, log } = deps;
     this.family = family;
     this.#deps = deps;
+    this.#startedAtMs = clock.now();
     this.#nodeIPs = options.nodeIPs.map(parseIP).filter((ip) => ip !== undefined);
     this.#model = new ServiceModel(family, { name: options.nodeName, zone: undefined, ips: this.#nodeIPs });
     this.#conntrack = new ConntrackCleaner(deps.commands, family, log);
@@ -153,11 +185,18 @@ export class FamilyProxy {
   }
 
   stats(): FamilyStats {
+    const pending = this.#pendingSince;
     return {
       family: this.family,
+      startedAtMs: this.#startedAtMs,
       lastSyncedAtMs: this.#lastSyncedAtMs,
-      pendingSinceMs: this.#pendingSinceMs,
-      pendingServices: this.#model.pending().keys.size,
+      lastQueuedAtMs: this.#lastQueuedAtMs,
+      pendingSinceMs: pending?.unixMs,
+      pendingForMs: pending === undefined ? undefined : this.#deps.clock.monotonic() - pending.monotonicMs,
+      pendingServices: this.#model.pendingCount,
+      changes: this.#model.changes(),
+      noLocal: this.#notes.noLocal,
+      backend: this.#deps.backend.figures?.() ?? {},
       ...this.#counts,
     };
   }
@@ -167,8 +206,15 @@ export class FamilyProxy {
   }
 
   #wake(): void {
-    this.#pendingSinceMs ??= this.#deps.clock.now();
+    const now = this.#now();
+    this.#pendingSince ??= now;
+    this.#lastQueuedAtMs = now.unixMs;
     this.#loop.wake();
+  }
+
+  #now(): Instant {
+    const { clock } = this.#deps;
+    return { unixMs: clock.now(), monotonicMs: clock.monotonic() };
   }
 
   async #pass(signal: AbortSignal): Promise<undefined> {
@@ -182,7 +228,7 @@ export class FamilyProxy {
   }
 
   async #apply(signal: AbortSignal): Promise<undefined> {
-    const { backend, clock, log, options } = this.#deps;
+    const { backend, clock, log, options, observer } = this.#deps;
     const isCheckDue = clock.monotonic() >= this.#nextCheckAtMs;
     if (isCheckDue) {
       this.#nextCheckAtMs = clock.monotonic() + options.syncPeriodMs;
@@ -192,9 +238,11 @@ export class FamilyProxy {
     if (backend.needsFull || isPending || isCheckDue) await this.#sync(signal);
     if (this.#flowsToClean.size === 0) return undefined;
     const services = [...this.#flowsToClean].map((key) => this.#describeAnyway(key));
+    const startedAtMs = clock.monotonic();
     try {
       const removed = await this.#conntrack.clean(services, this.#deps.localIPs(), signal);
       this.#flowsToClean.clear();
+      observer?.flowsCleaned?.({ family: this.family, durationMs: clock.monotonic() - startedAtMs, removed });
       if (removed > 0) log.info({ removed }, "flows to endpoints that are gone removed");
     } catch (err) {
       if (signal.aborted) return undefined;
@@ -211,10 +259,11 @@ export class FamilyProxy {
   }
 
   async #sync(signal: AbortSignal): Promise<void> {
-    const { backend, clock, log, observer } = this.#deps;
+    const { backend, clock, log, observer, healthChecks } = this.#deps;
     const isFull = this.#mustSyncFull || backend.needsFull;
     const pending = this.#model.pending();
-    const startedAtMs = clock.monotonic();
+    const started = this.#now();
+    const startedAtMs = started.monotonicMs;
     const report = (isOk: boolean, programmingLatenciesMs: number[]) => {
       const durationMs = clock.monotonic() - startedAtMs;
       observer?.synced({ family: this.family, isFull, isOk, durationMs, programmingLatenciesMs });
@@ -222,17 +271,19 @@ export class FamilyProxy {
     };
     this.#isContextNew = false;
     this.#mustSyncFull = false; // before the sync: a change of the node during it asks for another
+    this.#notes.reset();
     try {
       const result = await backend.sync(this.#request(isFull, pending.keys), signal);
       const nowMs = clock.now();
-      const durationMs = report(
-        true,
-        this.#model.settle(pending).map((at) => nowMs - at),
-      );
+      const durationMs = report(true, this.#programmingLatencies(this.#model.settle(pending), nowMs));
       this.#counts.syncs += 1;
       this.#lastSyncedAtMs = nowMs;
       this.#firstSync.resolve();
-      this.#pendingSinceMs = this.#model.hasPending || this.#mustSyncFull ? this.#pendingSinceMs : undefined;
+      // What came during the sync waits since then, not since what the sync has applied.
+      const isPending = this.#model.hasPending || this.#mustSyncFull || this.#isContextNew;
+      this.#pendingSince = isPending ? started : undefined;
+      this.#notes.settle(isFull);
+      healthChecks?.update(this.#notes.healthChecks());
       if (isFull) {
         this.#counts.fullSyncs += 1;
         this.#lastFullAtMs = clock.monotonic();
@@ -243,13 +294,19 @@ export class FamilyProxy {
       );
     } catch (err) {
       this.#mustSyncFull = true;
-      this.#pendingSinceMs ??= clock.now();
+      this.#pendingSince ??= started;
       if (!signal.aborted) {
         this.#counts.failures += 1;
+        if (!isFull) this.#counts.partialFailures += 1;
         report(false, []);
       }
       throw err;
     }
+  }
+
+  /** What changed before our start was programmed by whoever ran then: how old it is says nothing about us. */
+  #programmingLatencies(triggeredAtMs: readonly number[], nowMs: number): number[] {
+    return triggeredAtMs.filter((at) => at >= this.#startedAtMs).map((at) => Math.max(0, nowMs - at));
   }
 
   #request(isFull: boolean, changed: ReadonlySet<string>): SyncRequest {
@@ -266,12 +323,14 @@ export class FamilyProxy {
     try {
       return this.#model.describe(key);
     } catch (err) {
-      return { key, ports: [], healthCheckNodePort: 0, warnings: [`service ${key} is ignored: ${messageOf(err)}`] };
+      const warnings = [`service ${key} is ignored: ${messageOf(err)}`];
+      return { key, ports: [], healthCheckNodePort: 0, localReady: 0, warnings };
     }
   }
 
   #describe(key: string): ServiceDescription {
     const service = this.#describeAnyway(key);
+    this.#notes.note(service);
     if (hasPinnedFlows(service)) this.#flowsToClean.add(key);
     const text = service.warnings.join("\n");
     if (text === (this.#warned.get(key) ?? "")) return service;

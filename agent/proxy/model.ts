@@ -24,7 +24,19 @@ export interface ServiceDescription {
   readonly ports: readonly ServicePort[];
   /** 0: none. */
   readonly healthCheckNodePort: number;
+  /** Pods of this node that are ready, by their addresses; only counted for a `healthCheckNodePort`, otherwise 0. */
+  readonly localReady: number;
   readonly warnings: readonly string[];
+}
+
+/** How many changes came from the API server. */
+export interface ChangeCounts {
+  /** All so far. */
+  readonly services: number;
+  readonly slices: number;
+  /** Services that changed, and changes of slices, that are not in the kernel yet. */
+  readonly pendingServices: number;
+  readonly pendingSlices: number;
 }
 
 /** Which changes a sync is about to apply; hand it back to `settle` once they are in the kernel. */
@@ -47,6 +59,14 @@ interface Tracked {
   readonly slices: Map<string, EndpointSlice>;
 }
 
+/** What is known to have changed of one service since it was settled last. */
+interface Dirt {
+  /** Of the last change. */
+  sequence: number;
+  isService: boolean;
+  slices: number;
+}
+
 // kube-controller-manager's annotation with the time of the change that a slice reflects.
 const triggerTimeAnnotation = "endpoints.kubernetes.io/last-change-trigger-time";
 // One slice update carries one time; a service that changes more often between two syncs says nothing new.
@@ -62,9 +82,10 @@ export class ServiceModel {
   readonly #services = new Map<string, Tracked>();
   /** Service key by slice key: a slice may be re-labelled. */
   readonly #sliceOwners = new Map<string, string>();
-  readonly #dirty = new Map<string, number>();
+  readonly #dirty = new Map<string, Dirt>();
   readonly #triggerTimes = new Map<string, number[]>();
   #sequence = 0;
+  #counts = { services: 0, slices: 0, pendingServices: 0, pendingSlices: 0 };
 
   constructor(family: Family, node: ModelNode) {
     this.family = family;
@@ -75,7 +96,7 @@ export class ServiceModel {
   setService(key: string, service: Service | undefined): void {
     if (service === undefined && !this.#services.has(key)) return;
     this.#tracked(key).service = service;
-    this.#touch(key);
+    this.#touch(key, "services");
   }
 
   /** Notes an EndpointSlice as it is now; `undefined`: it is gone. Slices of another family or of no service are ignored. */
@@ -85,13 +106,13 @@ export class ServiceModel {
     if (before !== undefined && before !== after) {
       this.#tracked(before).slices.delete(sliceKey);
       this.#sliceOwners.delete(sliceKey);
-      this.#touch(before);
+      this.#touch(before, "slices");
       if (slice === undefined) this.#triggerTimes.delete(before);
     }
     if (after === undefined || slice === undefined) return;
     this.#sliceOwners.set(sliceKey, after);
     this.#tracked(after).slices.set(sliceKey, slice);
-    this.#touch(after);
+    this.#touch(after, "slices");
     this.#noteTriggerTime(after, slice);
   }
 
@@ -122,17 +143,19 @@ export class ServiceModel {
   /** The service as it should be programmed now; without ports if it should not be. */
   describe(key: string): ServiceDescription {
     const tracked = this.#services.get(key);
-    if (tracked?.service === undefined) return { key, ports: [], healthCheckNodePort: 0, warnings: [] };
+    if (tracked?.service === undefined) return { ...nothing, key };
     const node = this.#node;
     const spec = describeService(tracked.service, this.family, node.ips);
-    if (spec.ports.length === 0) return { ...spec, key, ports: [] };
+    if (spec.ports.length === 0) return { ...spec, key, ports: [], localReady: 0 };
     const { byPort, warnings } = mergeSlices([...tracked.slices.values()], this.family, node.name);
     const ports = spec.ports.map((port): ServicePort => {
       const all: readonly Endpoint[] = byPort.get(endpointsKey(port.portName, port.protocol)) ?? [];
       const endpoints = selectEndpoints(port, all, { nodeName: node.name, zone: node.zone });
       return { ...port, endpoints, serving: all.filter((e) => e.isServing).map((e) => e.address) };
     });
-    return { key, ports, healthCheckNodePort: spec.healthCheckNodePort, warnings: [...spec.warnings, ...warnings] };
+    const { healthCheckNodePort } = spec;
+    const localReady = healthCheckNodePort === 0 ? 0 : countLocalReady(byPort.values());
+    return { key, ports, healthCheckNodePort, localReady, warnings: [...spec.warnings, ...warnings] };
   }
 
   /** What changed and has not been settled yet. Taking it forgets nothing. */
@@ -144,6 +167,15 @@ export class ServiceModel {
     return this.#dirty.size > 0;
   }
 
+  /** How many services have changes that are not settled. */
+  get pendingCount(): number {
+    return this.#dirty.size;
+  }
+
+  changes(): ChangeCounts {
+    return { ...this.#counts };
+  }
+
   /**
    * Forgets changes that are in the kernel now. A service that changed again meanwhile stays pending.
    *
@@ -152,9 +184,11 @@ export class ServiceModel {
   settle(changes: PendingChanges): number[] {
     const times: number[] = [];
     for (const key of changes.keys) {
-      const touched = this.#dirty.get(key);
-      if (touched === undefined || touched > changes.sequence) continue;
+      const dirt = this.#dirty.get(key);
+      if (dirt === undefined || dirt.sequence > changes.sequence) continue;
       this.#dirty.delete(key);
+      if (dirt.isService) this.#counts.pendingServices -= 1;
+      this.#counts.pendingSlices -= dirt.slices;
       times.push(...(this.#triggerTimes.get(key) ?? []));
       this.#triggerTimes.delete(key);
       const tracked = this.#services.get(key);
@@ -169,8 +203,18 @@ export class ServiceModel {
     return tracked;
   }
 
-  #touch(key: string): void {
-    this.#dirty.set(key, ++this.#sequence);
+  #touch(key: string, what: "services" | "slices"): void {
+    let dirt = this.#dirty.get(key);
+    if (dirt === undefined) this.#dirty.set(key, (dirt = { sequence: 0, isService: false, slices: 0 }));
+    dirt.sequence = ++this.#sequence;
+    this.#counts[what] += 1;
+    if (what === "slices") {
+      dirt.slices += 1;
+      this.#counts.pendingSlices += 1;
+    } else if (!dirt.isService) {
+      dirt.isService = true;
+      this.#counts.pendingServices += 1;
+    }
   }
 
   #noteTriggerTime(key: string, slice: EndpointSlice): void {
@@ -180,6 +224,17 @@ export class ServiceModel {
     if (times.length < triggerTimesPerServiceMax && times.at(-1) !== time) times.push(time);
     this.#triggerTimes.set(key, times);
   }
+}
+
+const nothing = { ports: [], healthCheckNodePort: 0, localReady: 0, warnings: [] };
+
+/** Distinct addresses of ready endpoints on this node. A terminating one does not count, whatever it says of itself. */
+function countLocalReady(lists: Iterable<readonly Endpoint[]>): number {
+  const ips = new Set<string>();
+  for (const list of lists) {
+    for (const { ip, isLocal, isReady, isTerminating } of list) if (isLocal && isReady && !isTerminating) ips.add(ip);
+  }
+  return ips.size;
 }
 
 function ipsText(node: ModelNode): string {

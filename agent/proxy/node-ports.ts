@@ -1,4 +1,5 @@
 import { addressBits, type Family, formatIP, isLoopback, type Prefix, parseCIDR, parseIP } from "./ip.ts";
+import type { ProxyOptions } from "./options.ts";
 
 /** The masquerade mark as the rules print it: at least six hex digits. */
 export function markText(masqueradeBit: number): string {
@@ -10,6 +11,14 @@ export interface NodePortAddresses {
   /** undefined: all local addresses accept node ports. */
   readonly cidrs: readonly Prefix[] | undefined;
   readonly hasLoopback: boolean;
+}
+
+/** `nodePortAddresses`, with the mode's default. Pure. */
+export function nodePortAddressesOf({
+  mode,
+  nodePortAddresses,
+}: Pick<ProxyOptions, "mode" | "nodePortAddresses">): readonly string[] {
+  return mode === "nftables" && nodePortAddresses.length === 0 ? ["primary"] : nodePortAddresses;
 }
 
 /** Reads `nodePortAddresses` for one family; a family without an entry accepts node ports on every address. Pure. */
@@ -35,14 +44,40 @@ export function nodePortIPs(
   family: Family,
   hasLocalhostNodePorts: boolean,
 ): string[] | undefined {
-  const { cidrs } = addresses;
+  return matchingIPs(addresses, localIPs, family, (ip) => {
+    return !isLoopback(ip) || (family === "IPv4" && hasLocalhostNodePorts);
+  });
+}
+
+/**
+ * The local addresses on which health checks of services are answered, sorted; undefined: all. Loopback ones are among them if
+ * they are named. Those that mean something on one link only cannot be listened on without naming it.
+ */
+export function healthCheckIPs(
+  addresses: NodePortAddresses,
+  localIPs: () => readonly string[],
+  family: Family,
+): string[] | undefined {
+  return matchingIPs(addresses, localIPs, family, ({ bits }) => {
+    return family === "IPv4" || !bits.startsWith(linkLocalBits);
+  });
+}
+
+// fe80::/10
+const linkLocalBits = "1111111010";
+
+function matchingIPs(
+  { cidrs }: NodePortAddresses,
+  localIPs: () => readonly string[],
+  family: Family,
+  isWanted: (ip: Prefix) => boolean,
+): string[] | undefined {
   if (cidrs === undefined) return undefined;
   const found = new Set<string>();
   for (const text of localIPs()) {
     const ip = parseIP(text);
     if (ip?.family !== family || !cidrs.some((cidr) => ip.bits.startsWith(cidr.bits))) continue;
-    if (isLoopback(ip) && (family === "IPv6" || !hasLocalhostNodePorts)) continue;
-    found.add(formatIP(ip));
+    if (isWanted(ip)) found.add(formatIP(ip));
   }
   return [...found].sort();
 }

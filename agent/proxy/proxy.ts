@@ -9,6 +9,8 @@ import { untilAborted } from "../lib/loop.ts";
 import type { Backend } from "./backend.ts";
 import { type Commands, createCommands } from "./commands.ts";
 import { FamilyProxy, type FamilyStats, type SyncObserver } from "./family.ts";
+import { HealthCheckPorts, type ServeHealthChecks } from "./health-check-ports.ts";
+import { judgeProxyHealth } from "./health.ts";
 import { cleanupIptables } from "./iptables/cleanup.ts";
 import { createIptablesBackend } from "./iptables/backend.ts";
 import { whyNoIpset } from "./iptables/exec.ts";
@@ -16,7 +18,7 @@ import { decideFlavour, observeFlavours } from "./iptables/flavour.ts";
 import { type Family, parseIP } from "./ip.ts";
 import { createNftablesBackend, expectNftables } from "./nftables/backend.ts";
 import { cleanupNftables } from "./nftables/cleanup.ts";
-import { readNodePortAddresses } from "./node-ports.ts";
+import { healthCheckIPs, nodePortAddressesOf, readNodePortAddresses } from "./node-ports.ts";
 import type { ProxyOptions } from "./options.ts";
 import { findRivals, type RivalProcess, RivalWatch } from "./rivals.ts";
 import { applySysctls, decideConntrackSysctls, decideProxySysctls, type Sysctls, systemSysctls } from "./sysctl.ts";
@@ -34,6 +36,8 @@ export interface ProxyDeps {
   readonly recorder?: EventRecorder;
   /** Hears of every sync; for metrics and health. */
   readonly observer?: SyncObserver;
+  /** Serves healthCheckNodePorts. Absent: they are not served. */
+  readonly serveHealthChecks?: ServeHealthChecks;
   /** Defaults: this machine's. */
   readonly commands?: Commands;
   readonly sysctls?: Sysctls;
@@ -59,12 +63,19 @@ const podCIDRsTimeoutMs = 300_000;
 /** Makes the proxy; nothing happens before `run`. */
 export function createProxy(options: ProxyOptions, deps: ProxyDeps): Proxy {
   let families: FamilyProxy[] = [];
+  const isHealthy = () => {
+    return judgeProxyHealth(
+      families.map((family) => family.stats()),
+      options.syncPeriodMs,
+    ).isHealthy;
+  };
   return {
     stats: () => families.map((family) => family.stats()),
     run: async (signal) => {
-      families = await buildFamilies(options, deps, signal);
+      const built = await buildFamilies(options, deps, isHealthy, signal);
+      families = built.map(({ family }) => family);
       const about = { kind: "Node", name: options.nodeName, uid: options.nodeName };
-      deps.recorder?.event(about, "Normal", "Starting", "Starting the service proxy.");
+      deps.recorder?.event(about, "Normal", "Starting", "Starting the service proxy.", "StartKubeProxy");
       // Not one rule before both lists are complete: rules of a half-known cluster would cut working connections.
       await Promise.all([deps.services.synced(signal), deps.endpointSlices.synced(signal), deps.nodes.synced(signal)]);
       const unsubscribe = [
@@ -79,7 +90,7 @@ export function createProxy(options: ProxyOptions, deps: ProxyDeps): Proxy {
       );
       try {
         await Promise.all([
-          ...families.map((family) => family.run(signal)),
+          ...built.flatMap(({ family, healthChecks }) => [family.run(signal), healthChecks?.run(signal)]),
           removeOtherMode(options, deps, families, signal),
         ]);
       } finally {
@@ -124,7 +135,17 @@ export async function cleanup(deps: { log: Logger; commands?: Commands }, signal
 /** Makes the backend of one family; rejects if this machine cannot do the family. */
 type BackendMaker = (family: Family, log: Logger) => Promise<Backend>;
 
-async function buildFamilies(options: ProxyOptions, deps: ProxyDeps, signal: AbortSignal): Promise<FamilyProxy[]> {
+interface BuiltFamily {
+  readonly family: FamilyProxy;
+  readonly healthChecks: HealthCheckPorts | undefined;
+}
+
+async function buildFamilies(
+  options: ProxyOptions,
+  deps: ProxyDeps,
+  isProxyHealthy: () => boolean,
+  signal: AbortSignal,
+): Promise<BuiltFamily[]> {
   const { log } = deps;
   const commands = deps.commands ?? createCommands();
   const sysctls = deps.sysctls ?? systemSysctls;
@@ -142,7 +163,7 @@ async function buildFamilies(options: ProxyOptions, deps: ProxyDeps, signal: Abo
     onRival: (message) => deps.recorder?.event(about, "Warning", "OtherServiceProxy", message),
   });
   void rivals.check(); // never rejects
-  const built: FamilyProxy[] = [];
+  const built: BuiltFamily[] = [];
   for (const family of options.families ?? (["IPv4", "IPv6"] as const)) {
     const familyLog = log.child({ family });
     let backend: Backend;
@@ -160,23 +181,44 @@ async function buildFamilies(options: ProxyOptions, deps: ProxyDeps, signal: Abo
       log.info({ family, err: messageOf(err) }, "family is not programmed");
       continue;
     }
-    built.push(
-      new FamilyProxy({
+    const { clock, observer } = deps;
+    const { localIPs } = tools;
+    const healthChecks = createHealthCheckPorts({ family, options, localIPs, isProxyHealthy, log: familyLog }, deps);
+    built.push({
+      family: new FamilyProxy({
         family,
         options: resolved,
         backend,
         commands,
-        clock: deps.clock,
+        clock,
         log: familyLog,
-        observer: deps.observer,
-        localIPs: tools.localIPs,
+        observer,
+        localIPs,
+        healthChecks,
         onDamage: (damage) => void rivals.check(damage),
       }),
-    );
+      healthChecks,
+    });
   }
   if (built.length === 0) throw new AgentError("Unavailable", "no IP family can be programmed on this machine");
-  log.info({ families: built.map(({ family }) => family), primary }, `proxy mode ${options.mode}`);
+  log.info({ families: built.map(({ family }) => family.family), primary }, `proxy mode ${options.mode}`);
   return built;
+}
+
+function createHealthCheckPorts(
+  about: Pick<Tools, "localIPs"> & {
+    family: Family;
+    options: ProxyOptions;
+    isProxyHealthy: () => boolean;
+    log: Logger;
+  },
+  { serveHealthChecks: serve, recorder, clock }: ProxyDeps,
+): HealthCheckPorts | undefined {
+  if (serve === undefined) return undefined;
+  const { family, options, localIPs, isProxyHealthy, log } = about;
+  const addresses = readNodePortAddresses(nodePortAddressesOf(options), options.nodeIPs, family);
+  const hosts = () => healthCheckIPs(addresses, localIPs, family);
+  return new HealthCheckPorts({ family, hosts, isProxyHealthy, serve, recorder, clock, log });
 }
 
 interface Tools {
@@ -216,7 +258,12 @@ async function iptables(
         log: familyLog,
         onRefused: (key, reason) => {
           const about = { kind: "Service", ...referenceTo(key, services) };
-          recorder?.event(about, "Warning", "FailedToProgram", `${family} rules on node ${options.nodeName}: ${reason}`);
+          recorder?.event(
+            about,
+            "Warning",
+            "FailedToProgram",
+            `${family} rules on node ${options.nodeName}: ${reason}`,
+          );
         },
       },
       signal,

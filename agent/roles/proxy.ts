@@ -2,20 +2,24 @@ import { hostname } from "node:os";
 import { isIPv6 } from "node:net";
 import { skipsNftablesKernelCheck } from "../config/environment.ts";
 import type { ProxySettings } from "../config/load-proxy.ts";
+import { logLevelOf } from "../config/verbosity.ts";
 import type { KubeProxyConfiguration } from "../config/proxy-config.ts";
+import { createApiClient } from "../kube/client.ts";
 import { followOwnNode, followServices, openCluster, type SharedStores, type Surroundings } from "./cluster.ts";
 import type { Store } from "../kube/port.ts";
 import { endpointSlices, serviceCIDRs } from "../kube/resources.ts";
 import type { Node } from "../kube/types.ts";
 import type { Clock } from "../lib/clock.ts";
 import { ignoreAbort } from "../lib/loop.ts";
+import { setLogLevel } from "../lib/log.ts";
 import { createEventRecorder } from "../kube/events.ts";
 import { hostIPs } from "../node/addresses.ts";
 import { nodeNameOf } from "./kubelet-settings.ts";
 import { setOOMScore } from "./process-limits.ts";
 import { headlessLabel } from "../proxy/endpoints.ts";
 import type { ProxyOptions } from "../proxy/options.ts";
-import { createProxy } from "../proxy/proxy.ts";
+import { createProxy, type Proxy } from "../proxy/proxy.ts";
+import { createProxyRoleMetrics, startProxyServers } from "./proxy-server.ts";
 import { trimEndpointSlice } from "./trim.ts";
 
 // The reference waits this long for the Node to have addresses, then goes on without.
@@ -36,40 +40,59 @@ export async function startProxyRole(
 
   const isSame = master === "" && config.clientConnection.kubeconfig === shared?.kubeconfig;
   const found = shared?.cluster !== undefined && isSame ? { ...shared, cluster: shared.cluster } : undefined;
-  const cluster =
-    found?.cluster ??
-    (await openCluster(
-      {
-        component: "kube-proxy",
-        kubeconfig: config.clientConnection.kubeconfig,
-        server: master,
-        qps: config.clientConnection.qps,
-        burst: config.clientConnection.burst,
-      },
-      { ...surroundings, log },
-    ));
+  const { registry, restClient } = createProxyRoleMetrics(settings, surroundings);
+  const { kubeconfig, qps, burst } = config.clientConnection;
+  // Connections of our own also beside the kubelet role, so that each role's calls have its name, rate and metrics.
+  const access = found?.cluster;
+  const identity = access === undefined ? undefined : { access: access.access, subscribe: access.subscribeRetry };
+  const cluster = await openCluster(
+    { component: "kube-proxy", kubeconfig, server: master, qps, burst, identity, metrics: restClient },
+    { ...surroundings, log },
+  );
   const services = found?.services ?? followServices(cluster);
   const nodes = found?.ownNode ?? followOwnNode(cluster, nodeName);
   const slices = cluster.follow(endpointSlices, { labelSelector: `!${headlessLabel}`, trim: trimEndpointSlice });
 
   // A recorder of its own: events say which component saw what.
+  const { userAgent } = cluster;
+  const { transport } = cluster.client;
   const recorder = createEventRecorder({
-    client: cluster.client,
+    // The recorder has a rate limit of its own.
+    client: createApiClient({ transport, userAgent, qps: -1, burst: 0, log, clock }),
     clock,
     log,
     component: "kube-proxy",
     host: nodeName,
-    qps: config.clientConnection.qps,
-    burst: config.clientConnection.burst,
+    qps,
+    burst,
   });
   parts.start("kube-proxy's events", (signal) => recorder.run(signal));
+
+  let proxy: Proxy | undefined;
+  const { mode, syncPeriodMs } = proxyOptions(config, nodeName, []);
+  const servers = startProxyServers(
+    {
+      settings,
+      mode,
+      syncPeriodMs,
+      nodeName,
+      nodes,
+      recorder,
+      registry,
+      setVerbosity: (verbosity) => setLogLevel(rootLog, logLevelOf(verbosity)),
+      stats: () => proxy?.stats() ?? [],
+    },
+    { ...surroundings, log },
+  );
 
   const nodeIPs = await waitForNodeIPs(nodes, nodeName, clock, stop);
   if (nodeIPs.length === 0) log.warn({ node: nodeName }, "the Node has no addresses; going on without");
   const options = proxyOptions(config, nodeName, nodeIPs, { skipsKernelCheck: skipsNftablesKernelCheck() });
   const cidrs = options.mode === "nftables" ? { serviceCIDRs: cluster.follow(serviceCIDRs) } : {};
-  const proxy = createProxy(options, { services, endpointSlices: slices, nodes, clock, log, recorder, ...cidrs });
-  parts.start("kube-proxy", (signal) => proxy.run(signal));
+  const stores = { services, endpointSlices: slices, nodes, ...cidrs };
+  const started = createProxy(options, { ...stores, clock, log, recorder, ...servers });
+  proxy = started;
+  parts.start("kube-proxy", (signal) => started.run(signal));
 }
 
 /** The configuration in the proxy's words. Pure. `nodeIPs` are the Node's, the primary one first. */

@@ -72,6 +72,9 @@ export const flushMs = 10_000;
 /** The listener of /healthz is tried again after this time: the reference's value. */
 export const healthzRetryMs = 5_000;
 
+/** The proxy's listeners of health and metrics are tried again after this time: the reference's value. */
+export const proxyBindRetryMs = 5_000;
+
 /** Pause between keep-alive probes of TCP, which find dead clients: Go's default. */
 export const tcpKeepAliveMs = 15_000;
 
