@@ -237,9 +237,8 @@ const protectionFields = {
   evictionMaxPodGracePeriod: later(int(), 0, "most seconds that a softly evicted pod gets"),
   kernelMemcgNotification: later(bool, false, "notice memory pressure by cgroup v1 events"),
   protectKernelDefaults: later(bool, false, "fail instead of writing sysctls"),
-  makeIPTablesUtilChains: later(bool, true, "keep the KUBE-IPTABLES-HINT chain", {
+  makeIPTablesUtilChains: works(bool, true, "keep the chains by which others see which iptables the node uses", {
     flag: "make-iptables-util-chains",
-    quiet: (value) => !value,
   }),
   iptablesMasqueradeBit: noEffect(int({ min: 0, max: 31 }), 14, "packet mark bit, only checked", { flag: false }),
   iptablesDropBit: noEffect(int({ min: 0, max: 31 }), 15, "packet mark bit, only checked", { flag: false }),

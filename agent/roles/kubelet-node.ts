@@ -26,6 +26,7 @@ import type { Runtime } from "../runtime/port.ts";
 import type { CSIVolumes } from "../volumes/csi/kind.ts";
 import type { Cluster, Surroundings } from "./cluster.ts";
 import { type ConnectedRuntime, connectRuntime } from "./connect-runtime.ts";
+import { startIptablesChains } from "./kubelet-iptables.ts";
 import type { KubeletMetrics } from "./kubelet-metrics.ts";
 import type { StorageReadiness } from "./kubelet-plugins.ts";
 import { cgroupOptions, nodeSettings } from "./kubelet-settings.ts";
@@ -75,6 +76,7 @@ export async function startNode(options: StartNodeOptions, surroundings: Surroun
   const problem = reservationProblem(capacity, ofNode.reservations);
   if (problem !== undefined) throw new ConfigError([problem]);
 
+  if (config.makeIPTablesUtilChains) startIptablesChains(surroundings);
   const health = createRuntimeHealth({ runtime, clock, log, cniConfDirs });
   const images = createImageCache({ service: runtime.images, clock, log });
   parts.start("image list", (signal) => images.run(signal));
