@@ -15,7 +15,7 @@ import { Executor, type ExecutorDeps } from "./executor.ts";
 import type { PodFacts, WorkerFacts } from "./explain.ts";
 import { instrumentExecutor } from "./instrumented-executor.ts";
 import type { WorkerView } from "./metrics-gauges.ts";
-import { podReference, specContainers, uidOf } from "./names.ts";
+import { nodeReference, podReference, specContainers, uidOf } from "./names.ts";
 import { Orphans } from "./orphans.ts";
 import type { PodDeps } from "./port.ts";
 import { Predecessors } from "./predecessors.ts";
@@ -235,6 +235,11 @@ class Manager {
     const present = this.#workers.get(uid);
     // Taken away and there again with the same UID: it begins anew when it has ended.
     if (this.#removing.has(uid) || present?.worker.isGone === true) return;
+    const removal = present === undefined ? this.#orphans.underWay(uid) : undefined;
+    if (removal !== undefined) {
+      void this.#beginAfter(uid, removal);
+      return;
+    }
     this.#deps.metrics?.seen(pod);
     this.#observe(pod);
     if (present !== undefined) {
@@ -258,6 +263,15 @@ class Manager {
     if (missing.length === 0) return;
     const message = `Pod requires node features that are not available: ${missing.join(", ")}`;
     this.#deps.recorder.event(podReference(pod), "Warning", "FailedNodeDeclaredFeaturesCheck", message);
+  }
+
+  // A pod is there again of which the remains are just being removed, as of one that is gone: it begins when they are.
+  async #beginAfter(uid: string, removal: Promise<unknown>): Promise<void> {
+    this.#removing.add(uid);
+    await removal;
+    this.#removing.delete(uid);
+    const present = this.#deps.pods.byUID(uid);
+    if (present !== undefined) this.#onPod({ key: keyOf(present.metadata), old: undefined, object: present });
   }
 
   // What ran before this agent in the place of a static pod goes first. Never rejects.
@@ -426,7 +440,10 @@ class Manager {
           }
         }
       } catch (err) {
-        if (!hasCode(err, "Canceled")) log.warn({ err: messageOf(err) }, "runtime not listed, trying again");
+        if (!hasCode(err, "Canceled")) {
+          log.warn({ err: messageOf(err) }, "runtime not listed, trying again");
+          if (maySweep) this.#notCollected(messageOf(err));
+        }
       }
       const rest = maySweep ? signal : AbortSignal.any([signal, synced.signal]);
       await clock.sleep(relistMs, rest).catch(ignoreAbort);
@@ -437,11 +454,23 @@ class Manager {
   // Now and then, dead containers of which there are too many go. Their workers see to it: each owns its pod.
   #collect({ containers }: RuntimeList): void {
     const { clock, settings } = this.#deps;
-    if (clock.monotonic() < this.#collectDueMs) return;
-    this.#collectDueMs = clock.monotonic() + collectIntervalMs;
+    if (!this.#isCollectDue()) return;
     const useOf = (uid: string) => this.#workers.get(uid)?.worker.remainsUse;
     const doomed = deadContainersToRemove(containers, settings.deadContainers, useOf, clock.now());
     for (const [uid, ids] of doomed) this.#workers.get(uid)?.worker.condemn(ids);
+  }
+
+  #isCollectDue(): boolean {
+    const nowMs = this.#deps.clock.monotonic();
+    if (nowMs < this.#collectDueMs) return false;
+    this.#collectDueMs = nowMs + collectIntervalMs;
+    return true;
+  }
+
+  #notCollected(why: string): void {
+    const { recorder, node } = this.#deps;
+    if (!this.#isCollectDue()) return;
+    recorder.event(nodeReference(node.nodeName), "Warning", "ContainerGCFailed", why);
   }
 
   // Wakes the pods whose containers are not as their worker last saw them: an event was lost.

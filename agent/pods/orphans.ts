@@ -27,6 +27,7 @@ export class Orphans {
   readonly #deps: OrphansDeps;
   readonly #isKnown: (podUID: string) => boolean;
   readonly #removals = new Map<string, Promise<boolean>>();
+  readonly #stopping = new Map<string, Promise<string | undefined>>();
 
   /** @param isKnown true for UIDs that have a worker; those are the worker's business */
   constructor(deps: OrphansDeps, isKnown: (podUID: string) => boolean) {
@@ -92,6 +93,14 @@ export class Orphans {
     }
   }
 
+  /**
+   * The removal of what this pod left, if one is under way: a pod may come back with the UID that it had, and must not
+   * begin among what is being removed. Never rejects.
+   */
+  underWay(uid: string): Promise<unknown> | undefined {
+    return this.#stopping.get(uid) ?? this.#removals.get(uid);
+  }
+
   /** @returns those of which something is left; what takes long is neither waited for nor among them */
   async #removeAll(uids: ReadonlySet<string>): Promise<ReadonlySet<string>> {
     const failed = new Set<string>();
@@ -132,7 +141,17 @@ export class Orphans {
   }
 
   // @returns why not all of it has gone
-  async #removeFromRuntime(uid: string, { sandboxes, containers }: RuntimeList): Promise<string | undefined> {
+  async #removeFromRuntime(uid: string, list: RuntimeList): Promise<string | undefined> {
+    const stopping = this.#stop(uid, list);
+    this.#stopping.set(uid, stopping);
+    try {
+      return await stopping;
+    } finally {
+      this.#stopping.delete(uid);
+    }
+  }
+
+  async #stop(uid: string, { sandboxes, containers }: RuntimeList): Promise<string | undefined> {
     const { runtime, log, metrics } = this.#deps;
     log.info({ podUID: uid }, "removing containers of a pod that is gone");
     metrics?.orphanedPods.inc({});

@@ -24,6 +24,7 @@ async function setUp(...sources: PodSourceName[]) {
   const store = new MemoryStore<Pod>();
   set.follow(store);
   const events: string[] = [];
+  const removed: string[] = [];
   const runtime = {
     list: async (): Promise<RuntimeList> => await Promise.resolve({ sandboxes: [], containers: [] }),
     stopPodSandbox: async () => await Promise.resolve(),
@@ -39,7 +40,7 @@ async function setUp(...sources: PodSourceName[]) {
       onChange: () => () => {},
       podUIDsOnDisk: async () => await Promise.resolve([]),
       tearDown: async () => await Promise.resolve(),
-      removePodDir: async () => await Promise.resolve(),
+      removePodDir: async (uid: string) => void removed.push(await Promise.resolve(uid)),
     },
     cgroups: {
       podUIDsOnDisk: async () => await Promise.resolve(new Map()),
@@ -90,7 +91,7 @@ async function setUp(...sources: PodSourceName[]) {
     await ended;
   };
   await until(() => clock.waiting > 0); // it has read its files, and rests
-  return { set, store, clock, runtime, manager, events };
+  return { set, store, clock, runtime, manager, events, removed };
 }
 
 /** Some of what happens waits for the disk. */
@@ -174,4 +175,45 @@ test("a static pod that goes while it waits leaves its turn to the next one", as
   runtime.stopPodSandbox = async () => await Promise.resolve();
   await clock.advance(clearRetry.maxMs);
   await until(() => seen().join() === "newer undefined");
+});
+
+test("a static pod that is there again while its remains are being removed begins when they are", async () => {
+  const { set, runtime, clock, manager, removed } = await setUp("file");
+  const stuck = Promise.withResolvers<void>();
+  [runtime.list, runtime.stopPodSandbox] = [runsFormer, async () => await stuck.promise];
+  set.receiver("file")([]); // all is known: what runs is nobody's
+  await clock.advance(10_000);
+  set.receiver("file")([staticPodOf({}, { uid: formerly.podUID })]);
+  await clock.advance(60_000);
+  expect(waiting(manager)).toEqual({ "web-node-1": "others" });
+  expect(removed).toEqual([]);
+  runtime.list = async () => await Promise.resolve({ sandboxes: [], containers: [] });
+  stuck.resolve();
+  await until(() => waiting(manager)["web-node-1"] === "nothing");
+  await clock.advance(60_000);
+  expect(removed).toEqual([formerly.podUID]);
+});
+
+test("a static pod that goes again meanwhile leaves nothing behind", async () => {
+  const { set, runtime, clock, manager } = await setUp("file");
+  const stuck = Promise.withResolvers<void>();
+  [runtime.list, runtime.stopPodSandbox] = [runsFormer, async () => await stuck.promise];
+  set.receiver("file")([]);
+  await clock.advance(10_000);
+  set.receiver("file")([staticPodOf({}, { uid: formerly.podUID })]);
+  set.receiver("file")([]);
+  stuck.resolve();
+  await clock.advance(60_000);
+  expect(waiting(manager)).toEqual({});
+});
+
+test("a runtime that does not tell what it has is told of on the node, once a minute", async () => {
+  const { set, runtime, clock, events } = await setUp("file");
+  runtime.list = fails;
+  set.receiver("file")([]);
+  const told = () => events.filter((reason) => reason === "ContainerGCFailed").length;
+  await clock.advance(50_000);
+  expect(told()).toBeLessThanOrEqual(1);
+  await clock.advance(120_000);
+  expect(told()).toBe(3);
 });
