@@ -3,12 +3,13 @@ import { ConfigError } from "./config/problems.ts";
 import { wantsColour } from "./config/inspect.ts";
 import { readSupervisor, type Supervisor } from "./config/supervisor.ts";
 import { logLevelOf } from "./config/verbosity.ts";
-import { runInspect } from "./explain/command.ts";
+import { runInspect, type Terminal } from "./explain/command.ts";
 import { writeFileAtomic } from "./lib/atomic-file.ts";
 import { systemClock } from "./lib/clock.ts";
 import { messageOf } from "./lib/errors.ts";
 import { createLogger } from "./lib/log.ts";
 import { setUpProcess } from "./lib/process-setup.ts";
+import { runRulesInspection } from "./proxy/inspect/command.ts";
 import type { Surroundings } from "./roles/cluster.ts";
 import { openKubeletStores, startKubelet } from "./roles/kubelet.ts";
 import { RunningParts } from "./roles/parts.ts";
@@ -45,18 +46,25 @@ async function main(args: readonly string[]): Promise<number> {
       return 0;
     case "explain":
     case "pods":
-      return await runInspect(command, {
-        out: (text) => void process.stdout.write(text),
-        err: (text) => void process.stderr.write(text),
-        columns: process.stdout.isTTY ? process.stdout.columns : undefined,
-        isColoured: process.stdout.isTTY && wantsColour(),
-      });
+      return await runInspect(command, terminal());
+    case "rules":
+    case "trace":
+      return await runRulesInspection(command, terminal());
     case "run":
     case "proxy":
       return runDaemon(command);
     default:
       return command satisfies never;
   }
+}
+
+function terminal(): Terminal {
+  return {
+    out: (text) => void process.stdout.write(text),
+    err: (text) => void process.stderr.write(text),
+    columns: process.stdout.isTTY ? process.stdout.columns : undefined,
+    isColoured: process.stdout.isTTY && wantsColour(),
+  };
 }
 
 async function runDaemon(command: Daemon): Promise<number> {

@@ -21,6 +21,8 @@ Usage:
   nodelet proxy --config kube-proxy.yaml [flags]   only the service proxy; see nodelet proxy --help
   nodelet explain pod NAMESPACE/NAME               why a pod of the running agent does not start
   nodelet pods                                     its pods and what they wait for; see its --help
+  nodelet rules NAMESPACE/SERVICE                  what the kernel has for a service; see its --help
+  nodelet trace SOURCE ADDRESS:PORT                where a packet goes, and why
 `;
   return render(intro, [kubeletStart, ...kubeletSections], [cadvisorFlagFields]);
 }

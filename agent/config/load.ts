@@ -3,6 +3,7 @@ import { parseFlags } from "./flags.ts";
 import { kubeletHelp, proxyHelp } from "./help.ts";
 import { type ConfigHost, systemHost } from "./host.ts";
 import { type InspectCommand, inspectHelp, parseInspectCommand } from "./inspect.ts";
+import { parseRulesCommand, type RulesCommand, rulesHelp, type TraceCommand } from "./inspect-rules.ts";
 import { type KubeletSettings, kubeletCommandFlags, loadKubeletSettings } from "./load-kubelet.ts";
 import {
   loadProxySettings,
@@ -17,6 +18,8 @@ export type Command =
   | { kind: "version"; raw: boolean }
   | { kind: "help"; text: string }
   | InspectCommand
+  | RulesCommand
+  | TraceCommand
   /** The kubelet role, and the proxy role if `proxy` is there. */
   | { kind: "run"; kubelet: KubeletSettings; proxy?: ProxySettings; warnings: string[] }
   /** The proxy role alone; `cleanup`: only remove its rules; `initOnly`: only set up what needs privileges. */
@@ -39,6 +42,11 @@ export function parseCommandLine(args: readonly string[], host: ConfigHost = sys
     case "pods": {
       const command = parseInspectCommand(word, rest);
       return command === "help" ? { kind: "help", text: inspectHelp } : command;
+    }
+    case "rules":
+    case "trace": {
+      const command = parseRulesCommand(word, rest);
+      return command === "help" ? { kind: "help", text: rulesHelp } : command;
     }
     default:
       return parseKubeletCommand(args, host);

@@ -98,7 +98,8 @@ function renderPort(serviceKey: string, port: ServicePort, context: RenderContex
     for (const [at, endpoint] of internalList.entries()) {
       add(`endpoints-${count}`, `${address(port.clusterIP)} . ${at}`, `${endpoint.ip} . ${endpoint.port}`);
     }
-    add("service-ips", address(port.clusterIP), `goto count-${count}`);
+    // What the shared chain does not tell: whose address it is.
+    add("service-ips", address(port.clusterIP), `goto count-${count}`, port.name);
   } else {
     add("service-ips", address(port.clusterIP), `goto ${port.isInternalPolicyLocal ? "local" : "service"}-${base}`);
   }
