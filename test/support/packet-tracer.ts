@@ -10,8 +10,8 @@ export interface Packet {
 }
 
 export interface TraceOptions {
-  /** Members by set, as `ip,proto:port`. */
-  sets?: Record<string, ReadonlySet<string>>;
+  /** Members by set, as `ip,proto:port`, or `ip` in sets of clients. */
+  sets?: Record<string, Set<string>>;
   /** This machine's addresses. */
   localIPs?: readonly string[];
   /** Decides `statistic --mode random`: true takes the rule. Default: never, so the last endpoint is chosen. */
@@ -95,6 +95,9 @@ function walk(
         };
         return "DNAT";
       }
+      case "SET":
+        options.sets?.[args[args.indexOf("--add-set") + 1] ?? ""]?.add(state.packet.src);
+        break;
       case "MARK":
         state.mark = args.includes("--or-mark");
         break;
@@ -159,9 +162,12 @@ function matches(args: readonly string[], state: State, options: TraceOptions, i
         break;
       case "--match-set":
         setName = value;
-        isMatch = options.sets?.[value]?.has(`${packet.dst},${packet.proto}:${packet.dport}`) ?? false;
+        isMatch =
+          options.sets?.[value]?.has(
+            args[i + 2] === "src" ? packet.src : `${packet.dst},${packet.proto}:${packet.dport}`,
+          ) ?? false;
         if (options.sets?.[value] === undefined) throw new Error(`no set ${setName}`);
-        i += 1; // "dst,dst"
+        i += 1; // "dst,dst" or "src"
         break;
       case "--probability":
         isMatch = options.random?.(Number(value)) ?? false;
@@ -173,6 +179,10 @@ function matches(args: readonly string[], state: State, options: TraceOptions, i
         isMatch = options.recent?.has(recentName) ?? false;
         i -= 1; // takes no value
         break;
+      case "--add-set":
+        i += 1; // and "src"
+        break;
+      case "--exist":
       case "--set":
       case "--reap":
       case "--random-fully":
@@ -182,6 +192,7 @@ function matches(args: readonly string[], state: State, options: TraceOptions, i
       case "--comment":
       case "--mode":
       case "--seconds":
+      case "--timeout":
       case "--or-mark":
       case "--xor-mark":
       case "--to-destination":

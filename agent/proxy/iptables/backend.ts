@@ -4,7 +4,7 @@ import type { Backend } from "../backend.ts";
 import type { Commands } from "../commands.ts";
 import type { Family } from "../ip.ts";
 import type { ProxyOptions } from "../options.ts";
-import { createIptables, createServiceSet } from "./exec.ts";
+import { createClientSets, createIptables, createServiceSet } from "./exec.ts";
 import { markText, nodePortIPs, readNodePortAddresses } from "../node-ports.ts";
 import { detectLocalMatch, serviceSetName } from "./fixed.ts";
 import { IptablesBackend, type IptablesSyncRequest } from "./sync.ts";
@@ -33,7 +33,15 @@ export async function createIptablesBackend(about: IptablesBackendOptions, signa
   const iptables = await createIptables(commands, family, about.flavour, signal);
   if ((await iptables.listRules("nat", "POSTROUTING", signal)) === undefined) throw new Error("no nat table");
   const set = about.hasIpset ? createServiceSet(commands, family, serviceSetName(family)) : undefined;
-  const rules = new IptablesBackend({ iptables, set, clock: about.clock, log: about.log, onRefused: about.onRefused });
+  const clientSets = about.hasIpset ? createClientSets(commands, family) : undefined;
+  const rules = new IptablesBackend({
+    iptables,
+    set,
+    clientSets,
+    clock: about.clock,
+    log: about.log,
+    onRefused: about.onRefused,
+  });
 
   const context = (): Pick<IptablesSyncRequest, "fixed" | "render"> => {
     const addresses = readNodePortAddresses(options.nodePortAddresses, options.nodeIPs, family);

@@ -1,5 +1,8 @@
 import { hash } from "node:crypto";
 
+/** Groups within groups: together with what leads to them, no more chains nest than nf_tables takes. See treeDepthMax. */
+export const groupDepthMax = 2;
+
 /** One step of a choice: take `target` with this chance, or go on with the next step. */
 export interface Choice<T> {
   /** An item, or the name of a chain that chooses among some of them. */
@@ -46,7 +49,7 @@ function choose<T>(
   chainOf: (digits: string) => string,
   chains: Map<string, Choice<T>[]>,
 ): void {
-  if (members.length <= itemsInRowMax) {
+  if (members.length <= itemsInRowMax || digits.length === groupDepthMax) {
     chains.set(chainOf(digits), inRow(members.map(({ item }) => ({ target: { item }, weight: 1 }))));
     return;
   }

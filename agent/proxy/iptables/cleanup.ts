@@ -2,7 +2,7 @@ import type { Logger } from "../../lib/log.ts";
 import { type Commands, expectSuccess } from "../commands.ts";
 import type { Family } from "../ip.ts";
 import { Applier } from "./apply.ts";
-import { commandNames, createIptables, createServiceSet, type Flavour, whyNoIpset } from "./exec.ts";
+import { commandNames, createClientSets, createIptables, createServiceSet, type Flavour, whyNoIpset } from "./exec.ts";
 import { canaryChain, canaryTables, jumps, ownChains, serviceSetName, sharedJumps } from "./fixed.ts";
 import { isJump, isServiceChain } from "./own.ts";
 
@@ -91,6 +91,11 @@ export async function cleanupIptables(commands: Commands, log: Logger, signal: A
       await createServiceSet(commands, family, set)
         .destroy(signal)
         .catch((err: unknown) => problems.push(`set ${set}: ${(err as Error).message}`));
+      const clientSets = createClientSets(commands, family);
+      await clientSets
+        .list(signal)
+        .then((names) => clientSets.destroy(names, signal))
+        .catch((err: unknown) => problems.push(`sets of clients: ${(err as Error).message}`));
     }
   }
   return problems;

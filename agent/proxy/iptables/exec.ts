@@ -2,6 +2,7 @@ import { AgentError, hasCode } from "../../lib/errors.ts";
 import type { ExecResult } from "../../lib/exec.ts";
 import { type Commands, expectSuccess } from "../commands.ts";
 import type { Family } from "../ip.ts";
+import { type ClientSets, clientSetPrefix } from "./affinity.ts";
 import { type Iptables, RefusedLine, type ServiceSet } from "./port.ts";
 import { addToPrint, chainPrint } from "./print.ts";
 import { listingText, parseListing } from "./listing.ts";
@@ -18,6 +19,11 @@ const setTimeoutMs = 60_000;
 // 2^20: far above what the trees can hold; the kernel allocates as the set grows. ipset's own default is 65 536.
 const setMembersMax = 1_048_576;
 
+// A list of the recent match holds 100 clients. A set is for a sixteenth of a service's endpoints, so it holds more than their lists
+// up to 10 000 endpoints; beyond, the kernel makes room for new clients.
+const clientsMax = 65_536;
+// Each entry brings its own; sets need a default to have any.
+const clientSecondsDefault = 10_800;
 // iptables' exit code for "somebody else holds the lock", and for more; see expectAccepted.
 const resourceProblem = 4;
 const refusalRE = /failed \((?!Resource temporarily|Device or resource busy|Cannot allocate|Interrupted|No buffer)/;
@@ -149,6 +155,30 @@ export function createServiceSet(commands: Commands, family: Family, name: strin
       return found === null ? undefined : Number(found[1]);
     },
     destroy,
+  };
+}
+
+/** Drives the `ipset` command for the sets of clients of one family. */
+export function createClientSets(commands: Commands, family: Family): ClientSets {
+  const kind = `hash:ip family ${family === "IPv4" ? "inet" : "inet6"} hashsize 64 maxelem ${clientsMax} timeout ${clientSecondsDefault} forceadd`;
+  const run = async (args: string[], stdin: string | undefined, signal: AbortSignal) =>
+    await commands.run("ipset", args, { timeoutMs: setTimeoutMs, signal, ...(stdin === undefined ? {} : { stdin }) });
+  return {
+    create: async (names, signal) => {
+      const text = names.map((name) => `create ${name} ${kind}\n`).join("");
+      if (text !== "") expectSuccess(await run(["restore", "-exist"], text, signal), "create sets of clients");
+    },
+    list: async (signal) => {
+      const result = await run(["list", "-name"], undefined, signal);
+      expectSuccess(result, "list sets");
+      return result.stdout.split("\n").filter((name) => name.startsWith(clientSetPrefix(family)));
+    },
+    destroy: async (names, signal) => {
+      for (const name of names) {
+        const result = await run(["destroy", name], undefined, signal);
+        if (result.failure !== "exit") expectSuccess(result, `remove set ${name}`);
+      }
+    },
   };
 }
 

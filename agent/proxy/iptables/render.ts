@@ -2,6 +2,7 @@ import { isExternallyAccessible, type Endpoint } from "../endpoints.ts";
 import { type Family, parseIP } from "../ip.ts";
 import type { ServiceDescription, ServicePort } from "../model.ts";
 import { addressKey, portKey } from "./keys.ts";
+import { affinityGroup, clientSetName, needsClientSets } from "./affinity.ts";
 import { balance } from "./balance.ts";
 import { endpointChain, hashSuffix, portSuffix } from "./names.ts";
 import type { DispatchEntry } from "./tree.ts";
@@ -24,6 +25,8 @@ export interface RenderContext {
   readonly localPods: { readonly match: string; readonly notMatch: string } | undefined;
   /** Comments in endpoint chains and balancing rules: for people, at 40 % more text to load. */
   readonly withEndpointComments: boolean;
+  /** Sets of clients can be made; see {@link RenderedService.clientSets}. */
+  readonly hasClientSets: boolean;
 }
 
 /** The rules of one service. */
@@ -33,6 +36,8 @@ export interface RenderedService {
   readonly entries: readonly (DispatchEntry & { readonly tree: TreeName })[];
   /** Members of the set of service addresses, `ip,proto:port`. */
   readonly members: readonly string[];
+  /** Sets of clients that the chains refer to. */
+  readonly clientSets: readonly string[];
 }
 
 /**
@@ -45,9 +50,12 @@ export function renderService(service: ServiceDescription, context: RenderContex
   const chains = new Map<string, readonly string[]>();
   const entries: (DispatchEntry & { tree: TreeName })[] = [];
   const members: string[] = [];
+  const clientSets = new Set<string>();
   for (const port of service.ports) {
     renderDispatch(port, entries, members);
     renderChains(port, context, chains);
+    if (!hasClientSets(port, context)) continue;
+    for (const endpoint of port.endpoints.reachable) clientSets.add(clientSetOf(port, endpoint, context));
   }
   const firstPort = service.ports[0];
   if (firstPort !== undefined && service.healthCheckNodePort !== 0) {
@@ -57,7 +65,7 @@ export function renderService(service: ServiceDescription, context: RenderContex
       rule: `${comment(`${service.key} health check node port`)} ${protocolMatch("tcp")} --dport ${service.healthCheckNodePort} -j ACCEPT`,
     });
   }
-  return { chains, entries, members };
+  return { chains, entries, members, clientSets: [...clientSets] };
 }
 
 function renderDispatch(port: ServicePort, entries: (DispatchEntry & { tree: TreeName })[], members: string[]): void {
@@ -109,7 +117,8 @@ function renderChains(port: ServicePort, context: RenderContext, chains: Map<str
     const chain = `${prefix}${suffix}`;
     for (const [name, rules] of balancingChains(port, list, prefix, context)) {
       const before = chain === internalChain(port) ? clusterIPMasquerade(port, context) : [];
-      chains.set(name, name === chain ? [...before, ...affinityRules(port, list, context), ...rules] : rules);
+      const remembered = name === chain ? affinityRules(port, list, prefix, context, chains) : [];
+      chains.set(name, name === chain ? [...before, ...remembered, ...rules] : rules);
     }
   };
   addBalancing(endpoints.cluster, "KUBE-SVC-");
@@ -140,13 +149,50 @@ function clusterIPMasquerade(port: ServicePort, context: RenderContext): string[
   return [`${match} ${context.localPods.notMatch} -j KUBE-MARK-MASQ`];
 }
 
-/** A client that was here before goes where it went then. */
-function affinityRules(port: ServicePort, list: readonly Endpoint[], context: RenderContext): string[] {
-  if (port.affinitySeconds === undefined) return [];
-  return list.map((endpoint) => {
-    const chain = endpointChain(port.name, port.protocol, endpoint.address);
-    return `${endpointComment(port, endpoint, context)}-m recent --name ${chain} --rcheck --seconds ${port.affinitySeconds} --reap -j ${chain}`;
+/**
+ * A client that was here before goes where it went then. Among many endpoints a set for each group of them says whether it is
+ * worth looking at the group's lists: a client that nobody remembers passes sixteen rules, not one for each endpoint. The sets
+ * hold more clients than all lists together, so they let nobody be forgotten.
+ *
+ * @param chains gets the groups' chains
+ */
+function affinityRules(
+  port: ServicePort,
+  list: readonly Endpoint[],
+  prefix: "KUBE-SVC-" | "KUBE-SVL-",
+  context: RenderContext,
+  chains: Map<string, readonly string[]>,
+): string[] {
+  const { name, protocol, affinitySeconds } = port;
+  if (affinitySeconds === undefined) return [];
+  const recall = (endpoint: Endpoint) => {
+    const chain = endpointChain(name, protocol, endpoint.address);
+    return `${endpointComment(port, endpoint, context)}-m recent --name ${chain} --rcheck --seconds ${affinitySeconds} --reap -j ${chain}`;
+  };
+  if (!context.hasClientSets || !needsClientSets(list.length)) return list.map(recall);
+  const groups = Map.groupBy(list, ({ address }) => affinityGroup(address));
+  return [...groups].sort(byKey).map(([group, endpoints]) => {
+    const chain = `${prefix}${hashSuffix(`${name}${protocol} affinity ${group}`)}`;
+    chains.set(chain, endpoints.map(recall));
+    return `-m set --match-set ${clientSetName(context.family, name, protocol, group)} src -j ${chain}`;
   });
+}
+
+/** Whether clients of a port are kept in sets. Those of all its endpoints are, as an endpoint may be in two lists. */
+function hasClientSets(
+  { affinitySeconds, endpoints: { cluster, local } }: ServicePort,
+  context: RenderContext,
+): boolean {
+  const count = Math.max(cluster.length, local.length);
+  return context.hasClientSets && affinitySeconds !== undefined && needsClientSets(count);
+}
+
+function clientSetOf({ name, protocol }: ServicePort, { address }: Endpoint, { family }: RenderContext): string {
+  return clientSetName(family, name, protocol, affinityGroup(address));
+}
+
+function byKey([a]: readonly [string, unknown], [b]: readonly [string, unknown]): number {
+  return a < b ? -1 : 1;
 }
 
 function balancingChains(
@@ -179,9 +225,16 @@ function endpointRules(port: ServicePort, endpoint: Endpoint, context: RenderCon
   const prefix = context.withEndpointComments ? `${comment(port.name)} ` : "";
   const chain = endpointChain(port.name, port.protocol, endpoint.address);
   const affinity = port.affinitySeconds === undefined ? "" : `-m recent --name ${chain} --set `;
+  const remember = hasClientSets(port, context)
+    ? // A second longer than the lists: whom a list remembers, the set does, too.
+      [
+        `-j SET --add-set ${clientSetOf(port, endpoint, context)} src --exist --timeout ${(port.affinitySeconds ?? 0) + 1}`,
+      ]
+    : [];
   return [
     // Hairpin: an endpoint that reaches itself must not see its own address as the source.
     `${prefix}-s ${endpoint.ip} -j KUBE-MARK-MASQ`,
+    ...remember,
     `${prefix}${affinity}${protocolMatch(port.protocol)} -j DNAT --to-destination ${endpoint.address}`,
   ];
 }

@@ -14,6 +14,7 @@ interface AppliedService {
   readonly members: readonly string[];
   /** Rules in `chains`. */
   readonly ruleCount: number;
+  readonly clientSets: readonly string[];
 }
 
 /** How one service differs from what was staged before. */
@@ -22,6 +23,10 @@ export interface ServiceChanges {
   readonly writes: readonly (readonly [chain: string, rules: readonly string[]])[];
   /** nat chains that must go. */
   readonly deletes: readonly string[];
+  /** Sets of clients that the writes need. */
+  readonly addSets: readonly string[];
+  /** Sets of clients that nothing refers to once the deletes are done. */
+  readonly removeSets: readonly string[];
 }
 
 /** How the trees and the set differ from what was staged before. */
@@ -90,6 +95,11 @@ export class RuleState {
     for (const { chains } of this.#services.values()) yield* chains.keys();
   }
 
+  /** Sets of clients of all services. */
+  *clientSets(): Iterable<string> {
+    for (const { clientSets } of this.#services.values()) yield* clientSets;
+  }
+
   /** Renders a service and notes it. Its dispatch changes are kept for {@link takeDispatchChanges}. */
   stage(service: ServiceDescription): ServiceChanges {
     const old = this.#services.get(service.key);
@@ -107,11 +117,16 @@ export class RuleState {
     const ruleCount = next.chains.values().reduce((total, rules) => total + rules.length, 0);
     if (next.entries.length === 0) this.#services.delete(service.key);
     else {
-      const { entries, members } = next;
-      this.#services.set(service.key, { chains: fingerprints, entries, members, ruleCount });
+      const { entries, members, clientSets } = next;
+      this.#services.set(service.key, { chains: fingerprints, entries, members, clientSets, ruleCount });
     }
     this.#serviceRules += (next.entries.length === 0 ? 0 : ruleCount) - (old?.ruleCount ?? 0);
-    return { writes, deletes };
+    return {
+      writes,
+      deletes,
+      addSets: next.clientSets.filter((name) => old?.clientSets.includes(name) !== true),
+      removeSets: (old?.clientSets ?? []).filter((name) => !next.clientSets.includes(name)),
+    };
   }
 
   /** What the staged services changed in the trees and the set since this was asked last. */

@@ -1,7 +1,9 @@
+import type { Clock } from "../../lib/clock.ts";
 import type { Logger } from "../../lib/log.ts";
 import { type AgentError, hasCode, messageOf } from "../../lib/errors.ts";
 import type { BackendFigures, SyncRequest } from "../backend.ts";
 import { Pacer } from "../pacer.ts";
+import type { ClientSets } from "./affinity.ts";
 import { Applier, type ApplyResult } from "./apply.ts";
 import {
   canaryChain,
@@ -31,15 +33,19 @@ export const endpointsWithCommentsMax = 1_000;
 export interface IptablesSyncRequest extends SyncRequest {
   /** Without the set's name, which the backend knows. */
   readonly fixed: Omit<FixedContext, "setName">;
-  readonly render: Omit<RenderContext, "withEndpointComments">;
+  readonly render: Omit<RenderContext, "withEndpointComments" | "hasClientSets">;
 }
 
 export interface IptablesBackendDeps extends RefusedDeps {
   readonly iptables: Iptables;
   /** undefined: packets find their service by the dispatch tree alone. */
   readonly set: ServiceSet | undefined;
+  /** undefined: new clients of services that remember clients pass a rule for each endpoint. */
+  readonly clientSets?: ClientSets | undefined;
 }
 
+// What keeps sets from being made (no kernel module, too many of them) changes seldom.
+const clientSetsRetryMs = 3_600_000;
 // Each round finds up to 16 services; what is still refused then is tried again at the next sync.
 const isolationRoundsMax = 4;
 
@@ -69,11 +75,17 @@ export class IptablesBackend {
   /** Whether the rules in the kernel refer to the set. */
   #isSetUsed = false;
   #setTrouble: string | undefined;
+  readonly #clientSets: ClientSets | undefined;
+  /** Sets of clients could not be made; until then it is not tried again. */
+  #clientSetsOffUntilMs = 0;
+  readonly #clock: Clock;
 
   constructor(deps: IptablesBackendDeps) {
     this.#iptables = deps.iptables;
     this.#set = deps.set;
     this.#log = deps.log;
+    this.#clock = deps.clock;
+    this.#clientSets = deps.clientSets;
     this.#refused = new RefusedServices(deps);
   }
 
@@ -186,7 +198,8 @@ export class IptablesBackend {
     signal: AbortSignal,
   ): Promise<RuleState> {
     const withEndpointComments = request.endpointCount() <= endpointsWithCommentsMax;
-    const state = new RuleState({ ...request.render, withEndpointComments });
+    const hasClientSets = this.#clientSets !== undefined && this.#clock.monotonic() >= this.#clientSetsOffUntilMs;
+    const state = new RuleState({ ...request.render, withEndpointComments, hasClientSets });
     const base = renderBase({ ...request.fixed, setName: undefined });
     for (const table of ["filter", "nat"] as const) await applier.writeAll(table, base[table]);
 
@@ -194,7 +207,8 @@ export class IptablesBackend {
     await applier.flush();
     const pacer = new Pacer();
     for (const key of request.keys) {
-      const { writes } = state.stage(request.describe(key));
+      const { writes, addSets } = state.stage(request.describe(key));
+      await this.#createClientSets(addSets, signal);
       await applier.writeService({ key, writes });
       await pacer.breathe();
     }
@@ -235,6 +249,7 @@ export class IptablesBackend {
       await applier.deleteAll(table, stale);
     }
     await applier.flush();
+    await this.#removeStaleClientSets(state, signal);
     return state;
   }
 
@@ -245,10 +260,13 @@ export class IptablesBackend {
     signal: AbortSignal,
   ): Promise<RuleState> {
     const deletes: Record<Table, string[]> = { nat: [], filter: [] };
+    const staleSets: string[] = [];
     const pacer = new Pacer();
     for (const key of request.keys) {
       const changes = state.stage(request.describe(key));
+      await this.#createClientSets(changes.addSets, signal);
       await applier.writeService({ key, writes: changes.writes });
+      staleSets.push(...changes.removeSets);
       deletes.nat.push(...changes.deletes);
       await pacer.breathe();
     }
@@ -270,8 +288,27 @@ export class IptablesBackend {
     }
     for (const table of ["nat", "filter"] as const) await applier.deleteAll(table, deletes[table]);
     await applier.flush();
+    if (staleSets.length > 0) await this.#clientSets?.destroy(staleSets, signal);
     if (this.#isSetUsed) await this.#set?.change(dispatch.addMembers, dispatch.removeMembers, signal);
     return state;
+  }
+
+  /** A failure fails the sync; the next one goes without them, and so does every one for an hour. */
+  async #createClientSets(names: readonly string[], signal: AbortSignal): Promise<void> {
+    if (names.length === 0) return;
+    try {
+      await this.#clientSets?.create(names, signal);
+    } catch (err) {
+      if (!hasCode(err, "Canceled")) this.#clientSetsOffUntilMs = this.#clock.monotonic() + clientSetsRetryMs;
+      throw err;
+    }
+  }
+
+  async #removeStaleClientSets(state: RuleState, signal: AbortSignal): Promise<void> {
+    if (this.#clientSets === undefined) return;
+    const wanted = new Set(state.clientSets());
+    const stale = (await this.#clientSets.list(signal)).filter((name) => !wanted.has(name));
+    await this.#clientSets.destroy(stale, signal);
   }
 
   /** Tries the set anew at every full sync; without it the tree alone decides. */

@@ -36,9 +36,10 @@ const bitsPerLevel = 2;
 const fanOut = 1 << bitsPerLevel;
 /**
  * Deepest chain below the root. nf_tables refuses more than 16 nested chains; base chain, KUBE-SERVICES and root are
- * above, FW, EXT, SVC, SEP and MARK-MASQ below. Keys that would need more end in long leaves: slower, never wrong.
+ * above, FW, EXT, SVC, two groups of endpoints, SEP and MARK-MASQ below. Keys that would need more end in long leaves: slower,
+ * never wrong.
  */
-export const treeDepthMax = 7;
+export const treeDepthMax = 6;
 
 /**
  * Sends packets to one of many rules by the bits of their destination, as a tree of chains:
@@ -49,7 +50,7 @@ export const treeDepthMax = 7;
  * Each inner chain has up to four `goto` rules with disjoint matches. Bits that all entries below share are skipped,
  * so the depth follows the number of entries (log4 of n/8), not the length of an address. With n entries spread
  * evenly, a packet visits at most 4·⌈log4(n/8)⌉ + 8 rules: 32 for 10 000 services, where a list would need 10 000.
- * No input can make it visit more than 4·7 rules before a leaf.
+ * No input can make it visit more than 4·6 rules before a leaf.
  *
  * The chains are a function of the set of entries alone, not of its history. Changing one entry rewrites the chain
  * that holds it, and its neighbours only if a chain splits or merges.

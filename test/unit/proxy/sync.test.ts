@@ -27,10 +27,19 @@ class Bench {
   };
   backend: IptablesBackend;
 
+  readonly clock = new FakeClock();
+  readonly refused: string[] = [];
+
   constructor(iptables = new FakeIptables(), set: FakeServiceSet | undefined = new FakeServiceSet("KUBE-SERVICE-IPS")) {
     this.iptables = iptables;
     this.set = set;
-    this.backend = new IptablesBackend({ iptables, set, clock: new FakeClock(), log: silentLogger });
+    this.backend = new IptablesBackend({
+      iptables,
+      set,
+      clock: this.clock,
+      log: silentLogger,
+      onRefused: (key, reason) => void this.refused.push(`${key}: ${reason}`),
+    });
   }
 
   put(
@@ -239,6 +248,129 @@ describe("trouble", () => {
   });
 });
 
+describe("damage by somebody else", () => {
+  const nat = (bench: Bench) => bench.iptables.tables.get("nat")!;
+  const filter = (bench: Bench) => bench.iptables.tables.get("filter")!;
+  const cases: { name: string; harm: (bench: Bench) => void; want: RegExp }[] = [
+    { name: "a flushed table", harm: (b) => b.iptables.flushEverything(), want: /is gone/ },
+    {
+      name: "a deleted jump",
+      harm: (b) => nat(b).set("PREROUTING", []),
+      want: /PREROUTING of table nat lost its jump to KUBE-SERVICES/,
+    },
+    {
+      name: "a flushed root of a tree",
+      harm: (b) => nat(b).set("KUBE-SVC-AT", []),
+      want: /KUBE-SVC-AT of table nat was flushed/,
+    },
+    {
+      name: "a rule more, in front",
+      harm: (b) => nat(b).get("KUBE-SERVICES")?.unshift("-j RETURN"),
+      want: /KUBE-SERVICES of table nat is not/,
+    },
+    {
+      name: "an edited rule",
+      harm: (b) => nat(b).set("KUBE-MARK-MASQ", ["-j MARK --or-mark 0x8000"]),
+      want: /KUBE-MARK-MASQ/,
+    },
+    { name: "a deleted rule", harm: (b) => filter(b).get("KUBE-FORWARD")?.pop(), want: /KUBE-FORWARD/ },
+    { name: "the guard of loopback", harm: (b) => filter(b).set("KUBE-FIREWALL", []), want: /KUBE-FIREWALL/ },
+    { name: "a member of the set", harm: (b) => b.set?.members?.clear(), want: /has 0 of 1 members/ },
+  ];
+  for (const { name, harm, want } of cases) {
+    test(`${name} is seen, and a full sync mends it`, async () => {
+      const bench = new Bench();
+      bench.put("web", "10.96.0.1", ["10.244.1.5"]);
+      await bench.sync();
+      bench.put("web2", "10.96.0.2", ["10.244.1.6"]); // the trees' roots are known after a change, too
+      await bench.sync();
+      bench.model.setService("ns1/web2", undefined);
+      await bench.sync();
+      expect(await bench.backend.findDamage(signal)).toBeUndefined();
+      harm(bench);
+      expect(await bench.backend.findDamage(signal)).toMatch(want);
+      await bench.sync(true);
+      expect(await bench.backend.findDamage(signal)).toBeUndefined();
+      expect(bench.iptables.dump()).toBe((await bench.fresh()).dump);
+    });
+  }
+
+  test("what others add to chains that are not ours alone is none", async () => {
+    const bench = new Bench();
+    bench.put("web", "10.96.0.1", ["10.244.1.5"]);
+    await bench.sync();
+    filter(bench).get("KUBE-FIREWALL")?.push("-s 192.0.2.66 -j DROP");
+    nat(bench).get("PREROUTING")?.unshift("-j RETURN");
+    filter(bench).set("FOREIGN", ["-j DROP"]);
+    expect(await bench.backend.findDamage(signal)).toBeUndefined();
+  });
+});
+
+describe("a service that the kernel refuses", () => {
+  const refusal = /--to-destination 10\.244\.66\./;
+
+  test("is left out and named; all the others are programmed, and it is tried again later", async () => {
+    const bench = new Bench();
+    for (let n = 0; n < 40; n++) bench.put(`s${n}`, `10.96.0.${n + 1}`, ["10.244.1.5"]);
+    bench.put("bad", "10.96.1.1", ["10.244.66.1"]);
+    bench.iptables.refuses = refusal;
+    await bench.sync();
+    expect(bench.backend.needsFull).toBe(false);
+    expect(bench.refused).toEqual(["ns1/bad: the kernel says no"]);
+    expect(bench.iptables.dump()).toContain("ns1/s39:p80");
+    expect(bench.iptables.dump()).not.toContain("ns1/bad");
+    expect(bench.set?.members?.size).toBe(40);
+
+    // Others go on as ever, without a full sync for each of them.
+    bench.put("s1", "10.96.0.2", ["10.244.1.6"]);
+    expect(chainsIn(await bench.sync()).length).toBeLessThan(6);
+
+    bench.iptables.refuses = undefined;
+    await bench.sync();
+    expect(bench.iptables.dump()).not.toContain("ns1/bad");
+    await bench.clock.advance(30_000);
+    await bench.sync();
+    expect(bench.iptables.dump()).toContain("ns1/bad:p80");
+    expect(bench.iptables.dump()).toBe((await bench.fresh()).dump);
+  });
+
+  test("because of a change loses its rules, and gets them back by the next change", async () => {
+    const bench = new Bench();
+    bench.put("web", "10.96.0.1", ["10.244.1.5"]);
+    bench.put("bad", "10.96.1.1", ["10.244.1.6"]);
+    await bench.sync();
+    bench.iptables.refuses = refusal;
+    bench.put("bad", "10.96.1.1", ["10.244.66.1"]);
+    bench.put("web", "10.96.0.1", ["10.244.1.7"]);
+    await bench.sync();
+    expect(bench.iptables.dump()).toContain("10.244.1.7:8080");
+    expect(bench.iptables.dump()).not.toContain("ns1/bad");
+    bench.put("bad", "10.96.1.1", ["10.244.1.8"]);
+    await bench.sync();
+    expect(bench.iptables.dump()).toContain("10.244.1.8:8080");
+    expect(bench.refused).toHaveLength(1);
+    expect(bench.iptables.dump()).toBe((await bench.fresh()).dump);
+  });
+
+  test("for its dispatch rule is found by the rule's comment", async () => {
+    const bench = new Bench();
+    bench.put("web", "10.96.0.1", ["10.244.1.5"]);
+    bench.put("bad", "10.96.1.1", []);
+    bench.iptables.refuses = /10\.96\.1\.1 .*REJECT/;
+    await bench.sync();
+    expect(bench.refused).toHaveLength(1);
+    expect(bench.iptables.dump()).toContain("ns1/web:p80");
+  });
+
+  test("if all are refused it is nobody's own fault, and the sync fails", async () => {
+    const bench = new Bench();
+    for (let n = 0; n < 200; n++) bench.put(`s${n}`, `10.96.0.${n + 1}`, ["10.244.66.5"]);
+    bench.iptables.refuses = refusal;
+    await expect(bench.sync()).rejects.toThrow("the kernel says no");
+    expect(bench.iptables.texts.length).toBeLessThan(600);
+  });
+});
+
 describe("a start", () => {
   test("removes kube-proxy's stale chains, adopts its jumps, and touches nothing foreign", async () => {
     const iptables = new FakeIptables();
@@ -315,7 +447,7 @@ describe("a start", () => {
     const first = texts.findIndex((text) => chainsIn(text).includes("KUBE-SERVICES"));
     expect(texts.slice(first + 1).some((text) => text.includes(":KUBE-SEP-"))).toBe(false);
     expect(bench.iptables.dump()).toBe((await bench.fresh()).dump);
-  });
+  }, 20_000);
 
   test("after many services went, removes their chains in bounded texts, too", async () => {
     const bench = new Bench();
@@ -327,7 +459,7 @@ describe("a start", () => {
     await bench.sync();
     expect(Math.max(...bench.iptables.texts.slice(before).map((text) => text.split("\n").length))).toBeLessThan(4_500);
     expect(bench.iptables.dump()).toBe((await bench.fresh()).dump);
-  });
+  }, 20_000);
 
   test("comments on endpoints end where they would cost too much", async () => {
     const bench = new Bench();
