@@ -20,7 +20,8 @@ export interface ConditionInputs {
   phase: PodPhase;
   initStatuses: readonly ContainerStatus[];
   statuses: readonly ContainerStatus[];
-  hasSandbox: boolean;
+  /** undefined: nobody is told. */
+  hasSandbox: boolean | undefined;
   /** All containers are being stopped and removed to begin anew. */
   isRestartingAll: boolean;
   /** Conditions as last reported or as the API server has them; those of others (readiness gates) count, too. */
@@ -34,12 +35,14 @@ export function podConditions(inputs: ConditionInputs, now: string): Condition[]
   const { pod, previous } = inputs;
   const containersReady = containersReadyVerdict(inputs);
   const verdicts: [type: string, verdict: Verdict][] = [
-    ["PodReadyToStartContainers", { status: inputs.hasSandbox ? "True" : "False" }],
     ["Initialized", initializedVerdict(inputs)],
     ["Ready", readyVerdict(inputs, containersReady)],
     ["ContainersReady", containersReady],
     ["PodScheduled", { status: "True" }],
   ];
+  if (inputs.hasSandbox !== undefined) {
+    verdicts.unshift(["PodReadyToStartContainers", { status: inputs.hasSandbox ? "True" : "False" }]);
+  }
   if (canRestartAll(pod)) verdicts.push(["AllContainersRestarting", restartingVerdict(inputs)]);
   return verdicts.map(([type, verdict]) => {
     const old = previous.find((condition) => condition.type === type);

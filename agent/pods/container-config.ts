@@ -52,6 +52,7 @@ export async function buildContainerConfig(start: ContainerStart, deps: PodDeps)
     },
     nodeAllocatable: node.allocatable(),
     readVolumeFile: (volume, path) => volumes.readVolumeFile(uid, volume, path),
+    isEnvFileOn: settings.envFiles,
     podIPs,
     hostIPs: node.hostIPs(),
   });
@@ -96,7 +97,7 @@ export async function buildContainerConfig(start: ContainerStart, deps: PodDeps)
     tty: container.tty ?? false,
     resources: linuxResources(pod, container, settings.resources),
     securityContext,
-    stopSignal: undefined,
+    stopSignal: container.lifecycle?.stopSignal,
   };
 }
 

@@ -235,6 +235,7 @@ function seen(container: RuntimeContainer, old: ContainerStatus | undefined, inp
   if (old?.containerID === containerID && old.lastState !== undefined) status.lastState = old.lastState;
   else if (old?.state?.terminated !== undefined) status.lastState = old.state;
   else if (old?.lastState?.terminated !== undefined) status.lastState = old.lastState;
+  if (inputs.hasStopSignals === true && container.stopSignal !== undefined) status.stopSignal = container.stopSignal;
   if (container.user !== undefined) status.user = { linux: { ...container.user } };
   return status;
 }

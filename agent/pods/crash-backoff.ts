@@ -20,6 +20,9 @@ export interface CrashBackoffLimits {
 /** kubelet's CrashLoopBackOff: 10 s doubling to 300 s. */
 export const crashBackoffDefaults: CrashBackoffLimits = { initialMs: 10_000, maxMs: 300_000 };
 
+/** What feature gate ReduceDefaultCrashLoopBackOffDecay makes of it: 1 s doubling to 60 s. */
+export const crashBackoffReduced: CrashBackoffLimits = { initialMs: 1_000, maxMs: 60_000 };
+
 // An exit this long after the start before it forgets the backoff (kubelet: twice the 300 s cap, whatever the cap is).
 const forgetAfterMs = 600_000;
 

@@ -237,7 +237,7 @@ function killUnfit(pod: Pod, inSandbox: readonly ContainerStatus[], local: PodLo
 
 function whyUnfit(pod: Pod, container: Container, status: ContainerStatus, local: PodLocal): Kill | undefined {
   const { name } = container;
-  const what = isSidecar(container) ? "Init container" : "Container";
+  const what = pod.spec.initContainers?.includes(container) === true ? "Init container" : "Container";
   const hash = status.annotations[annotations.hash];
   if (hash !== undefined && hash !== containerHash(container)) {
     const why = `${what} ${name} definition changed, will be restarted`;

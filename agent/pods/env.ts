@@ -25,6 +25,8 @@ export interface EnvContext extends PodAddresses {
   /** undefined: there is no API server, hence no service variables. */
   services: ServiceLookup | undefined;
   nodeAllocatable: ResourceList;
+  /** Feature gate EnvFiles: `fileKeyRef` is known; default: it is. */
+  isEnvFileOn?: boolean;
   /** Text of a file inside one of the pod's mounted volumes, for `fileKeyRef`. Rejects if there is none. */
   readVolumeFile(volumeName: string, path: string): Promise<string>;
 }
@@ -162,6 +164,9 @@ async function fromFile(
   ref: NonNullable<NonNullable<EnvVar["valueFrom"]>["fileKeyRef"]>,
   context: EnvContext,
 ): Promise<string | undefined> {
+  if (context.isEnvFileOn === false) {
+    throw new AgentError("Invalid", `fileKeyRef ${ref.key}: feature gate EnvFiles is off on this node`);
+  }
   let value: string | undefined;
   try {
     value = findInEnvFile(await context.readVolumeFile(ref.volumeName, ref.path), ref.key);

@@ -105,6 +105,12 @@ export interface PodSettings {
   selinuxEnabled: boolean;
   /** IDs that a pod with its own user namespace gets; a multiple of 65536. */
   userNamespaceIDs: number;
+  /** Variables may come from files of volumes. */
+  envFiles: boolean;
+  /** Statuses show with which signal containers are stopped. */
+  stopSignals: boolean;
+  /** Statuses have the condition PodReadyToStartContainers. */
+  readyToStartCondition: boolean;
   /** Statuses show the images of image volumes. */
   imageVolumeWithDigest: boolean;
 }

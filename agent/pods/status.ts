@@ -32,6 +32,10 @@ export interface StatusInputs {
   hasRecursiveReadOnly(handler: string): boolean;
   /** Shows which images the image volumes of containers are of; default: no. */
   hasVolumeImages?: boolean;
+  /** Shows by which signal containers are stopped; default: no. */
+  hasStopSignals?: boolean;
+  /** Has the condition PodReadyToStartContainers; default: yes. */
+  hasReadyToStart?: boolean;
   /** The node ends the pod, and nothing of it runs any more. */
   ending: PodEnding | undefined;
   /** What its containers have of cpu and memory, and resizes that wait or are under way. */
@@ -79,7 +83,7 @@ export function buildPodStatus(inputs: StatusInputs, nowMs: number): PodStatus {
       phase,
       initStatuses,
       statuses,
-      hasSandbox: inputs.hasSandbox,
+      hasSandbox: inputs.hasReadyToStart === false ? undefined : inputs.hasSandbox,
       isRestartingAll: hasTrigger,
       previous: previous.conditions ?? [],
     },

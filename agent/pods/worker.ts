@@ -490,6 +490,8 @@ export class PodWorker {
         replaced: this.#instances.replacedNames(observed),
         hasRecursiveReadOnly: (handler) => node.hasRecursiveReadOnly(handler),
         hasVolumeImages: this.#deps.settings.imageVolumeWithDigest,
+        hasStopSignals: this.#deps.settings.stopSignals,
+        hasReadyToStart: this.#deps.settings.readyToStartCondition,
         ending: isTerminated ? this.#end.reason : undefined,
         resize: {
           actual: this.#deps.resizes.progress(this.uid)?.actual,

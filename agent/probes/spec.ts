@@ -25,7 +25,7 @@ export function probesOf({ spec }: Pod): ProbeSpec[] {
       ["Readiness", readinessProbe],
     ];
     return candidates.flatMap(([type, probe]) =>
-      probe === undefined ? [] : [withDefaults(type, container, probe, isSidecar(container))],
+      probe === undefined ? [] : [withDefaults(type, container, probe, sidecars.includes(container))],
     );
   });
 }

@@ -1,3 +1,4 @@
+import { isGateOn } from "../config/feature-gates.ts";
 import type { KubeletSettings } from "../config/load-kubelet.ts";
 import { createProber } from "../probes/run.ts";
 import { absentApi } from "../kube/absent.ts";
@@ -87,6 +88,7 @@ export async function startPods(
       kernelVersion: facts.kernelVersion,
       isAppArmorEnabled: facts.isAppArmorEnabled,
       declaredFeatures: declared,
+      knowsPodLevelResources: isGateOn(settings.config.featureGates, "PodLevelResources"),
       isShuttingDown: false,
     }),
     settings: podSettings(settings, { selinuxEnabled: options.selinuxEnabled, resources }),

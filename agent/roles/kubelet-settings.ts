@@ -6,7 +6,7 @@ import type { CgroupDriver } from "../node/cgroup-names.ts";
 import type { CgroupOptions } from "../node/cgroups.ts";
 import type { NodeFacts } from "../node/facts.ts";
 import type { NodeSettings } from "../node/registration.ts";
-import { crashBackoffDefaults } from "../pods/crash-backoff.ts";
+import { crashBackoffDefaults, type CrashBackoffLimits, crashBackoffReduced } from "../pods/crash-backoff.ts";
 import type { PodSettings } from "../pods/port.ts";
 import { readResolvConf } from "../pods/resolv-conf.ts";
 import type { VerificationPolicy } from "../runtime/images-records.ts";
@@ -93,6 +93,7 @@ export function podSettings(
   { flags, config }: KubeletSettings,
   { selinuxEnabled, resources }: { selinuxEnabled: boolean; resources: ResourceContext },
 ): PodSettings {
+  const isOn = (gate: string) => isGateOn(config.featureGates, gate);
   return {
     rootDir: flags.rootDir,
     podLogsDir: config.podLogsDir,
@@ -106,10 +107,7 @@ export function podSettings(
       hasStaticCPUs: config.cpuManagerPolicy === "static",
       hasStaticMemory: config.memoryManagerPolicy === "Static",
     },
-    crashBackoff: {
-      initialMs: crashBackoffDefaults.initialMs,
-      maxMs: config.crashLoopBackOff.maxContainerRestartPeriod,
-    },
+    crashBackoff: crashBackoff(config),
     deadContainers: {
       perContainer: flags.maximumDeadContainersPerContainer,
       total: flags.maximumDeadContainers,
@@ -117,8 +115,19 @@ export function podSettings(
     },
     selinuxEnabled,
     userNamespaceIDs: config.userNamespaces.idsPerPod,
-    imageVolumeWithDigest: isGateOn(config.featureGates, "ImageVolumeWithDigest"),
+    envFiles: isOn("EnvFiles"),
+    stopSignals: isOn("ContainerStopSignals"),
+    readyToStartCondition: isOn("PodReadyToStartContainersCondition"),
+    imageVolumeWithDigest: isOn("ImageVolumeWithDigest"),
   };
+}
+
+function crashBackoff({ featureGates, crashLoopBackOff }: KubeletSettings["config"]): CrashBackoffLimits {
+  const isReduced = isGateOn(featureGates, "ReduceDefaultCrashLoopBackOffDecay");
+  const defaults = isReduced ? crashBackoffReduced : crashBackoffDefaults;
+  // The configured value has a default of its own, which counts even where the other gate wants less.
+  const hasOwnMax = isGateOn(featureGates, "KubeletCrashLoopBackOffMax");
+  return { ...defaults, ...(hasOwnMax ? { maxMs: crashLoopBackOff.maxContainerRestartPeriod } : {}) };
 }
 
 /** What decides about containers' resources. */

@@ -7,6 +7,7 @@ import { ignoreAbort } from "../lib/loop.ts";
 import { podReference } from "../pods/names.ts";
 import { runFileSource } from "../pods/sources/file-source.ts";
 import { runHTTPSource } from "../pods/sources/http-source.ts";
+import { type PodGates, withoutGated } from "../pods/sources/gated.ts";
 import { PodSources } from "../pods/sources/pod-sources.ts";
 import type { PodSourceName } from "../pods/sources/static-pod.ts";
 import type { Cluster, Surroundings } from "./cluster.ts";
@@ -31,9 +32,15 @@ export function startSources(options: StartSourcesOptions, { clock, log, parts, 
     ...(staticPodURL === "" ? [] : (["http"] as const)),
   ];
   const reason = "FailedValidation";
+  const gates: PodGates = {
+    HostnameOverride: isGateOn(featureGates, "HostnameOverride"),
+    ContainerRestartRules: isGateOn(featureGates, "ContainerRestartRules"),
+    ContainerStopSignals: isGateOn(featureGates, "ContainerStopSignals"),
+  };
   const sources = new PodSources({
     clock,
     sources: names,
+    adapt: (pod) => withoutGated(pod, gates),
     onDuplicate: (pod, message) => {
       log.warn({ pod: podReference(pod) }, message);
       recorder.event(podReference(pod), "Warning", reason, message);

@@ -17,7 +17,8 @@ export function admit(pod: Pod, context: AdmissionContext): Admission {
   const fit = byPredicates(pod, context);
   if (fit.kind === "rejected") return fit;
   // Before anybody is ended to make room: that is no use to a pod which is turned away all the same.
-  const late = byAppArmor(pod, context) ?? byFeatures(pod, context) ?? byShutdown(context);
+  const late =
+    byAppArmor(pod, context) ?? byPodLevelResources(pod, context) ?? byFeatures(pod, context) ?? byShutdown(context);
   return late === undefined ? fit : { kind: "rejected", rejection: late };
 }
 
@@ -107,6 +108,17 @@ function annotatedProfiles({ metadata }: Pod): SecurityProfileSpec[] {
     }
     return [{ type: "RuntimeDefault" }];
   });
+}
+
+// Without them its containers would have what nobody meant them to have.
+function byPodLevelResources(
+  { spec }: Pod,
+  { knowsPodLevelResources = true }: AdmissionContext,
+): Rejection | undefined {
+  const { requests = {}, limits = {} } = spec.resources ?? {};
+  if (knowsPodLevelResources || Object.keys({ ...requests, ...limits }).length === 0) return undefined;
+  const message = "Pod has resources of its own, and feature gate PodLevelResources is off on this node";
+  return { reason: "PodLevelResourcesNotSupported", message };
 }
 
 function byFeatures(pod: Pod, { declaredFeatures }: AdmissionContext): Rejection | undefined {

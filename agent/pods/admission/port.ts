@@ -23,6 +23,8 @@ export interface AdmissionContext {
   isAppArmorEnabled: boolean;
   /** What the node's status says that it can do; undefined: it says nothing, and is asked for nothing. */
   declaredFeatures?: readonly string[] | undefined;
+  /** Feature gate PodLevelResources; default: on. */
+  knowsPodLevelResources?: boolean;
   /** A graceful shutdown of the machine is under way. */
   isShuttingDown: boolean;
 }

@@ -15,6 +15,8 @@ export interface PodSourcesOptions {
   sources: readonly PodSourceName[];
   /** A source has two pods of one name, or two of one UID: the later one is left out. */
   onDuplicate(pod: Pod, message: string): void;
+  /** The pod as this node understands it; default: as it is. Pure. */
+  adapt?(pod: Pod): Pod;
   clock: Pick<Clock, "now">;
 }
 
@@ -24,6 +26,7 @@ export interface PodSourcesOptions {
  */
 export class PodSources implements PodSet {
   readonly #onDuplicate: PodSourcesOptions["onDuplicate"];
+  readonly #adapt: (pod: Pod) => Pod;
   readonly #clock: Pick<Clock, "now">;
   readonly #awaited: Set<PodSourceName>;
   readonly #synced = Promise.withResolvers<void>();
@@ -34,8 +37,9 @@ export class PodSources implements PodSet {
   readonly #listeners = new Set<Listener>();
   readonly #mirrorListeners = new Set<Listener>();
 
-  constructor({ sources, onDuplicate, clock }: PodSourcesOptions) {
+  constructor({ sources, onDuplicate, adapt = (pod) => pod, clock }: PodSourcesOptions) {
     this.#onDuplicate = onDuplicate;
+    this.#adapt = adapt;
     this.#clock = clock;
     this.#awaited = new Set(sources);
     this.#settle();
@@ -92,7 +96,7 @@ export class PodSources implements PodSet {
   #deliver(source: StaticSourceName, pods: readonly Pod[]): void {
     const before = this.#static.get(source) ?? new Map<string, Pod>();
     const now = new Map<string, Pod>();
-    for (const pod of this.#withoutDuplicates(pods)) {
+    for (const pod of this.#withoutDuplicates(pods).map(this.#adapt)) {
       const old = before.get(uidOf(pod));
       now.set(uidOf(pod), old !== undefined && isSame(old, pod) ? old : pod);
     }
@@ -133,7 +137,7 @@ export class PodSources implements PodSet {
     const uid = uidOf(pod);
     const before = this.#fromApi.get(uid);
     if (object === undefined) this.#fromApi.delete(uid);
-    else this.#fromApi.set(uid, fromApi(object, seenOf(before) ?? rfc3339Nano(this.#clock.now())));
+    else this.#fromApi.set(uid, fromApi(this.#adapt(object), seenOf(before) ?? rfc3339Nano(this.#clock.now())));
     this.#tell(before, this.#fromApi.get(uid));
   }
 

@@ -584,6 +584,22 @@ describe("preemption for a critical pod", () => {
   test.each(rows)("$name", ({ pod, others, want }) => expect(victims(admitted(pod, { others }))).toEqual(want));
 });
 
+describe("resources of the pod itself", () => {
+  const own = podOf({ resources: { requests: { cpu: "1m" } } });
+  const why = "Pod has resources of its own, and feature gate PodLevelResources is off on this node";
+  const context = { knowsPodLevelResources: false };
+  check([
+    { name: "are known by default", pod: own, want: welcome },
+    {
+      name: "turn a pod away where they are not",
+      pod: own,
+      context,
+      want: rejection("PodLevelResourcesNotSupported", why),
+    },
+    { name: "that say nothing do not", pod: podOf({ resources: { limits: {} } }), context, want: welcome },
+  ]);
+});
+
 describe("features that the node declares", () => {
   const rules = [{ action: "RestartAllContainers" as const, exitCodes: { operator: "In" as const, values: [42] } }];
   const restartsAll = podOf({ containers: [{ name: "app", restartPolicy: "Never", restartPolicyRules: rules }] });

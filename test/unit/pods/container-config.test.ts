@@ -45,7 +45,7 @@ class ConfigNode {
     const deps = {
       log: silentLogger,
       objects: this.objects,
-      services: { hasSynced: true, byIndex: () => [] },
+      services: { hasSynced: true, get: () => undefined, byIndex: () => [] },
       runtimeClasses: { get: () => undefined },
       recorder: {
         event: (about: ObjectReference, type: string, reason: string, message: string) =>
@@ -193,6 +193,12 @@ describe("what is wrong with a container's configuration is told in one order, o
     expect(await node.start(spec)).toBe(configError('spec.subdomain "Not_Valid" is not a DNS label'));
     await node.makeSandbox(spec);
   });
+});
+
+test("a container is stopped by the signal that it names", async () => {
+  expect(await node.start(app({ lifecycle: { stopSignal: "SIGUSR1" } }))).toBeUndefined();
+  expect(await node.start(app({}))).toBeUndefined();
+  expect(node.created.map(({ stopSignal }) => stopSignal)).toEqual(["SIGUSR1", undefined]);
 });
 
 describe("a pod with a user namespace of its own", () => {

@@ -136,6 +136,13 @@ describe("states", () => {
   ];
   test.each(rows)("$name", ({ inputs, want }) => expect(appOf(inputs)).toMatchObject(want));
 
+  test("by which signal it is stopped is told behind a gate", () => {
+    const observed = snapshot({ containers: [containerOf({ stopSignal: "SIGUSR1" })] });
+    expect(appOf({ observed })).not.toHaveProperty("stopSignal");
+    expect(appOf({ observed, hasStopSignals: true })).toMatchObject({ stopSignal: "SIGUSR1" });
+    const silent = snapshot({ containers: [containerOf()] });
+    expect(appOf({ observed: silent, hasStopSignals: true })).not.toHaveProperty("stopSignal");
+  });
   test("init containers stand in the order of the spec, others by name", () => {
     const pod = podOf({
       initContainers: [{ name: "z" }, { name: "a" }],

@@ -109,6 +109,13 @@ test.each(cases)("$name", ({ container, restartPolicy, verdict, local = {}, want
   expect(plan.actions).toHaveLength(want.length);
 });
 
+test("a regular container that always restarts is no sidecar", () => {
+  const pod = podWith(app({ restartPolicy: "Always", livenessProbe: {} }), "Never");
+  const observed = snapshot({ containers: [runs(pod, app({}))] });
+  const plan = decide(pod, observed, localOf({ verdict: failed("Liveness", "app") }), nowMs);
+  expect(plan.actions).toMatchObject([{ why: "Container app failed liveness probe, will be restarted" }]);
+});
+
 test("a sidecar is told from the others", () => {
   const side: Container = { name: "side", image: "image:1", restartPolicy: "Always", livenessProbe: {} };
   const pod = podWith(app({}), "Never", [side]);

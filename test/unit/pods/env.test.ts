@@ -253,6 +253,16 @@ describe("buildEnv", () => {
 });
 
 describe("fileKeyRef", () => {
+  test("is refused where its feature gate is off: the variable would be empty without a word", async () => {
+    files["config/app.env"] = "A='1'\n";
+    const fileKeyRef = { volumeName: "config", path: "app.env", key: "A" };
+    const container = { name: "app", env: [{ name: "A", valueFrom: { fileKeyRef } }] };
+    const pod: Pod = { metadata: { name: "web" }, spec: { enableServiceLinks: false, containers: [container] } };
+    await expect(buildEnv(pod, container, context({ isEnvFileOn: false }))).rejects.toThrow(
+      "fileKeyRef A: feature gate EnvFiles is off on this node",
+    );
+  });
+
   const ref = { volumeName: "env", path: "app.env", key: "KEY" };
   test("reads from a mounted volume; optional is for the key, not for the file", async () => {
     files["env/app.env"] = "KEY='v'";

@@ -208,6 +208,7 @@ describe("conditions", () => {
 
   test("say that containers can start as soon as the sandbox is there", () => {
     expect(condition(statusOf({ hasSandbox: true }), "PodReadyToStartContainers")?.status).toBe("True");
+    expect(condition(statusOf({ hasReadyToStart: false }), "PodReadyToStartContainers")).toBeUndefined();
   });
 
   const gates: [name: string, conditions: Condition[], message: string][] = [

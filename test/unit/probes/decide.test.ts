@@ -274,6 +274,11 @@ test("probes of regular containers and sidecars, startup first, with the API's d
   expect([{}, { timeoutSeconds: 7 }, { timeoutSeconds: -1 }].map(probeTimeoutMs)).toEqual([1_000, 7_000, 1_000]);
 });
 
+test("a regular container that always restarts is no sidecar", () => {
+  const [spec] = probesOf(podWith({ restartPolicy: "Always", livenessProbe: {} }));
+  expect(spec?.isSidecar).toBe(false);
+});
+
 test("numbers of a static pod that make no sense are as good as none", () => {
   const spec = specOf("Liveness", { periodSeconds: 0, failureThreshold: 0, initialDelaySeconds: -5 });
   expect(spec).toMatchObject({ periodMs: 10_000, failureThreshold: 3, initialDelayMs: 0 });

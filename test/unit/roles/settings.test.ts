@@ -88,6 +88,21 @@ test("durations reach the parts in their own units", () => {
   expect(pods.crashBackoff).toEqual({ initialMs: 10_000, maxMs: 60_000 });
 });
 
+test("feature gates reach what they are about", () => {
+  const of = (...gates: string[]) => {
+    const settings = kubelet([`featureGates: {${gates.join(", ")}}`]);
+    const resources = resourceContext(settings, facts, { cgroupVersion: 2, swapControllerAvailable: true });
+    return podSettings(settings, { selinuxEnabled: false, resources });
+  };
+  expect(of()).toMatchObject({ envFiles: true, stopSignals: false, readyToStartCondition: true });
+  const other = ["EnvFiles: false", "ContainerStopSignals: true", "PodReadyToStartContainersCondition: false"];
+  expect(of(...other)).toMatchObject({ envFiles: false, stopSignals: true, readyToStartCondition: false });
+  const [reduced, fixed] = ["ReduceDefaultCrashLoopBackOffDecay: true", "KubeletCrashLoopBackOffMax: false"];
+  expect(of(reduced).crashBackoff).toEqual({ initialMs: 1_000, maxMs: 300_000 });
+  expect(of(reduced, fixed).crashBackoff).toEqual({ initialMs: 1_000, maxMs: 60_000 });
+  expect(of(fixed).crashBackoff).toEqual({ initialMs: 10_000, maxMs: 300_000 });
+});
+
 test("without CFS quota in the kernel no CPU limit is asked for", () => {
   const settings = kubelet([]);
   const poor = { ...facts, cpuCFSQuotaSupported: false };
