@@ -11,7 +11,7 @@ import type { UserNamespaces } from "./user-namespaces.ts";
 const orphanGraceSeconds = 2;
 // Pods whose remains are removed at the same time: what one of them waits for should not keep the others.
 export const removalsMax = 8;
-// An unmount whose server has gone may take minutes. When no removal has ended for this long, the sweep goes on without
+// An unmount whose server has gone may take minutes, and so may a runtime. When nothing has ended for this long, the sweep goes on without
 // those that are under way; they are not begun again.
 export const sweepPatienceMs = 5_000;
 
@@ -40,21 +40,21 @@ export class Orphans {
    *
    * @returns true if nothing runs any more that belongs to no pod
    */
-  async sweep({ sandboxes, containers }: RuntimeList): Promise<boolean> {
+  async sweep(list: RuntimeList): Promise<boolean> {
     const { volumes, cgroups, metrics } = this.#deps;
-    const inRuntime = new Set([...sandboxes, ...containers].map(({ podUID }) => podUID));
-    const gone = [...inRuntime].filter((uid) => uid !== "" && !this.#isKnown(uid));
-    const problems = await Promise.all(
-      gone.map(async (uid) => await this.#removeFromRuntime(uid, { sandboxes, containers })),
-    );
+    const inRuntime = new Set([...list.sandboxes, ...list.containers].map(({ podUID }) => podUID));
+    const gone = new Set([...inRuntime].filter((uid) => uid !== "" && !this.#isKnown(uid)));
+    const problems = await this.#each(gone, async (uid) => await this.#removeFromRuntime(uid, list));
+    const stopped = [...gone].filter((uid) => problems.has(uid) && problems.get(uid) === undefined);
+    for (const uid of stopped) inRuntime.delete(uid);
     const isLeft = (uid: string) => !this.#isKnown(uid) && !inRuntime.has(uid);
     const dirs = (await volumes.podUIDsOnDisk()).filter(isLeft);
-    const remains = new Set([...dirs, ...[...(await cgroups.podUIDsOnDisk()).keys()].filter(isLeft)]);
-    const failed = await this.#removeAll(remains);
+    const ofCgroups = [...(await cgroups.podUIDsOnDisk()).keys()].filter(isLeft);
+    const outcomes = await this.#removeAll(new Set([...dirs, ...ofCgroups, ...stopped]));
     metrics?.cleanedVolumes.set({}, dirs.length);
-    metrics?.cleanedVolumeErrors.set({}, dirs.filter((uid) => failed.has(uid)).length);
+    metrics?.cleanedVolumeErrors.set({}, dirs.filter((uid) => outcomes.get(uid) === false).length);
     await this.#removeLogDirs(inRuntime);
-    return problems.every((problem) => problem === undefined);
+    return stopped.length === gone.size;
   }
 
   /**
@@ -67,9 +67,12 @@ export class Orphans {
     try {
       const list = await this.#deps.runtime.list();
       const found = list.sandboxes.filter((sandbox) => isPredecessor(pod, sandbox)).map(({ podUID }) => podUID);
-      const uids = [...new Set(found)].filter((uid) => !this.#isKnown(uid));
-      const problems = await Promise.all(uids.map(async (uid) => await this.#removeFromRuntime(uid, list)));
-      return problems.find((problem) => problem !== undefined);
+      const uids = new Set(found.filter((uid) => !this.#isKnown(uid)));
+      // Whatever a runtime takes: until they have stopped, they are in the way.
+      const problems = await Promise.all([...uids].map(async (uid) => await this.#removeFromRuntime(uid, list)));
+      const problem = problems.find((one) => one !== undefined);
+      if (problem === undefined) await this.#removeAll(uids);
+      return problem;
     } catch (err) {
       return `the runtime does not say what it has: ${messageOf(err)}`;
     }
@@ -98,31 +101,47 @@ export class Orphans {
    * begin among what is being removed. Never rejects.
    */
   underWay(uid: string): Promise<unknown> | undefined {
-    return this.#stopping.get(uid) ?? this.#removals.get(uid);
+    const stopping = this.#stopping.get(uid);
+    return stopping === undefined ? this.#removals.get(uid) : this.#removeAfter(uid, stopping);
   }
 
-  /** @returns those of which something is left; what takes long is neither waited for nor among them */
-  async #removeAll(uids: ReadonlySet<string>): Promise<ReadonlySet<string>> {
-    const failed = new Set<string>();
+  // The sweep that began it may be over by then.
+  async #removeAfter(uid: string, stopping: Promise<string | undefined>): Promise<void> {
+    if ((await stopping) === undefined) await this.removePod(uid);
+  }
+
+  /** @returns by UID whether all of it went; without what takes long */
+  async #removeAll(uids: ReadonlySet<string>): Promise<ReadonlyMap<string, boolean>> {
+    return await this.#each(uids, async (uid) => await this.removePod(uid));
+  }
+
+  /**
+   * Does `work`, which never rejects, for these UIDs, a few at a time.
+   *
+   * @returns what it came to; what takes long is neither waited for nor among it, nor is what has become somebody's pod and
+   *   what is under way already
+   */
+  async #each<T>(uids: ReadonlySet<string>, work: (uid: string) => Promise<T>): Promise<ReadonlyMap<string, T>> {
+    const outcomes = new Map<string, T>();
     const queue = uids.values();
     const over = Promise.withResolvers<void>();
     const lookAgain = () => this.#deps.clock.after(sweepPatienceMs, over.resolve);
     let timer = lookAgain();
     let isOver = false;
-    const removeNext = async () => {
+    const next = async () => {
       for (const uid of queue) {
-        // Others are found again. Meanwhile one may have become somebody's pod.
-        if (isOver || this.#isKnown(uid)) continue;
-        if (!(await this.removePod(uid))) failed.add(uid);
+        // Others are found again. Meanwhile one may have become somebody's pod. What hangs since an earlier sweep keeps nobody
+        // from their turn.
+        if (isOver || this.#isKnown(uid) || this.#stopping.has(uid) || this.#removals.has(uid)) continue;
+        outcomes.set(uid, await work(uid));
         timer.cancel();
         if (!isOver) timer = lookAgain();
       }
     };
-    const removals = Promise.all(Array.from({ length: Math.min(removalsMax, uids.size) }, removeNext));
-    await Promise.race([removals, over.promise]);
+    await Promise.race([Promise.all(Array.from({ length: Math.min(removalsMax, uids.size) }, next)), over.promise]);
     isOver = true;
     timer.cancel();
-    return new Set(failed);
+    return new Map(outcomes);
   }
 
   async #remove(uid: string): Promise<boolean> {
@@ -140,8 +159,10 @@ export class Orphans {
     }
   }
 
-  // @returns why not all of it has gone
+  // Joins what is under way. @returns why some of it may still run. Never rejects.
   async #removeFromRuntime(uid: string, list: RuntimeList): Promise<string | undefined> {
+    const underWay = this.#stopping.get(uid);
+    if (underWay !== undefined) return await underWay;
     const stopping = this.#stop(uid, list);
     this.#stopping.set(uid, stopping);
     try {
@@ -172,7 +193,6 @@ export class Orphans {
       log.warn({ podUID: uid, err: message }, "containers of a pod that is gone not removed, trying again later");
       return `containers of pod ${uid} not removed: ${message}`;
     }
-    await this.removePod(uid);
     return undefined;
   }
 

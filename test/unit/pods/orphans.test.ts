@@ -218,3 +218,109 @@ describe("what is left of pods that are gone", () => {
     expect(removed).toHaveLength(removalsMax);
   });
 });
+
+describe("what runs of pods that are gone", () => {
+  /** A node with these pods' containers in the runtime and on disk; some of it does not end. */
+  function setUpNode(uids: string[], hanging: string[] = [], until: Promise<void> = new Promise(() => {})) {
+    const clock = new FakeClock();
+    const list = runtimeWith(...uids.map((podUID) => ({ podUID })));
+    const done: string[] = [];
+    const counts = { running: 0, most: 0 };
+    const note = (what: string) => async (id: string) => {
+      if (hanging.includes(`${what} ${id}`)) await until;
+      counts.running += 1;
+      counts.most = Math.max(counts.most, counts.running);
+      await settle();
+      counts.running -= 1;
+      done.push(`${what} ${id}`);
+    };
+    const gauges = { seen: -1, errors: -1 };
+    const deps = {
+      clock,
+      runtime: {
+        list: async () => await Promise.resolve(list),
+        stopContainer: note("stop"),
+        removeContainer: note("remove"),
+        stopPodSandbox: note("stop"),
+        removePodSandbox: note("remove"),
+      },
+      volumes: {
+        tearDown: note("tear down"),
+        removePodDir: note("remove directory of"),
+        podUIDsOnDisk: async () => await Promise.resolve(uids),
+      },
+      cgroups: { destroy: async () => {}, podUIDsOnDisk: async () => await Promise.resolve(new Map()) },
+      metrics: {
+        orphanedPods: { inc: () => {} },
+        cleanedVolumes: { set: (_labels: object, value: number) => void (gauges.seen = value) },
+        cleanedVolumeErrors: { set: (_labels: object, value: number) => void (gauges.errors = value) },
+      },
+      settings: { podLogsDir: "/nonexistent" },
+      log: silentLogger,
+      userNamespaces: { release: async () => {} },
+    } as unknown as OrphansDeps;
+    return { clock, list, done, counts, gauges, orphans: new Orphans(deps, () => false) };
+  }
+
+  /** Lets time pass until it has ended. */
+  async function patiently<T>(clock: FakeClock, work: Promise<T>): Promise<T> {
+    const pending = Symbol();
+    while ((await Promise.race([work, settle().then(() => pending)])) === pending) {
+      await clock.advance(sweepPatienceMs / 5);
+    }
+    return await work;
+  }
+
+  test("is gone although its volumes hang: the sweep comes to its end", async () => {
+    const { orphans, list, clock, done } = setUpNode(["hanging", "other"], ["tear down hanging"]);
+    expect(await patiently(clock, orphans.sweep(list))).toBe(true);
+    expect(done).toContain("remove s-hanging");
+    expect(done).toContain("remove directory of other");
+  });
+
+  test("makes way for a static pod although its volumes hang", async () => {
+    const { orphans, clock, done } = setUpNode(["hanging"], ["tear down hanging"]);
+    const removal = orphans.removePredecessors(staticPodOf({}, { uid: "new" }));
+    expect(await patiently(clock, removal)).toBeUndefined();
+    expect(done).toContain("remove s-hanging");
+  });
+
+  test("goes a few pods at a time, and what is left of them is counted", async () => {
+    const uids = Array.from({ length: 40 }, (_, i) => `old-${i}`);
+    const { orphans, list, done, counts, gauges } = setUpNode(uids);
+    expect(await orphans.sweep(list)).toBe(true);
+    expect(done.filter((what) => what.startsWith("remove directory of"))).toHaveLength(40);
+    expect(counts.most).toBe(removalsMax);
+    expect(gauges).toEqual({ seen: 40, errors: 0 });
+  });
+
+  test("has its turn although the volumes of many others hang, sweep after sweep", async () => {
+    const uids = Array.from({ length: 2 * removalsMax }, (_, i) => `old-${i}`);
+    const stuck = uids.slice(0, removalsMax).map((uid) => `tear down ${uid}`);
+    const { orphans, clock, done } = setUpNode(uids, stuck);
+    const nothing = { sandboxes: [], containers: [] };
+    for (let i = 0; i < 2; i += 1) await patiently(clock, orphans.sweep(nothing));
+    expect(done.filter((what) => what.startsWith("remove directory of"))).toHaveLength(removalsMax);
+  });
+
+  test("is removed before it begins anew, also if the sweep that began it is over", async () => {
+    const stuck = Promise.withResolvers<void>();
+    const { orphans, list, clock, done } = setUpNode(["back"], ["stop s-back"], stuck.promise);
+    expect(await patiently(clock, orphans.sweep(list))).toBe(false);
+    const removal = orphans.underWay("back");
+    stuck.resolve();
+    await removal;
+    expect(done.at(-1)).toBe("remove directory of back");
+  });
+
+  test("is looked at by the next sweep if it does not stop; nothing on disk is touched meanwhile", async () => {
+    const { orphans, list, clock, done } = setUpNode(["stuck", "other"], ["stop c-stuck"]);
+    for (let i = 0; i < 2; i += 1) {
+      expect(await patiently(clock, orphans.sweep(list))).toBe(false);
+      expect(done.filter((what) => what === "remove directory of other")).toHaveLength(i + 1);
+    }
+    expect(done.filter((what) => what.endsWith("stuck"))).toEqual([]);
+    expect(orphans.underWay("stuck")).toBeDefined();
+    expect(clock.pendingTimers).toBe(0);
+  });
+});
