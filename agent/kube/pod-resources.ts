@@ -1,6 +1,6 @@
 import type { LinuxResources } from "../runtime/port.ts";
 import { quantityMilli, quantityValue } from "./quantity.ts";
-import type { Container, Pod, QOSClass, ResourceList } from "./types.ts";
+import type { Container, Pod, QOSClass, ResourceList, Volume } from "./types.ts";
 
 /**
  * What a pod asks for and what that means to the kernel: QoS class, effective requests and limits, CPU shares and
@@ -36,6 +36,22 @@ export const configHashAnnotation = "kubernetes.io/config.hash";
 export const configSeenAnnotation = "kubernetes.io/config.seen";
 /** On a mirror pod: the hash of its static pod. */
 export const configMirrorAnnotation = "kubernetes.io/config.mirror";
+
+/** A pod's UID. Objects from the API server always have one; the empty string keeps malformed ones harmless. */
+export function uidOf(pod: Pod): string {
+  return pod.metadata.uid ?? "";
+}
+
+/** A pod's namespace; the API's default for a pod that names none. */
+export function namespaceOf(pod: Pod): string {
+  return pod.metadata.namespace ?? "default";
+}
+
+/** Name of the claim behind a volume: the one it names, or the one that is made for the pod. Undefined: it is no claim. */
+export function claimNameOf(pod: Pod, { name, persistentVolumeClaim, ephemeral }: Volume): string | undefined {
+  if (typeof persistentVolumeClaim?.claimName === "string") return persistentVolumeClaim.claimName;
+  return ephemeral === undefined || ephemeral === null ? undefined : `${pod.metadata.name}-${name}`;
+}
 
 /** True for an init container that keeps running beside the main ones (restartPolicy Always). */
 export function isSidecar(container: Container): boolean {

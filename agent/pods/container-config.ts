@@ -1,6 +1,7 @@
 import { mkdir, readdir } from "node:fs/promises";
 import { join } from "node:path";
 import { linuxResources } from "../kube/pod-resources.ts";
+import { keyOf } from "../kube/port.ts";
 import type { Container, EphemeralContainer, Pod } from "../kube/types.ts";
 import { AgentError } from "../lib/errors.ts";
 import type { EnsuredImage } from "../runtime/images.ts";
@@ -48,6 +49,7 @@ export async function buildContainerConfig(start: ContainerStart, deps: PodDeps)
     objects: deps.objects,
     services: {
       hasSynced: deps.services.hasSynced,
+      get: (key) => deps.services.get(keyOf(key)),
       inNamespace: (namespace) => deps.services.byIndex(namespaceIndex, namespace),
     },
     nodeAllocatable: node.allocatable(),
@@ -57,7 +59,8 @@ export async function buildContainerConfig(start: ContainerStart, deps: PodDeps)
     hostIPs: node.hostIPs(),
   });
   const env = new Map(envs.map(({ key, value }) => [key, value]));
-  const volumeMounts = await volumes.mounts(pod, container, env, {
+  const texts = new Map([...env].filter((entry): entry is [string, string] => typeof entry[1] === "string"));
+  const volumeMounts = await volumes.mounts(pod, container, texts, {
     podIPs,
     recursiveReadOnlySupported: node.hasRecursiveReadOnly(sandbox.runtimeHandler),
     userns,

@@ -1,4 +1,5 @@
-import { isStaticPod } from "../kube/pod-resources.ts";
+import { isUtf8 } from "node:buffer";
+import { isStaticPod, namespaceOf } from "../kube/pod-resources.ts";
 import type {
   ConfigMap,
   Container,
@@ -31,9 +32,12 @@ export interface EnvContext extends PodAddresses {
   readVolumeFile(volumeName: string, path: string): Promise<string>;
 }
 
+/** The value of a variable. Bytes are what is no UTF-8 text, as the values of Secrets may be. */
+export type EnvValue = string | Uint8Array;
+
 export interface EnvEntry {
   key: string;
-  value: string;
+  value: EnvValue;
 }
 
 /**
@@ -46,7 +50,7 @@ export interface EnvEntry {
 export async function buildEnv(pod: Pod, container: Container, context: EnvContext): Promise<EnvEntry[]> {
   const fromServices = serviceVariables(pod, context.services);
   const read: EnvContext = { ...context, objects: readOnce(context.objects) };
-  const env = new Map<string, string>();
+  const env = new Map<string, EnvValue>();
   for (const source of container.envFrom ?? []) await addEnvFrom(env, pod, source, read);
   for (const variable of container.env ?? []) {
     const value = await valueOf(pod, container, variable, read, (name) => env.get(name) ?? fromServices.get(name));
@@ -68,7 +72,7 @@ function serviceVariables(pod: Pod, services: ServiceLookup | undefined): Map<st
   if (!services.hasSynced && !isStaticPod(pod)) {
     throw new AgentError("Unavailable", "services have not yet been read at least once, cannot construct envvars");
   }
-  return serviceEnv(services, pod.metadata.namespace ?? "default", enableServiceLinks);
+  return serviceEnv(services, namespaceOf(pod), enableServiceLinks);
 }
 
 /** Variables of one container that come from one object come from one version of it, for one request at most. */
@@ -88,7 +92,7 @@ function readOnce(objects: EnvContext["objects"]): EnvContext["objects"] {
 }
 
 async function addEnvFrom(
-  env: Map<string, string>,
+  env: Map<string, EnvValue>,
   pod: Pod,
   source: EnvFromSource,
   context: EnvContext,
@@ -113,9 +117,9 @@ async function valueOf(
   container: Container,
   { value, valueFrom }: EnvVar,
   context: EnvContext,
-  lookup: (name: string) => string | undefined,
-): Promise<string | undefined> {
-  if (value !== undefined && value !== "") return expand(value, lookup);
+  lookup: (name: string) => EnvValue | undefined,
+): Promise<EnvValue | undefined> {
+  if (value !== undefined && value !== "") return expandValue(value, lookup);
   if (valueFrom?.fieldRef !== undefined) return fieldRefValue(pod, valueFrom.fieldRef, context);
   if (valueFrom?.resourceFieldRef !== undefined) {
     const defaults = { nodeAllocatable: context.nodeAllocatable, podLimits: pod.spec.resources?.limits ?? {} };
@@ -189,10 +193,20 @@ async function fromFile(
   return value;
 }
 
-function decode(base64: string): string {
-  return Buffer.from(base64, "base64").toString("utf8");
+function decode(base64: string): EnvValue {
+  return textOrBytes(Buffer.from(base64, "base64"));
 }
 
-function namespaceOf(pod: Pod): string {
-  return pod.metadata.namespace ?? "default";
+function textOrBytes(bytes: Buffer): EnvValue {
+  return isUtf8(bytes) ? bytes.toString("utf8") : bytes;
+}
+
+// One character for each byte: so the text around a value that is no text stays as it is, and the value, too.
+function expandValue(value: string, lookup: (name: string) => EnvValue | undefined): EnvValue {
+  if (!value.includes("$(")) return expand(value, () => undefined);
+  const expanded = expand(Buffer.from(value).toString("latin1"), (name) => {
+    const found = lookup(Buffer.from(name, "latin1").toString("utf8"));
+    return found === undefined ? undefined : Buffer.from(found).toString("latin1");
+  });
+  return textOrBytes(Buffer.from(expanded, "latin1"));
 }

@@ -1,9 +1,7 @@
+import { uidOf } from "../kube/pod-resources.ts";
 import type { Container, EphemeralContainer, ObjectReference, Pod } from "../kube/types.ts";
 
-/** A pod's UID. Objects from the API server always have one; the empty string keeps malformed ones harmless. */
-export function uidOf(pod: Pod): string {
-  return pod.metadata.uid ?? "";
-}
+export { uidOf };
 
 /** `name_namespace(uid)`: how messages of the field name a pod. */
 export function describePod(pod: Pod): string {

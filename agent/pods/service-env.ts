@@ -4,6 +4,7 @@ import type { Service } from "../kube/types.ts";
 /** The services a pod may be told about, as the agent's store has them. */
 export interface ServiceLookup {
   readonly hasSynced: boolean;
+  get(key: { namespace: string; name: string }): Service | undefined;
   inNamespace(namespace: string): Iterable<Service>;
 }
 
@@ -21,12 +22,10 @@ export function serviceEnv(
   enableServiceLinks: boolean,
 ): Map<string, string> {
   const chosen = new Map<string, Service>();
-  const offer = (service: Service) => {
-    if (hasClusterIP(service)) chosen.set(service.metadata.name, service);
+  const offer = (service: Service | undefined) => {
+    if (service !== undefined && hasClusterIP(service)) chosen.set(service.metadata.name, service);
   };
-  for (const service of services.inNamespace(masterService.namespace)) {
-    if (service.metadata.name === masterService.name) offer(service);
-  }
+  offer(services.get(masterService));
   if (enableServiceLinks) {
     for (const service of services.inNamespace(namespace)) offer(service);
   }

@@ -256,7 +256,8 @@ export interface ContainerConfig {
   command: string[];
   args: string[];
   workingDir: string;
-  envs: { key: string; value: string }[];
+  /** Bytes are what is no UTF-8 text. */
+  envs: { key: string; value: string | Uint8Array }[];
   mounts: Mount[];
   devices: { containerPath: string; hostPath: string; permissions: string }[];
   cdiDevices: string[];

@@ -40,6 +40,8 @@ function context(more: Partial<EnvContext> = {}): EnvContext {
 function lookup(services: Service[], hasSynced = true): EnvContext["services"] {
   return {
     hasSynced,
+    get: ({ namespace, name }) =>
+      services.find(({ metadata }) => metadata.namespace === namespace && metadata.name === name),
     inNamespace: (namespace) => services.filter(({ metadata }) => metadata.namespace === namespace),
   };
 }
@@ -53,6 +55,31 @@ async function envOf(container: Partial<Container>, more: Partial<EnvContext> = 
   const entries = await buildEnv(pod ?? makePod({ containers: [full] }), full, context(more));
   return Object.fromEntries(entries.map(({ key, value }) => [key, value]));
 }
+
+describe("a Secret whose value is no text", () => {
+  const bytes = Buffer.from([0xff, 0x00, 0x80, 0x41]);
+  beforeEach(() => {
+    objects.secrets.set("shop/key", {
+      metadata: { name: "key", namespace: "shop" },
+      data: { raw: bytes.toString("base64"), text: Buffer.from("grün").toString("base64") },
+    });
+  });
+
+  test("reaches the container byte for byte, by envFrom and by key; its texts stay texts", async () => {
+    const env = [{ name: "KEY", valueFrom: { secretKeyRef: { name: "key", key: "raw" } } }];
+    const found = await envOf({ envFrom: [{ secretRef: { name: "key" } }], env });
+    expect(found).toEqual({ raw: bytes, text: "grün", KEY: bytes });
+  });
+
+  test("can be built upon, and what stands around it stays as it is", async () => {
+    const env = [
+      { name: "KEY", valueFrom: { secretKeyRef: { name: "key", key: "raw" } } },
+      { name: "LONG", value: "ä$(KEY)ö$(grün)" },
+    ];
+    const { LONG } = await envOf({ env });
+    expect(LONG).toEqual(Buffer.concat([Buffer.from("ä"), bytes, Buffer.from("ö$(grün)")]));
+  });
+});
 
 describe("buildEnv", () => {
   const cases: { name: string; container: Partial<Container>; want: Record<string, string> }[] = [

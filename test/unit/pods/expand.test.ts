@@ -33,5 +33,9 @@ test("expandCommand: command and args see the final environment, absent ones sta
     command: ["run", "x"],
     args: ["$(Y)"],
   });
+  const binary = new Map([["KEY", Buffer.from([0xff])]]);
+  expect(() => expandCommand({ args: ["--key=$(KEY)"] }, binary)).toThrow(
+    "command or args use $(KEY), whose value is not UTF-8 text",
+  );
   expect(expandCommand({}, env)).toEqual({ command: [], args: [] });
 });

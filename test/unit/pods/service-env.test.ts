@@ -5,6 +5,8 @@ import { serviceEnv, type ServiceLookup } from "../../../agent/pods/service-env.
 function lookup(services: Service[]): ServiceLookup {
   return {
     hasSynced: true,
+    get: ({ namespace, name }) =>
+      services.find(({ metadata }) => metadata.namespace === namespace && metadata.name === name),
     inNamespace: (namespace) => services.filter(({ metadata }) => metadata.namespace === namespace),
   };
 }
@@ -92,6 +94,20 @@ describe("serviceEnv", () => {
     });
     const values = [...serviceEnv(lookup([dual]), "shop", true).values()];
     expect(values.filter((value) => value.includes("fd00"))).toEqual([]);
+  });
+
+  test("of the namespace default nothing but kubernetes is looked at for a pod of another one", () => {
+    const asked: string[] = [];
+    const services = lookup([kubernetes]);
+    const watched: ServiceLookup = {
+      ...services,
+      inNamespace: (namespace) => {
+        asked.push(namespace);
+        return services.inNamespace(namespace);
+      },
+    };
+    expect(serviceEnv(watched, "shop", true).get("KUBERNETES_SERVICE_HOST")).toBe("10.96.0.1");
+    expect(asked).toEqual(["shop"]);
   });
 
   test("IPv6 addresses stand in brackets in URLs only", () => {

@@ -96,7 +96,10 @@ test("a container config keeps everything on the wire", async ({ onTestFinished 
   const config: ContainerConfig = {
     ...base,
     args: ["-v"],
-    envs: [{ key: "GREETING", value: "grüß" }],
+    envs: [
+      { key: "GREETING", value: "grüß" },
+      { key: "KEY", value: new Uint8Array([0xff, 0x00]) },
+    ],
     cdiDevices: ["vendor.com/gpu=0"],
     devices: [{ containerPath: "/dev/a", hostPath: "/dev/b", permissions: "rw" }],
     mounts: [
@@ -134,7 +137,10 @@ test("a container config keeps everything on the wire", async ({ onTestFinished 
       image: { image: "sha256:1", user_specified_image: "sha256:1" },
       command: ["run"],
       args: ["-v"],
-      envs: [{ key: "GREETING", value: Buffer.from("grüß") }],
+      envs: [
+        { key: "GREETING", value: Buffer.from("grüß") },
+        { key: "KEY", value: Buffer.from([0xff, 0x00]) },
+      ],
       CDI_devices: [{ name: "vendor.com/gpu=0" }],
       devices: [{ container_path: "/dev/a", host_path: "/dev/b", permissions: "rw" }],
       mounts: [
