@@ -1,8 +1,13 @@
+import { readlink } from "node:fs/promises";
+import { join } from "node:path";
+import { claimNameOf } from "../kube/pod-resources.ts";
 import type { Pod, Volume } from "../kube/types.ts";
 import type { Clock } from "../lib/clock.ts";
+import { ignoreErrno } from "../lib/errno.ts";
 import { AgentError } from "../lib/errors.ts";
 import { rfc3339 } from "../lib/rfc3339.ts";
 import { abortable } from "../volumes/abortable.ts";
+import { dataLink } from "../volumes/atomic-writer.ts";
 import { podDirOf, volumeDirOf } from "../volumes/pod-dirs.ts";
 import type { VolumeMeasure } from "../volumes/port.ts";
 import { directoryUsage } from "./directory-usage.ts";
@@ -42,8 +47,8 @@ export interface MeasureDeps {
 /** What is known of a pod's volumes from before. */
 export interface Known {
   last: readonly MeasuredVolume[];
-  /** Figures of volumes that only the agent writes, by volume name. */
-  unchanging: Map<string, VolumeStats>;
+  /** Figures of volumes that only the agent writes, by volume name, and what was published there when they were taken. */
+  unchanging: Map<string, { published: string; stats: VolumeStats }>;
 }
 
 // After each thousand entries of a tree.
@@ -63,10 +68,12 @@ export async function measureVolume(
   const onMeasured = (source: string) => deps.onMeasured?.(source, (deps.clock.monotonic() - begunAtMs) / 1_000);
   if (kind !== undefined) {
     const directory = volumeDirOf(podDirOf(deps.rootDir, uid), kind.plugin, volume.name);
+    const published = kind.isUnchanging ? await publishedIn(directory) : undefined;
     const before = unchanging.get(volume.name);
-    if (before !== undefined) return before;
+    if (before !== undefined && before.published === published) return before.stats;
     const stats = await duStats(volume.name, directory, deps, signal);
-    if (kind.isUnchanging) unchanging.set(volume.name, stats);
+    // A volume that has nothing yet is measured again: what it will have is not known.
+    if (published !== undefined) unchanging.set(volume.name, { published, stats });
     onMeasured("du");
     return stats;
   }
@@ -77,7 +84,7 @@ export async function measureVolume(
     onMeasured(measure.driver);
     noteHealth(measure, stats, { pod, last, onAbnormal: deps.onAbnormal });
   }
-  const claim = claimOf(pod, volume);
+  const claim = claimNameOf(pod, volume);
   return claim === undefined ? stats : { ...stats, pvcRef: { name: claim, namespace: pod.metadata.namespace ?? "" } };
 }
 
@@ -178,13 +185,9 @@ function statfsStats(name: string, figures: FilesystemFigures, nowMs: number): V
   return { name, time, availableBytes, capacityBytes, usedBytes, inodesFree, inodes, inodesUsed: inodes - inodesFree };
 }
 
-/** Name of the claim behind a volume: the one it names, or the one that was made for it. */
-function claimOf(pod: Pod, volume: Volume): string | undefined {
-  const { persistentVolumeClaim: claim } = volume;
-  if (typeof claim === "object" && claim !== null && "claimName" in claim && typeof claim.claimName === "string") {
-    return claim.claimName;
-  }
-  return volume.ephemeral === undefined ? undefined : `${pod.metadata.name}-${volume.name}`;
+/** What names the version of a config volume's files; undefined: none was ever published. */
+async function publishedIn(directory: string): Promise<string | undefined> {
+  return await readlink(join(directory, dataLink)).catch(ignoreErrno("ENOENT"));
 }
 
 /** True for what lies on the node's own disk and goes with the pod. */

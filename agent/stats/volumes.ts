@@ -1,9 +1,9 @@
 import { addAbortListener } from "node:events";
+import { uidOf } from "../kube/pod-resources.ts";
 import type { Pod } from "../kube/types.ts";
 import { messageOf } from "../lib/errors.ts";
 import type { Logger } from "../lib/log.ts";
 import { Loop } from "../lib/loop.ts";
-import type { VolumeStats } from "./port.ts";
 import {
   isLocalEphemeral,
   type Known,
@@ -42,11 +42,11 @@ export const volumeTimeoutMs = 30_000;
 const restFactor = 9;
 const restAddedMsMax = 10 * 60_000;
 
+// All times here are of the monotonic clock: when a pod is due has nothing to do with the date.
 interface PodResult {
   nextAtMs: number;
   volumes: MeasuredVolume[];
-  /** Figures of volumes that only the agent writes, by volume name. */
-  unchanging: Map<string, VolumeStats>;
+  unchanging: Known["unchanging"];
 }
 
 /**
@@ -65,10 +65,11 @@ export function createVolumeMeter(deps: VolumeMeterDeps): VolumeMeter {
     const uid = uidOf(pod);
     const begunAtMs = clock.monotonic();
     try {
-      const { volumes: last = [], unchanging = new Map<string, VolumeStats>() } = results.get(uid) ?? {};
+      const known: Omit<PodResult, "nextAtMs"> = results.get(uid) ?? { volumes: [], unchanging: new Map() };
+      const { volumes: last, unchanging } = known;
       const volumes = await measurePod(deps, pod, { last, unchanging }, signal);
       const addedMs = Math.min(restFactor * (clock.monotonic() - begunAtMs), restAddedMsMax);
-      results.set(uid, { nextAtMs: clock.now() + periodMs * (1 + random()) + addedMs, volumes, unchanging });
+      results.set(uid, { nextAtMs: clock.monotonic() + periodMs * (1 + random()) + addedMs, volumes, unchanging });
     } catch (err) {
       if (!signal.aborted) log.warn({ podUID: uid, err: messageOf(err) }, "volumes of a pod could not be measured");
     } finally {
@@ -79,7 +80,7 @@ export function createVolumeMeter(deps: VolumeMeterDeps): VolumeMeter {
 
   const pass = async (signal: AbortSignal): Promise<number | undefined> => {
     if (periodMs <= 0) return undefined;
-    if (clock.now() - askedAtMs > idleAfterMs) {
+    if (clock.monotonic() - askedAtMs > idleAfterMs) {
       results.clear(); // old figures are no answer to who asks next
       return undefined;
     }
@@ -89,7 +90,7 @@ export function createVolumeMeter(deps: VolumeMeterDeps): VolumeMeter {
     const nextAtMs = (pod: Pod) => results.get(uidOf(pod))?.nextAtMs ?? 0;
     // Those without results come first: somebody may wait for them.
     const idle = present.filter((pod) => !underWay.has(uidOf(pod))).sort((a, b) => nextAtMs(a) - nextAtMs(b));
-    const due = idle.filter((pod) => nextAtMs(pod) <= clock.now());
+    const due = idle.filter((pod) => nextAtMs(pod) <= clock.monotonic());
     for (const pod of due.slice(0, lanes - underWay.size)) underWay.set(uidOf(pod), measure(pod, signal));
     if (present.every((pod) => results.has(uidOf(pod)))) {
       for (const done of waiting) done();
@@ -97,7 +98,7 @@ export function createVolumeMeter(deps: VolumeMeterDeps): VolumeMeter {
     }
     // The end of one that is under way is a wake of its own.
     const next = idle[due.length];
-    return next === undefined ? undefined : nextAtMs(next) - clock.now();
+    return next === undefined ? undefined : nextAtMs(next) - clock.monotonic();
   };
 
   const loop = new Loop({
@@ -114,11 +115,11 @@ export function createVolumeMeter(deps: VolumeMeterDeps): VolumeMeter {
       await Promise.all(underWay.values());
     },
     of: (podUID) => {
-      askedAtMs = clock.now();
+      askedAtMs = clock.monotonic();
       return results.get(podUID)?.volumes ?? [];
     },
     settle: async (withinMs, signal) => {
-      askedAtMs = clock.now();
+      askedAtMs = clock.monotonic();
       const isMissing = pods.list().some((pod) => !results.has(uidOf(pod)));
       if (periodMs <= 0 || !isMissing) return;
       if (results.size > 0) {
@@ -135,10 +136,6 @@ export function createVolumeMeter(deps: VolumeMeterDeps): VolumeMeter {
       }
     },
   };
-}
-
-function uidOf({ metadata: { uid } }: Pod): string {
-  return uid ?? "";
 }
 
 /** Rejects only when `signal` aborts. */

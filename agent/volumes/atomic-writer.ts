@@ -25,7 +25,8 @@ export interface WriteOptions {
 }
 
 const realFS: WriterFS = { ...nodeFS, removeTree };
-const dataLink = "..data";
+/** The link in a volume that leads to its current version. */
+export const dataLink = "..data";
 const temporaryLink = "..data_tmp";
 const versionPattern = /^\.\.\d{4}(?:_\d{2}){5}\.\d+$/;
 // Random suffix of a version's name, as long as mkdtemp's in other writers of this layout.
