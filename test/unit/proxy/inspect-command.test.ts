@@ -1,0 +1,230 @@
+import { readFile } from "node:fs/promises";
+import { beforeAll, describe, expect, test } from "vitest";
+import { parseCommandLine } from "../../../agent/config/load.ts";
+import { rulesHelp } from "../../../agent/config/inspect-rules.ts";
+import type { ExecResult } from "../../../agent/lib/exec.ts";
+import { runRulesInspection } from "../../../agent/proxy/inspect/command.ts";
+import type { Kernel } from "../../../agent/proxy/inspect/read.ts";
+import { fakeHost } from "../config/support.ts";
+
+const parse = (line: string) => parseCommandLine(line.split(" "), fakeHost());
+const web = { kind: "rules", service: { namespace: "shop", name: "web" }, output: "text" };
+const way = { kind: "trace", source: "10.0.0.1", destination: "10.96.0.10", port: 53, protocol: "tcp", output: "text" };
+
+describe("the command line", () => {
+  test.each([
+    ["rules shop/web", web],
+    ["rules svc shop/web", web],
+    ["rules web -n shop", web],
+    ["rules svc/web --namespace shop", web],
+    ["rules web -o json", { ...web, service: { namespace: "default", name: "web" }, output: "json" }],
+    ["rules 10.96.0.10", { ...web, service: { address: "10.96.0.10" } }],
+    ["rules fd00:96::10", { ...web, service: { address: "fd00:96::10" } }],
+    ["trace 10.0.0.1 10.96.0.10:53", way],
+    ["trace 10.0.0.1 10.96.0.10:53 --proto UDP", { ...way, protocol: "udp" }],
+    ["trace 10.0.0.1 10.96.0.10:53 --in-interface cni0 -o json", { ...way, inInterface: "cni0", output: "json" }],
+    ["trace fd00::1 [fd00:96::10]:53", { ...way, source: "fd00::1", destination: "fd00:96::10" }],
+  ])("%s", (line, want) => {
+    expect(parse(line)).toEqual({
+      ...("inInterface" in want || want.kind === "rules" ? {} : { inInterface: undefined }),
+      ...want,
+    });
+  });
+
+  test.each([
+    ["rules", "say which service: nodelet rules NAMESPACE/SERVICE"],
+    ["rules a b", "say which service"],
+    ["rules a/b/c", "say which service"],
+    ["rules shop/web -n test", "--namespace test and the service's shop/web do not agree"],
+    ["rules web --proto udp", "--proto is for nodelet trace"],
+    ["rules web -o yaml", "--output: must be text or json, not yaml"],
+    ["rules web --all", "Unknown option '--all'; see nodelet rules --help"],
+    ["trace", "say from where to where: nodelet trace SOURCE ADDRESS:PORT"],
+    ["trace 10.0.0.1", "say from where to where"],
+    ["trace web 10.96.0.10:53", "the source web is no IP address"],
+    ["trace 10.0.0.1 10.96.0.10", "the destination 10.96.0.10 is no address with a port: write ADDRESS:PORT"],
+    ["trace 10.0.0.1 kube-dns:53", "the destination kube-dns:53 is no address with a port"],
+    ["trace fd00::1 fd00:96::10", "write [fd00:96::10]:PORT"],
+    ["trace 10.0.0.1 10.96.0.10:0", "the port 0 is not in 1-65535"],
+    ["trace 10.0.0.1 10.96.0.10:99999", "the port 99999 is not in 1-65535"],
+    ["trace 10.0.0.1 [fd00:96::10]:53", "are of different IP families"],
+    ["trace 10.0.0.1 10.96.0.10:53 --proto icmp", "--proto: must be tcp, udp or sctp, not icmp"],
+    ["trace 10.0.0.1 10.96.0.10:53 -n shop", "--namespace is for nodelet rules"],
+  ])("%s: an error that says what to do", (line, want) => {
+    expect(() => parse(line)).toThrow(want);
+  });
+
+  test("--help", () => {
+    for (const line of ["rules --help", "trace -h a b c"])
+      expect(parse(line)).toEqual({ kind: "help", text: rulesHelp });
+    expect(rulesHelp.split("\n").filter((text) => text.length > 120)).toEqual([]);
+  });
+});
+
+/** Outputs by command line; what is not there is not installed. */
+type Outputs = Record<string, string | { stderr: string }>;
+
+function kernelOf(outputs: Outputs, files: Record<string, string> = {}): Kernel {
+  const find = (file: string, args: readonly string[]): ExecResult & { stdout: string } => {
+    const output = outputs[[file, ...args].join(" ")];
+    const isKnown = Object.keys(outputs).some((line) => line.split(" ", 1)[0] === file);
+    const stderr = typeof output === "object" ? output.stderr : "";
+    const failure = isKnown ? (typeof output === "string" ? undefined : "exit") : "spawn";
+    return {
+      code: failure === undefined ? 0 : 1,
+      signal: undefined,
+      stdout: typeof output === "string" ? output : "",
+      stderr,
+      truncated: false,
+      durationMs: 0,
+      ...(failure === undefined ? {} : { failure }),
+      message: `${file} exited with 1: ${stderr}`,
+    };
+  };
+  return {
+    commands: {
+      run: async (file, args) => find(file, args),
+      lines: async (file, args, { onLine }) => {
+        const result = find(file, args);
+        for (const line of result.stdout.split("\n")) onLine(line);
+        return { ...result, stdout: "" };
+      },
+    },
+    read: async (path) => {
+      const text = files[path];
+      if (text === undefined) throw Object.assign(new Error(`ENOENT: ${path}`), { code: "ENOENT" });
+      return text;
+    },
+  };
+}
+
+const files = {
+  "/proc/net/fib_trie": "     |-- 192.0.2.1\n        /32 host LOCAL\n",
+  "/proc/net/route":
+    "eth0\t00000000\t020200C0\t0003\t0\t0\t0\t00000000\t0\t0\t0\nveth1\t0001F40A\t00000000\t0001\t0\t0\t0\t00FFFFFF\t0\t0\t0",
+  "/proc/sys/net/ipv4/ip_forward": "1\n",
+};
+
+async function say(line: string, kernel: Kernel, columns = 80) {
+  const said = { code: -1, out: "", err: "" };
+  const command = parse(line);
+  if (command.kind !== "rules" && command.kind !== "trace") throw new Error(line);
+  said.code = await runRulesInspection(
+    command,
+    {
+      out: (text) => void (said.out += text),
+      err: (text) => void (said.err += text),
+      columns,
+      isColoured: false,
+    },
+    kernel,
+  );
+  return said;
+}
+
+describe.each(["iptables", "nftables"] as const)("%s", (mode) => {
+  let kernel: Kernel;
+  beforeAll(async () => {
+    const file = async (name: string) => await readFile(new URL(`kernel/${name}`, import.meta.url), "utf8");
+    const tables = (...names: string[]) =>
+      JSON.stringify({ nftables: names.map((name) => ({ table: { family: "ip", name } })) });
+    kernel = kernelOf(
+      mode === "iptables"
+        ? {
+            "iptables-nft-save -c": await file("iptables-save.txt"),
+            "ip6tables-nft-save -c": "",
+            "ipset save": await file("ipset-save.txt"),
+            "nft --json list tables": tables("mangle", "filter", "nat"),
+          }
+        : {
+            "nft --json list tables": tables("kube-proxy"),
+            "nft --json list table ip kube-proxy": await file("nft-list.json"),
+          },
+      files,
+    );
+  });
+
+  test.each([
+    ["rules-clusterip", "rules ns1/web"],
+    ["rules-nodeport-local", "rules np -n ns1"],
+    ["rules-loadbalancer", "rules 203.0.113.1"],
+    ["rules-no-endpoints", "rules ns1/none"],
+    ["rules-affinity", "rules ns1/sticky"],
+    ["trace-clusterip", "trace 10.244.1.2 10.96.0.10:80"],
+    ["trace-no-endpoints", "trace 10.244.1.9 10.96.0.11:80"],
+    ["trace-source-not-in-range", "trace 198.51.100.7 203.0.113.1:80"],
+    ["trace-nodeport-from-node", "trace 192.0.2.1 192.0.2.1:30080"],
+    ["trace-wrong-port", "trace 10.244.1.9 10.96.0.12:81"],
+    ["trace-no-service", "trace 10.244.1.9 8.8.8.8:53 --proto udp"],
+  ])("%s", async (name, line) => {
+    const { code, out, err } = await say(line, kernel);
+    expect({ code, err }).toEqual({ code: 0, err: "" });
+    expect(out.split("\n").filter((text) => text.length > 80)).toEqual([]);
+    await expect(out).toMatchFileSnapshot(`golden-inspect/${mode}-${name}.txt`);
+  });
+
+  test("for programs", async () => {
+    const rules: unknown = JSON.parse((await say("rules ns1/web -o json", kernel)).out);
+    expect(rules).toMatchObject([{ service: "ns1/web", ports: [{ name: "ns1/web:p80" }, { name: "ns1/web:u80" }] }]);
+    const trace: unknown = JSON.parse((await say("trace 10.244.1.2 10.96.0.10:80 -o json", kernel)).out);
+    expect(trace).toMatchObject({ service: "ns1/web:p80", ends: [{ share: 0.5 }, { share: 0.5 }], unjudged: [] });
+  });
+
+  test("a service that is not there", async () => {
+    const { code, out, err } = await say("rules ns1/nix", kernel);
+    expect({ code, out }).toEqual({ code: 1, out: "" });
+    expect(err).toMatch(/^nodelet: no rule names service ns1\/nix .*-n NAMESPACE/);
+    const json = await say("rules ns1/nix -o json", kernel);
+    expect(json).toMatchObject({ code: 1, out: "[]\n", err: "" });
+  });
+});
+
+describe("what cannot be read", () => {
+  test("nothing is installed", async () => {
+    expect((await say("rules ns1/web", kernelOf({}))).err).toContain("there are no rules of a service proxy");
+    const { code, err } = await say("trace 10.244.1.2 10.96.0.10:80", kernelOf({}, files));
+    expect({ code, err }).toEqual({
+      code: 1,
+      err: "nodelet: the kernel's rules cannot be read: neither iptables nor nft can be run\n",
+    });
+  });
+
+  test("without root's rights", async () => {
+    const stderr = "Permission denied (you must be root)";
+    const kernel = kernelOf({ "iptables-nft-save -c": { stderr } }, files);
+    expect((await say("trace 10.244.1.2 10.96.0.10:80", kernel)).err).toContain(stderr);
+    expect((await say("rules 10.96.0.10", kernel)).err).toContain(stderr);
+  });
+
+  test("a table of somebody else is told and left out", async () => {
+    const tables = JSON.stringify({ nftables: [{ table: { family: "inet", name: "fw" } }] });
+    const kernel = kernelOf(
+      {
+        "nft --json list tables": tables,
+        "nft --json list table inet fw": { stderr: "core dumped" },
+        "iptables-nft-save -c": "*filter\n:FORWARD ACCEPT [0:0]\nCOMMIT",
+      },
+      files,
+    );
+    const { code, out } = await say("trace 10.244.1.2 8.8.8.8:53", kernel, 120);
+    expect(code).toBe(0);
+    expect(out).toContain("not read, so not followed: table inet fw");
+    expect(out).toContain("there are no rules of a service proxy on this machine");
+  });
+
+  test("a source that no route leads to", async () => {
+    const kernel = kernelOf({ "iptables-nft-save -c": "*filter\nCOMMIT" }, { ...files, "/proc/net/route": "" });
+    expect((await say("trace 10.244.1.2 8.8.8.8:53", kernel)).err).toBe(
+      "nodelet: there is no route to 10.244.1.2: say --in-interface\n",
+    );
+    expect((await say("trace 10.244.1.2 8.8.8.8:53 --in-interface veth1", kernel)).out).toContain(
+      "There is no route to 8.8.8.8:53",
+    );
+  });
+
+  test("a machine that does not forward", async () => {
+    const off = { ...files, "/proc/sys/net/ipv4/ip_forward": "0\n" };
+    const kernel = kernelOf({ "iptables-nft-save -c": "*filter\n:FORWARD ACCEPT [0:0]\nCOMMIT" }, off);
+    expect((await say("trace 10.244.1.2 8.8.8.8:53", kernel)).out).toContain("this machine forwards nothing");
+  });
+});
