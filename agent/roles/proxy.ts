@@ -68,7 +68,7 @@ export async function startProxyRole(
   });
   parts.start("kube-proxy's events", (signal) => recorder.run(signal));
 
-  let proxy: Proxy | undefined;
+  const running: { proxy?: Proxy } = {};
   const { mode, syncPeriodMs } = proxyOptions(config, nodeName, []);
   const servers = startProxyServers(
     {
@@ -80,7 +80,7 @@ export async function startProxyRole(
       recorder,
       registry,
       setVerbosity: (verbosity) => setLogLevel(rootLog, logLevelOf(verbosity)),
-      stats: () => proxy?.stats() ?? [],
+      stats: () => running.proxy?.stats() ?? [],
     },
     { ...surroundings, log },
   );
@@ -90,9 +90,9 @@ export async function startProxyRole(
   const options = proxyOptions(config, nodeName, nodeIPs, { skipsKernelCheck: skipsNftablesKernelCheck() });
   const cidrs = options.mode === "nftables" ? { serviceCIDRs: cluster.follow(serviceCIDRs) } : {};
   const stores = { services, endpointSlices: slices, nodes, ...cidrs };
-  const started = createProxy(options, { ...stores, clock, log, recorder, ...servers });
-  proxy = started;
-  parts.start("kube-proxy", (signal) => started.run(signal));
+  const proxy = createProxy(options, { ...stores, clock, log, recorder, ...servers });
+  running.proxy = proxy;
+  parts.start("kube-proxy", (signal) => proxy.run(signal));
 }
 
 /** The configuration in the proxy's words. Pure. `nodeIPs` are the Node's, the primary one first. */

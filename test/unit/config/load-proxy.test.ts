@@ -42,7 +42,7 @@ test("what --write-config-to writes is read as the same settings", () => {
   expect(command.path).toBe("/out");
   expect(parse(command.text)).toMatchObject({ kind: "KubeProxyConfiguration", conntrack: { udpTimeout: "10s" } });
   const read = proxyCommand(["--config=/out"], { files: { "/out": command.text } });
-  expect(read.proxy).toEqual(proxyCommand(args).proxy);
+  expect(read.proxy.config).toEqual(proxyCommand(args).proxy.config);
 });
 
 describe("addresses", () => {
@@ -171,5 +171,16 @@ describe("beside the kubelet", () => {
 
   test("without --proxy-config there is no proxy", () => {
     expect(runCommand(["--kubeconfig=/k"]).proxy).toBeUndefined();
+  });
+});
+
+describe("hidden metrics", () => {
+  test("may be shown for the previous minor version only", () => {
+    expect(proxyWith("showHiddenMetricsForVersion: '1.35'").warnings).toEqual([]);
+    for (const version of ["1.34", "1.36", "v1.35", "all"]) {
+      expect(problemsOf(() => proxyWith(`showHiddenMetricsForVersion: '${version}'`))).toEqual([
+        `/etc/p.yaml: showHiddenMetricsForVersion must be omitted or 1.35, not "${version}"`,
+      ]);
+    }
   });
 });

@@ -97,6 +97,7 @@ test("another port is opened, the old one and those of services that went are cl
   await answers(first).toBe("refused");
   ports.update(new Map());
   await answers(second).toBe("refused");
+  expect(opened).toEqual([`127.0.0.1 ${first}`, `127.0.0.1 ${second}`]);
 });
 
 test("a port that goes from one service to another is there at once", async () => {
@@ -166,5 +167,5 @@ test("all are closed at the end", async () => {
   await answers(port).toEqual([200, "1"]);
   stop.abort();
   await done;
-  await answers(port).toBe("refused");
+  expect(await ask(port).catch(() => "refused")).toBe("refused");
 });

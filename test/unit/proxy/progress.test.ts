@@ -1,5 +1,6 @@
 import { afterEach, beforeEach, expect, test } from "vitest";
 import { silentLogger } from "../../../agent/lib/log.ts";
+import { untilAborted } from "../../../agent/lib/loop.ts";
 import type { Backend, SyncRequest } from "../../../agent/proxy/backend.ts";
 import { type FlowsEvent, FamilyProxy, type SyncEvent } from "../../../agent/proxy/family.ts";
 import { judgeProxyHealth } from "../../../agent/proxy/health.ts";
@@ -99,7 +100,7 @@ test("what fails again and again makes it unhealthy after two periods, the first
 });
 
 test("a sync that hangs makes it unhealthy, too", async () => {
-  during = () => new Promise((resolve) => void stop.signal.addEventListener("abort", () => resolve()));
+  during = () => untilAborted(stop.signal);
   await run();
   await clock.advance(2 * syncPeriodMs);
   expect(isHealthy()).toBe(false);
