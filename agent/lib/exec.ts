@@ -3,7 +3,7 @@ import { type ChildProcess, spawn } from "node:child_process";
 export interface ExecOptions {
   /** Written to the child's standard input, which is then closed. */
   stdin?: string | Uint8Array;
-  /** The child and what it started get SIGKILL after this long. */
+  /** The child and what it started get SIGKILL after this long; the call ends then, at the latest {@link killWaitMs} later. */
   timeoutMs: number;
   signal?: AbortSignal;
   env?: NodeJS.ProcessEnv;
@@ -31,6 +31,9 @@ const outputBytesMaxDefault = 1 << 20;
 // What a child wrote before it ended is read at once. Only what it left running in the background can hold its outputs
 // open for longer, and nobody waits for that.
 export const pipesWaitMs = 500;
+// A process that got SIGKILL is gone within milliseconds, also on a busy machine. One that waits in the kernel for a server or a
+// disk that does not answer goes when that does, if ever: nobody waits for it any longer than this.
+export const killWaitMs = 1_000;
 
 /**
  * Runs `file` with an argument array; there is no shell. Never rejects: how it ended is data.
@@ -38,7 +41,8 @@ export const pipesWaitMs = 500;
  *
  * The child leads a process group and a session of its own: what it started ends with it when it is killed, it has no
  * terminal to ask on, and an interrupt typed at the agent's terminal reaches it by way of `signal` only. A child that ends by
- * itself may leave something running.
+ * itself may leave something running. One that cannot be killed, because the kernel makes it wait, is left behind: the
+ * message says so, and what it was about to do may still happen.
  */
 export async function exec(file: string, args: readonly string[], options: ExecOptions): Promise<ExecResult> {
   const { stdin, timeoutMs, signal, env, cwd, outputBytesMax = outputBytesMaxDefault } = options;
@@ -47,6 +51,7 @@ export async function exec(file: string, args: readonly string[], options: ExecO
   const err = collector(outputBytesMax);
   let reason: "timeout" | "canceled" | undefined;
   let spawnError: Error | undefined;
+  let survivor: number | undefined;
 
   const ended = await new Promise<{ code: number | null; signal: NodeJS.Signals | null }>((resolve) => {
     if (signal?.aborted === true) {
@@ -62,14 +67,21 @@ export async function exec(file: string, args: readonly string[], options: ExecO
     });
     let exited: { code: number | null; signal: NodeJS.Signals | null } | undefined;
     let pipesTimer: NodeJS.Timeout | undefined;
+    let killTimer: NodeJS.Timeout | undefined;
     const closePipes = () => {
       for (const pipe of [child.stdin, child.stdout, child.stderr]) pipe?.destroy();
+    };
+    const giveUp = () => {
+      survivor = child.pid;
+      child.unref();
+      finish({ code: null, signal: null });
     };
     const stop = (why: "timeout" | "canceled") => {
       // Afterwards its process ID may be somebody else's.
       if (exited === undefined) {
         reason ??= why;
         killGroup(child);
+        killTimer ??= setTimeout(giveUp, killWaitMs);
       }
       // What left the group may hold these open for long.
       closePipes();
@@ -80,6 +92,7 @@ export async function exec(file: string, args: readonly string[], options: ExecO
     const finish = (end: { code: number | null; signal: NodeJS.Signals | null }) => {
       clearTimeout(timer);
       clearTimeout(pipesTimer);
+      clearTimeout(killTimer);
       signal?.removeEventListener("abort", onAbort);
       resolve(end);
     };
@@ -103,6 +116,7 @@ export async function exec(file: string, args: readonly string[], options: ExecO
   const stderr = err.text();
   const failure =
     reason ?? (spawnError ? "spawn" : ended.signal !== null ? "signal" : ended.code === 0 ? undefined : "exit");
+  const remains = survivor === undefined ? "" : `; process ${survivor} hangs in the kernel and cannot be killed`;
   const how =
     failure === undefined
       ? "succeeded"
@@ -111,9 +125,9 @@ export async function exec(file: string, args: readonly string[], options: ExecO
         : failure === "signal"
           ? `was killed by ${ended.signal}`
           : failure === "timeout"
-            ? `did not end within ${timeoutMs} ms`
+            ? `did not end within ${timeoutMs} ms${remains}`
             : failure === "canceled"
-              ? "was canceled"
+              ? `was canceled${remains}`
               : `could not be started (${spawnError?.message})`;
   const firstLine = options.isStderrSecret === true ? "" : (stderr.trim().split("\n", 1)[0] ?? "");
   return {

@@ -1,8 +1,8 @@
 import { mkdtemp, readFile, rm } from "node:fs/promises";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
-import { afterEach, beforeEach, expect, test } from "vitest";
-import { exec, pipesWaitMs } from "../../../agent/lib/exec.ts";
+import { afterEach, beforeEach, expect, test, vi } from "vitest";
+import { exec, killWaitMs, pipesWaitMs } from "../../../agent/lib/exec.ts";
 
 const timeoutMs = 10_000;
 
@@ -104,3 +104,26 @@ test("a canceled command is not started", async () => {
     message: "true was canceled",
   });
 });
+
+// What waits in the kernel, as for a dead server, ignores SIGKILL. Here the signal gets lost instead.
+test.each(["timeout", "canceled"] as const)(
+  "a command that cannot be killed is left behind after a %s",
+  async (why) => {
+    const kill = vi.spyOn(process, "kill").mockReturnValue(true);
+    const stop = new AbortController();
+    try {
+      const running = exec("sh", ["-c", `echo $$ > ${pidFile}.new; mv ${pidFile}.new ${pidFile}; exec sleep 60`], {
+        ...{ timeoutMs: why === "timeout" ? 200 : 60_000, signal: stop.signal },
+      });
+      const pid = await readPid();
+      if (why === "canceled") stop.abort();
+      const { failure, message, durationMs } = await running;
+      expect(failure).toBe(why);
+      expect(message).toContain(`; process ${pid} hangs in the kernel and cannot be killed`);
+      expect(durationMs).toBeGreaterThanOrEqual(killWaitMs);
+    } finally {
+      kill.mockRestore();
+      process.kill(await readPid(), "SIGKILL");
+    }
+  },
+);
