@@ -3,18 +3,31 @@
  * Every server answers with its name and the address it sees the client at: "web1 10.0.0.1".
  */
 import { createSocket, type Socket } from "node:dgram";
-import { createServer, connect } from "node:net";
+import { createServer, connect, type Server, type Socket as Connection } from "node:net";
+import { checkHeld, countEnded, dropHeld, hold, nextPhase, startLoad, stopLoad } from "./net-load.ts";
 
 /** What the test asks; the answer is `{ id, text }` or `{ id, error }`. */
 export type PeerRequest = { id: number } & (
   | { op: "serve"; name: string; port: number; host: string }
-  | { op: "ask"; proto: "tcp" | "udp"; host: string; port: number; timeoutMs: number }
+  | { op: "ask"; proto: "tcp" | "udp"; host: string; port: number; timeoutMs: number; from?: string }
+  | { op: "unserve"; port: number; host: string }
+  | { op: "echo"; port: number; host: string }
+  | { op: "load"; host: string; port: number; concurrency: number }
+  | { op: "phase" }
+  | { op: "ended" }
+  | { op: "endLoad" }
+  | { op: "hold"; host: string; port: number }
+  | { op: "held" }
+  | { op: "dropHeld" }
   | { op: "send"; host: string; port: number; text: string; localPort: number }
   | { op: "received" }
 );
 
 const received: string[] = [];
 const senders = new Map<number, Socket>();
+const servers = new Map<string, Server>();
+const udpServers = new Set<string>();
+const connections = new Map<string, Set<Connection>>();
 
 async function handle(request: PeerRequest): Promise<string> {
   switch (request.op) {
@@ -24,6 +37,28 @@ async function handle(request: PeerRequest): Promise<string> {
       return request.proto === "tcp" ? askTcp(request) : askUdp(request);
     case "send":
       return send(request);
+    case "unserve":
+      return unserve(request.host, request.port);
+    case "echo":
+      return serveEcho(request.host, request.port);
+    case "load":
+      startLoad(request.host, request.port, request.concurrency);
+      return "";
+    case "phase":
+      nextPhase();
+      return "";
+    case "ended":
+      return String(countEnded());
+    case "endLoad":
+      return JSON.stringify(await stopLoad());
+    case "hold":
+      await hold(request.host, request.port);
+      return "";
+    case "held":
+      return JSON.stringify(await checkHeld());
+    case "dropHeld":
+      dropHeld();
+      return "";
     case "received":
       return JSON.stringify(received.splice(0));
     default:
@@ -37,18 +72,48 @@ async function serve(name: string, host: string, port: number): Promise<string> 
     socket.end(`${name} ${socket.remoteAddress}`);
   });
   await new Promise<void>((resolve, reject) => tcp.once("error", reject).listen(port, host, resolve));
+  servers.set(`${host} ${port}`, tcp);
+  const open = new Set<Connection>();
+  connections.set(`${host} ${port}`, open);
+  tcp.on("connection", (socket) => open.add(socket.on("close", () => open.delete(socket))));
+  if (udpServers.has(`${host} ${port}`)) return "serving";
   const udp = createSocket(host.includes(":") ? "udp6" : "udp4");
   udp.on("message", (message, from) => {
     received.push(message.toString());
     udp.send(`${name} ${from.address}`, from.port, from.address);
   });
   await new Promise<void>((resolve, reject) => udp.once("error", reject).bind(port, host, resolve));
+  udpServers.add(`${host} ${port}`);
   return "serving";
 }
 
-async function askTcp({ host, port, timeoutMs }: { host: string; port: number; timeoutMs: number }): Promise<string> {
+/** Ends a TCP server as the end of its process would. */
+async function unserve(host: string, port: number): Promise<string> {
+  const key = `${host} ${port}`;
+  const server = servers.get(key);
+  const closed = new Promise((resolve) => server?.close(resolve));
+  for (const socket of connections.get(key) ?? []) socket.resetAndDestroy();
+  servers.delete(key);
+  if (server !== undefined) await closed;
+  return "gone";
+}
+
+async function serveEcho(host: string, port: number): Promise<string> {
+  const server = createServer((socket) => socket.on("error", () => {}).pipe(socket));
+  await new Promise<void>((resolve, reject) => server.once("error", reject).listen(port, host, resolve));
+  return "serving";
+}
+
+interface Ask {
+  host: string;
+  port: number;
+  timeoutMs: number;
+  from?: string;
+}
+
+async function askTcp({ host, port, timeoutMs, from }: Ask): Promise<string> {
   return new Promise((resolve, reject) => {
-    const socket = connect({ host, port });
+    const socket = connect({ host, port, ...(from === undefined ? {} : { localAddress: from }) });
     let text = "";
     socket.setTimeout(timeoutMs, () => socket.destroy(new Error("ETIMEDOUT")));
     socket.on("data", (chunk: Buffer) => (text += chunk.toString()));
@@ -57,9 +122,10 @@ async function askTcp({ host, port, timeoutMs }: { host: string; port: number; t
   });
 }
 
-async function askUdp({ host, port, timeoutMs }: { host: string; port: number; timeoutMs: number }): Promise<string> {
+async function askUdp({ host, port, timeoutMs, from }: Ask): Promise<string> {
   const socket = createSocket(host.includes(":") ? "udp6" : "udp4");
   try {
+    if (from !== undefined) await new Promise<void>((resolve) => socket.bind(0, from, resolve));
     return await new Promise((resolve, reject) => {
       const timer = setTimeout(() => reject(new Error("ETIMEDOUT")), timeoutMs);
       socket.on("message", (message) => {

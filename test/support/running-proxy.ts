@@ -25,6 +25,8 @@ export class RunningProxy {
         families: ["IPv4", "IPv6"],
         minSyncPeriodMs: 10,
         syncPeriodMs: 500,
+        // The relay would listen on the loopback of this process, not on the node's.
+        localhostNodePorts: options.mode !== "nftables",
         detectLocal: { ...proxyOptionsDefault.detectLocal, cidrs: ["10.244.0.0/16", "fd00:244::/32"] },
         ...options,
       },

@@ -46,8 +46,9 @@ class Peer {
   }
 
   /** Asks a server; the error's message is the error code (`ECONNREFUSED`, `ETIMEDOUT`). */
-  async ask(proto: "tcp" | "udp", host: string, port: number, waitMs = 1_000): Promise<string> {
-    return this.request({ op: "ask", proto, host, port, timeoutMs: waitMs });
+  async ask(proto: "tcp" | "udp", host: string, port: number, waitMs = 1_000, from?: string): Promise<string> {
+    const source = from === undefined ? {} : { from };
+    return this.request({ op: "ask", proto, host, port, timeoutMs: waitMs, ...source });
   }
 
   async stop(): Promise<void> {
@@ -66,10 +67,11 @@ class Peer {
  * A machine with two pods and a client outside, as network namespaces:
  *
  *     client 192.0.2.2 ── 192.0.2.1 node 10.244.1.1 ── 10.244.1.2 pod1
- *                                        10.244.2.1 ── 10.244.2.2 pod2
+ *            203.0.113.50                10.244.2.1 ── 10.244.2.2 pod2
+ *                                        198.18.0.1 ── 198.18.0.2 node2, with 10.244.3.2 pod3
  *
- * The same in IPv6: 2001:db8::2, 2001:db8::1, fd00:244:1::2, fd00:244:2::2. The client knows the way to 10.96.0.0/16
- * and the pods' networks through the node.
+ * The same in IPv6: 2001:db8::2 (and 2001:db8:50::50), 2001:db8::1, fd00:244:1::2, fd00:244:2::2, 2001:db8:1::2, fd00:244:3::2.
+ * The client knows the way to 10.96.0.0/16 and the pods' networks through the node, and so does node2.
  */
 export class TestNet {
   readonly prefix: string;
@@ -81,7 +83,12 @@ export class TestNet {
   pod1!: Peer;
   pod2!: Peer;
   client!: Peer;
-  readonly localIPs = ["127.0.0.1", "192.0.2.1", "10.244.1.1", "10.244.2.1", "::1", "2001:db8::1"];
+  /** The second node; `pod3` is an address of it. */
+  node2!: Peer;
+  readonly localIPs = [
+    ...["127.0.0.1", "192.0.2.1", "10.244.1.1", "10.244.2.1", "198.18.0.1"],
+    ...["::1", "2001:db8::1", "fd00:244:1::1", "fd00:244:2::1", "2001:db8:1::1"],
+  ];
 
   private constructor() {
     this.prefix = `nlp-${randomBytes(3).toString("hex")}`;
@@ -107,7 +114,7 @@ export class TestNet {
   }
 
   async #build(): Promise<void> {
-    for (const name of ["node", "pod1", "pod2", "client"]) {
+    for (const name of ["node", "pod1", "pod2", "client", "node2"]) {
       await run("ip", ["netns", "add", this.#ns(name)]);
       this.#namespaces.push(this.#ns(name));
       await this.#in(name, "ip", ["link", "set", "lo", "up"]);
@@ -119,9 +126,21 @@ export class TestNet {
       }
     }
     for (const key of ["net/ipv4/ip_forward", "net/ipv6/conf/all/forwarding"]) await this.sysctls.write(key, "1");
+    // A refusal is an ICMP message, of which one host gets so many a second only.
+    for (const key of ["net/ipv4/icmp_ratelimit", "net/ipv6/icmp/ratelimit"]) await this.sysctls.write(key, "0");
     await this.#link("pod1", "10.244.1", 24, "fd00:244:1:");
     await this.#link("pod2", "10.244.2", 24, "fd00:244:2:");
     await this.#link("client", "192.0.2", 24, "2001:db8:");
+    await this.#link("node2", "198.18.0", 24, "2001:db8:1:");
+    for (const [where, ipv4, ipv6] of [
+      ["client", "203.0.113.50/32", "2001:db8:50::50/128"],
+      ["node2", "10.244.3.2/32", "fd00:244:3::2/128"],
+    ] as const) {
+      await this.#in(where, "ip", ["addr", "add", ipv4, "dev", "lo"]);
+      await this.#in(where, "ip", ["-6", "addr", "add", ipv6, "dev", "lo", "nodad"]);
+    }
+    await this.#in("node", "ip", ["route", "add", "10.244.3.0/24", "via", "198.18.0.2"]);
+    await this.#in("node", "ip", ["-6", "route", "add", "fd00:244:3::/64", "via", "2001:db8:1::2"]);
     // Packets need a way before they get a translation: service addresses are on no network.
     await this.#in("node", "ip", ["route", "add", "default", "via", "192.0.2.2"]);
     await this.#in("node", "ip", ["-6", "route", "add", "default", "via", "2001:db8::2"]);
@@ -129,9 +148,11 @@ export class TestNet {
     this.pod1 = await this.#peer("pod1");
     this.pod2 = await this.#peer("pod2");
     this.client = await this.#peer("client");
+    this.node2 = await this.#peer("node2");
     for (const [peer, name] of [
       [this.pod1, "pod1"],
       [this.pod2, "pod2"],
+      [this.node2, "pod3"],
     ] as const) {
       const n = name.slice(-1);
       await peer.request({ op: "serve", name, host: `10.244.${n}.2`, port: 8080 });
