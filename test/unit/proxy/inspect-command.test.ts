@@ -55,8 +55,8 @@ describe("the command line", () => {
   });
 
   test("--help", () => {
-    for (const line of ["rules --help", "trace -h a b c"])
-      expect(parse(line)).toEqual({ kind: "help", text: rulesHelp });
+    const want = { kind: "help", text: rulesHelp };
+    for (const line of ["rules --help", "trace -h a b c"]) expect(parse(line)).toEqual(want);
     expect(rulesHelp.split("\n").filter((text) => text.length > 120)).toEqual([]);
   });
 });
