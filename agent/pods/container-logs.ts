@@ -14,8 +14,9 @@ const linkNameLengthMax = 255;
 export const terminationMessageBytesMax = 4096;
 export const terminationLogBytesMax = 2048;
 export const terminationLogLinesMax = 80;
-// Of the log this much is looked at for its last lines: each carries a time stamp and a stream name.
-const logTailBytes = 16 * 1024;
+// Of the log this much is looked at for its last lines: each carries a time stamp and a stream name, and runtimes cut long
+// ones into pieces of 16 KiB, of which a whole one has to be in it.
+const logTailBytes = 40 * 1024;
 
 type LogDeps = Pick<PodDeps, "settings">;
 

@@ -1,7 +1,7 @@
 import { afterAll, beforeAll, describe, expect, inject, test } from "vitest";
 import type { Pod, PodSpec } from "../../agent/kube/types.ts";
 import { isFinished, isReady, openNamespace, type TestNamespace, until } from "./support/cluster.ts";
-import { image, sleeperOf } from "./support/pods.ts";
+import { image, podOf, shell, sleeperOf } from "./support/pods.ts";
 
 let cluster: TestNamespace;
 let nodeName: string;
@@ -82,6 +82,27 @@ describe.concurrent("a pod that the node cannot run", () => {
     const { status } = await cluster.waitForPod("port-second", "finished", isFinished);
     expect(status).toMatchObject({ phase: "Failed", reason: "NodePorts" });
   });
+});
+
+// On a node whose runtime knows of user namespaces, its root is nobody on the node; elsewhere it must not run as the node's.
+test("a pod that wants a user namespace of its own gets it, or is told that it cannot", async () => {
+  const name = "own-users";
+  const [node] = await cluster.readyNodes();
+  const handler = node?.status?.runtimeHandlers?.find((candidate) => (candidate.name ?? "") === "");
+  // Ends well only where its root is somebody else outside.
+  const main = shell("main", "read inside outside count < /proc/self/uid_map; [ $outside -ge 65536 ]");
+  await cluster.createPod(podOf(name, [main], { hostUsers: false, restartPolicy: "Never" }));
+  if (handler?.features?.userNamespaces === true) {
+    const { status } = await cluster.waitForPod(name, "finished", isFinished);
+    expect(status?.phase).toBe("Succeeded");
+    return;
+  }
+  const event = await until("an event that says why not", async () =>
+    (await cluster.eventsOf(name)).find(({ reason }) => reason === "FailedCreatePodSandBox"),
+  );
+  expect(event.message).toContain("spec.hostUsers is false, but the runtime's default handler does not support");
+  const pod = await cluster.waitForPod(name, "waiting", ({ status }) => status?.containerStatuses?.length === 1);
+  expect(pod.status).toMatchObject({ phase: "Pending", containerStatuses: [{ state: { waiting: {} } }] });
 });
 
 // It takes most of the node.

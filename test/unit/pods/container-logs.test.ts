@@ -1,10 +1,14 @@
 import { mkdtemp, rm, writeFile } from "node:fs/promises";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
-import { expect, test } from "vitest";
+import { describe, expect, test } from "vitest";
 import { exec } from "../../../agent/lib/exec.ts";
 import { annotations } from "../../../agent/pods/container-annotations.ts";
-import { readTerminationMessage } from "../../../agent/pods/container-logs.ts";
+import {
+  readTerminationMessage,
+  terminationLogBytesMax,
+  terminationLogLinesMax,
+} from "../../../agent/pods/container-logs.ts";
 import { exited } from "./support.ts";
 
 async function read(hostPath: string, asWritten = "/dev/termination-log"): Promise<string> {
@@ -15,20 +19,59 @@ async function read(hostPath: string, asWritten = "/dev/termination-log"): Promi
   return await readTerminationMessage(status);
 }
 
+describe("without last words of its own, a container that failed leaves the end of its log", () => {
+  const header = (tag: "F" | "P") => `2026-01-01T00:00:00.123456789Z stderr ${tag} `;
+  // Runtimes cut long lines into pieces of this size.
+  const piece = 16 * 1024;
+  const cases = [
+    { name: "its lines", log: `${header("F")}first\n${header("F")}last\n`, want: "first\nlast\n" },
+    { name: "80 lines of many", log: `${header("F")}x\n`.repeat(200), want: "x\n".repeat(terminationLogLinesMax) },
+    {
+      name: "2048 bytes of a long line",
+      log: `${header("F")}${"a".repeat(5_000)}\n`,
+      want: `${"a".repeat(terminationLogBytesMax - 1)}\n`,
+    },
+    {
+      name: "2048 bytes of a line without end, of 1 MiB",
+      log: `${header("P")}${"a".repeat(piece)}\n`.repeat(64),
+      want: "a".repeat(terminationLogBytesMax),
+    },
+    {
+      name: "2048 bytes of such a line and its end",
+      log: `${`${header("P")}${"a".repeat(piece)}\n`.repeat(64)}${header("F")}end\n`,
+      want: `${"a".repeat(terminationLogBytesMax - 4)}end\n`,
+    },
+    { name: "nothing of what is no log", log: "garbage\n".repeat(10), want: "" },
+  ];
+  test.each(cases)("$name", async ({ log, want }) => {
+    await using dir = await makeTempDirectory();
+    const logPath = join(dir.path, "0.log");
+    await writeFile(logPath, log);
+    const status = exited({ exitCode: 1, logPath });
+    status.annotations = {
+      ...status.annotations,
+      [annotations.terminationMessagePolicy]: "FallbackToLogsOnError",
+    };
+    expect(await readTerminationMessage(status)).toBe(want);
+    expect(await readTerminationMessage({ ...status, exitCode: 0 })).toBe("");
+  });
+});
+
+async function makeTempDirectory(): Promise<{ path: string } & AsyncDisposable> {
+  const path = await mkdtemp(join(tmpdir(), "nodelet-last-words-"));
+  return { path, [Symbol.asyncDispose]: async () => await rm(path, { recursive: true, force: true }) };
+}
+
 test("a termination log is read; one that is no file, as a fifo of the pod's own making, holds up nobody", async () => {
-  const dir = await mkdtemp(join(tmpdir(), "nodelet-last-words-"));
-  try {
-    const [file, fifo] = [join(dir, "file"), join(dir, "fifo")];
-    await writeFile(file, "bye");
-    await exec("mkfifo", [fifo], { timeoutMs: 5_000 });
-    expect(await read(file)).toBe("bye");
-    expect(await read(file, "dev/termination-log")).toBe("bye");
-    expect(await read(file, "/dev/other")).toBe("");
-    expect(await read(file, "")).toBe("");
-    expect(await read(fifo)).toBe("");
-    expect(await read(dir)).toBe("");
-    expect(await read(join(dir, "gone"))).toBe("");
-  } finally {
-    await rm(dir, { recursive: true, force: true });
-  }
+  await using dir = await makeTempDirectory();
+  const [file, fifo] = [join(dir.path, "file"), join(dir.path, "fifo")];
+  await writeFile(file, "bye");
+  await exec("mkfifo", [fifo], { timeoutMs: 5_000 });
+  expect(await read(file)).toBe("bye");
+  expect(await read(file, "dev/termination-log")).toBe("bye");
+  expect(await read(file, "/dev/other")).toBe("");
+  expect(await read(file, "")).toBe("");
+  expect(await read(fifo)).toBe("");
+  expect(await read(dir.path)).toBe("");
+  expect(await read(join(dir.path, "gone"))).toBe("");
 });
