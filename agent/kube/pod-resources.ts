@@ -47,6 +47,17 @@ export function namespaceOf(pod: Pod): string {
   return pod.metadata.namespace ?? "default";
 }
 
+/** Volumes that some container mounts or has as a device; no other is set up, even if it could not be. */
+export function usedVolumes(pod: Pod): Volume[] {
+  const names = new Set(allContainers(pod).flatMap(volumeNamesOf));
+  return (pod.spec.volumes ?? []).filter(({ name }) => names.has(name));
+}
+
+/** Names of the volumes that a container mounts or has as a device. */
+export function volumeNamesOf({ volumeMounts = [], volumeDevices = [] }: Container): string[] {
+  return [...volumeMounts, ...volumeDevices].map(({ name }) => name);
+}
+
 /** Name of the claim behind a volume: the one it names, or the one that is made for the pod. Undefined: it is no claim. */
 export function claimNameOf(pod: Pod, { name, persistentVolumeClaim, ephemeral }: Volume): string | undefined {
   if (typeof persistentVolumeClaim?.claimName === "string") return persistentVolumeClaim.claimName;

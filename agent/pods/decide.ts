@@ -1,4 +1,4 @@
-import { isSidecar } from "../kube/pod-resources.ts";
+import { isSidecar, volumeNamesOf } from "../kube/pod-resources.ts";
 import type { Container, Pod } from "../kube/types.ts";
 import type { ContainerStatus, PodSnapshot, SandboxStatus } from "../runtime/port.ts";
 import { annotations } from "./container-annotations.ts";
@@ -194,7 +194,7 @@ function startInOrder(
     }
     const image = createdID === undefined ? wantImage(container, local, plan) : "present";
     if (image === "resting") continue;
-    if (image === "underWay" || isHeldBack || local.volumes === "unknown") {
+    if (image === "underWay" || isHeldBack || waitsForVolumes(container, local)) {
       isHeldBack = true;
       continue;
     }
@@ -204,6 +204,10 @@ function startInOrder(
       isHeldBack = true;
     }
   }
+}
+
+function waitsForVolumes(container: Container, { volumes, awaitedVolumes }: PodLocal): boolean {
+  return volumes === "unknown" || volumeNamesOf(container).some((name) => awaitedVolumes.has(name));
 }
 
 function backoffUntilMs(newest: ContainerStatus, observed: PodSnapshot, local: PodLocal, nowMs: number): number {

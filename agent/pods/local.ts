@@ -45,6 +45,8 @@ export interface PodLocal {
   /** What a probe says of an instance; undefined if there is no such probe. */
   verdict(container: string, containerID: string, type: ProbeType): Verdict | undefined;
   readonly volumes: "unknown" | "ready" | "stale";
+  /** Names of volumes that containers use and that were never set up. */
+  readonly awaitedVolumes: ReadonlySet<string>;
   /** Set once the pod must stop: deleted, finished, or gone. Never unset. */
   readonly terminating: Termination | undefined;
   /** Volumes, cgroup and sandboxes are gone. */

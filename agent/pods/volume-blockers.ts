@@ -9,7 +9,7 @@ export const hangingAfterMs = 15_000;
 
 /** What volumes of a pod are waited for, one blocker each, while the pod cannot start for want of them. Pure. */
 export function volumeBlockers({ pod, timeline }: PodFacts, local: PodLocal, nowMs: number): Blocker[] {
-  if (local.volumes === "ready" || local.volumes === "stale") return [];
+  if (local.volumes !== "unknown" && local.awaitedVolumes.size === 0) return [];
   const attempt = local.attempts.get("volumes");
   const nextTry = attempt?.state === "failed" ? { nextTryMs: attempt.retryAtMs } : {};
   const histories = new Map<string, TimelineEntry[]>();

@@ -282,7 +282,7 @@ export class PodWorker {
     this.#observeProbes(pod, observed);
     this.#updateTermination(pod, observed, nowMs, wallMs);
     this.#rejectIfFull(pod, observed, nowMs);
-    this.#volumes.look(nowMs);
+    this.#volumes.look(pod, nowMs);
     if (this.#end.termination === undefined && node.isRuntimeReady()) this.#deps.objects.register(pod);
 
     let plan = decide(pod, observed, this.#local(), nowMs);
@@ -454,6 +454,7 @@ export class PodWorker {
       deadContainersMax: deadContainersKept(this.#deps.settings.deadContainers),
       verdict: (container, id, type) => this.#deps.probes.verdict(this.uid, container, id, type),
       volumes: this.#volumes.state,
+      awaitedVolumes: this.#volumes.awaited,
       terminating: this.#end.termination,
       isCleanedUp: this.#isCleanedUp,
       isGone: this.#isGone,

@@ -1,7 +1,7 @@
 import { mkdir, readdir, realpath } from "node:fs/promises";
 import { join } from "node:path";
 import type { ApiClient } from "../kube/port.ts";
-import { allContainers } from "../kube/pod-resources.ts";
+import { uidOf, usedVolumes } from "../kube/pod-resources.ts";
 import type { PersistentVolume, Pod, ResourceList, Volume } from "../kube/types.ts";
 import { backoffMs } from "../lib/backoff.ts";
 import type { Clock } from "../lib/clock.ts";
@@ -118,7 +118,7 @@ export function createPodVolumes(options: PodVolumesOptions): VolumeManager {
   const dirOf = async (podUID: string) => podDirOf(await realpath(rootDir), podUID);
 
   async function setUp(pod: Pod, signal: AbortSignal): Promise<void> {
-    const podUID = pod.metadata.uid ?? "";
+    const podUID = uidOf(pod);
     const podDir = await dirOf(podUID);
     const volumes = usedVolumes(pod);
     const state = states.track(podUID, new Set(volumeRefs(pod, volumes).map(refKey)));
@@ -160,7 +160,7 @@ export function createPodVolumes(options: PodVolumesOptions): VolumeManager {
   return {
     setUp,
     async mounts(pod, container, env, context) {
-      const podUID = pod.metadata.uid ?? "";
+      const podUID = uidOf(pod);
       const { mounted } = states.get(podUID) ?? { mounted: undefined };
       const podDir = await dirOf(podUID);
       return await containerMounts(
@@ -215,16 +215,6 @@ export function createPodVolumes(options: PodVolumesOptions): VolumeManager {
       for (const stop of stopListening) stop();
     },
   };
-}
-
-/** Volumes that some container mounts; others are ignored, even if they could not be set up. */
-export function usedVolumes(pod: Pod): Volume[] {
-  const names = new Set(
-    allContainers(pod).flatMap(({ volumeMounts = [], volumeDevices = [] }) =>
-      [...volumeMounts, ...volumeDevices].map(({ name }) => name),
-    ),
-  );
-  return (pod.spec.volumes ?? []).filter(({ name }) => names.has(name));
 }
 
 function isPod(object: Pod | PersistentVolume): object is Pod {

@@ -96,6 +96,17 @@ const cases: Case[] = [
     want: [{ kind: "SetUpVolumes" }],
   },
   {
+    name: "who debugs a pod waits for a volume that nobody used before; the others do not",
+    pod: podOf({
+      containers: [{ name: "app", image: "image:1" }],
+      ephemeralContainers: [{ name: "debug", image: "image:1", volumeMounts: [{ name: "tools", mountPath: "/t" }] }],
+      volumes: [{ name: "tools", emptyDir: {} }],
+    }),
+    observed: snapshot({ containers: [exited({ exitCode: 1 })] }),
+    local: { images: images("app", "debug"), volumes: "stale", awaitedVolumes: new Set(["tools"]) },
+    want: [{ kind: "SetUpVolumes" }, start("app")],
+  },
+  {
     name: "an image is not asked for again while its container starts",
     observed: snapshot(),
     local: { attempts: new Map([["start/app", running]]) },

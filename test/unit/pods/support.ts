@@ -90,6 +90,7 @@ export function localOf(changes: Partial<PodLocal> = {}): PodLocal {
     hooks: new Map(),
     verdict: () => undefined,
     volumes: "ready",
+    awaitedVolumes: new Set(),
     terminating: undefined,
     isCleanedUp: false,
     isGone: false,

@@ -1,5 +1,5 @@
 import { describe, expect, test } from "vitest";
-import type { Container } from "../../../agent/kube/types.ts";
+import type { Container, Pod } from "../../../agent/kube/types.ts";
 import { deletionRetry } from "../../../agent/pods/object-deletion.ts";
 import type { PodAction } from "../../../agent/pods/plan.ts";
 import { patchesInFlightMax } from "../../../agent/pods/status-writer.ts";
@@ -497,6 +497,41 @@ describe("an object that changes", () => {
     worker?.contentChanged();
     await settle();
     expect(worker?.facts.local?.attempts.get("sandbox")).toBe(before);
+  });
+});
+
+describe("an ephemeral container with a volume of its own", () => {
+  const volumes = [{ name: "tools", configMap: { name: "tools" } }];
+  const debug = { name: "debug", image: "image:1", volumeMounts: [{ name: "tools", mountPath: "/tools" }] };
+  const withDebugger = (pod: Pod): Pod => ({
+    metadata: { ...pod.metadata, generation: 2 },
+    spec: { ...pod.spec, ephemeralContainers: [debug] },
+  });
+
+  test("starts once that was set up", async () => {
+    await using node = new ScriptedNode();
+    await node.start(podOf({ volumes }));
+    node.delay("SetUpVolumes", 3 * second);
+    await node.update(withDebugger(node.pod("web")));
+    await node.clock.advance(2 * second);
+    expect([node.isRunning("app"), node.isRunning("debug")]).toEqual([true, false]);
+    await node.clock.advance(2 * second);
+    expect(node.isRunning("debug")).toBe(true);
+    expect(node.calls.filter((call) => call === "start debug")).toHaveLength(1);
+  });
+
+  test("holds up nobody whose volumes are there", async () => {
+    await using node = new ScriptedNode();
+    await node.start(podOf({ volumes }));
+    node.fail("SetUpVolumes", 100);
+    await node.update(withDebugger(node.pod("web")));
+    await node.clock.advance(2 * second);
+    await node.exit("app", 1);
+    await node.clock.advance(20 * second);
+    expect([node.isRunning("app"), node.isRunning("debug")]).toEqual([true, false]);
+    node.fail("SetUpVolumes", 0);
+    await node.clock.advance(20 * second);
+    expect(node.isRunning("debug")).toBe(true);
   });
 });
 

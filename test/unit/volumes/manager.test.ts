@@ -2,17 +2,12 @@ import { chmod, mkdir, readdir, readFile, stat, writeFile } from "node:fs/promis
 import { createServer } from "node:net";
 import { join } from "node:path";
 import { afterEach, beforeEach, describe, expect, test } from "vitest";
+import { usedVolumes } from "../../../agent/kube/pod-resources.ts";
 import type { Pod, PodSpec, Volume } from "../../../agent/kube/types.ts";
 import { AgentError } from "../../../agent/lib/errors.ts";
 import { silentLogger } from "../../../agent/lib/log.ts";
 import { MetricsRegistry } from "../../../agent/lib/metrics.ts";
-import {
-  createPodVolumes,
-  resyncMs,
-  retryBackoff,
-  usedVolumes,
-  type VolumeManager,
-} from "../../../agent/volumes/manager.ts";
+import { createPodVolumes, resyncMs, retryBackoff, type VolumeManager } from "../../../agent/volumes/manager.ts";
 import { volumeFileBytesMax } from "../../../agent/volumes/volume-file.ts";
 import { createVolumeMetrics, type VolumeMetrics } from "../../../agent/volumes/metrics.ts";
 import { metricsText } from "../lib/metrics-support.ts";
