@@ -118,28 +118,22 @@ export function createServiceSet(commands: Commands, family: Family, name: strin
   };
   const isAbsent = (stderr: string) => stderr.includes("does not exist");
   const temporary = `${name}-NEW`;
-  const destroy = async (signal: AbortSignal) => {
-    for (const set of [name, temporary]) {
-      const result = await commands.run("ipset", ["destroy", set], { timeoutMs: setTimeoutMs, signal });
-      if (result.failure === "exit" && isAbsent(result.stderr)) continue;
-      expectSuccess(result, `remove set ${set}`);
-    }
-  };
   return {
     name,
     replace: async (members, signal) => {
-      const create = `create ${name} ${kind}\ncreate ${temporary} ${kind}\n`;
+      let text = `create ${name} ${kind}\ncreate ${temporary} ${kind}\nflush ${temporary}\n`;
+      for (const member of members) text += `add ${temporary} ${member}\n`;
+      text += `swap ${temporary} ${name}\ndestroy ${temporary}\n`;
       try {
-        await restore(create, signal);
+        await restore(text, signal);
       } catch (err) {
         if (!hasCode(err, "Invalid")) throw err;
-        // Sets of these names and of another kind. They can go unless a rule refers to them.
-        await destroy(signal);
-        await restore(create, signal);
+        // Sets of these names may be there and of another kind, or smaller. They can go unless a rule refers to them.
+        for (const set of [temporary, name]) {
+          await commands.run("ipset", ["destroy", set], { timeoutMs: setTimeoutMs, signal });
+        }
+        await restore(text, signal);
       }
-      let text = `flush ${temporary}\n`;
-      for (const member of members) text += `add ${temporary} ${member}\n`;
-      await restore(`${text}swap ${temporary} ${name}\ndestroy ${temporary}\n`, signal);
     },
     change: async (add, remove, signal) => {
       let text = "";
@@ -154,7 +148,13 @@ export function createServiceSet(commands: Commands, family: Family, name: strin
       const found = /^Number of entries: (\d+)$/m.exec(result.stdout);
       return found === null ? undefined : Number(found[1]);
     },
-    destroy,
+    destroy: async (signal) => {
+      for (const set of [name, temporary]) {
+        const result = await commands.run("ipset", ["destroy", set], { timeoutMs: setTimeoutMs, signal });
+        if (result.failure === "exit" && isAbsent(result.stderr)) continue;
+        expectSuccess(result, `remove set ${set}`);
+      }
+    },
   };
 }
 
