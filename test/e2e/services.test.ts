@@ -139,6 +139,24 @@ describe.concurrent("a Service", () => {
     expect(output).toMatch(/^web-[ab]\n$/);
   });
 
+  test("behind a load balancer tells it whether the node has endpoints", async () => {
+    const loadBalancer = { type: "LoadBalancer", externalTrafficPolicy: "Local", ports: [{ port: 80 }] } as const;
+    const { spec: full } = await createService("checked", { ...loadBalancer, selector: { app: "web" } });
+    const { spec: empty } = await createService("checked-empty", { ...loadBalancer, selector: { app: "nobody" } });
+    const { status } = await cluster.getPod("web-a");
+    const port = (spec: Service["spec"]) => `http://${status?.hostIP}:${spec?.healthCheckNodePort}/any`;
+    const answer = `timeout 5 wget -S -O - ${port(full)} 2>&1`;
+    const refusal = `timeout 5 wget -S -O - ${port(empty)} 2>&1`;
+    const until = (command: string, what: string) =>
+      `end=$(($(date +%s) + 20)); until ${command} | grep -q '${what}'; do test $(date +%s) -lt $end || exit 1; sleep 0.3; done`;
+    const script = `${until(answer, "200 OK")}; ${until(refusal, "503")}; ${answer}`;
+    const { output, exitCode } = await cluster.run(jobOf("ask-health", script));
+    expect(exitCode).toBe(0);
+    expect(output).toMatch(/X-Load-Balancing-Endpoint-Weight: [12]\r?\n/i);
+    expect(output).toContain(`"namespace": "${cluster.namespace}"`);
+    expect(output).toContain('"serviceProxyHealthy": true');
+  });
+
   test.skipIf(!inject("isLocal"))("of UDP, with endpoints that are no pods", async () => {
     await using echo = await startDNSEcho(inject("hostIP"), "192.0.2.53");
     const service = await createService("names", {
@@ -159,4 +177,24 @@ describe.concurrent("a Service", () => {
     expect(fromPod).toMatchObject({ exitCode: 0, output: expect.stringContaining("192.0.2.53") as string });
     expect(fromNode).toMatchObject({ exitCode: 0 });
   });
+});
+
+test("the proxy shows its health and its metrics on the node, and none of the kubelet's", async () => {
+  const fetched = (url: string) => `timeout 5 wget -q -O - ${url}`;
+  const metrics = "http://127.0.0.1:10249";
+  const script = [
+    fetched("http://127.0.0.1:10256/healthz"),
+    fetched(`${metrics}/proxyMode`),
+    `${fetched(`${metrics}/metrics`)} > /tmp/metrics`,
+    "grep -c '^kubeproxy_sync_proxy_rules_duration_seconds_count' /tmp/metrics",
+    "grep -c '^rest_client_requests_total' /tmp/metrics",
+    "grep '^kubelet_' /tmp/metrics | head -n 1",
+  ].join("; echo; ");
+  const { output } = await cluster.run(jobOf("ask-proxy", script, { hostNetwork: true }));
+  const [healthz = "", mode, syncs, calls, ...others] = output.split("\n").filter((line) => line !== "");
+  expect(JSON.parse(healthz)).toMatchObject({ nodeEligible: true, healthy: true });
+  expect(mode).toMatch(/^(iptables|nftables|ipvs)$/);
+  expect(Number(syncs)).toBeGreaterThan(0);
+  expect(Number(calls)).toBeGreaterThan(0);
+  expect(others).toEqual([]);
 });
