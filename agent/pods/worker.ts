@@ -1,4 +1,3 @@
-import { isDeepStrictEqual } from "node:util";
 import { isStaticPod } from "../kube/pod-resources.ts";
 import type { Container, Pod, PodStatus } from "../kube/types.ts";
 import { backoffMs } from "../lib/backoff.ts";
@@ -22,11 +21,12 @@ import { graceSecondsOf, specContainers, uidOf } from "./names.ts";
 import { ObjectDeletion } from "./object-deletion.ts";
 import { PodObserver } from "./observer.ts";
 import { actionKey, instanceOf, isAlive, type Plan, type PodAction } from "./plan.ts";
+import { podChanges, resizedContainers } from "./pod-changes.ts";
 import { PodEnd } from "./pod-end.ts";
 import type { PodDeps } from "./port.ts";
 import type { Replacements } from "./replacements.ts";
 import { isResizeDue } from "./resize/actuate.ts";
-import { isSameRequirements, resizableContainers } from "./resize/allocation.ts";
+import { resizableContainers } from "./resize/allocation.ts";
 import type { PodResizes } from "./resize/port.ts";
 import { buildPodStatus, isTerminalPhase } from "./status.ts";
 import {
@@ -136,19 +136,11 @@ export class PodWorker {
 
   /** The API server has this object now. */
   update(pod: Pod): void {
-    const before = this.#pod;
+    const changes = podChanges(this.#pod, pod);
     this.#pod = pod;
-    // What failed for the old spec may work with the new one.
-    if (pod.metadata.generation !== before.metadata.generation) this.#forgetFailures();
-    for (const { container } of specContainers(pod)) {
-      const old = specContainers(before).find((candidate) => candidate.container.name === container.name)?.container;
-      if (old === undefined) continue;
-      if (old.image !== container.image) this.#forgetImage(container.name);
-    }
-    const isSameText =
-      isDeepStrictEqual(before.metadata.labels, pod.metadata.labels) &&
-      isDeepStrictEqual(before.metadata.annotations, pod.metadata.annotations);
-    if (!isSameText) {
+    if (changes.spec) this.#forgetFailures(); // what failed for the old one may work with the new one
+    for (const name of changes.images) this.#forgetImage(name);
+    if (changes.texts) {
       this.#contentIsOld(); // downward API volumes show both, or lacked what is there now
       this.#steps.forgetFailures((key) => key.startsWith("start/")); // and variables, from which subPathExpr is made
     }
@@ -319,12 +311,9 @@ export class PodWorker {
     const pod = this.#deps.resizes.given(this.#pod);
     this.#given = pod;
     if (before === undefined || before === pod) return pod;
-    const old = new Map(resizableContainers(before.spec).map(({ name, resources }) => [name, resources]));
-    const changed = resizableContainers(pod.spec).filter(
-      ({ name, resources }) => !isSameRequirements(old.get(name), resources),
-    );
+    const changed = resizedContainers(before, pod);
     // With other resources it may live: what it crashed for may be over.
-    for (const { name } of changed) this.#instances.crash.delete(name);
+    for (const name of changed) this.#instances.crash.delete(name);
     if (changed.length > 0) {
       this.#contentIsOld(); // downward API volumes show them
       this.#forgetFailures();
