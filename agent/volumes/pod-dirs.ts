@@ -39,7 +39,8 @@ export function subPathTargetOf(podDir: string, volumeName: string, containerNam
 
 /**
  * Unmounts and deletes all volumes of a pod, by what is on disk, so that it works for pods of an earlier run. Containers
- * must have stopped. Volumes of kinds that are not ours are left to whoever made them: only empty directories of them go.
+ * must have stopped. Volumes of kinds that are not ours are left to whoever made them: only their empty directories go, and
+ * while one of them is mounted nothing at all.
  * Rejects while something cannot be unmounted; then nothing beneath it is deleted.
  * @param left volumes that stay for now; they are not looked into, as what is mounted there may hang
  */
@@ -51,16 +52,19 @@ export async function tearDownPodVolumes(
   const volumesDir = join(podDir, "volumes");
   const plugins = await listDir(volumesDir);
   const ownDirs = plugins.filter(isOwnPluginDir).map((plugin) => join(volumesDir, plugin));
+  const held = new Set(left.map(({ plugin }) => plugin));
+  await refuseMounts(
+    plugins.filter((name) => !isOwnPluginDir(name) && !held.has(name)).map((name) => join(volumesDir, name)),
+  );
   // Each keeps its volume busy: a volume must not go while one of them stays.
   await tearDownSubPaths(podDir, new Set(left.map(({ specName }) => specName)));
   await unmountAllUnder(volumesDir, ({ mountPoint }) => ownDirs.some((dir) => isAtOrBeneath(mountPoint, dir)));
   // First the marks: what is half deleted must not count as ready.
   await removeTree(join(podDir, "plugins", pluginDirName("kubernetes.io/empty-dir")));
-  const held = new Set(left.map(({ plugin }) => plugin));
   const removals = plugins.map(async (plugin) => {
     if (held.has(plugin)) return;
     const pluginDir = join(volumesDir, plugin);
-    await (isOwnPluginDir(plugin) ? removeTree(pluginDir) : removeEmptyDirs(pluginDir));
+    await (isOwnPluginDir(plugin) ? removeTree(pluginDir) : removeForeign(pluginDir));
   });
   for (const outcome of await Promise.allSettled(removals)) {
     if (outcome.status === "rejected") throw outcome.reason;
@@ -113,6 +117,22 @@ async function tearDownSubPaths(podDir: string, left: ReadonlySet<string> = new 
     await removeDir(join(dir, volume));
   }
   if (left.size === 0) await removeDir(dir);
+}
+
+/** Rejects if anything is mounted beneath one of these directories, whatever it holds: it is somebody's data. */
+async function refuseMounts(dirs: readonly string[]): Promise<void> {
+  if (dirs.length === 0) return;
+  const mounts = (await Promise.all(dirs.map(async (dir) => await listMountsUnder(dir)))).flat();
+  const [first] = mounts;
+  if (first === undefined) return;
+  const why = `${first.mountPoint} is mounted, and its kind of volume is not supported by nodelet: unmount it`;
+  throw new AgentError("Internal", `will not delete volumes: ${why}`);
+}
+
+/** Removes what is left of volumes of a kind that is not ours: PLUGIN/NAME, and nothing that is in one. */
+async function removeForeign(pluginDir: string): Promise<void> {
+  for (const name of await listDir(pluginDir)) await removeDir(join(pluginDir, name));
+  await removeDir(pluginDir);
 }
 
 /** Removes a tree of directories that holds no files. Rejects at the first file or link. */
