@@ -5,15 +5,14 @@ import type { FileHandle } from "node:fs/promises";
 import { join, posix } from "node:path";
 import { errnoOf, ignoreErrno } from "../lib/errno.ts";
 import { AgentError, messageOf } from "../lib/errors.ts";
-import { checkPayload, type FileContent, type Payload, topOf } from "./payload.ts";
-import { openDir, withDirs } from "./dir-handle.ts";
+import { checkPayload, type FileContent, parentsOf, type Payload, topOf } from "./payload.ts";
 import { removeTree } from "./remove-tree.ts";
-import { fdPath } from "./safe-path.ts";
+import { fdPath, openDir, withDirs } from "./safe-path.ts";
 
 /** What the writer does to the disk; tests stop it half-way. */
 export type WriterFS = Pick<
   typeof nodeFS,
-  "lchown" | "lstat" | "mkdir" | "open" | "readdir" | "readlink" | "rename" | "symlink" | "unlink"
+  "chmod" | "lchown" | "lstat" | "mkdir" | "open" | "readdir" | "readlink" | "rename" | "symlink" | "unlink"
 > & { removeTree: typeof removeTree };
 
 export interface WriteOptions {
@@ -108,8 +107,7 @@ async function clearWay(fs: WriterFS, base: string, files: Payload): Promise<voi
 
 /** True if the version holds exactly these files with exactly this content. */
 async function hasContent(fs: WriterFS, versionPath: string, files: Payload): Promise<boolean> {
-  const dirs = new Set<string>();
-  for (const path of files.keys()) for (let p = posix.dirname(path); p !== "."; p = posix.dirname(p)) dirs.add(p);
+  const dirs = new Set([...files.keys()].flatMap(parentsOf));
   let equal = 0;
   const compare = async (path: string, prefix: string): Promise<boolean> => {
     const dir = await openDir(path, fs);

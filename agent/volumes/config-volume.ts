@@ -3,7 +3,7 @@ import { allContainers } from "../kube/pod-resources.ts";
 import type { Pod } from "../kube/types.ts";
 import { AgentError } from "../lib/errors.ts";
 import { hasPublishedContent, writePayload } from "./atomic-writer.ts";
-import { openDirBeneath, partsOf, withDirs } from "./dir-handle.ts";
+import { openDirBeneath, partsOf, withDirs } from "./safe-path.ts";
 import { setUpWrapped, tearDownWrapped } from "./empty-dir.ts";
 import type { SetUpResult, VolumeContext } from "./kind.ts";
 import { applyFSGroup } from "./ownership.ts";

@@ -1,8 +1,8 @@
-import { constants, type Stats } from "node:fs";
-import { chmod, chown, type FileHandle, lchown, lstat, open, opendir } from "node:fs/promises";
+import type { Stats } from "node:fs";
+import { chmod, chown, type FileHandle, lchown, lstat, open } from "node:fs/promises";
 import { errnoOf } from "../lib/errno.ts";
-import { openDir } from "./dir-handle.ts";
-import { fdPath } from "./safe-path.ts";
+import { AgentError } from "../lib/errors.ts";
+import { dirFlags, type DirEntry, entriesOf, fdPath, openDir, openFound, pathFlags } from "./safe-path.ts";
 
 // Bits that an fsGroup volume gets: the group may read (and write, unless the volume is read-only) files; directories
 // can be listed and entered, and hand their group down to what is made in them.
@@ -10,9 +10,11 @@ const readWriteBits = 0o660;
 const readOnlyBits = 0o440;
 const directoryBits = 0o2110;
 
-// A handle that only stands for the file: opening has no effects, not even on devices and pipes.
-const O_PATH = 0o10_000_000;
-const slash = Buffer.from("/");
+// Each level keeps two descriptors open, and a container can nest its directories deeper than a process may have files open.
+// So a walk goes this deep, and then in as many legs as it takes from what it found there, which keep one open each.
+export const legDepthMax = 64;
+// No path to what lies deeper fits into a system call (PATH_MAX): whoever made it did so to hurt.
+export const legsMax = 32;
 
 // A walk that takes longer than this is worth a word, and then every so often: kubelet's VolumePermissionChangeInProgress.
 export const slowWalkMs = 30_000;
@@ -43,7 +45,7 @@ export function isRootOwned(root: { gid: number; mode: number }, fsGroup: number
 /**
  * Gives `dir` and all that is in it to the group, the contents before their directory. Links are given away themselves,
  * never followed, also if a container swaps them in meanwhile. Entries that vanish meanwhile are left out.
- * Rejects if a directory cannot be read.
+ * Rejects if a directory cannot be read, and with Invalid if they are nested too deep.
  */
 export async function applyFSGroup(dir: string | FileHandle, fsGroup: number, options: FSGroupOptions): Promise<void> {
   if (typeof dir !== "string") return await new Walk(fsGroup, options).run(dir);
@@ -53,6 +55,18 @@ export async function applyFSGroup(dir: string | FileHandle, fsGroup: number, op
   } finally {
     await handle.close();
   }
+}
+
+/** Where something is, from the top of a leg. */
+interface Place {
+  /** One character a byte: as short as can be, for there may be many. */
+  name: string;
+  parent: Place | undefined;
+}
+
+interface Leg {
+  /** Directories that begin legs of their own. */
+  deeper: Place[];
 }
 
 class Walk {
@@ -72,32 +86,52 @@ class Walk {
   async run(root: FileHandle): Promise<void> {
     const { policy = "Always", isReadOnly } = this.#options;
     if (policy === "OnRootMismatch" && isRootOwned(await root.stat(), this.#fsGroup, isReadOnly)) return;
-    await this.#directory(root);
+    await this.#leg(root, 1);
   }
 
-  async #directory(dir: FileHandle): Promise<void> {
-    const self = Buffer.from(fdPath(dir));
-    // The typings know strings only; with this encoding names come as bytes, which need not be valid UTF-8.
-    for await (const entry of await opendir(self.toString(), { encoding: "buffer" as BufferEncoding })) {
-      await this.#entry(Buffer.concat([self, slash, entry.name as unknown as Buffer])).catch(ignoreVanished);
+  async #leg(top: FileHandle, number: number): Promise<void> {
+    if (number > legsMax) {
+      const why = `has directories more than ${legsMax * legDepthMax} levels deep`;
+      throw new AgentError("Invalid", `cannot give the volume to group ${this.#fsGroup}: it ${why}`);
     }
-    await this.#give(dir, await dir.stat());
+    const leg: Leg = { deeper: [] };
+    await this.#contents(top, undefined, leg, 1);
+    for (const place of leg.deeper) await this.#nextLeg(top, namesOf(place), number).catch(ignoreVanished);
+    await this.#give(top, await top.stat());
   }
 
-  /** @param path of which only the last part is looked up */
-  async #entry(path: Buffer): Promise<void> {
+  async #nextLeg(top: FileHandle, names: readonly Buffer[], number: number): Promise<void> {
+    const dir = await openFound(top, names);
+    try {
+      await this.#leg(dir, number + 1);
+    } finally {
+      await dir.close();
+    }
+  }
+
+  async #contents(dir: FileHandle, place: Place | undefined, leg: Leg, depth: number): Promise<void> {
+    for await (const entry of entriesOf(dir)) {
+      const here = { name: entry.name.toString("latin1"), parent: place };
+      await this.#entry(entry, here, leg, depth).catch(ignoreVanished);
+    }
+  }
+
+  async #entry({ path }: DirEntry, place: Place, leg: Leg, depth: number): Promise<void> {
     const stat = await lstat(path);
     if (stat.isSymbolicLink()) {
       if (stat.gid !== this.#fsGroup) await lchown(path, -1, this.#fsGroup).catch(this.#refused);
       this.#count();
       return;
     }
-    const flags = stat.isDirectory() ? constants.O_RDONLY | constants.O_DIRECTORY : O_PATH;
-    const handle = await open(path, flags | constants.O_NOFOLLOW);
+    if (stat.isDirectory() && depth === legDepthMax) {
+      leg.deeper.push(place);
+      return;
+    }
+    const handle = await open(path, stat.isDirectory() ? dirFlags : pathFlags);
     try {
+      if (stat.isDirectory()) await this.#contents(handle, place, leg, depth + 1);
       const opened = await handle.stat();
-      if (stat.isDirectory()) await this.#directory(handle);
-      else if (!opened.isSymbolicLink()) await this.#give(handle, opened);
+      if (!opened.isSymbolicLink()) await this.#give(handle, opened);
     } finally {
       await handle.close();
     }
@@ -124,6 +158,12 @@ class Walk {
     this.#wordAtMs = this.#monotonic() + slowWalkAgainMs;
     this.#options.onSlow(this.#entries);
   }
+}
+
+function namesOf(place: Place): Buffer[] {
+  const names: Buffer[] = [];
+  for (let at: Place | undefined = place; at !== undefined; at = at.parent) names.push(Buffer.from(at.name, "latin1"));
+  return names.toReversed();
 }
 
 function ignoreVanished(err: unknown): void {

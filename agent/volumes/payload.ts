@@ -16,6 +16,8 @@ export type Payload = ReadonlyMap<string, FileContent>;
 // PATH_MAX and NAME_MAX of Linux: longer ones cannot be opened.
 export const payloadPathBytesMax = 4096;
 export const payloadNameBytesMax = 255;
+// Deeper than anybody's files, and few enough that hundreds of paths are looked through in a moment.
+export const payloadDepthMax = 64;
 
 /**
  * The payload with its paths in their shortest form; of two that are the same then, the later one stays. Pure.
@@ -24,10 +26,9 @@ export const payloadNameBytesMax = 255;
 export function checkPayload(payload: Payload): Payload {
   const files = new Map([...payload].map(([path, file]) => [validatePath(path), file]));
   for (const path of files.keys()) {
-    for (let parent = posix.dirname(path); parent !== "."; parent = posix.dirname(parent)) {
-      if (!files.has(parent)) continue;
-      throw refusal(path, `leads through "${shorten(parent)}", which is a file of this volume, too`);
-    }
+    const file = parentsOf(path).find((parent) => files.has(parent));
+    if (file === undefined) continue;
+    throw refusal(path, `leads through "${shorten(file)}", which is a file of this volume, too`);
   }
   return files;
 }
@@ -46,12 +47,20 @@ export function validatePath(path: string): string {
   const normal = posix.normalize(path).replace(/\/$/, "");
   if (normal === ".") throw refusal(path, "names the volume itself");
   if (normal.startsWith("..")) throw refusal(path, 'must not start with ".."');
+  if (normal.split("/").length > payloadDepthMax) throw refusal(path, `has more than ${payloadDepthMax} parts`);
   return normal;
 }
 
 /** The first part of a path. */
 export function topOf(path: string): string {
   return path.split("/", 1)[0] ?? path;
+}
+
+/** The directories that a path in its shortest form leads through, the outermost first. */
+export function parentsOf(path: string): string[] {
+  const parents: string[] = [];
+  for (let at = path.indexOf("/"); at !== -1; at = path.indexOf("/", at + 1)) parents.push(path.slice(0, at));
+  return parents;
 }
 
 function refusal(path: string, why: string): AgentError {

@@ -3,11 +3,10 @@ import { join } from "node:path";
 import { errnoOf } from "../lib/errno.ts";
 import { AgentError, messageOf } from "../lib/errors.ts";
 import { isAtOrBeneath, listMountsUnder, unmountAllUnder } from "../lib/mount.ts";
-import { openDir } from "./dir-handle.ts";
 import { pluginDirName } from "./kind.ts";
 import { isOwnPluginDir } from "./kinds.ts";
 import { removeTree } from "./remove-tree.ts";
-import { fdPath } from "./safe-path.ts";
+import { fdPath, openDir } from "./safe-path.ts";
 
 /**
  * A pod's directory, ROOT/pods/UID, and how it goes away:
@@ -21,9 +20,14 @@ import { fdPath } from "./safe-path.ts";
 // A UID is a file name to us. The API server gives out UUIDs, static pods have a hash.
 const podUIDPattern = /^[A-Za-z0-9][A-Za-z0-9._-]*$/;
 
+/** True if a directory of this name can be a pod's: a file system has its own beside them, such as `lost+found`. */
+export function isPodUID(name: string): boolean {
+  return podUIDPattern.test(name);
+}
+
 /** Rejects a UID that could be a path with code Invalid. */
 export function podDirOf(rootDir: string, podUID: string): string {
-  if (!podUIDPattern.test(podUID)) throw new AgentError("Invalid", `"${podUID}" is not a pod UID`);
+  if (!isPodUID(podUID)) throw new AgentError("Invalid", `"${podUID}" is not a pod UID`);
   return join(rootDir, "pods", podUID);
 }
 

@@ -1,12 +1,11 @@
 import { randomUUID } from "node:crypto";
 import { constants } from "node:fs";
-import { type FileHandle, lstat, open, opendir, readFile, readlink, rename, rmdir, unlink } from "node:fs/promises";
+import { type FileHandle, lstat, open, readFile, readlink, rename, rmdir, unlink } from "node:fs/promises";
 import { dirname } from "node:path";
 import { errnoOf, ignoreErrno } from "../lib/errno.ts";
 import { AgentError } from "../lib/errors.ts";
+import { dirFlags, entriesOf, fdPath } from "./safe-path.ts";
 
-const dirFlags = constants.O_RDONLY | constants.O_DIRECTORY | constants.O_NOFOLLOW;
-const slash = Buffer.from("/");
 // Someone may add entries while we remove; a process that does so for ever must not keep us for ever.
 const passesMax = 3;
 // Each level keeps two descriptors open. What lies deeper is moved to the top first: a container can nest its
@@ -58,18 +57,15 @@ async function removeDirectory(path: Buffer, dir: FileHandle, tree: Tree, depth:
 }
 
 async function removeEntries(dir: FileHandle, tree: Tree, depth: number): Promise<void> {
-  const self = Buffer.from(`/proc/self/fd/${dir.fd}`);
-  // The typings know strings only; with this encoding names come as bytes.
-  for await (const entry of await opendir(self.toString(), { encoding: "buffer" as BufferEncoding })) {
-    const path = Buffer.concat([self, slash, entry.name as unknown as Buffer]);
-    if (!entry.isDirectory()) await removeFile(path);
+  for await (const { path, isDirectory } of entriesOf(dir)) {
+    if (!isDirectory) await removeFile(path);
     else if (!(await removeIfEmpty(path))) await removeFullDirectory(path, tree, depth + 1);
   }
 }
 
 async function removeFullDirectory(path: Buffer, tree: Tree, depth: number): Promise<void> {
   if (depth > depthMax) {
-    await rename(path, `/proc/self/fd/${tree.top.fd}/${randomUUID()}`);
+    await rename(path, `${fdPath(tree.top)}/${randomUUID()}`);
     tree.lifted += 1;
     return;
   }

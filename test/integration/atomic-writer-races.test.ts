@@ -1,7 +1,7 @@
 import { chmod, lstat, mkdir, readdir, readFile, readlink, rename, stat, symlink, writeFile } from "node:fs/promises";
 import { join } from "node:path";
 import { afterEach, beforeEach, describe, expect, test } from "vitest";
-import { openDir } from "../../agent/volumes/dir-handle.ts";
+import { openDir } from "../../agent/volumes/safe-path.ts";
 import { writePayload } from "../../agent/volumes/atomic-writer.ts";
 import { applyFSGroup } from "../../agent/volumes/ownership.ts";
 import { makeTempDir, strangers } from "../unit/volumes/support.ts";

@@ -20,7 +20,7 @@ import type { Pod, PodSpec, Volume } from "../../agent/kube/types.ts";
 import type { Logger } from "../../agent/lib/log.ts";
 import { silentLogger } from "../../agent/lib/log.ts";
 import { isMountPoint, listMountsUnder, mountFilesystem, unmountAllUnder } from "../../agent/lib/mount.ts";
-import { openDir } from "../../agent/volumes/dir-handle.ts";
+import { openDir } from "../../agent/volumes/safe-path.ts";
 import { writePayload } from "../../agent/volumes/atomic-writer.ts";
 import { tmpfsMagic } from "../../agent/volumes/empty-dir.ts";
 import { createPodVolumes, type VolumeManager } from "../../agent/volumes/manager.ts";

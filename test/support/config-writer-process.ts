@@ -1,4 +1,4 @@
-import { openDir } from "../../agent/volumes/dir-handle.ts";
+import { openDir } from "../../agent/volumes/safe-path.ts";
 import { writePayload } from "../../agent/volumes/atomic-writer.ts";
 
 /** Rewrites the volume given as argument for ever, so that somebody can kill it in the middle. Files agree with each other. */

@@ -3,7 +3,7 @@ import { join } from "node:path";
 import { afterEach, beforeEach, describe, expect, test } from "vitest";
 import { messageOf } from "../../../agent/lib/errors.ts";
 import { hasPublishedContent, writePayload } from "../../../agent/volumes/atomic-writer.ts";
-import { openDir } from "../../../agent/volumes/dir-handle.ts";
+import { openDir } from "../../../agent/volumes/safe-path.ts";
 import { makeTempDir } from "./support.ts";
 import { Estate, hiddenNames, nowMs, payloadOf, steppedFS, visible, write } from "./writer-support.ts";
 

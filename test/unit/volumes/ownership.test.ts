@@ -6,11 +6,16 @@ import {
   applyFSGroup,
   fsGroupMode,
   isRootOwned,
+  legDepthMax,
+  legsMax,
   slowWalkAgainMs,
   slowWalkMs,
 } from "../../../agent/volumes/ownership.ts";
+import { removeTree } from "../../../agent/volumes/remove-tree.ts";
+import { openDir, withDirs } from "../../../agent/volumes/safe-path.ts";
 import { makeTempDir, strangers } from "./support.ts";
 
+const modulePath = new URL("../../../agent/volumes/ownership.ts", import.meta.url).pathname;
 const { gid: group } = strangers;
 let dir: string;
 let cleanUp: () => Promise<void>;
@@ -107,6 +112,44 @@ describe("applyFSGroup", () => {
     await applyFSGroup(dir, group, { isReadOnly: false });
     expect(await look(join(dir, "sub"))).toBe(`${group} 2770`);
   });
+
+  test("reaches what is nested deeper than files may be open, all before the top", async () => {
+    const depth = 4 * legDepthMax;
+    const deep = join(dir, "d/".repeat(depth));
+    await mkdir(deep, { recursive: true, mode: 0o700 });
+    await writeFile(join(deep, "file"), "", { mode: 0o600 });
+    await writeFile(join(deep, "../../file"), "", { mode: 0o600 });
+    const script = `
+      const { applyFSGroup } = await import(process.argv[1]);
+      await applyFSGroup(process.argv[2], ${group}, { isReadOnly: false });`;
+    const args = ["--input-type=module", "-e", script, modulePath, dir];
+    // Two descriptors a level would be three times as many.
+    const limited = ["-c", 'ulimit -n 180; exec "$@"', "sh", process.execPath, ...args];
+    expect(await exec("sh", limited, { timeoutMs: 60_000 })).toMatchObject({ code: 0, stderr: "" });
+    for (let level = 1; level <= depth; level += 1) {
+      expect(await look(join(dir, "d/".repeat(level)))).toBe(`${group} 2770`);
+    }
+    expect(await look(join(deep, "file"))).toBe(`${group} 660`);
+    expect(await look(join(deep, "../../file"))).toBe(`${group} 660`);
+    expect(await look(dir)).toBe(`${group} 2775`);
+  }, 30_000);
+
+  test("refuses what is nested deeper than any path can say, and leaves the top for the next try", async () => {
+    const handle = await openDir(dir);
+    try {
+      const parts = Array.from({ length: legsMax * legDepthMax + 1 }, () => "d");
+      await withDirs(handle, parts, { mode: 0o700 }, () => Promise.resolve());
+      const walk = applyFSGroup(handle, group, { isReadOnly: false });
+      await expect(walk).rejects.toMatchObject({
+        code: "Invalid",
+        message: expect.stringContaining("2048 levels deep"),
+      });
+      expect(isRootOwned(await lstat(dir), group, false)).toBe(false);
+    } finally {
+      await handle.close();
+      await removeTree(join(dir, "d"));
+    }
+  }, 30_000);
 
   test("says so while it takes long, and how far it is", async () => {
     let now = 0;

@@ -1,6 +1,8 @@
 import { describe, expect, test } from "vitest";
 import {
   checkPayload,
+  parentsOf,
+  payloadDepthMax,
   payloadNameBytesMax,
   payloadPathBytesMax,
   validatePath,
@@ -17,6 +19,8 @@ describe("validatePath", () => {
     ["a/..data", "a/..data"],
     [".hidden", ".hidden"],
     ["x".repeat(payloadNameBytesMax), "x".repeat(payloadNameBytesMax)],
+    [`.${"/a".repeat(payloadDepthMax)}`, `a${"/a".repeat(payloadDepthMax - 1)}`],
+    [`a${"/".repeat(4000)}b`, "a/b"],
   ])("takes %s", (path, want) => expect(validatePath(path)).toBe(want));
 
   test.each([
@@ -36,6 +40,7 @@ describe("validatePath", () => {
     ["x".repeat(payloadNameBytesMax + 1), "part longer than 255 bytes"],
     ["ü".repeat(payloadNameBytesMax / 2 + 1), "part longer than 255 bytes"],
     ["x/".repeat(payloadPathBytesMax / 2 + 1), "longer than 4096 bytes"],
+    ["x/".repeat(payloadDepthMax + 1), "has more than 64 parts"],
   ])("refuses %s", (path, why) => expect(() => validatePath(path)).toThrow(why));
 });
 
@@ -51,4 +56,15 @@ describe("checkPayload", () => {
   ])("refuses a file that is a directory, too: %o", (files) => {
     expect(() => checkPayload(payloadOf(files))).toThrow('leads through "a", which is a file of this volume, too');
   });
+
+  test("names the outermost file that is in the way", () => {
+    const files = { "a/b/c/d": "", "a/b": "", "a/b/c": "" };
+    expect(() => checkPayload(payloadOf(files))).toThrow('leads through "a/b", which is');
+  });
 });
+
+test.each([
+  ["a", []],
+  ["a/b", ["a"]],
+  ["a/b/c", ["a", "a/b"]],
+])("parentsOf %s", (path, want) => expect(parentsOf(path)).toEqual(want));

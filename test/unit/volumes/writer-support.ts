@@ -3,7 +3,7 @@ import type { FileHandle } from "node:fs/promises";
 import { readdir, readFile, stat } from "node:fs/promises";
 import { join } from "node:path";
 import { type WriteOptions, type WriterFS, writePayload } from "../../../agent/volumes/atomic-writer.ts";
-import { openDir } from "../../../agent/volumes/dir-handle.ts";
+import { openDir } from "../../../agent/volumes/safe-path.ts";
 import type { Payload } from "../../../agent/volumes/payload.ts";
 import { removeTree } from "../../../agent/volumes/remove-tree.ts";
 
