@@ -140,7 +140,11 @@ describe.concurrent("a Service", () => {
   });
 
   test("behind a load balancer tells it whether the node has endpoints", async () => {
-    const loadBalancer = { type: "LoadBalancer", externalTrafficPolicy: "Local", ports: [{ port: 80 }] } as const;
+    const loadBalancer: NonNullable<Service["spec"]> = {
+      type: "LoadBalancer",
+      externalTrafficPolicy: "Local",
+      ports: [{ port: 80 }],
+    };
     const { spec: full } = await createService("checked", { ...loadBalancer, selector: { app: "web" } });
     const { spec: empty } = await createService("checked-empty", { ...loadBalancer, selector: { app: "nobody" } });
     const { status } = await cluster.getPod("web-a");

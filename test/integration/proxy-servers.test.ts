@@ -92,10 +92,10 @@ describe("the proxy's own process", () => {
     await poll(() => metric('kubeproxy_sync_proxy_rules_iptables_total{ip_family="IPv4",table="nat"}')).toBeDefined();
     expect(await metric('kubeproxy_sync_proxy_rules_iptables_restore_failures_total{ip_family="IPv4"}')).toMatch(/ 0$/);
     expect(await metric("rest_client_requests_total")).toBeDefined();
-    // As many rules as the kernel has in our chains; the jumps into them and the canary's are not counted.
+    // As many rules as the kernel has in our chains; the jumps into them are not counted.
     const count = async (table: string) => {
       const { stdout } = await node.exec("iptables-save", ["-t", table]);
-      return stdout.split("\n").filter((line) => line.startsWith("-A KUBE-") && !line.includes("CANARY")).length;
+      return stdout.split("\n").filter((line) => line.startsWith("-A KUBE-")).length;
     };
     for (const table of ["nat", "filter"]) {
       const name = `kubeproxy_sync_proxy_rules_iptables_total{ip_family="IPv4",table="${table}"}`;

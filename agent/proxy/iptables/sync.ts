@@ -232,6 +232,7 @@ export class IptablesBackend {
       for (const [chain, rules] of [...base[table], ...entrances[table]]) {
         this.#fixedRules[table].set(chain, rules.length);
       }
+      this.#fixedRules[table].set(canaryChain, 1);
       guard.noteRoots(table, chains[table].writes);
     }
     this.#guard = guard;
@@ -352,8 +353,9 @@ export class IptablesBackend {
 
 /** A text that was refused, for people: what the tool said is in the error, the place is here. */
 function logRefusedLine(err: AgentError, log: Logger): void {
-  if (err.cause instanceof RefusedLine)
+  if (err.cause instanceof RefusedLine) {
     log.error({ line: err.cause.number, around: err.cause.around }, "rules were refused");
+  }
 }
 
 function jumpArguments({ match, comment, to }: Jump): string {

@@ -8,6 +8,7 @@ export class RestoreText {
     filter: { chains: [], rules: [], deletes: [] },
     nat: { chains: [], rules: [], deletes: [] },
   };
+  readonly #ruleCounts: Record<AnyTable, number> = { mangle: 0, filter: 0, nat: 0 };
   #lines = 0;
 
   /** Lines so far. */
@@ -15,15 +16,16 @@ export class RestoreText {
     return this.#lines;
   }
 
-  /** Rules so far, without what declares and deletes chains. */
+  /** Rules of chains that are written, so far. */
   ruleCount(table: AnyTable): number {
-    return this.#tables[table].rules.length;
+    return this.#ruleCounts[table];
   }
 
   /** Makes `chain` have exactly these rules, given as arguments without `-A chain`. */
   write(table: AnyTable, chain: string, rules: readonly string[]): void {
     this.#tables[table].chains.push(`:${chain} - [0:0]`);
     for (const rule of rules) this.#tables[table].rules.push(`-A ${chain} ${rule}`);
+    this.#ruleCounts[table] += rules.length;
     this.#lines += rules.length + 1;
   }
 
