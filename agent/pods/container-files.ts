@@ -1,7 +1,7 @@
 import { randomBytes } from "node:crypto";
 import { constants } from "node:fs";
-import { chmod, mkdir, open, readFile } from "node:fs/promises";
-import { join, posix } from "node:path";
+import { chmod, mkdir, open, readFile, unlink } from "node:fs/promises";
+import { dirname, join, posix } from "node:path";
 import type { Container, Pod } from "../kube/types.ts";
 import { messageOf } from "../lib/errors.ts";
 import type { Logger } from "../lib/log.ts";
@@ -75,7 +75,7 @@ export async function terminationLogMount(
 ): Promise<Mount[]> {
   const target = container.terminationMessagePath ?? "";
   if (target === "") return [];
-  const dir = join(rootDir, "pods", uidOf(pod), "containers", container.name);
+  const dir = terminationLogDir(rootDir, pod, container);
   const path = join(dir, randomBytes(4).toString("hex"));
   try {
     await mkdir(dir, { recursive: true, mode: 0o750 });
@@ -90,6 +90,25 @@ export async function terminationLogMount(
     return [];
   }
   return [bind(path, posix.resolve("/", target), selinuxEnabled)];
+}
+
+/**
+ * Takes back the file that {@link terminationLogMount} has made, for a container that came to nothing. A container that fails
+ * each time would fill its pod's directory with them. Never rejects: what stays goes with the pod.
+ */
+export async function removeTerminationLog(
+  pod: Pod,
+  container: Container,
+  mounts: readonly Mount[],
+  { rootDir }: Pick<ContainerFilesOptions, "rootDir">,
+): Promise<void> {
+  const dir = terminationLogDir(rootDir, pod, container);
+  const made = mounts.find(({ hostPath }) => dirname(hostPath) === dir);
+  if (made !== undefined) await unlink(made.hostPath).catch(() => {});
+}
+
+function terminationLogDir(rootDir: string, pod: Pod, { name }: Container): string {
+  return join(rootDir, "pods", uidOf(pod), "containers", name);
 }
 
 function bind(hostPath: string, containerPath: string, selinuxRelabel: boolean): Mount {

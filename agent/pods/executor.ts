@@ -1,14 +1,16 @@
 import { mkdir } from "node:fs/promises";
 import { join } from "node:path";
 import type { Container, LifecycleHandler, Pod } from "../kube/types.ts";
-import { AgentError, messageOf } from "../lib/errors.ts";
-import { VolumesError } from "../volumes/failures.ts";
+import { namespaceOf } from "../kube/pod-resources.ts";
+import { AgentError, hasCode, isAbort, messageOf } from "../lib/errors.ts";
+import { PodDirError, VolumesError } from "../volumes/failures.ts";
 import { ImagePullError, type ImageUser } from "../runtime/images.ts";
 import { authsFor, type Keyring, keyringFromSecrets } from "../runtime/images-auth.ts";
 import type { PodSandboxConfig, PodSnapshot } from "../runtime/port.ts";
 import { buildContainerConfig, nextRestartCount } from "./container-config.ts";
+import { removeTerminationLog } from "./container-files.ts";
 import { linkLog, removeLogs } from "./container-logs.ts";
-import { type DNSWarning, podDNS } from "./dns.ts";
+import { type DNSConfig, podDNS } from "./dns.ts";
 import { runHook } from "./hooks.ts";
 import { ImageVolumes, imageVolumesOf } from "./image-volumes.ts";
 import type { ReadyImage } from "./local.ts";
@@ -44,6 +46,9 @@ export class StepError extends Error {
 /** Why a pod is turned away whose volumes the node has no room for. */
 export const attachLimitReason = "VolumeAttachmentLimitExceeded";
 
+// For calls about sandboxes that an earlier run has made: these have their resolv.conf.
+const noDNS: DNSConfig = { servers: [], searches: [], options: [] };
+
 // kubelet's floor for stopping a container: less gives a process no chance to react.
 const stopGraceSecondsMin = 2;
 
@@ -69,6 +74,8 @@ export interface ExecutorDeps extends PodDeps {
 export class Executor {
   readonly #deps: ExecutorDeps;
   readonly #imageVolumes = new ImageVolumes();
+  /** What the newest sandbox of each pod has in its resolv.conf, by UID: it stays as it is for as long as the sandbox does. */
+  readonly #dns = new Map<string, DNSConfig>();
 
   constructor(deps: ExecutorDeps) {
     this.#deps = deps;
@@ -105,14 +112,11 @@ export class Executor {
 
   async #setUpVolumes({ pod, signal }: StepContext): Promise<void> {
     try {
-      const { rootDir } = this.#deps.settings;
-      for (const dir of ["", "volumes", "plugins"]) {
-        await mkdir(join(rootDir, "pods", uidOf(pod), dir), { recursive: true, mode: 0o750 });
-      }
       await this.#deps.volumes.setUp(pod, signal);
     } catch (err) {
       if (signal.aborted) throw err;
-      const events = err instanceof VolumesError ? err.events : [{ reason: "FailedMount", message: messageOf(err) }];
+      const isTold = err instanceof VolumesError || err instanceof PodDirError;
+      const events = isTold ? err.events : [{ reason: "FailedMount", message: messageOf(err) }];
       for (const { reason, message } of events) this.#event(pod, "Warning", reason, message);
       const isFull = err instanceof VolumesError && err.exceedsAttachLimit;
       throw new StepError(isFull ? attachLimitReason : "ContainerCreating", messageOf(err));
@@ -145,7 +149,8 @@ export class Executor {
       }
       const handler = runtimeClass?.handler ?? "";
       const userns = await this.#userNamespace(pod, handler);
-      const config = await this.#sandboxConfig(pod, attempt, { announces: true, userns });
+      this.#dns.set(uid, await this.#newDNS(pod));
+      const config = this.#sandboxConfig(pod, attempt, userns);
       await mkdir(join(settings.podLogsDir, podLogDirName(pod)), { recursive: true, mode: 0o755 });
       await runtime.runPodSandbox(config, handler);
     } catch (err) {
@@ -168,19 +173,25 @@ export class Executor {
     return await this.#deps.userNamespaces.mappings(pod);
   }
 
-  async #sandboxConfig(
-    pod: Pod,
-    attempt: number,
-    { announces = false, userns }: { announces?: boolean; userns?: IDMappings | undefined } = {},
-  ): Promise<PodSandboxConfig> {
-    const { settings, node, volumes, cgroups } = this.#deps;
+  /** What a new sandbox of the pod is to have in its resolv.conf. What had to be left out is told. */
+  async #newDNS(pod: Pod): Promise<DNSConfig> {
+    const { settings, node, recorder } = this.#deps;
     const { clusterDNS, clusterDomain } = settings;
     const host = await settings.readResolvConf();
-    const { config: dns, warnings } = podDNS(pod, { clusterDNS, clusterDomain, host, nodeIPs: node.hostIPs() });
-    if (announces) this.#warnOfDNS(pod, warnings);
+    const { config, warnings } = podDNS(pod, { clusterDNS, clusterDomain, host, nodeIPs: node.hostIPs() });
+    for (const { reason, message, alsoNode } of warnings) {
+      this.#event(pod, "Warning", reason, message);
+      if (alsoNode) recorder.event(nodeReference(node.nodeName), "Warning", reason, message);
+    }
+    return config;
+  }
+
+  // Pulls and containers carry the configuration of their sandbox; its DNS was settled when that was made.
+  #sandboxConfig(pod: Pod, attempt: number, userns?: IDMappings): PodSandboxConfig {
+    const { settings, volumes, cgroups } = this.#deps;
     return buildSandboxConfig(pod, attempt, {
       cgroupParent: cgroups.parentFor(pod),
-      dns,
+      dns: this.#dns.get(uidOf(pod)) ?? noDNS,
       volumeGroups: volumes.supplementalGroups(uidOf(pod)),
       settings,
       ...(userns === undefined ? {} : { userns }),
@@ -192,7 +203,8 @@ export class Executor {
     const { container, fieldPath } = find(pod, name);
     const attempt = observed.sandboxes[0]?.attempt ?? 0;
     try {
-      const [keyring, config] = await Promise.all([this.#keyring(pod), this.#sandboxConfig(pod, attempt)]);
+      const keyring = await this.#keyring(pod);
+      const config = this.#sandboxConfig(pod, attempt);
       const ensure = async (user: ImageUser) =>
         await this.#deps.images.ensureImage(pod, user, config, authsFor(user.image ?? "", keyring), signal);
       // What one of them came to says nothing before the other has ended, too: a pull goes on and is not begun again.
@@ -204,7 +216,9 @@ export class Executor {
       if (volumes.status === "rejected") throw volumes.reason;
       images.set(name, { ...own.value, wanted: container.image, ofVolumes: volumes.value });
     } catch (err) {
-      if (!(err instanceof ImagePullError)) throw err;
+      if (signal.aborted && isAbort(err)) throw err;
+      // What is wrong with more than the image is told by the sandbox.
+      if (!(err instanceof ImagePullError)) throw new StepError("ContainerCreating", messageOf(err));
       this.#event(pod, "Warning", "Failed", `Error: ${err.reason}`, fieldPath);
       throw new StepError(err.reason, err.message, err.retryAtMs);
     }
@@ -215,7 +229,7 @@ export class Executor {
     const { objects } = this.#deps;
     const names = (pod.spec.imagePullSecrets ?? []).flatMap(({ name = "" }) => (name === "" ? [] : [name]));
     if (names.length === 0) return [];
-    const found = await Promise.allSettled(names.map((name) => objects.secret(pod.metadata.namespace ?? "", name)));
+    const found = await Promise.allSettled(names.map((name) => objects.secret(namespaceOf(pod), name)));
     const missing = names.filter((_, i) => found[i]?.status === "rejected");
     const warn = (why: string) =>
       this.#event(
@@ -255,7 +269,7 @@ export class Executor {
     let id = action.createdID;
     if (id !== undefined && imageVolumesOf(pod, container).length > 0) {
       // Whoever made it may have died before it knew whether the runtime has mounted the images.
-      await this.#deps.runtime.removeContainer(id);
+      await this.#deps.runtime.removeContainer(id).catch((err: unknown) => fail("CreateContainerError", err));
       throw new StepError("ContainerCreating", "was made by an earlier run of the agent and is made anew");
     }
     if (id === undefined) {
@@ -360,18 +374,23 @@ export class Executor {
     if (sandbox === undefined || image === undefined || image.wanted !== container.image) {
       throw new StepError("ContainerCreating", "the pod has changed meanwhile");
     }
-    const { config, userns } = await (async () => {
+    const { config, sandboxConfig } = await (async () => {
       await this.#deps.resizes.starting(pod, container);
       const restartCount = await nextRestartCount(pod, container.name, observed, settings.podLogsDir);
       const userns = await this.#userNamespace(pod, sandbox.runtimeHandler);
       const start = { pod, container, sandbox, observed, image, restartCount, podIPs, maskedPaths };
       const config = await buildContainerConfig({ ...start, ...(userns === undefined ? {} : { userns }) }, this.#deps);
-      return { config, userns };
+      return { config, sandboxConfig: this.#sandboxConfig(pod, sandbox.attempt, userns) };
     })().catch((err: unknown) => fail("CreateContainerConfigError", err));
-    const sandboxConfig = await this.#sandboxConfig(pod, sandbox.attempt, { userns });
-    return await runtime
-      .createContainer(sandboxID, config, sandboxConfig)
-      .catch((err: unknown) => fail("CreateContainerError", err));
+    try {
+      return await runtime.createContainer(sandboxID, config, sandboxConfig);
+    } catch (err) {
+      // One that gave no answer may still come to make the container, and then its file is needed.
+      if (!hasCode(err, "DeadlineExceeded", "Canceled", "Unavailable")) {
+        await removeTerminationLog(pod, container, config.mounts, settings);
+      }
+      return fail("CreateContainerError", err);
+    }
   }
 
   async #killContainer(action: PodAction & { kind: "KillContainer" }, { pod }: StepContext): Promise<void> {
@@ -404,14 +423,7 @@ export class Executor {
     await userNamespaces.release(uid);
     objects.unregister(uid);
     images.forgetPod(uid);
-  }
-
-  #warnOfDNS(pod: Pod, warnings: readonly DNSWarning[]): void {
-    const { recorder, node } = this.#deps;
-    for (const { reason, message, alsoNode } of warnings) {
-      this.#event(pod, "Warning", reason, message);
-      if (alsoNode) recorder.event(nodeReference(node.nodeName), "Warning", reason, message);
-    }
+    this.#dns.delete(uid);
   }
 
   #event(pod: Pod, type: "Normal" | "Warning", reason: string, message: string, fieldPath?: string): void {

@@ -16,7 +16,7 @@ export interface VolumeFailure {
 
 /** What a pod's event says of its volumes. */
 export interface VolumeEvent {
-  reason: "FailedMount" | "FailedMapVolume";
+  reason: "FailedMount" | "FailedMapVolume" | "Failed";
   message: string;
 }
 
@@ -25,6 +25,17 @@ export const errorsMax = 10;
 
 /** The node cannot take another volume of a driver: to wait for it would be in vain. */
 export class AttachLimitError extends AgentError {}
+
+/** There is no directory for the pod, so none of its volumes can be. */
+export class PodDirError extends AgentError {
+  readonly events: readonly VolumeEvent[];
+
+  constructor(cause: unknown) {
+    const message = `error making pod data directories: ${messageOf(cause)}`;
+    super(cause instanceof AgentError ? cause.code : "Internal", message, { cause });
+    this.events = [{ reason: "Failed", message }];
+  }
+}
 
 /** Not all volumes of a pod are there. The message has all of what `events` say. */
 export class VolumesError extends AgentError {

@@ -10,7 +10,7 @@ import { AgentError } from "../lib/errors.ts";
 import type { Logger } from "../lib/log.ts";
 import { createTmpfsMounter } from "../lib/tmpfs-mounts.ts";
 import { containerDevices, containerMounts } from "./container-volumes.ts";
-import { VolumesError } from "./failures.ts";
+import { PodDirError, VolumesError } from "./failures.ts";
 import { createPersistentVolumeUsers } from "./in-use.ts";
 import type { VolumeDeps, VolumeKind } from "./kind.ts";
 import { type KindTable, kindTable } from "./kinds.ts";
@@ -117,16 +117,24 @@ export function createPodVolumes(options: PodVolumesOptions): VolumeManager {
   };
   const dirOf = async (podUID: string) => podDirOf(await realpath(rootDir), podUID);
 
+  async function makePodDir(podUID: string): Promise<string> {
+    try {
+      const podDir = await dirOf(podUID);
+      const made = ["volumes", "plugins"].map((name) => mkdir(join(podDir, name), { recursive: true, mode: 0o750 }));
+      await Promise.all(made);
+      return podDir;
+    } catch (err) {
+      throw new PodDirError(err);
+    }
+  }
+
   async function setUp(pod: Pod, signal: AbortSignal): Promise<void> {
     const podUID = uidOf(pod);
-    const podDir = await dirOf(podUID);
+    const podDir = await makePodDir(podUID);
     const volumes = usedVolumes(pod);
     const state = states.track(podUID, new Set(volumeRefs(pod, volumes).map(refKey)));
     state.wanted = volumes.flatMap(
       (volume) => state.mounted.get(volume.name)?.pluginName ?? pluginNameOf(volume, kinds),
-    );
-    await Promise.all(
-      ["volumes", "plugins"].map((name) => mkdir(join(podDir, name), { recursive: true, mode: 0o750 })),
     );
     // One that must not go on does not leave the others running behind its back.
     const settled = await Promise.allSettled(
@@ -153,7 +161,10 @@ export function createPodVolumes(options: PodVolumesOptions): VolumeManager {
     const times = outcomes.flatMap((outcome) =>
       outcome.kind === "done" && outcome.refreshAtMs !== undefined ? [outcome.refreshAtMs] : [],
     );
-    if (state.refs.size > 0) times.push(clock.now() + resyncMs * (1 + resyncJitter * random()));
+    // Also for those without such objects: what they show may have a source that tells us nothing, and a token that is good
+    // until a time of day has to be looked at when somebody has set the clock.
+    const isAnyRefreshed = [...state.mounted.values()].some(({ isRefreshed }) => isRefreshed);
+    if (isAnyRefreshed) times.push(clock.now() + resyncMs * (1 + resyncJitter * random()));
     return times.length === 0 ? undefined : Math.min(...times);
   }
 

@@ -5,7 +5,10 @@ import type { ObjectReference, PodSpec } from "../../../agent/kube/types.ts";
 import { AgentError } from "../../../agent/lib/errors.ts";
 import { silentLogger } from "../../../agent/lib/log.ts";
 import { Executor, type ExecutorDeps, type StepContext } from "../../../agent/pods/executor.ts";
+import type { DNSConfig } from "../../../agent/pods/dns.ts";
+import type { PodAction } from "../../../agent/pods/plan.ts";
 import type { ContainerConfig, Mount, PodSandboxConfig } from "../../../agent/runtime/port.ts";
+import { PodDirError } from "../../../agent/volumes/failures.ts";
 import { FakeObjects, makeTempDir } from "../volumes/support.ts";
 import { image, podOf, sandboxOf, snapshot } from "./support.ts";
 
@@ -21,7 +24,14 @@ class ConfigNode {
   readonly objects = new FakeObjects();
   volumeFailure: AgentError | undefined;
   deviceFailure: AgentError | undefined;
+  createFailure: AgentError | undefined;
+  setUpFailure: Error | undefined;
+  resolvConf: () => Promise<DNSConfig> = async () =>
+    await Promise.resolve({ servers: ["192.0.2.53"], searches: [], options: [] });
+  /** Of sandboxes with which containers were made. */
+  readonly givenDNS: (DNSConfig | undefined)[] = [];
   clusterDNS: string[] = [];
+  #executor: Executor | undefined;
   readonly #rootDir: string;
 
   constructor(rootDir: string) {
@@ -38,7 +48,7 @@ class ConfigNode {
       propagation: "PRIVATE",
       recursiveReadOnly: false,
     };
-    const failing = <T>(failure: AgentError | undefined, value: T): T => {
+    const failing = <T>(failure: Error | undefined, value: T): T => {
       if (failure !== undefined) throw failure;
       return value;
     };
@@ -52,14 +62,19 @@ class ConfigNode {
           void this.events.push(`${about.fieldPath ?? about.kind} ${type} ${reason}: ${message}`),
       },
       runtime: {
-        createContainer: async (_sandboxID: string, config: ContainerConfig) => {
+        createContainer: async (_sandboxID: string, config: ContainerConfig, { dns }: PodSandboxConfig) => {
           this.created.push(config);
-          return await Promise.resolve("c1");
+          this.givenDNS.push(dns);
+          return await Promise.resolve(failing(this.createFailure, "c1"));
         },
         startContainer: nothing,
         runPodSandbox: async (config: PodSandboxConfig) => void this.sandboxes.push(await Promise.resolve(config)),
       },
+      images: {
+        ensureImage: async () => await Promise.resolve({ imageRef: "sha256:1", image: undefined }),
+      },
       volumes: {
+        setUp: async () => await Promise.resolve(failing(this.setUpFailure, undefined)),
         mounts: async () => await Promise.resolve(failing(this.volumeFailure, [mount])),
         devices: () => failing(this.deviceFailure, [{ hostPath: "/d", containerPath: "/dev/x", permissions: "mrw" }]),
         supplementalGroups: () => [],
@@ -80,7 +95,7 @@ class ConfigNode {
         containerLogsDir: join(this.#rootDir, "links"),
         clusterDNS: this.clusterDNS,
         clusterDomain: "cluster.local",
-        readResolvConf: async () => await Promise.resolve({ servers: ["192.0.2.53"], searches: [], options: [] }),
+        readResolvConf: async () => await this.resolvConf(),
         seccompDefault: false,
         selinuxEnabled: false,
         resources: { hugePageSizes: [], memoryCapacityBytes: 1 << 30, cgroupVersion: 2 },
@@ -105,8 +120,14 @@ class ConfigNode {
       sandboxID: sandboxOf().id,
       createdID: undefined,
     } as const;
+    return await this.run(action, spec);
+  }
+
+  /** @returns why the step failed: the waiting reason and message; undefined: it did not */
+  async run(action: PodAction, spec: Partial<PodSpec> = {}): Promise<string | undefined> {
     try {
-      await new Executor(this.#deps).execute(action, this.#context(spec));
+      this.#executor ??= new Executor(this.#deps);
+      await this.#executor.execute(action, this.#context(spec));
       return undefined;
     } catch (err) {
       const { reason, message } = err as { reason: string; message: string };
@@ -115,7 +136,8 @@ class ConfigNode {
   }
 
   async makeSandbox(spec: Partial<PodSpec>): Promise<void> {
-    await new Executor(this.#deps).execute({ kind: "CreateSandbox", attempt: 0 }, this.#context(spec));
+    this.#executor = new Executor(this.#deps);
+    await this.#executor.execute({ kind: "CreateSandbox", attempt: 0 }, this.#context(spec));
   }
 }
 
@@ -188,6 +210,22 @@ describe("what is wrong with a container's configuration is told in one order, o
     expect(await readdir(join(rootDir, "pods/u1"))).toEqual(["etc-hosts"]);
   });
 
+  test("nor does a container that the runtime refuses; one that it may still be making keeps its file", async () => {
+    const spec = app({ terminationMessagePath: "/dev/termination-log" });
+    const logs = async () => await readdir(join(rootDir, "pods/u1/containers/app"));
+    node.createFailure = new AgentError("Internal", "no such runtime");
+    for (let tries = 0; tries < 3; tries += 1) {
+      expect(await node.start(spec)).toBe("CreateContainerError: no such runtime");
+    }
+    expect(await logs()).toEqual([]);
+    node.createFailure = new AgentError("DeadlineExceeded", "no answer");
+    await node.start(spec);
+    expect(await logs()).toHaveLength(1);
+    node.createFailure = undefined;
+    await node.start(spec);
+    expect(await logs()).toHaveLength(2);
+  });
+
   test("a hostname that cannot be concerns containers on the host's network, too", async () => {
     const spec = { ...app({}), hostNetwork: true, subdomain: "Not_Valid" };
     expect(await node.start(spec)).toBe(configError('spec.subdomain "Not_Valid" is not a DNS label'));
@@ -235,6 +273,50 @@ describe("a pod with a user namespace of its own", () => {
       undefined,
     ]);
   });
+});
+
+describe("the node's resolv.conf", () => {
+  const unreadable = async () =>
+    await Promise.reject(new AgentError("NotFound", "open /etc/resolv.conf: no such file"));
+  const dns = { servers: ["192.0.2.53"], searches: [], options: [] };
+
+  test("is read for each sandbox, and what it said then is what its containers are made with", async () => {
+    let reads = 0;
+    node.resolvConf = async () => {
+      reads += 1;
+      return await Promise.resolve(dns);
+    };
+    await node.makeSandbox(app({}));
+    node.resolvConf = unreadable;
+    expect(await node.run({ kind: "EnsureImage", container: "app" }, app({}))).toBeUndefined();
+    expect(await node.start(app({}))).toBeUndefined();
+    expect([reads, node.givenDNS]).toEqual([1, [dns]]);
+  });
+
+  test("that cannot be read is told by the sandbox; containers of one that an earlier run made start all the same", async () => {
+    node.resolvConf = unreadable;
+    const why = "open /etc/resolv.conf: no such file";
+    expect(await node.run({ kind: "CreateSandbox", attempt: 0 }, app({}))).toBe(`ContainerCreating: ${why}`);
+    expect(node.events).toEqual([`Pod Warning FailedCreatePodSandBox: Failed to create pod sandbox: ${why}`]);
+    expect(await node.run({ kind: "EnsureImage", container: "app" }, app({}))).toBeUndefined();
+    expect(await node.start(app({}))).toBeUndefined();
+  });
+});
+
+test("what keeps an image from being asked for at all is no reason of the image's", async () => {
+  const spec = { ...app({}), hostname: "Not_Valid" };
+  expect(await node.run({ kind: "EnsureImage", container: "app" }, spec)).toBe(
+    'ContainerCreating: spec.hostname "Not_Valid" is not a DNS label',
+  );
+});
+
+test("a pod without a directory is told apart from a volume that cannot be mounted", async () => {
+  node.setUpFailure = new PodDirError(new Error("ENOSPC: no space left on device"));
+  const why = "error making pod data directories: ENOSPC: no space left on device";
+  expect(await node.run({ kind: "SetUpVolumes" }, app({}))).toBe(`ContainerCreating: ${why}`);
+  node.setUpFailure = new Error("odd");
+  await node.run({ kind: "SetUpVolumes" }, app({}));
+  expect(node.events).toEqual([`Pod Warning Failed: ${why}`, "Pod Warning FailedMount: odd"]);
 });
 
 describe("a new sandbox", () => {

@@ -7,6 +7,8 @@ import type { Pod, PodSpec, Volume } from "../../../agent/kube/types.ts";
 import { AgentError } from "../../../agent/lib/errors.ts";
 import { silentLogger } from "../../../agent/lib/log.ts";
 import { MetricsRegistry } from "../../../agent/lib/metrics.ts";
+import { PodDirError } from "../../../agent/volumes/failures.ts";
+import type { VolumeKind } from "../../../agent/volumes/kind.ts";
 import { createPodVolumes, resyncMs, retryBackoff, type VolumeManager } from "../../../agent/volumes/manager.ts";
 import { volumeFileBytesMax } from "../../../agent/volumes/volume-file.ts";
 import { createVolumeMetrics, type VolumeMetrics } from "../../../agent/volumes/metrics.ts";
@@ -24,8 +26,9 @@ let clock: FakeClock;
 let manager: VolumeManager;
 let events: string[];
 
-function start(metrics?: VolumeMetrics): VolumeManager {
+function start(metrics?: VolumeMetrics, kinds: VolumeKind[] = []): VolumeManager {
   return createPodVolumes({
+    kinds,
     ...(metrics === undefined ? {} : { metrics }),
     rootDir: root,
     client: undefined,
@@ -141,6 +144,39 @@ describe("setUp", () => {
     expect(manager.refreshInMs(podUID)).toBe(resyncMs);
     await clock.advance(resyncMs + 5);
     expect(manager.refreshInMs(podUID)).toBe(0);
+  });
+
+  test("a volume that shows no object is looked at again, too: the node and the time of day change without a word", async () => {
+    let isRefreshed = true;
+    const far = 24 * 3_600_000;
+    const kind: VolumeKind = {
+      field: "csi",
+      pluginName: "example.com/clock",
+      isReadOnly: true,
+      isRelabelled: false,
+      isRefreshed: true,
+      setUp: async ({ dir }) => await Promise.resolve({ hostPath: dir, isRefreshed, refreshAtMs: clock.now() + far }),
+    };
+    manager = start(undefined, [kind]);
+    const pod = podWith({ name: "v", csi: { driver: "any" } });
+    await manager.setUp(pod, never);
+    expect(manager.refreshInMs(podUID)).toBe(resyncMs);
+    isRefreshed = false;
+    await manager.setUp(pod, never);
+    expect(manager.refreshInMs(podUID)).toBe(far);
+  });
+
+  test("a pod directory that cannot be made is no fault of a volume", async () => {
+    await mkdir(join(root, "pods"), { recursive: true });
+    await writeFile(podDir(), "in the way");
+    const failure = await manager.setUp(podWith({ name: "v", emptyDir: {} }), never).catch((err: unknown) => err);
+    expect(failure).toBeInstanceOf(PodDirError);
+    expect((failure as PodDirError).events).toEqual([
+      { reason: "Failed", message: expect.stringMatching(/^error making pod data directories: E(EXIST|NOTDIR)/) },
+    ]);
+    const odd = makePod({}, { uid: "../../x" });
+    await expect(manager.setUp(odd, never)).rejects.toThrow('"../../x" is not a pod UID');
+    expect(await readdir(root)).toEqual(["pods"]);
   });
 
   test("an optional object may be missing, and come later", async () => {
