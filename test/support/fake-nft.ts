@@ -7,6 +7,8 @@ import type { Nft, TableContent } from "../../agent/proxy/nftables/exec.ts";
  */
 export class FakeNft implements Nft {
   chains: Map<string, string[]> | undefined;
+  /** What base chains are attached to, by chain. */
+  hooks = new Map<string, { type: string; hook: string; priority: number }>();
   sets = new Map<string, { kind: string; body: string; elements: Map<string, string> }>();
   /** Texts that were applied. */
   readonly applied: string[] = [];
@@ -92,6 +94,7 @@ export class FakeNft implements Nft {
     switch (`${verb} ${kind}`) {
       case "add chain":
         if (chain === undefined) chains.set(name, []);
+        this.#attach(name, rest);
         return;
       case "flush chain":
         if (chain === undefined) throw fail("no such chain");
@@ -135,6 +138,13 @@ export class FakeNft implements Nft {
         }
       }
     }
+  }
+
+  #attach(chain: string, rest: string): void {
+    const found = /^\{ type (\w+) hook (\w+) priority (-?\d+) ; \}$/.exec(rest);
+    if (found === null && rest !== "") throw new AgentError("Invalid", `not understood: ${rest}`);
+    const [, type = "", hook = "", priority = ""] = found ?? [];
+    if (found !== null) this.hooks.set(chain, { type, hook, priority: Number(priority) });
   }
 
   /** Whatever is referred to must be there at the end. */

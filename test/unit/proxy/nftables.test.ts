@@ -202,7 +202,7 @@ describe("syncs", () => {
     setup.put(makeService("svc7", { clusterIP: "10.96.0.7" }), makeSlice("svc7", ["10.244.1.5"]));
     await setup.sync();
     const text = setup.nft.applied.at(-1) ?? "";
-    expect(text).toContain("10.96.0.7 . tcp . 80 : goto count-1");
+    expect(text).toContain(`10.96.0.7 . tcp . 80 comment "ns1/svc7:p80" : goto count-1`);
     expect(text.split("\n").filter((line) => line.includes("10.96.0.") && !line.includes("10.96.0.7 "))).toEqual([]);
     expect(text).not.toContain("chain ip kube-proxy services");
   });
