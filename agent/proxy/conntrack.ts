@@ -19,7 +19,7 @@ const commandTimeoutMs = 60_000;
 const pinnedProtocols: readonly Protocol[] = ["udp", "sctp"];
 
 /** True if a service has ports whose flows may have to be cleaned up. */
-export function hasPinnedFlows(service: ServiceDescription): boolean {
+function hasPinnedFlows(service: ServiceDescription): boolean {
   return service.ports.some((port) => pinnedProtocols.includes(port.protocol));
 }
 
@@ -39,35 +39,50 @@ export function parseFlow(line: string): Flow | undefined {
   };
 }
 
+/** Endpoints that serve, as `ip:port`, by where clients reach them: `protocol ip:port`, or `protocol port` for a node port. */
+export type Targets = ReadonlyMap<string, ReadonlySet<string>>;
+
+/** Where a service's ports with pinned flows can be reached. Pure. */
+export function targetsOf(service: ServiceDescription): Targets {
+  const targets = new Map<string, ReadonlySet<string>>();
+  for (const port of service.ports) {
+    if (!pinnedProtocols.includes(port.protocol)) continue;
+    const serving = new Set(port.serving);
+    for (const ip of [port.clusterIP, ...port.externalIPs, ...port.loadBalancerVIPs]) {
+      targets.set(`${port.protocol} ${hostPort(ip, port.port)}`, serving);
+    }
+    if (port.nodePort !== 0) targets.set(`${port.protocol} ${port.nodePort}`, serving);
+  }
+  return targets;
+}
+
 /**
  * Tells flows to a service that no endpoint of it answers any more: the endpoint went, or the flow began when there
  * was none. A service without endpoints counts, too; otherwise its flows would stay with the last endpoint for ever.
+ * So do flows to an address that the service gave up, as long as they lead to what was behind it.
  * Pure; made once for a list of services, then asked for each flow.
  *
  * @param localIPs this machine's addresses: a node port means a flow only if it goes to one of them
+ * @param former what could be reached before, and who answered there; not what somebody has now
  */
 export function staleFlowTest(
   services: Iterable<ServiceDescription>,
   localIPs: readonly string[],
+  former: Targets = new Map(),
 ): (flow: Flow) => boolean {
   const servingByTarget = new Map<string, ReadonlySet<string>>();
   const isLocal = new Set(localIPs.map(canonical));
   for (const service of services) {
-    for (const port of service.ports) {
-      if (!pinnedProtocols.includes(port.protocol)) continue;
-      const serving = new Set(port.serving);
-      for (const ip of [port.clusterIP, ...port.externalIPs, ...port.loadBalancerVIPs]) {
-        servingByTarget.set(`${port.protocol} ${hostPort(ip, port.port)}`, serving);
-      }
-      if (port.nodePort !== 0) servingByTarget.set(`${port.protocol} ${port.nodePort}`, serving);
-    }
+    for (const [target, serving] of targetsOf(service)) servingByTarget.set(target, serving);
   }
   return (flow) => {
     const { protocol, dstIP, dstPort } = flow;
-    const serving =
-      servingByTarget.get(`${protocol} ${hostPort(dstIP, dstPort)}`) ??
-      (isLocal.has(dstIP) ? servingByTarget.get(`${protocol} ${dstPort}`) : undefined);
-    return serving !== undefined && !serving.has(hostPort(flow.replyIP, flow.replyPort));
+    const find = (targets: Targets) =>
+      targets.get(`${protocol} ${hostPort(dstIP, dstPort)}`) ??
+      (isLocal.has(dstIP) ? targets.get(`${protocol} ${dstPort}`) : undefined);
+    const reply = hostPort(flow.replyIP, flow.replyPort);
+    const serving = find(servingByTarget);
+    return serving === undefined ? find(former)?.has(reply) === true : !serving.has(reply);
   };
 }
 
@@ -77,11 +92,18 @@ export class ConntrackCleaner {
   readonly #family: Family;
   readonly #log: Logger;
   #isMissing = false;
+  /** By service: where it could be reached when it was looked at last. A new agent knows of none, and removes what it can tell only. */
+  readonly #targets = new Map<string, Targets>();
 
   constructor(commands: Commands, family: Family, log: Logger) {
     this.#commands = commands;
     this.#family = family;
     this.#log = log;
+  }
+
+  /** Whether flows may have to be removed after a change of this service. */
+  concerns(service: ServiceDescription): boolean {
+    return hasPinnedFlows(service) || this.#targets.has(service.key);
   }
 
   /**
@@ -96,9 +118,11 @@ export class ConntrackCleaner {
     signal: AbortSignal,
   ): Promise<number> {
     if (this.#isMissing) return 0;
-    const isStale = staleFlowTest(services, localIPs);
+    const former = this.#former(services);
+    const isStale = staleFlowTest(services, localIPs, former);
     const stale = new Map<string, Flow>();
-    const used = new Set(services.flatMap((service) => service.ports.map((port) => port.protocol)));
+    const used = new Set<string>(services.flatMap((service) => service.ports.map((port) => port.protocol)));
+    for (const target of former.keys()) used.add(target.split(" ", 1)[0] ?? "");
     for (const protocol of pinnedProtocols) {
       if (!used.has(protocol)) continue;
       const result = await this.#commands.lines("conntrack", ["-L", ...this.#common(protocol)], {
@@ -138,7 +162,26 @@ export class ConntrackCleaner {
       expectSuccess(result, `remove ${protocol} flows to ${hostPort(replyIP, replyPort)}`);
       removed += Number(/(\d+) flow entries have been deleted/.exec(result.stderr)?.[1] ?? 1);
     }
+    for (const service of services) {
+      const targets = targetsOf(service);
+      if (targets.size === 0) this.#targets.delete(service.key);
+      else this.#targets.set(service.key, targets);
+    }
     return removed;
+  }
+
+  /** What these services gave up, and nobody else has taken. */
+  #former(services: readonly ServiceDescription[]): Map<string, ReadonlySet<string>> {
+    const former = new Map<string, ReadonlySet<string>>();
+    for (const { key } of services)
+      for (const [target, serving] of this.#targets.get(key) ?? []) former.set(target, serving);
+    if (former.size === 0) return former;
+    const isLookedAt = new Set(services.map(({ key }) => key));
+    for (const [key, targets] of this.#targets) {
+      if (!isLookedAt.has(key)) for (const target of targets.keys()) former.delete(target);
+    }
+    for (const service of services) for (const target of targetsOf(service).keys()) former.delete(target);
+    return former;
   }
 
   #common(protocol: Protocol): string[] {

@@ -5,7 +5,7 @@ import { messageOf } from "../lib/errors.ts";
 import type { Logger } from "../lib/log.ts";
 import { Loop } from "../lib/loop.ts";
 import type { Commands } from "./commands.ts";
-import { ConntrackCleaner, hasPinnedFlows } from "./conntrack.ts";
+import { ConntrackCleaner } from "./conntrack.ts";
 import type { Backend, BackendFigures, SyncRequest } from "./backend.ts";
 import type { HealthCheckPorts } from "./health-check-ports.ts";
 import { type Family, type Prefix, parseIP } from "./ip.ts";
@@ -331,7 +331,7 @@ export class FamilyProxy {
   #describe(key: string): ServiceDescription {
     const service = this.#describeAnyway(key);
     this.#notes.note(service);
-    if (hasPinnedFlows(service)) this.#flowsToClean.add(key);
+    if (this.#conntrack.concerns(service)) this.#flowsToClean.add(key);
     const text = service.warnings.join("\n");
     if (text === (this.#warned.get(key) ?? "")) return service;
     if (text === "") this.#warned.delete(key);

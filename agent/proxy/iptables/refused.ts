@@ -52,7 +52,8 @@ export class RefusedServices {
     return {
       ...request,
       keys,
-      describe: (key) => (isOut.has(key) ? { key, ports: [], healthCheckNodePort: 0, warnings: [] } : describe(key)),
+      describe: (key) =>
+        isOut.has(key) ? { key, ports: [], healthCheckNodePort: 0, localReady: 0, warnings: [] } : describe(key),
     };
   }
 

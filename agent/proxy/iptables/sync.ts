@@ -1,4 +1,4 @@
-import type { Clock } from "../../lib/clock.ts";
+import { type Clock, systemClock } from "../../lib/clock.ts";
 import type { Logger } from "../../lib/log.ts";
 import { type AgentError, hasCode, messageOf } from "../../lib/errors.ts";
 import type { BackendFigures, SyncRequest } from "../backend.ts";
@@ -36,7 +36,9 @@ export interface IptablesSyncRequest extends SyncRequest {
   readonly render: Omit<RenderContext, "withEndpointComments" | "hasClientSets">;
 }
 
-export interface IptablesBackendDeps extends RefusedDeps {
+export interface IptablesBackendDeps extends Omit<RefusedDeps, "clock"> {
+  /** Default: the machine's. */
+  readonly clock?: Clock;
   readonly iptables: Iptables;
   /** undefined: packets find their service by the dispatch tree alone. */
   readonly set: ServiceSet | undefined;
@@ -84,9 +86,9 @@ export class IptablesBackend {
     this.#iptables = deps.iptables;
     this.#set = deps.set;
     this.#log = deps.log;
-    this.#clock = deps.clock;
+    this.#clock = deps.clock ?? systemClock;
     this.#clientSets = deps.clientSets;
-    this.#refused = new RefusedServices(deps);
+    this.#refused = new RefusedServices({ ...deps, clock: this.#clock });
   }
 
   get needsFull(): boolean {

@@ -1,9 +1,10 @@
 import { describe, expect, test } from "vitest";
 import { createLogger, silentLogger } from "../../../agent/lib/log.ts";
-import { createCommands } from "../../../agent/proxy/commands.ts";
+import { type Commands, createCommands } from "../../../agent/proxy/commands.ts";
 import { ConntrackCleaner, parseFlow, staleFlowTest } from "../../../agent/proxy/conntrack.ts";
 import { canonicalRule } from "../../../agent/proxy/iptables/canonical.ts";
 import { createIptables } from "../../../agent/proxy/iptables/exec.ts";
+import { RefusedLine } from "../../../agent/proxy/iptables/port.ts";
 import { decideFlavour, type FlavourEvidence, observeFlavours } from "../../../agent/proxy/iptables/flavour.ts";
 import { addToPrint, chainPrint } from "../../../agent/proxy/iptables/print.ts";
 import { ServiceModel } from "../../../agent/proxy/model.ts";
@@ -76,6 +77,55 @@ describe("stale flows", () => {
   for (const [line, want] of lines) {
     test(`parseFlow: ${line.slice(0, 50)}`, () => expect(parseFlow(line)).toEqual(want));
   }
+
+  test("to an address that the service gave up, if they lead to what was behind it", async () => {
+    const commands = new FakeCommands();
+    const cleaner = new ConntrackCleaner(commands, "IPv4", silentLogger);
+    const line = (dst: string, port: number, reply: string) =>
+      `udp 17 29 src=10.244.1.9 dst=${dst} sport=4000 dport=${port} src=${reply} dst=10.244.1.9 sport=5353 dport=4000 use=1`;
+    commands.flows = [
+      line("10.96.0.10", 53, "10.244.1.5"),
+      line("192.0.2.1", 30_053, "10.244.1.5"),
+      line("192.0.2.1", 30_053, "10.244.7.7"), // somebody else's translation
+      line("10.96.0.11", 53, "10.244.1.5"),
+    ];
+    const deleted = () => commands.log.filter((entry) => entry.startsWith("conntrack -D"));
+    const before = describe_(["10.244.1.5"]);
+    await cleaner.clean([before], ["192.0.2.1"], signal);
+    // Only the one that does not serve, behind the node port.
+    expect(deleted()).toHaveLength(1);
+    commands.log.length = 0;
+    const gone = { key: "ns1/dns", ports: [], healthCheckNodePort: 0, localReady: 0, warnings: [] };
+    expect(cleaner.concerns(gone)).toBe(true);
+    await cleaner.clean([gone], ["192.0.2.1"], signal);
+    expect(
+      deleted().map((entry) => / --orig-dst (\S+) --orig-port-dst (\S+) --reply-src (\S+)/.exec(entry)?.slice(1)),
+    ).toEqual([
+      ["10.96.0.10", "53", "10.244.1.5"],
+      ["192.0.2.1", "30053", "10.244.1.5"],
+    ]);
+    expect(cleaner.concerns(gone)).toBe(false);
+  });
+
+  test("to an address that another service took over stay", async () => {
+    const commands = new FakeCommands();
+    const cleaner = new ConntrackCleaner(commands, "IPv4", silentLogger);
+    const one = describe_(["10.244.1.5"]);
+    const other = { ...one, key: "ns1/other" };
+    await cleaner.clean([one, other], [], signal);
+    commands.flows = [
+      "udp 17 29 src=10.244.1.9 dst=10.96.0.10 sport=4000 dport=53 src=10.244.1.5 dst=10.244.1.9 sport=5353 dport=4000 use=1",
+    ];
+    await cleaner.clean([{ ...one, ports: [] }], [], signal);
+    expect(commands.log.some((entry) => entry.startsWith("conntrack -D"))).toBe(false);
+  });
+
+  test("a new start knows of nothing that was given up", () => {
+    const cleaner = new ConntrackCleaner(new FakeCommands(), "IPv4", silentLogger);
+    expect(cleaner.concerns({ key: "ns1/dns", ports: [], healthCheckNodePort: 0, localReady: 0, warnings: [] })).toBe(
+      false,
+    );
+  });
 
   test("without the command: one warning, then silence", async () => {
     const commands = new FakeCommands();
@@ -231,6 +281,88 @@ describe("commands", () => {
       hasRandomFully: true,
     });
     expect(await restoreOf("v1.6.1")).toEqual({ line: "iptables-restore --noflush --counters", hasRandomFully: false });
+  });
+
+  const failing = (code: number, stderr: string): Commands => ({
+    ...new FakeCommands(),
+    run: async (_file, args) => ({
+      code: args[0] === "--version" ? 0 : code,
+      signal: undefined,
+      stdout: "iptables v1.8.9 (nf_tables)",
+      stderr,
+      truncated: false,
+      durationMs: 0,
+      ...(args[0] === "--version" ? {} : { failure: "exit" as const }),
+      message: "",
+    }),
+  });
+  const verdicts: [stderr: string, code: number, want: string, text: RegExp][] = [
+    [
+      "Another app is currently holding the xtables lock; still 4s 0us time ahead to have a chance",
+      4,
+      "Unavailable",
+      /lock/,
+    ],
+    [
+      "iptables-nft-restore v1.8.9 (nf_tables): \nline 2: RULE_APPEND failed (Invalid argument): rule in chain KUBE-SEP-X",
+      4,
+      "Invalid",
+      /line 2: -A KUBE-SEP-X/,
+    ],
+    [
+      "iptables-restore v1.8.9 (nf_tables): \nline 2: RULE_APPEND failed (Resource temporarily unavailable)",
+      4,
+      "Unavailable",
+      /temporarily/,
+    ],
+    [
+      "# Warning: iptables-legacy tables present\niptables-restore: line 2 failed",
+      1,
+      "Invalid",
+      /exit code 1: iptables-restore: line 2 failed/,
+    ],
+    [
+      "iptables-restore v1.8.9 (legacy): Set NOPE doesn't exist.\n\nError occurred at line: 2\nTry `iptables-restore -h' …",
+      2,
+      "Invalid",
+      /Set NOPE doesn't exist.*line 2: -A/,
+    ],
+  ];
+  for (const [stderr, code, want, text] of verdicts) {
+    test(`that exit with ${code} mean ${want}: ${stderr.slice(0, 60)}`, async () => {
+      const iptables = await createIptables(failing(code, stderr), "IPv4", undefined, signal);
+      const failure = await iptables
+        .restore("*nat\n-A KUBE-SEP-X -j DNAT\nCOMMIT\n", signal)
+        .catch((err: unknown) => err);
+      expect(failure).toMatchObject({ code: want, message: expect.stringMatching(text) });
+    });
+  }
+
+  test("that refuse a line show its neighbours", () => {
+    const text = Array.from({ length: 20 }, (_, n) => `line ${n + 1}`).join("\n");
+    expect(new RefusedLine(text, 10).around).toEqual(
+      ["7", "8", "9", "10", "11", "12", "13"].map((n) => `${n}: line ${n}`),
+    );
+    expect(new RefusedLine(text, 1).around).toHaveLength(4);
+  });
+
+  test("that list many chains at once say which one is missing", async () => {
+    const tables = new FakeCommands();
+    await tables.tables.iptables.restore("*nat\n:KUBE-X - [0:0]\n-A KUBE-X -j RETURN\nCOMMIT\n");
+    const iptables = await createIptables(tables, "IPv4", undefined, signal);
+    expect(await iptables.listMany({ nat: ["KUBE-X", "OUTPUT"], filter: [] }, signal)).toEqual(
+      new Map([
+        ["nat KUBE-X", ["-A KUBE-X -j RETURN"]],
+        ["nat OUTPUT", []],
+      ]),
+    );
+    expect(await iptables.listMany({ nat: ["KUBE-X", "KUBE-Y"] }, signal)).toEqual({ missing: "nat KUBE-Y" });
+    const nft = failing(
+      1,
+      "iptables-nft-restore v1.8.9 (nf_tables): chain `KUBE-Y' in table `nat' is incompatible, use 'nft' tool.",
+    );
+    const named = await createIptables(nft, "IPv4", undefined, signal);
+    expect(await named.listMany({ nat: ["KUBE-Y"] }, signal)).toEqual({ missing: "nat KUBE-Y" });
   });
 
   test("that refuse a text name the line", async () => {
