@@ -186,6 +186,7 @@ export class FamilyProxy {
 
   stats(): FamilyStats {
     const pending = this.#pendingSince;
+    const { backend } = this.#deps;
     return {
       family: this.family,
       startedAtMs: this.#startedAtMs,
@@ -196,7 +197,10 @@ export class FamilyProxy {
       pendingServices: this.#model.pendingCount,
       changes: this.#model.changes(),
       noLocal: this.#notes.noLocal,
-      backend: this.#deps.backend.figures?.() ?? {},
+      // Counted when somebody looks: health is asked for by anybody, and does not.
+      get backend() {
+        return backend.figures?.() ?? {};
+      },
       ...this.#counts,
     };
   }

@@ -23,7 +23,7 @@ import { createPprofHandler } from "../server/handlers/pprof.ts";
 import { createVerbosityHandler } from "../server/handlers/verbosity.ts";
 import { createFlagzHandler, createStatuszHandler } from "../server/handlers/z-pages.ts";
 import { ListenerConnections } from "../server/listener.ts";
-import { proxyBindRetryMs } from "../server/limits.ts";
+import { healthCheckPortCheckMs, proxyBindRetryMs } from "../server/limits.ts";
 import { createOwnMetricsHandlers } from "../server/metrics/handlers.ts";
 import { registerBuild } from "../server/metrics/identity.ts";
 import { HealthSLIs } from "../server/metrics/slis.ts";
@@ -98,13 +98,14 @@ export function startProxyServers(options: ProxyServersOptions, surroundings: Se
   }
 
   // One bound for all of these ports: their number is up to the cluster.
+  const times = { checkMs: healthCheckPortCheckMs };
   const connections = new ListenerConnections(warnOfFlood("health check ports", clock, log));
   return {
     observer: metrics.observer,
     serveHealthChecks: async (place, answer, signal, onListening) => {
       const routes = healthCheckRoutes(answer);
       const name = "health check port";
-      await runPlainServer({ name, ...place, routes, connections, clock, log }, signal, onListening);
+      await runPlainServer({ name, ...place, routes, connections, times, clock, log }, signal, onListening);
     },
   };
 }

@@ -72,6 +72,12 @@ export const flushMs = 10_000;
 /** The listener of /healthz is tried again after this time: the reference's value. */
 export const healthzRetryMs = 5_000;
 
+/**
+ * How often Node looks for slow connections of a healthCheckNodePort. There is a listener for each such Service, and the clients
+ * share one bound: later is soon enough.
+ */
+export const healthCheckPortCheckMs = 10_000;
+
 /** The proxy's listeners of health and metrics are tried again after this time: the reference's value. */
 export const proxyBindRetryMs = 5_000;
 

@@ -2,12 +2,13 @@ import { mkdir, readFile, writeFile } from "node:fs/promises";
 import { join } from "node:path";
 import { afterAll, beforeAll, describe, expect, test } from "vitest";
 import { endpointSlices, events, nodes, services } from "../../agent/kube/resources.ts";
+import type { Service } from "../../agent/kube/types.ts";
 import { startTestApiServer, type TestApiServer } from "../support/apiserver/server.ts";
 import { askFromNode } from "../support/cluster/ask.ts";
 import { projectRoot } from "../support/cluster/local-cluster.ts";
 import type { NodeProcess } from "../support/node/containerd.ts";
 import { createTestNode, type TestNode } from "../support/node/node.ts";
-import { makeService, makeSlice } from "../support/service-objects.ts";
+import { makeSlice } from "../support/service-objects.ts";
 
 // The agent starts within a second; a busy machine takes its time.
 const timeout = 30_000;
@@ -64,6 +65,29 @@ const metric = async (name: string): Promise<string | undefined> => {
 const reasons = () =>
   server.objects.list(events, { namespace: "default" }).map(({ reason, action }) => `${reason} ${action}`);
 
+const web = { namespace: "default", name: "web" };
+
+/** @returns its healthCheckNodePort */
+function createLoadBalancer(): number {
+  const service: Service = {
+    metadata: web,
+    spec: {
+      type: "LoadBalancer",
+      externalTrafficPolicy: "Local",
+      ports: [{ name: "p80", port: 80, protocol: "TCP" }],
+    },
+  };
+  return server.objects.create(services, service).spec?.healthCheckNodePort ?? expect.fail("it has no such port");
+}
+
+/** Two endpoints on the node, and one elsewhere. */
+function createSlice(): void {
+  const conditions = { ready: true };
+  const here = ["10.99.0.5", "10.99.0.6"].map((address) => ({ address, nodeName: "n1", conditions }));
+  const slice = makeSlice("web", [...here, { address: "10.99.1.5", nodeName: "n2", conditions }]);
+  server.objects.create(endpointSlices, { ...slice, metadata: { ...slice.metadata, namespace: "default" } });
+}
+
 describe("the proxy's own process", () => {
   test("tells outside that it is well, and load balancers to stay away from a node that is about to go", async () => {
     await poll(async () => JSON.parse((await ask(10256, "/healthz")).body) as unknown).toMatchObject({
@@ -104,34 +128,20 @@ describe("the proxy's own process", () => {
   });
 
   test("answers health checks of a Service by the endpoints on this node", async () => {
-    const metadata = { namespace: "default", name: "web" };
-    const spec = {
-      type: "LoadBalancer" as const,
-      externalTrafficPolicy: "Local" as const,
-      ports: [{ name: "p80", port: 80, protocol: "TCP" as const }],
-    };
-    const { healthCheckNodePort = 0 } =
-      server.objects.create(services, { ...makeService("web"), metadata, spec }).spec ?? {};
-    expect(healthCheckNodePort).toBeGreaterThan(0);
+    const healthCheckNodePort = createLoadBalancer();
     await poll(() => ask(healthCheckNodePort, "/")).toMatchObject({ status: 503, weight: "0" });
-    const here = ["10.99.0.5", "10.99.0.6"].map((address) => ({
-      address,
-      nodeName: "n1",
-      conditions: { ready: true },
-    }));
-    const slice = makeSlice("web", [...here, { address: "10.99.1.5", nodeName: "n2" }]);
-    const labelled = { ...slice, metadata: { ...slice.metadata, namespace: "default" } };
-    server.objects.create(endpointSlices, labelled);
+    createSlice();
     await poll(() => ask(healthCheckNodePort, "/anything")).toMatchObject({ status: 200, weight: "2" });
     const { body } = await ask(healthCheckNodePort, "/");
     expect(JSON.parse(body)).toEqual({
-      service: metadata,
+      service: web,
       localEndpoints: 2,
       serviceProxyHealthy: true,
     });
     const name = 'kubeproxy_sync_proxy_rules_no_local_endpoints_total{ip_family="IPv4",traffic_policy="external"}';
     expect(await metric(name)).toBe(`${name} 0`);
-    server.objects.delete(services, metadata);
+    server.objects.delete(services, web);
+    server.objects.delete(endpointSlices, { namespace: "default", name: "web-a" });
     await poll(
       async () =>
         await ask(healthCheckNodePort, "/").then(
@@ -154,5 +164,17 @@ describe("the proxy's own process", () => {
     await agent.stop();
     expect(await agent.exited).toBe(0);
     await expect(ask(10256, "/livez")).rejects.toThrow();
+  });
+
+  test("in nftables mode has that mode's metrics, and health checks on the node's primary address", async () => {
+    await startProxy("nftables", { mode: "nftables" });
+    const name = 'kubeproxy_sync_proxy_rules_nftables_sync_failures_total{ip_family="IPv4"}';
+    await poll(() => metric(name)).toBe(`${name} 0`);
+    expect(await askFromNode(node, "http://127.0.0.1:10249/proxyMode")).toBe("nftables");
+    expect(await metric('kubeproxy_sync_proxy_rules_iptables_total{ip_family="IPv4",table="nat"}')).toBeUndefined();
+    const port = createLoadBalancer();
+    createSlice();
+    await poll(() => ask(port, "/")).toMatchObject({ status: 200, weight: "2" });
+    await expect(askFromNode(node, `http://127.0.0.1:${port}/`)).rejects.toThrow();
   });
 });
