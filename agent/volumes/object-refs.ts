@@ -14,8 +14,8 @@ export function refKey(ref: ObjectRef): string {
 }
 
 /**
- * Every ConfigMap and Secret that a pod refers to, each once: variables of all containers, volumes (used or not) with what
- * an inline CSI volume is published with, pull secrets. References without a name are left out.
+ * Every ConfigMap and Secret that a pod refers to, each once: variables of all containers, volumes (used or not), pull
+ * secrets. References without a name are left out.
  */
 export function objectRefs(pod: Pod): ObjectRef[] {
   const found: FoundName[] = [];
@@ -27,14 +27,12 @@ export function objectRefs(pod: Pod): ObjectRef[] {
       found.push(["ConfigMap", valueFrom?.configMapKeyRef?.name], ["Secret", valueFrom?.secretKeyRef?.name]);
     }
   }
-  for (const volume of pod.spec.volumes ?? []) {
-    found.push(...namesIn(volume), ["Secret", volume.csi?.nodePublishSecretRef?.name]);
-  }
+  for (const volume of pod.spec.volumes ?? []) found.push(...namesIn(volume));
   for (const { name } of pod.spec.imagePullSecrets ?? []) found.push(["Secret", name]);
   return unique(pod, found);
 }
 
-/** ConfigMaps and Secrets whose content ends up in files of these volumes. */
+/** ConfigMaps and Secrets that these volumes are made from, or, if they are inline CSI volumes, published with. */
 export function volumeRefs(pod: Pod, volumes: readonly Volume[]): ObjectRef[] {
   return unique(pod, volumes.flatMap(namesIn));
 }
@@ -45,6 +43,7 @@ function namesIn(volume: Volume): FoundName[] {
   const found: FoundName[] = [
     ["ConfigMap", volume.configMap?.name],
     ["Secret", volume.secret?.secretName],
+    ["Secret", volume.csi?.nodePublishSecretRef?.name],
   ];
   for (const { configMap, secret } of volume.projected?.sources ?? []) {
     found.push(["ConfigMap", configMap?.name], ["Secret", secret?.name]);

@@ -227,10 +227,11 @@ describe("CSI volumes", () => {
       expect(await leftovers()).toEqual([]);
     });
 
-    test("get the secret that they name, which no error and no event repeats", async () => {
+    test("get the secret that they name as soon as it is there, which no error and no event repeats", async () => {
       describeDriver({ volumeLifecycleModes: ["Ephemeral"] });
       const agent = await startAgent();
       const pod = createPod("web", inline({ nodePublishSecretRef: { name: "login" } }));
+      agent.objects.register(pod);
       await expect(agent.manager.setUp(pod, never)).rejects.toThrow(
         "fetching NodePublishSecretRef default/login failed",
       );
@@ -240,12 +241,14 @@ describe("CSI volumes", () => {
         metadata: { name: "login", namespace: "default" },
         data: { password: Buffer.from("hunter2").toString("base64") },
       });
+      await expect.poll(() => agent.wakes).toContain(uid(pod));
       await on.driver.fail("NodePublishVolume", { code: "Internal", message: "no", times: 1 });
       const failed = await agent.manager.setUp(pod, never).catch(messageOf);
       expect(failed).toContain("desc = no");
       await agent.manager.setUp(pod, never);
       expect((await last("NodePublishVolume"))["secrets"]).toEqual({ password: "hunter2" });
       expect([failed, ...agent.events].join("\n")).not.toContain("hunter2");
+      agent.objects.unregister(uid(pod));
     });
   });
 

@@ -27,7 +27,7 @@ import { csiPluginName, uniqueVolumeName } from "./paths.ts";
 import type { CSIDriverObjects, CSIDrivers, CSIMap } from "./port.ts";
 import { deviceOf, isBegun, publishPathOf, type Published, publishVolume } from "./publish.ts";
 import { ReportedVolumes } from "./reported.ts";
-import { readSecret } from "./requests.ts";
+import { readSecret, secretsOfVolumes } from "./requests.ts";
 import { mountContextOf, readFileContext } from "./selinux.ts";
 import { unpublishTarget } from "./tear-down.ts";
 import { readVolumeData } from "./volume-data.ts";
@@ -369,7 +369,7 @@ class Volumes {
         fsGroup: context.pod.spec.securityContext?.fsGroup,
         mountFlags: volume.mountOptions,
       }),
-      secrets: await readSecret(client, volume.expandSecret, "NodeExpandSecretRef", signal),
+      secrets: await readSecret(secretsOfVolumes(client), volume.expandSecret, "NodeExpandSecretRef", signal),
     });
   }
 

@@ -10,7 +10,7 @@ import { inStep, type VolumeContext } from "../kind.ts";
 import { type Device, type Devices } from "./devices.ts";
 import { attachmentName, blockPathsOf, deviceDirOf, stagingPathOf, targetPathOf } from "./paths.ts";
 import { type CSIDriverClient, type CSIDrivers, type CSIMap, isFinalError, type NodeCapability } from "./port.ts";
-import { publishExtras, readSecret } from "./requests.ts";
+import { publishExtras, readSecret, secretsOfPods, secretsOfVolumes } from "./requests.ts";
 import { contextOption } from "./selinux.ts";
 import { removePublished, removeTarget } from "./tear-down.ts";
 import { readVolumeData, type TargetData, writeVolumeData } from "./volume-data.ts";
@@ -98,7 +98,7 @@ async function stage(device: Device, publishing: Publishing, asked: Asked, deps:
   const { volume, context, publishContext, label } = publishing;
   const { signal, isBlock } = context;
   await inStep(isBlock ? "SetUpDevice" : "MountDevice", async () => {
-    const secrets = await readSecret(deps.client, volume.stageSecret, "NodeStageSecretRef", signal);
+    const secrets = await readSecret(secretsOfVolumes(deps.client), volume.stageSecret, "NodeStageSecretRef", signal);
     const capability = capabilityFor(publishing, asked.capabilities);
     const call = async () =>
       await asked.driver.nodeStageVolume({
@@ -120,7 +120,8 @@ async function publishTo(
 ): Promise<number | undefined> {
   const { volume, context, object, publishContext, stagingPath, isRepeated, isFromBefore } = publishing;
   const { pod, signal, isBlock } = context;
-  const secret = await readSecret(deps.client, volume.publishSecret, "NodePublishSecretRef", signal);
+  const read = volume.isEphemeral ? secretsOfPods(context.deps.objects) : secretsOfVolumes(deps.client);
+  const secret = await readSecret(read, volume.publishSecret, "NodePublishSecretRef", signal);
   // A block device has no files in which a driver could keep tokens.
   const asked = isBlock && object !== undefined ? { ...object, spec: { ...object.spec, tokenRequests: [] } } : object;
   const extras = await publishExtras(pod, volume, asked, context.deps.tokens, signal);

@@ -1,7 +1,9 @@
 import type { ApiClient } from "../../kube/port.ts";
 import { secrets } from "../../kube/resources.ts";
-import type { CSIDriver, Pod } from "../../kube/types.ts";
-import { AgentError, messageOf } from "../../lib/errors.ts";
+import type { CSIDriver, Pod, Secret } from "../../kube/types.ts";
+import { AgentError, withContext } from "../../lib/errors.ts";
+import { abortable } from "../abortable.ts";
+import type { ObjectSource } from "../port.ts";
 import type { TokenManager } from "../tokens.ts";
 import type { CSIMap } from "./port.ts";
 import { podInfo, type SecretRef, type CSIVolume } from "./volume.ts";
@@ -10,12 +12,28 @@ import { podInfo, type SecretRef, type CSIVolume } from "./volume.ts";
 export const tokenSecondsDefault = 3_600;
 const tokensKey = "csi.storage.k8s.io/serviceAccount.tokens";
 
+/** Reads a Secret by its name. */
+export type SecretReader = (ref: SecretRef, signal: AbortSignal) => Promise<Secret>;
+
+/** Secrets of PersistentVolumes, as they are at this moment: no pod names them, so nobody follows them. */
+export function secretsOfVolumes(client: ApiClient | undefined): SecretReader {
+  return async (ref, signal) => {
+    if (client === undefined) throw new AgentError("Invalid", "there is no API server that could have it");
+    return await client.get(secrets, ref, { signal });
+  };
+}
+
+/** Secrets that a pod names itself: whoever misses one is woken when it appears. */
+export function secretsOfPods(objects: Pick<ObjectSource, "secret">): SecretReader {
+  return async ({ namespace, name }, signal) => await abortable(objects.secret(namespace, name), signal);
+}
+
 /**
- * The values of a Secret, as it is at this moment: a driver is never given one that was replaced.
+ * The values of a Secret for a driver; none without a reference.
  * @param what the field that names it, for the error
  */
 export async function readSecret(
-  client: ApiClient | undefined,
+  read: SecretReader,
   ref: SecretRef | undefined,
   what: string,
   signal: AbortSignal,
@@ -23,16 +41,13 @@ export async function readSecret(
   if (ref === undefined) return {};
   const { namespace, name } = ref;
   try {
-    if (client === undefined) throw new AgentError("Invalid", "there is no API server that could have it");
-    const { data = {} } = await client.get(secrets, { namespace, name }, { signal });
+    const { data = {} } = await read(ref, signal);
     return Object.fromEntries(
       Object.entries(data).map(([key, value]) => [key, Buffer.from(value, "base64").toString("utf8")]),
     );
   } catch (err) {
     if (signal.aborted) throw err;
-    const code = err instanceof AgentError ? err.code : "Internal";
-    const message = `fetching ${what} ${namespace}/${name} failed: ${messageOf(err)}`;
-    throw new AgentError(code, message, { cause: err });
+    throw withContext(err, `fetching ${what} ${namespace}/${name} failed`);
   }
 }
 

@@ -15,7 +15,7 @@ import { createCSIDrivers, type OwnedCSIDrivers } from "../../../agent/volumes/c
 import { type CSIVolumes, createCSIVolumes } from "../../../agent/volumes/csi/kind.ts";
 import type { CSIDriverClient, CSIDrivers } from "../../../agent/volumes/csi/port.ts";
 import { createPodVolumes, type VolumeManager } from "../../../agent/volumes/manager.ts";
-import { FakeObjects } from "../../unit/volumes/support.ts";
+import { createObjectSource, type OwnedObjectSource } from "../../../agent/volumes/object-source.ts";
 
 const clock = systemClock;
 const log = silentLogger;
@@ -33,6 +33,8 @@ export class VolumeAgent {
   readonly drivers: OwnedCSIDrivers;
   readonly csi: CSIVolumes;
   readonly manager: VolumeManager;
+  /** Pods have to be registered with it, as their workers do. */
+  readonly objects: OwnedObjectSource;
   /** `REASON MESSAGE` of each event about a pod; those about claims have the claim's name before it. */
   readonly events: string[] = [];
   /** UIDs of pods that were told to try again. */
@@ -83,10 +85,11 @@ export class VolumeAgent {
       });
     };
     this.csi.subscribeInUse(report);
+    this.objects = createObjectSource({ client, startInformer, clock, log, strategy: "Watch" });
     this.manager = createPodVolumes({
       rootDir,
       client,
-      objects: new FakeObjects(),
+      objects: this.objects,
       clock,
       log,
       nodeAllocatable: () => ({ memory: "1Gi" }),
@@ -119,6 +122,7 @@ export class VolumeAgent {
   async stop(): Promise<void> {
     this.#stop.abort();
     this.manager.close();
+    await this.objects.close();
     await this.#running;
     this.drivers.close();
     await this.#client[Symbol.asyncDispose]();

@@ -6,6 +6,7 @@ const pod = podOf({
   imagePullSecrets: [{ name: "registry" }],
   volumes: [
     { name: "plain", configMap: { name: "files" } },
+    { name: "inline", csi: { driver: "csi.example", nodePublishSecretRef: { name: "login" } } },
     { name: "mixed", projected: { sources: [{ secret: { name: "both" } }] } },
   ],
   initContainers: [{ name: "init", envFrom: [{ configMapRef: { name: "env" } }] }],
@@ -24,6 +25,7 @@ test.each([
   ["ConfigMap", "env", ["start/init"]],
   ["Secret", "both", ["volumes", "start/app"]],
   ["Secret", "registry", ["image/"]],
+  ["Secret", "login", ["volumes"]],
   ["Secret", "files", []],
   ["ConfigMap", "unheard", []],
 ] as const)("a change of %s %s concerns %j", (kind, name, want) =>
