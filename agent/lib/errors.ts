@@ -38,6 +38,12 @@ export function messageOf(err: unknown): string {
   return err instanceof Error ? err.message : String(err);
 }
 
+/** The same error with words before its message that say what was tried; its code stays, Internal for foreign errors. */
+export function withContext(err: unknown, what: string): AgentError {
+  const code = err instanceof AgentError ? err.code : "Internal";
+  return new AgentError(code, `${what}: ${messageOf(err)}`, { cause: err });
+}
+
 /** True if `err` is what an aborted `AbortSignal` makes calls reject with. */
 export function isAbort(err: unknown): boolean {
   return err instanceof Error && (err.name === "AbortError" || hasCode(err, "Canceled"));

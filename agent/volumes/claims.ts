@@ -2,7 +2,7 @@ import type { ApiClient } from "../kube/port.ts";
 import { allContainers } from "../kube/pod-resources.ts";
 import { persistentVolumeClaims, persistentVolumes } from "../kube/resources.ts";
 import type { NodeSelectorTerm, PersistentVolume, PersistentVolumeClaim, Pod, Volume } from "../kube/types.ts";
-import { AgentError, isAbort, messageOf } from "../lib/errors.ts";
+import { AgentError, isAbort, withContext } from "../lib/errors.ts";
 import { toCSI } from "./in-tree.ts";
 import type { BoundClaim } from "./kind.ts";
 import type { ClaimResolver } from "./set-up.ts";
@@ -30,8 +30,7 @@ export function createClaimResolver({ client, matchesNode }: ClaimResolverOption
           return await get;
         } catch (err) {
           if (signal.aborted || isAbort(err)) throw err;
-          const code = err instanceof AgentError ? err.code : "Internal";
-          throw new AgentError(code, `failed to fetch ${what} from API server: ${messageOf(err)}`, { cause: err });
+          throw withContext(err, `failed to fetch ${what} from API server`);
         }
       };
       try {
@@ -43,8 +42,7 @@ export function createClaimResolver({ client, matchesNode }: ClaimResolverOption
         return { claim, volume: toCSI(found), isReadOnly: volume.persistentVolumeClaim?.readOnly === true };
       } catch (err) {
         if (signal.aborted || isAbort(err)) throw err;
-        const code = err instanceof AgentError ? err.code : "Internal";
-        throw new AgentError(code, `error processing PVC ${namespace}/${name}: ${messageOf(err)}`, { cause: err });
+        throw withContext(err, `error processing PVC ${namespace}/${name}`);
       }
     },
     isReachable({ volume }: BoundClaim) {
