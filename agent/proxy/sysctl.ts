@@ -64,8 +64,11 @@ export function decideProxySysctls(hasLocalhostNodePorts: boolean): WantedSysctl
 /**
  * Sets what differs. A setting that cannot be read or written is a warning: containers often have /proc/sys
  * read-only and the host's settings right. A setting that this kernel does not have is not worth a line.
+ *
+ * @returns how many could not be set although the kernel has them
  */
-export async function applySysctls(wanted: readonly WantedSysctl[], sysctls: Sysctls, log: Logger): Promise<void> {
+export async function applySysctls(wanted: readonly WantedSysctl[], sysctls: Sysctls, log: Logger): Promise<number> {
+  let failures = 0;
   for (const { path, value, isMinimum = false } of wanted) {
     try {
       const current = Number(await sysctls.read(path));
@@ -74,9 +77,13 @@ export async function applySysctls(wanted: readonly WantedSysctl[], sysctls: Sys
       log.info({ sysctl: path, from: current, to: value }, "kernel setting changed");
     } catch (err) {
       if ((err as NodeJS.ErrnoException).code === "ENOENT") log.debug({ sysctl: path }, "no such kernel setting");
-      else log.warn({ sysctl: path, value, err: messageOf(err) }, "kernel setting could not be changed");
+      else {
+        failures += 1;
+        log.warn({ sysctl: path, value, err: messageOf(err) }, "kernel setting could not be changed");
+      }
     }
   }
+  return failures;
 }
 
 function fullPath(path: string): string {

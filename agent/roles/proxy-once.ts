@@ -2,7 +2,8 @@ import { cpus } from "node:os";
 import type { ProxySettings } from "../config/load-proxy.ts";
 import type { Logger } from "../lib/log.ts";
 import { cleanup } from "../proxy/proxy.ts";
-import { applySysctls, decideConntrackSysctls, systemSysctls } from "../proxy/sysctl.ts";
+import { readNodePortAddresses } from "../proxy/node-ports.ts";
+import { applySysctls, decideConntrackSysctls, decideProxySysctls, systemSysctls } from "../proxy/sysctl.ts";
 import { proxyOptions } from "./proxy.ts";
 
 /** `nodelet proxy --cleanup`. @returns the exit code: 1 if something is left */
@@ -13,9 +14,17 @@ export async function cleanUpProxy(log: Logger, stop: AbortSignal): Promise<numb
   return problems.length === 0 ? 0 : 1;
 }
 
-/** `nodelet proxy --init-only`: the kernel settings that need privileges. @returns the exit code */
+/**
+ * `nodelet proxy --init-only`: the kernel settings that need privileges, so that the proxy itself can run without them.
+ * @returns the exit code: 1 if one of them could not be set
+ */
 export async function initProxy({ config }: ProxySettings, log: Logger): Promise<number> {
-  const { conntrack } = proxyOptions(config, "", []);
-  await applySysctls(decideConntrackSysctls(conntrack, cpus().length), systemSysctls, log);
-  return 0;
+  const options = proxyOptions(config, "", []);
+  const wanted = decideConntrackSysctls(options.conntrack, cpus().length);
+  if (options.mode === "iptables") {
+    const { hasLoopback } = readNodePortAddresses(options.nodePortAddresses, options.nodeIPs, "IPv4");
+    wanted.push(...decideProxySysctls(options.localhostNodePorts && hasLoopback));
+  }
+  const failures = await applySysctls(wanted, systemSysctls, log);
+  return failures === 0 ? 0 : 1;
 }

@@ -20,6 +20,7 @@ import { headlessLabel } from "../proxy/endpoints.ts";
 import type { ProxyOptions } from "../proxy/options.ts";
 import { createProxy, type Proxy } from "../proxy/proxy.ts";
 import { createProxyRoleMetrics, startProxyServers } from "./proxy-server.ts";
+import { watchProxyConfig } from "./proxy-config-file.ts";
 import { trimEndpointSlice } from "./trim.ts";
 
 // The reference waits this long for the Node to have addresses, then goes on without.
@@ -37,6 +38,7 @@ export async function startProxyRole(
   const nodeName = nodeNameOf(config.hostnameOverride, hostname());
   // Beside the kubelet role the process is the kubelet's.
   if (shared === undefined) await setOOMScore(config.oomScoreAdj, { log });
+  watchProxyConfig({ file: settings.flags.config, isAlone: shared === undefined }, { ...surroundings, log });
 
   const isSame = master === "" && config.clientConnection.kubeconfig === shared?.kubeconfig;
   const found = shared?.cluster !== undefined && isSame ? { ...shared, cluster: shared.cluster } : undefined;

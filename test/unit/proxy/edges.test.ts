@@ -186,8 +186,13 @@ describe("kernel settings", () => {
     );
     expect(written).toEqual(["other=2"]);
     expect(warned).toEqual([]); // "readonly" has the right value already
-    await applySysctls([{ path: "readonly", value: 7 }], { read: async () => "1", write: () => failing("EROFS") }, log);
+    const failures = await applySysctls(
+      [{ path: "readonly", value: 7 }],
+      { read: async () => "1", write: () => failing("EROFS") },
+      log,
+    );
     expect(warned.join()).toMatch(/readonly.*EROFS/);
+    expect(failures).toBe(1);
   });
 });
 
