@@ -40,18 +40,24 @@ export class Elements {
     this.#change(key, this.#others(owner, key));
   }
 
-  /** What differs from the kernel's elements. They are taken for equal afterwards. */
-  takeChanges(): ElementChanges {
-    const deletes: string[] = [];
-    const adds: [string, string][] = [];
+  /** What differs from the kernel's elements, in parts of at most `keysMax`. They are taken for equal afterwards. */
+  *takeChanges(keysMax: number): Generator<ElementChanges, void> {
+    let deletes: string[] = [];
+    let adds: [string, string][] = [];
+    let count = 0;
     for (const [key, before] of this.#before) {
+      this.#before.delete(key);
       const after = this.#valueOf(key);
       if (before === after) continue;
       if (before !== undefined) deletes.push(key);
       if (after !== undefined) adds.push([key, after]);
+      count += 1;
+      if (count % keysMax !== 0) continue;
+      yield { deletes, adds };
+      deletes = [];
+      adds = [];
     }
-    this.#before.clear();
-    return { deletes, adds };
+    if (deletes.length > 0 || adds.length > 0) yield { deletes, adds };
   }
 
   #others(owner: string, key: string): readonly Claim[] {

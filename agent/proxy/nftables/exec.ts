@@ -1,4 +1,3 @@
-import { AgentError } from "../../lib/errors.ts";
 import { type Commands, expectSuccess } from "../commands.ts";
 import type { Family } from "../ip.ts";
 import { tableName } from "./fixed.ts";
@@ -32,8 +31,6 @@ export interface TableContent {
 const commandTimeoutMs = 120_000;
 // Longest text of one failing line in an error.
 const lineLengthMax = 300;
-// The list of a table with a hundred thousand rules; without elements it is far less.
-const listBytesMax = 64 * 1024 * 1024;
 
 /** Drives nft for one family's table. */
 export function createNft(commands: Commands, family: Family): Nft {
@@ -52,54 +49,62 @@ export function createNft(commands: Commands, family: Family): Nft {
       return undefined;
     },
     read: async (signal) => {
-      const result = await commands.run("nft", ["--json", "--terse", "--handle", "list", "table", ip, tableName], {
+      // Line by line, and not in nft's JSON: the rules of ten thousand services in one piece would stop the event loop.
+      const reader = new TableReader();
+      const result = await commands.lines("nft", ["--terse", "--handle", "list", "table", ip, tableName], {
         timeoutMs: commandTimeoutMs,
         signal,
-        outputBytesMax: listBytesMax,
+        onLine: (line) => reader.add(line),
       });
       if (result.failure === "exit" && isAbsent(result.stderr)) return undefined;
       expectSuccess(result, `read table ${ip} ${tableName}`);
-      if (result.truncated) throw new AgentError("Unavailable", `the list of table ${ip} ${tableName} is too long`);
-      return parseTable(result.stdout);
+      return reader;
     },
   };
 }
 
-/** Reads the JSON form of `nft list table`. Rejects with Invalid if it is none. Pure. */
-export function parseTable(text: string): TableContent {
-  const chains: string[] = [];
-  const sets = new Map<string, number | undefined>();
-  const maps: string[] = [];
-  const handles = new Map<string, number[]>();
-  for (const entry of entriesOf(text)) {
-    for (const [kind, value] of Object.entries(entry)) {
-      if (!isRecord(value)) continue;
-      const { name, chain, handle } = value;
-      if (kind === "rule" && typeof chain === "string" && typeof handle === "number") {
-        handles.set(chain, [...(handles.get(chain) ?? []), handle]);
-      }
-      if (typeof name !== "string") continue;
-      if (kind === "chain") chains.push(name);
-      if (kind === "set") sets.set(name, typeof value.timeout === "number" ? value.timeout : undefined);
-      if (kind === "map") maps.push(name);
+/** Takes the lines of `nft --handle list table`, in order. Lines that it does not know say nothing. */
+export class TableReader implements TableContent {
+  readonly chains: string[] = [];
+  readonly sets = new Map<string, number | undefined>();
+  readonly maps: string[] = [];
+  readonly handles = new Map<string, number[]>();
+  #kind: string | undefined;
+  #name = "";
+
+  add(line: string): void {
+    // One tab: an object of the table. Two: what is in it, where each rule ends with its handle.
+    const [, kind, name = ""] = /^\t(chain|set|map) (\S+) \{/.exec(line) ?? [];
+    if (kind !== undefined) {
+      this.#kind = kind;
+      this.#name = name;
+      if (kind === "chain") this.chains.push(name);
+      else if (kind === "set") this.sets.set(name, undefined);
+      else this.maps.push(name);
+      return;
+    }
+    if (this.#kind === "chain") {
+      const handle = /# handle (\d+)$/.exec(line)?.[1];
+      if (handle === undefined) return;
+      const handles = this.handles.get(this.#name);
+      if (handles === undefined) this.handles.set(this.#name, [Number(handle)]);
+      else handles.push(Number(handle));
+    }
+    if (this.#kind === "set") {
+      const timeout = /^\t\ttimeout (\S+)$/.exec(line)?.[1];
+      if (timeout !== undefined) this.sets.set(this.#name, secondsOf(timeout));
     }
   }
-  return { chains, sets, maps, handles };
 }
 
-function entriesOf(text: string): Record<string, unknown>[] {
-  let parsed: unknown;
-  try {
-    parsed = JSON.parse(text);
-  } catch (err) {
-    throw new AgentError("Invalid", "nft's list of the table is no JSON", { cause: err });
-  }
-  const list = isRecord(parsed) ? parsed.nftables : undefined;
-  return Array.isArray(list) ? list.filter(isRecord) : [];
-}
+const unitSeconds: Readonly<Record<string, number>> = { d: 86_400, h: 3_600, m: 60, s: 1, ms: 0.001 };
 
-function isRecord(value: unknown): value is Record<string, unknown> {
-  return typeof value === "object" && value !== null;
+/** Of `1d2h3m4s5ms`. */
+function secondsOf(text: string): number {
+  let seconds = 0;
+  for (const [, count, unit = ""] of text.matchAll(/(\d+)(ms|[dhms])/g))
+    seconds += Number(count) * (unitSeconds[unit] ?? 0);
+  return seconds;
 }
 
 /** True for what nft says of a table, chain or set that is not there. */

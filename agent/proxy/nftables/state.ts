@@ -4,6 +4,9 @@ import { type ElementChanges, Elements } from "./elements.ts";
 import { countChain, sharedSets } from "./fixed.ts";
 import { type RenderContext, type RenderedService, renderService } from "./render.ts";
 
+// A part of this size is taken and written within a millisecond or two.
+const keysPerPartMax = 1_000;
+
 /** What a service that was rendered anew changes beside elements. */
 export interface ChainChanges {
   /** Chains to be written with these rules, those that others go to first. */
@@ -92,11 +95,10 @@ export class RuleState {
     else this.#rendered.set(key, after);
   }
 
-  /** What differs from the kernel's elements, by set. Taken for applied afterwards. */
+  /** What differs from the kernel's elements, by set and in small parts. Taken for applied afterwards. */
   *takeElementChanges(): Generator<readonly [set: string, changes: ElementChanges], void> {
     for (const [set, elements] of this.#elements) {
-      const changes = elements.takeChanges();
-      if (changes.adds.length > 0 || changes.deletes.length > 0) yield [set, changes];
+      for (const changes of elements.takeChanges(keysPerPartMax)) yield [set, changes];
     }
   }
 

@@ -9,6 +9,7 @@ import { parseIP } from "../../../agent/proxy/ip.ts";
 import { ServiceModel } from "../../../agent/proxy/model.ts";
 import { expectNftables } from "../../../agent/proxy/nftables/backend.ts";
 import { Elements } from "../../../agent/proxy/nftables/elements.ts";
+import { TableReader } from "../../../agent/proxy/nftables/exec.ts";
 import { endpointBase, portBase } from "../../../agent/proxy/nftables/names.ts";
 import { withoutOverlaps } from "../../../agent/proxy/nftables/render.ts";
 import { NftablesRules, type NftablesSyncRequest } from "../../../agent/proxy/nftables/sync.ts";
@@ -167,25 +168,67 @@ test.each([
 ])("ranges without overlaps: %o", (texts, want) => expect(withoutOverlaps(texts)).toEqual(want));
 
 describe("elements", () => {
+  const taken = (elements: Elements) => {
+    const parts = [...elements.takeChanges(1)];
+    return { deletes: parts.flatMap((part) => part.deletes), adds: parts.flatMap((part) => part.adds) };
+  };
+
   test("a change and its opposite are none", () => {
     const elements = new Elements();
     elements.put("a", "k", "1");
-    elements.takeChanges();
+    taken(elements);
     elements.drop("a", "k");
     elements.put("a", "k", "1");
-    expect(elements.takeChanges()).toEqual({ deletes: [], adds: [] });
+    expect(taken(elements)).toEqual({ deletes: [], adds: [] });
   });
 
   test("of two services that claim the same key the first by name has it, until it goes", () => {
     const elements = new Elements();
     elements.put("b", "k", "2");
-    expect(elements.takeChanges()).toEqual({ deletes: [], adds: [["k", "2"]] });
+    expect(taken(elements)).toEqual({ deletes: [], adds: [["k", "2"]] });
     elements.put("a", "k", "1");
-    expect(elements.takeChanges()).toEqual({ deletes: ["k"], adds: [["k", "1"]] });
+    expect(taken(elements)).toEqual({ deletes: ["k"], adds: [["k", "1"]] });
     elements.drop("a", "k");
-    expect(elements.takeChanges()).toEqual({ deletes: ["k"], adds: [["k", "2"]] });
+    expect(taken(elements)).toEqual({ deletes: ["k"], adds: [["k", "2"]] });
     elements.drop("b", "k");
-    expect(elements.takeChanges()).toEqual({ deletes: ["k"], adds: [] });
+    expect(taken(elements)).toEqual({ deletes: ["k"], adds: [] });
+  });
+});
+
+test("the list of a table", () => {
+  const reader = new TableReader();
+  const text = `table ip kube-proxy { # handle 1
+	set cluster-ips { # handle 1
+		type ipv4_addr
+	}
+	set affinity-5OJB2KTY-ns1/svc1/tcp/p80__10.180.0.1/80 { # handle 2
+		type ipv4_addr
+		size 65535
+		flags dynamic,timeout
+		timeout 1d2h3m4s
+	}
+	map service-ips { # handle 3
+		type ipv4_addr . inet_proto . inet_service : verdict
+	}
+	chain services { # handle 4
+		ip daddr @cluster-ips meta mark set meta mark | 0x00004000 # handle 7
+		ip daddr { 10.96.0.1, 10.96.0.2,
+			 10.96.0.3 } drop # handle 8
+	}
+	chain filter-input { # handle 5
+		type filter hook input priority filter; policy accept;
+	}
+}`;
+  for (const line of text.split("\n")) reader.add(line);
+  const { chains, sets, maps, handles } = reader;
+  expect({ chains, sets, maps, handles }).toEqual({
+    chains: ["services", "filter-input"],
+    sets: new Map([
+      ["cluster-ips", undefined],
+      ["affinity-5OJB2KTY-ns1/svc1/tcp/p80__10.180.0.1/80", 93_784],
+    ]),
+    maps: ["service-ips"],
+    handles: new Map([["services", [7, 8]]]),
   });
 });
 
