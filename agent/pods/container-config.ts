@@ -31,6 +31,8 @@ export interface ContainerStart {
   userns?: IDMappings;
   /** See `readMaskedPaths`. */
   maskedPaths: readonly string[];
+  /** Ends what waits for a volume's file system. */
+  signal?: AbortSignal;
 }
 
 /**
@@ -65,6 +67,7 @@ export async function buildContainerConfig(start: ContainerStart, deps: PodDeps)
     recursiveReadOnlySupported: node.hasRecursiveReadOnly(sandbox.runtimeHandler),
     userns,
     images: mountedImages(image.ofVolumes, sandbox.runtimeHandler),
+    ...(start.signal === undefined ? {} : { signal: start.signal }),
   });
   const hosts = await hostsMount(pod, container, { podIPs, hostname }, settings);
   const securityContext = containerSecurityContext(pod, container, image.image, namespacesOf(start), {

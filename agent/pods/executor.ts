@@ -368,7 +368,7 @@ export class Executor {
     context: StepContext,
     fail: (reason: string, err: unknown) => never,
   ): Promise<string> {
-    const { pod, observed, podIPs, maskedPaths } = context;
+    const { pod, observed, podIPs, maskedPaths, signal } = context;
     const { runtime, settings } = this.#deps;
     const sandbox = observed.sandboxes.find((candidate) => candidate.id === sandboxID);
     if (sandbox === undefined || image === undefined || image.wanted !== container.image) {
@@ -378,10 +378,13 @@ export class Executor {
       await this.#deps.resizes.starting(pod, container);
       const restartCount = await nextRestartCount(pod, container.name, observed, settings.podLogsDir);
       const userns = await this.#userNamespace(pod, sandbox.runtimeHandler);
-      const start = { pod, container, sandbox, observed, image, restartCount, podIPs, maskedPaths };
+      const start = { pod, container, sandbox, observed, image, restartCount, podIPs, maskedPaths, signal };
       const config = await buildContainerConfig({ ...start, ...(userns === undefined ? {} : { userns }) }, this.#deps);
       return { config, sandboxConfig: this.#sandboxConfig(pod, sandbox.attempt, userns) };
-    })().catch((err: unknown) => fail("CreateContainerConfigError", err));
+    })().catch((err: unknown) => {
+      if (signal.aborted && isAbort(err)) throw err;
+      return fail("CreateContainerConfigError", err);
+    });
     try {
       return await runtime.createContainer(sandboxID, config, sandboxConfig);
     } catch (err) {

@@ -3,6 +3,7 @@ import type { Container, Pod, VolumeMount } from "../kube/types.ts";
 import { AgentError, messageOf } from "../lib/errors.ts";
 import type { Logger } from "../lib/log.ts";
 import type { Mount } from "../runtime/port.ts";
+import { emptyDirKind } from "./empty-dir.ts";
 import { podFields } from "./failures.ts";
 import { buildImageMount, imageKind } from "./image.ts";
 import { buildMount } from "./mounts.ts";
@@ -20,11 +21,14 @@ export interface ContainerVolumes {
   mounted: ReadonlyMap<string, MountedVolume> | undefined;
   context: MountContext & { selinuxEnabled: boolean };
   log: Logger;
+  /** Ends what waits for a file system. */
+  signal: AbortSignal;
 }
 
 /**
  * CRI mounts of one container, in the order of its spec; subPaths are bind-mounted to a place of their own.
- * Rejects with code Invalid for what the pod's author must fix; of several things, always the first.
+ * Rejects with code Invalid for what the pod's author must fix, and with Unavailable for a subPath on a file system that does
+ * not answer; of several things, always the first.
  */
 export async function containerMounts(
   volumes: ContainerVolumes,
@@ -43,7 +47,7 @@ export async function containerMounts(
 }
 
 async function containerMount(
-  { pod, podDir, mounted, context, log }: ContainerVolumes,
+  { pod, podDir, mounted, context, log, signal }: ContainerVolumes,
   { container, mount, index }: { container: Container; mount: VolumeMount; index: number },
   env: ReadonlyMap<string, string>,
 ): Promise<Mount> {
@@ -60,14 +64,21 @@ async function containerMount(
   const target = subPathTargetOf(podDir, volume.specName, container.name, index);
   const errorContext = ` for volumeMount "${mount.name}" of container "${container.name}"`;
   try {
-    await prepareSubPath({ volumePath: volume.hostPath, subPath, target, errorContext });
+    const volumePath = volume.hostPath;
+    await prepareSubPath({ volumePath, subPath, target, errorContext, mayHang: mayHang(volume) }, signal);
   } catch (err) {
+    signal.throwIfAborted();
     // The event is kept from showing the node's paths to the pod's author; the log has them.
     const cause = err instanceof Error ? messageOf(err.cause) : "";
     log.warn({ ...podFields(pod), container: container.name, volume: mount.name, subPath, cause }, "subPath failed");
     throw err;
   }
   return { ...built, hostPath: target };
+}
+
+/** Not those that are on the node's own disk or in memory. */
+function mayHang({ pluginName, isRefreshed }: MountedVolume): boolean {
+  return !isRefreshed && pluginName !== emptyDirKind.pluginName;
 }
 
 /**

@@ -1,8 +1,8 @@
 import { mkdir, writeFile } from "node:fs/promises";
 import { AgentError, messageOf } from "../lib/errors.ts";
-import { exec } from "../lib/exec.ts";
 import { abortable } from "./abortable.ts";
 import { sourceOf, type VolumeKind } from "./kind.ts";
+import { lookAt } from "./look.ts";
 
 /** A path of the node, handed to containers as it is. */
 export const hostPathKind: VolumeKind = {
@@ -22,11 +22,7 @@ export const hostPathKind: VolumeKind = {
   },
 };
 
-// A file system that answers at all does so within this; a pod whose path does not is tried again.
-export const lookTimeoutMs = 10_000;
-
 // File types of stat(2).
-const typeMask = 0o170_000;
 const socketType = 0o140_000;
 const fileType = 0o100_000;
 const blockDeviceType = 0o060_000;
@@ -73,18 +69,10 @@ async function ensureHostPath(path: string, type: string, signal: AbortSignal): 
   }
 }
 
-/**
- * The file type at `path`, links followed; undefined if nothing is there. Looked up by another process: on a network mount
- * whose server is gone a call never returns, and it would take a thread of ours with it for good.
- */
+/** The file type at `path`; undefined if nothing is there. */
 async function look(path: string, signal: AbortSignal): Promise<number | undefined> {
-  const { failure, stdout, stderr, message } = await exec(
-    "env",
-    ["LC_ALL=C", "stat", "--dereference", "--format=%f", "--", path],
-    { timeoutMs: lookTimeoutMs, signal },
-  );
-  if (failure === undefined) return Number.parseInt(stdout, 16) & typeMask;
-  if (failure === "exit" && /No such file or directory|Not a directory/.test(stderr)) return undefined;
-  signal.throwIfAborted();
-  throw new AgentError("Unavailable", `hostPath type check failed: ${path} cannot be looked at: ${message}`);
+  const found = await lookAt(path, signal);
+  if (found.kind === "there") return found.fileType;
+  if (found.kind === "absent") return undefined;
+  throw new AgentError("Unavailable", `hostPath type check failed: ${path} cannot be looked at: ${found.message}`);
 }

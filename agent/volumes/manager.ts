@@ -16,7 +16,7 @@ import type { VolumeDeps, VolumeKind } from "./kind.ts";
 import { type KindTable, kindTable } from "./kinds.ts";
 import type { VolumeMetrics } from "./metrics.ts";
 import { refKey, volumeRefs } from "./object-refs.ts";
-import { podDirOf, removePodDir } from "./pod-dirs.ts";
+import { isPodUID, podDirOf, removePodDir } from "./pod-dirs.ts";
 import { type MountedVolume, type PodState, PodStates } from "./pod-states.ts";
 import type { ObjectSource, PodVolumes } from "./port.ts";
 import { type ClaimResolver, type SetUpOutcome, setUpVolume, type VolumeSetUpDeps } from "./set-up.ts";
@@ -71,6 +71,8 @@ export const retryBackoff = { baseMs: 500, maxMs: 122_000 };
 // How often content is compared with its source although nothing was heard: kubelet does at each pod sync, 1 min × 1–1.5.
 export const resyncMs = 60_000;
 export const resyncJitter = 0.5;
+const never = new AbortController().signal;
+
 /** Makes the {@link PodVolumes} of this node. */
 export function createPodVolumes(options: PodVolumesOptions): VolumeManager {
   const { rootDir, objects, clock, log, selinuxEnabled, random = Math.random } = options;
@@ -80,7 +82,7 @@ export function createPodVolumes(options: PodVolumesOptions): VolumeManager {
     tokens,
     clock,
     nodeAllocatable: options.nodeAllocatable,
-    tmpfsTakesNoswap: createTmpfsProbe(rootDir),
+    tmpfsTakesNoswap: createTmpfsProbe(rootDir, log),
     tmpfs: createTmpfsMounter(join(rootDir, ".tmpfs-mounts")),
   };
   const kinds = kindTable(options.kinds);
@@ -175,7 +177,7 @@ export function createPodVolumes(options: PodVolumesOptions): VolumeManager {
       const { mounted } = states.get(podUID) ?? { mounted: undefined };
       const podDir = await dirOf(podUID);
       return await containerMounts(
-        { pod, podDir, mounted, context: { ...context, selinuxEnabled }, log },
+        { pod, podDir, mounted, context: { ...context, selinuxEnabled }, log, signal: context.signal ?? never },
         container,
         env,
       );
@@ -208,7 +210,7 @@ export function createPodVolumes(options: PodVolumesOptions): VolumeManager {
     },
     async podUIDsOnDisk() {
       const entries = await readdir(join(rootDir, "pods"), { withFileTypes: true }).catch(ignoreErrno("ENOENT"));
-      return (entries ?? []).filter((entry) => entry.isDirectory()).map((entry) => entry.name);
+      return (entries ?? []).filter((entry) => entry.isDirectory() && isPodUID(entry.name)).map(({ name }) => name);
     },
     async removePodDir(podUID) {
       if (states.get(podUID) !== undefined) {

@@ -23,7 +23,7 @@ export interface PodVolumes {
   /**
    * CRI mounts of one container: volume mounts in spec order (subPath bind mounts prepared), without /etc/hosts and
    * termination log. `env` is the container's final environment, for subPathExpr.
-   * Rejects with code Invalid for what the pod's author must fix.
+   * Rejects with code Invalid for what the pod's author must fix, with Unavailable where a file system does not answer.
    */
   mounts(pod: Pod, container: Container, env: ReadonlyMap<string, string>, context: MountContext): Promise<Mount[]>;
   /**
@@ -64,6 +64,8 @@ export interface MountContext {
   userns: { uids: IDMapping[]; gids: IDMapping[] } | undefined;
   /** What the images of the pod's image volumes came to, by volume name; default: it has none. */
   images?: ReadonlyMap<string, MountedImage>;
+  /** Ends what waits for a file system; default: that has a deadline only. */
+  signal?: AbortSignal;
 }
 
 /**

@@ -1,14 +1,18 @@
 import { lstat, mkdir, rmdir, stat, unlink, writeFile } from "node:fs/promises";
-import { dirname } from "node:path";
+import { dirname, join } from "node:path";
 import type { VolumeMount } from "../kube/types.ts";
-import { AgentError, hasCode } from "../lib/errors.ts";
+import { AgentError } from "../lib/errors.ts";
 import { expand } from "../lib/expand.ts";
 import { bindMount, unmountAllUnder } from "../lib/mount.ts";
+import { abortable } from "./abortable.ts";
+import { lookAt, lookTimeoutMs } from "./look.ts";
 import { makeDirsInside, openInside } from "./safe-path.ts";
 
 // The bind mount hides it; nobody but us ever sees these.
 const targetDirMode = 0o750;
 const targetFileMode = 0o640;
+// All of it takes milliseconds. What takes longer than mount(8) may waits for a file system that went silent meanwhile.
+export const prepareTimeoutMs = 45_000;
 
 /**
  * The path inside the volume that a mount asks for; undefined: the volume itself. Rejects with code Invalid for one that is
@@ -31,17 +35,47 @@ export function subPathOf(mount: VolumeMount, env: ReadonlyMap<string, string>):
   return subPath;
 }
 
+export interface SubPath {
+  volumePath: string;
+  subPath: string;
+  /** Where it is bind-mounted. */
+  target: string;
+  /** ` for volumeMount "data" of container "app"`, appended to errors that must not show the node's paths. */
+  errorContext: string;
+  /** It may be on a network file system, or lead to one: whether that answers is found out first, by another process. */
+  mayHang: boolean;
+}
+
 /**
- * Bind-mounts a path inside a volume at `target`, making missing directories with the volume's own mode. A mount that is
+ * Bind-mounts a path inside a volume at its target, making missing directories with the volume's own mode. A mount that is
  * there and still shows the same file is kept: it may be in use by a container.
  *
  * Containers of the pod may be writing to the volume meanwhile; whatever they do, only a file inside it is mounted.
- * @param errorContext ` for volumeMount "data" of container "app"`, appended to errors that must not show the node's paths
+ * Rejects with Unavailable for a file system that does not answer, with the signal's reason when it aborts, and with
+ * Invalid, the reason as its cause, for all else.
  */
-export async function prepareSubPath(
-  options: { volumePath: string; subPath: string; target: string; errorContext: string },
-  signal?: AbortSignal,
-): Promise<void> {
+export async function prepareSubPath(options: SubPath, signal: AbortSignal): Promise<void> {
+  const { volumePath, subPath, errorContext, mayHang } = options;
+  if (mayHang && (await lookAt(join(volumePath, subPath), signal)).kind === "silent") {
+    throw silent(errorContext, lookTimeoutMs);
+  }
+  const deadline = AbortSignal.timeout(prepareTimeoutMs);
+  const over = AbortSignal.any([signal, deadline]);
+  try {
+    // A call that hangs cannot be taken back. What comes after it is not done, and what it opened is closed.
+    await abortable(prepare(options, over), over);
+  } catch (err) {
+    signal.throwIfAborted();
+    throw deadline.aborted ? silent(errorContext, prepareTimeoutMs) : err;
+  }
+}
+
+function silent(errorContext: string, patienceMs: number): AgentError {
+  const why = `its file system has not answered for ${patienceMs / 1000} s`;
+  return new AgentError("Unavailable", `failed to prepare subPath${errorContext}: ${why}`);
+}
+
+async function prepare(options: SubPath, signal: AbortSignal): Promise<void> {
   const { volumePath, subPath, target, errorContext } = options;
   await ensureExists(volumePath, subPath, errorContext);
   try {
@@ -49,7 +83,9 @@ export async function prepareSubPath(
     try {
       const wanted = await source.stat();
       if (await isSameFile(target, wanted)) return;
+      signal.throwIfAborted();
       await unmountAllUnder(target);
+      signal.throwIfAborted();
       await makeTarget(target, wanted.isDirectory());
       // By the number of our process: mount(8) is another one.
       await bindMount(`/proc/${process.pid}/fd/${source.fd}`, target, signal);
@@ -61,7 +97,6 @@ export async function prepareSubPath(
       await source.close();
     }
   } catch (err) {
-    if (hasCode(err, "Canceled")) throw err;
     throw new AgentError("Invalid", `failed to prepare subPath${errorContext}`, { cause: err });
   }
 }

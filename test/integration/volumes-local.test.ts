@@ -216,6 +216,45 @@ describe("a file system that does not answer", () => {
       await expect.poll(() => unmountAllUnder(silent).catch(messageOf), { timeout: 20_000 }).toBeUndefined();
     }
   });
+
+  test("holds up the containers with a subPath on it until they have to go, and no other", async () => {
+    const silent = join(on.base, "silent");
+    await mkdir(silent);
+    const release = await mountSilent(silent);
+    const stop = new AbortController();
+    const context = { podIPs: [], recursiveReadOnlySupported: false, userns: undefined };
+    const start = async (uid: string, volume: Volume, signal: AbortSignal) => {
+      const pod = podWith(volume, { subPath: "a/b" });
+      pod.metadata = { ...pod.metadata, uid };
+      await on.manager.setUp(pod, signal);
+      const [container = { name: "" }] = pod.spec.containers;
+      return await on.manager.mounts(pod, container, new Map(), { ...context, signal });
+    };
+    try {
+      const patient = start("patient", { name: "v", hostPath: { path: silent } }, never);
+      patient.catch(() => {});
+      // More than the process has threads for files; one comes upon it on its way.
+      const waiting = Array.from({ length: 20 }, async (_, i) => {
+        const path = i === 0 ? on.base : silent;
+        if (i === 0) await symlink(silent, join(on.base, "a"));
+        return await start(`waiting-${i}`, { name: "v", hostPath: { path } }, stop.signal);
+      });
+      const ends = Promise.allSettled(waiting);
+      expect(await start("other", { name: "v", emptyDir: {} }, never)).toHaveLength(1);
+      stop.abort();
+      expect((await ends).map(({ status }) => status)).toEqual(waiting.map(() => "rejected"));
+      await expect(patient).rejects.toMatchObject({
+        code: "Unavailable",
+        message:
+          'failed to prepare subPath for volumeMount "v" of container "app": its file system has not answered for 10 s',
+      });
+      expect(await start("other", { name: "v", emptyDir: {} }, never)).toHaveLength(1);
+    } finally {
+      stop.abort();
+      await release();
+      await expect.poll(() => unmountAllUnder(silent).catch(messageOf), { timeout: 20_000 }).toBeUndefined();
+    }
+  });
 });
 
 // The container has `x`, at times its own and at times a link to the host's files.

@@ -146,10 +146,10 @@ describe("killed at any step", () => {
 
   test("of the trial mount that tells whether a tmpfs can stay out of swap: nothing is left", async () => {
     const oldKernel = "5.10.0"; // newer ones need no trial
-    const want = await createTmpfsProbe(on.root, oldKernel)();
-    const work = async () => void (await createTmpfsProbe(on.root, oldKernel)());
+    const want = await createTmpfsProbe(on.root, silentLogger, oldKernel)();
+    const work = async () => void (await createTmpfsProbe(on.root, silentLogger, oldKernel)());
     const steps = await atEachStep(nothing, work, async () => {
-      expect(await createTmpfsProbe(on.root, oldKernel)()).toBe(want);
+      expect(await createTmpfsProbe(on.root, silentLogger, oldKernel)()).toBe(want);
       expect(await readdir(on.root)).toEqual([]);
       expect(await listMountsUnder(on.root)).toEqual([]);
     });

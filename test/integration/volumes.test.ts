@@ -187,7 +187,7 @@ describe("volumes in memory", () => {
   });
 
   test("tmpfs with noswap is probed without leaving anything", async () => {
-    expect(typeof (await createTmpfsProbe(root)())).toBe("boolean");
+    expect(typeof (await createTmpfsProbe(root, silentLogger)())).toBe("boolean");
     expect(await readdir(root)).toEqual([]);
   });
 });

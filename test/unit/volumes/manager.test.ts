@@ -379,6 +379,13 @@ describe("tearDown", () => {
   });
 });
 
+test("podUIDsOnDisk: what a file system keeps beside pods' directories is none of them", async () => {
+  for (const name of [podUID, "0123456789abcdef0123456789abcdef", "lost+found", ".snapshot"]) {
+    await mkdir(join(root, "pods", name), { recursive: true });
+  }
+  expect((await manager.podUIDsOnDisk()).toSorted()).toEqual(["0123456789abcdef0123456789abcdef", podUID]);
+});
+
 test("usedVolumes: mounts and devices of every kind of container count", () => {
   const volumes = ["a", "b", "c", "d", "unused"].map((name) => ({ name }));
   const pod = makePod({
