@@ -99,7 +99,7 @@ export class Executor {
       case "KillContainer":
         return await this.#killContainer(action, context);
       case "StopSandbox":
-        return await runtime.stopPodSandbox(action.sandboxID);
+        return await this.#stopSandbox(action.sandboxID, context);
       case "RemoveContainer":
         return await this.#removeContainer(action, context);
       case "RemoveSandbox":
@@ -406,6 +406,17 @@ export class Executor {
       );
     } catch (err) {
       this.#event(pod, "Warning", "FailedKillPod", `error killing pod: ${messageOf(err)}`);
+      throw new StepError("", messageOf(err));
+    }
+  }
+
+  // Mostly the network's plugin that does not let go of it: the pod's end waits for that.
+  async #stopSandbox(id: string, { pod }: StepContext): Promise<void> {
+    try {
+      await this.#deps.runtime.stopPodSandbox(id);
+    } catch (err) {
+      const why = `failed to "KillPodSandbox" for "${uidOf(pod)}" with KillPodSandboxError: "${messageOf(err)}"`;
+      this.#event(pod, "Warning", "FailedKillPod", `error killing pod: ${why}`);
       throw new StepError("", messageOf(err));
     }
   }

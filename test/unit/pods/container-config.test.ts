@@ -21,6 +21,7 @@ class ConfigNode {
   readonly created: ContainerConfig[] = [];
   readonly sandboxes: PodSandboxConfig[] = [];
   hasUserNamespaces = true;
+  stopFailure: AgentError | undefined;
   readonly objects = new FakeObjects();
   volumeFailure: AgentError | undefined;
   deviceFailure: AgentError | undefined;
@@ -68,6 +69,10 @@ class ConfigNode {
           return await Promise.resolve(failing(this.createFailure, "c1"));
         },
         startContainer: nothing,
+        stopPodSandbox: async () => {
+          await Promise.resolve();
+          if (this.stopFailure !== undefined) throw this.stopFailure;
+        },
         runPodSandbox: async (config: PodSandboxConfig) => void this.sandboxes.push(await Promise.resolve(config)),
       },
       images: {
@@ -133,6 +138,10 @@ class ConfigNode {
       const { reason, message } = err as { reason: string; message: string };
       return `${reason}: ${message}`;
     }
+  }
+
+  async stopSandbox(): Promise<void> {
+    await new Executor(this.#deps).execute({ kind: "StopSandbox", sandboxID: "s0" }, this.#context({}));
   }
 
   async makeSandbox(spec: Partial<PodSpec>): Promise<void> {
@@ -317,6 +326,16 @@ test("a pod without a directory is told apart from a volume that cannot be mount
   node.setUpFailure = new Error("odd");
   await node.run({ kind: "SetUpVolumes" }, app({}));
   expect(node.events).toEqual([`Pod Warning Failed: ${why}`, "Pod Warning FailedMount: odd"]);
+});
+
+test("a sandbox that cannot be stopped is told of: the pod's end waits for it", async () => {
+  await node.stopSandbox();
+  expect(node.events).toEqual([]);
+  node.stopFailure = new AgentError("Internal", "failed to destroy network for sandbox: plugin is away");
+  await expect(node.stopSandbox()).rejects.toThrow("plugin is away");
+  expect(node.events).toEqual([
+    'Pod Warning FailedKillPod: error killing pod: failed to "KillPodSandbox" for "u1" with KillPodSandboxError: "failed to destroy network for sandbox: plugin is away"',
+  ]);
 });
 
 describe("a new sandbox", () => {
