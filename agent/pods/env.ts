@@ -13,6 +13,7 @@ import type {
 import { AgentError, hasCode, messageOf } from "../lib/errors.ts";
 import { expand } from "../lib/expand.ts";
 import { resourceField } from "../volumes/fields.ts";
+import { getOptional } from "../volumes/object-files.ts";
 import { findInEnvFile } from "./env-file.ts";
 import { fieldRefValue, type PodAddresses } from "./fields.ts";
 import { type ServiceLookup, serviceEnv } from "./service-env.ts";
@@ -142,13 +143,9 @@ async function valueOf(
 
 /** A missing object is fine if the reference is optional; else it is for the pod's author to fix. */
 async function lookUp<T>(optional: boolean | undefined, get: () => Promise<T>): Promise<T | undefined> {
-  try {
-    return await get();
-  } catch (err) {
-    if (!hasCode(err, "NotFound")) throw err;
-    if (optional === true) return undefined;
-    throw new AgentError("Invalid", err.message, { cause: err });
-  }
+  return await getOptional(optional, get).catch((err: unknown) => {
+    throw hasCode(err, "NotFound") ? new AgentError("Invalid", err.message, { cause: err }) : err;
+  });
 }
 
 function keyOrThrow(

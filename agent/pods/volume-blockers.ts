@@ -1,3 +1,4 @@
+import { claimNameOf, namespaceOf } from "../kube/pod-resources.ts";
 import type { Pod, Volume } from "../kube/types.ts";
 import type { Blocker } from "./blockers.ts";
 import type { PodFacts } from "./explain.ts";
@@ -58,7 +59,7 @@ function hangText({ nfs, csi, hostPath, persistentVolumeClaim, ephemeral }: Volu
 
 /** What makes a failed volume go on, by how its error reads; "" if only its next try does. Pure. */
 function volumeNext(message: string, pod: Pod, volume: Volume): string {
-  const claim = `${pod.metadata.namespace ?? "default"} ${claimOf(pod, volume) ?? ""}`;
+  const claim = `${namespaceOf(pod)} ${claimNameOf(pod, volume) ?? ""}`;
   const found = answers.find(({ to }) => to.test(message));
   return found?.next(claim) ?? soonerText(message);
 }
@@ -98,13 +99,9 @@ function latestFailure(entries: readonly TimelineEntry[]): TimelineEntry | undef
 }
 
 function kindText(pod: Pod, volume: Volume): string {
-  const claim = claimOf(pod, volume);
+  const claim = claimNameOf(pod, volume);
   if (claim !== undefined) return ` (claim ${claim})`;
   const { name: _name, ...rest } = volume;
   const [kind] = Object.keys(rest);
   return kind === undefined ? "" : ` (${kind})`;
-}
-
-function claimOf(pod: Pod, { name, persistentVolumeClaim, ephemeral }: Volume): string | undefined {
-  return persistentVolumeClaim?.claimName ?? (ephemeral === undefined ? undefined : `${pod.metadata.name}-${name}`);
 }

@@ -9,17 +9,16 @@ import { csiDriverOfField } from "./in-tree.ts";
 import { pluginDirName, type VolumeKind } from "./kind.ts";
 import { createLocalKind } from "./local.ts";
 import { nfsKind } from "./nfs.ts";
-import { projectedKind } from "./projected.ts";
+import { createProjectedKind } from "./projected.ts";
 import { secretKind } from "./secret.ts";
 
-/** The kinds of volumes that can be set up. A new one is a file of its own and a line here. */
+/** The kinds of volumes that are the same on all nodes. A new one is a file of its own and a line here. */
 const volumeKinds: readonly VolumeKind[] = [
   emptyDirKind,
   hostPathKind,
   configMapKind,
   secretKind,
   downwardAPIKind,
-  projectedKind,
   imageKind,
   nfsKind,
 ];
@@ -52,11 +51,21 @@ export interface KindTable {
   kindOfPersistent(volume: PersistentVolume): VolumeKind;
   /** By the name of its directory, `kubernetes.io~csi`. */
   ofDirName(name: string): VolumeKind | undefined;
+  /** True for the directories under a pod's `volumes` whose content is ours to unmount and delete. */
+  isOwnDirName(name: string): boolean;
 }
 
-/** @param others kinds that hold something of their own, such as connections to drivers */
+/**
+ * @param others kinds that hold something of their own, such as connections to drivers. Projected volumes among them may have
+ * sources that not every node has; without, there are those that need nothing.
+ */
 export function kindTable(others: readonly VolumeKind[] = []): KindTable {
-  const all = [...volumeKinds, createLocalKind(), ...others];
+  const projected = others.find(({ field }) => field === "projected") ?? createProjectedKind({});
+  const simple = [...volumeKinds, projected];
+  const all = [...simple, createLocalKind(), ...others];
+  const ownDirNames = new Set(
+    simple.filter(({ tearDown }) => tearDown === undefined).map(({ pluginName }) => pluginDirName(pluginName)),
+  );
   const byField = new Map(all.map((kind) => [kind.field, kind]));
   const byDirName = new Map(all.map((kind) => [pluginDirName(kind.pluginName), kind]));
   const kindOfOne = (source: Readonly<Record<string, unknown>>, fieldDefault: string): VolumeKind => {
@@ -74,14 +83,6 @@ export function kindTable(others: readonly VolumeKind[] = []): KindTable {
       return kindOfOne(Object.fromEntries(source), "without a source");
     },
     ofDirName: (name) => byDirName.get(name),
+    isOwnDirName: (name) => ownDirNames.has(name),
   };
-}
-
-const ownPluginDirs = new Set(
-  volumeKinds.filter(({ tearDown }) => tearDown === undefined).map((kind) => pluginDirName(kind.pluginName)),
-);
-
-/** True for the directories under a pod's `volumes` whose content is ours to unmount and delete. */
-export function isOwnPluginDir(name: string): boolean {
-  return ownPluginDirs.has(name);
 }

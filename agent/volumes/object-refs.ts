@@ -1,4 +1,4 @@
-import { allContainers } from "../kube/pod-resources.ts";
+import { allContainers, namespaceOf } from "../kube/pod-resources.ts";
 import type { Pod, Volume } from "../kube/types.ts";
 
 /** A ConfigMap or Secret that a pod refers to. */
@@ -52,7 +52,7 @@ function namesIn(volume: Volume): FoundName[] {
 }
 
 function unique(pod: Pod, found: readonly FoundName[]): ObjectRef[] {
-  const namespace = pod.metadata.namespace ?? "default";
+  const namespace = namespaceOf(pod);
   const byKey = new Map<string, ObjectRef>();
   for (const [kind, name] of found) {
     if (name === undefined || name === "") continue;

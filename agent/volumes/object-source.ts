@@ -1,10 +1,11 @@
 import type { ApiClient, Resource, StartInformer } from "../kube/port.ts";
+import { uidOf } from "../kube/pod-resources.ts";
 import { configMaps, secrets } from "../kube/resources.ts";
 import type { ConfigMap, Node, Pod, Secret } from "../kube/types.ts";
-import { backoffMs } from "../lib/backoff.ts";
 import type { Clock } from "../lib/clock.ts";
 import { AgentError, hasCode } from "../lib/errors.ts";
 import type { Logger } from "../lib/log.ts";
+import { withBindingLag } from "./binding-lag.ts";
 import { CachedReader, LiveReader, type ObjectReader, trimObject, WatchedObject } from "./object-readers.ts";
 import { type ObjectRef, objectRefs, refKey } from "./object-refs.ts";
 import type { ObjectSource } from "./port.ts";
@@ -34,10 +35,6 @@ export const watchIdleSyncs = 5;
 export const watchIdleMsMin = 60_000;
 // One object is small: a server that needs longer than this counts as away.
 const getTimeoutMs = 10_000;
-// The API server learns that a pod is bound to this node about when we do, and refuses its objects until then. A moment
-// later it agrees; without the second try the pod would wait for the worker's backoff.
-export const forbiddenTriesMax = 5;
-export const forbiddenBackoff = { baseMs: 20, maxMs: 200 };
 
 type Known = ConfigMap | Secret;
 type Listener = (kind: ObjectRef["kind"], namespace: string, name: string) => void;
@@ -62,12 +59,14 @@ export function createObjectSource(options: ObjectSourceOptions): OwnedObjectSou
   const { clock, log, strategy, client, startInformer, ttlMs = () => cacheTTLMsDefault } = options;
   const idleMs = Math.max(watchIdleMsMin, watchIdleSyncs * (options.syncFrequencyMs ?? syncFrequencyMsDefault));
   const listeners = new Set<Listener>();
+  const stop = new AbortController();
   const entries = new Map<string, { ref: ObjectRef; podUIDs: Set<string>; reader: ObjectReader<Known> }>();
   const keysOfPod = new Map<string, Set<string>>();
 
   function createReader(ref: ObjectRef): ObjectReader<Known> {
     const resource: Resource<Known> = ref.kind === "ConfigMap" ? configMaps : secrets;
-    const get = async (how?: { mayBeOld: boolean }) => await getObject(client, resource, ref, { clock, ...how });
+    const get = async (how?: { mayBeOld: boolean }) =>
+      await getObject(client, resource, ref, { clock, signal: stop.signal, ...how });
     if (strategy === "Get") return new LiveReader(get);
     if (strategy === "Cache" || startInformer === undefined) return new CachedReader({ get, clock, ttlMs });
     const onChange = () => {
@@ -104,7 +103,7 @@ export function createObjectSource(options: ObjectSourceOptions): OwnedObjectSou
   return {
     register(pod: Pod) {
       if (client === undefined) return;
-      const podUID = pod.metadata.uid ?? "";
+      const podUID = uidOf(pod);
       const before = keysOfPod.get(podUID) ?? new Set<string>();
       const now = new Set<string>();
       for (const ref of objectRefs(pod)) {
@@ -133,6 +132,7 @@ export function createObjectSource(options: ObjectSourceOptions): OwnedObjectSou
       return () => listeners.delete(listener);
     },
     async close() {
+      stop.abort();
       const readers = [...entries.values()].map(({ reader }) => reader);
       entries.clear();
       keysOfPod.clear();
@@ -146,17 +146,15 @@ async function getObject<T extends Known>(
   client: ApiClient | undefined,
   resource: Resource<T>,
   { namespace, name }: ObjectRef,
-  { clock, mayBeOld = false }: { clock: Clock; mayBeOld?: boolean },
+  { clock, signal, mayBeOld = false }: { clock: Clock; signal: AbortSignal; mayBeOld?: boolean },
 ): Promise<T | undefined> {
-  const options = { timeoutMs: getTimeoutMs, ...(mayBeOld ? { resourceVersion: "0" as const } : {}) };
-  for (let tries = 1; ; tries += 1) {
-    try {
-      const object = await client?.get(resource, { namespace, name }, options);
-      return object === undefined ? undefined : trimObject(object);
-    } catch (err) {
-      if (hasCode(err, "NotFound")) return undefined;
-      if (!hasCode(err, "Forbidden") || tries >= forbiddenTriesMax) throw err;
-      await clock.sleep(backoffMs(tries, forbiddenBackoff));
-    }
+  const options = { signal, timeoutMs: getTimeoutMs, ...(mayBeOld ? { resourceVersion: "0" as const } : {}) };
+  try {
+    const ask = async () => await client?.get(resource, { namespace, name }, options);
+    const object = await withBindingLag(ask, clock, signal);
+    return object === undefined ? undefined : trimObject(object);
+  } catch (err) {
+    if (hasCode(err, "NotFound")) return undefined;
+    throw err;
   }
 }

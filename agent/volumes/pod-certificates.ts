@@ -1,4 +1,5 @@
 import { type ApiClient, type Informer, keyOf, type StartInformer } from "../kube/port.ts";
+import { namespaceOf, uidOf } from "../kube/pod-resources.ts";
 import { podCertificateRequests, serviceAccounts } from "../kube/resources.ts";
 import type { PodCertificateRequest } from "../kube/certificate-types.ts";
 import type { Pod, PodCertificateProjection } from "../kube/types.ts";
@@ -118,7 +119,8 @@ export function createPodCertificates(options: PodCertificatesOptions): PodCerti
   async function ask(entry: Entry): Promise<void> {
     watch(); // before the request is sent: its answer must not be missed
     const { pod, projection } = entry.source;
-    const { namespace = "default", name: podName } = pod.metadata;
+    const { name: podName } = pod.metadata;
+    const namespace = namespaceOf(pod);
     const podUID = uidOf(pod);
     const nodeUID = options.nodeUID();
     if (nodeUID === undefined) throw new AgentError("Unavailable", "the node is not registered yet");
@@ -237,11 +239,7 @@ function read({ source, state }: Entry, { nowMs, passMs }: { nowMs: number; pass
 /** Key in the store of the request that the source waits for. */
 function requestKey({ source, state }: Entry): string | undefined {
   if (state.kind !== "Wait" && state.kind !== "WaitRefresh") return undefined;
-  return keyOf({ namespace: source.pod.metadata.namespace ?? "default", name: state.request.name });
-}
-
-function uidOf({ metadata }: Pod): string {
-  return metadata.uid ?? "";
+  return keyOf({ namespace: namespaceOf(source.pod), name: state.request.name });
 }
 
 /** Drops what no reader looks at. */

@@ -4,7 +4,7 @@ import { errnoOf } from "../lib/errno.ts";
 import { AgentError, messageOf } from "../lib/errors.ts";
 import { isAtOrBeneath, listMountsUnder, unmountAllUnder } from "../lib/mount.ts";
 import { pluginDirName } from "./kind.ts";
-import { isOwnPluginDir } from "./kinds.ts";
+import type { KindTable } from "./kinds.ts";
 import { removeTree } from "./remove-tree.ts";
 import { fdPath, openDir } from "./safe-path.ts";
 
@@ -50,15 +50,16 @@ export function subPathTargetOf(podDir: string, volumeName: string, containerNam
  */
 export async function tearDownPodVolumes(
   podDir: string,
+  kinds: Pick<KindTable, "isOwnDirName">,
   left: readonly { plugin: string; specName: string }[] = [],
 ): Promise<void> {
   await listDir(podDir); // refuses a link
   const volumesDir = join(podDir, "volumes");
   const plugins = await listDir(volumesDir);
-  const ownDirs = plugins.filter(isOwnPluginDir).map((plugin) => join(volumesDir, plugin));
+  const ownDirs = plugins.filter((plugin) => kinds.isOwnDirName(plugin)).map((plugin) => join(volumesDir, plugin));
   const held = new Set(left.map(({ plugin }) => plugin));
   await refuseMounts(
-    plugins.filter((name) => !isOwnPluginDir(name) && !held.has(name)).map((name) => join(volumesDir, name)),
+    plugins.filter((name) => !kinds.isOwnDirName(name) && !held.has(name)).map((name) => join(volumesDir, name)),
   );
   // Each keeps its volume busy: a volume must not go while one of them stays.
   await tearDownSubPaths(podDir, new Set(left.map(({ specName }) => specName)));
@@ -68,7 +69,7 @@ export async function tearDownPodVolumes(
   const removals = plugins.map(async (plugin) => {
     if (held.has(plugin)) return;
     const pluginDir = join(volumesDir, plugin);
-    await (isOwnPluginDir(plugin) ? removeTree(pluginDir) : removeForeign(pluginDir));
+    await (kinds.isOwnDirName(plugin) ? removeTree(pluginDir) : removeForeign(pluginDir));
   });
   for (const outcome of await Promise.allSettled(removals)) {
     if (outcome.status === "rejected") throw outcome.reason;

@@ -1,14 +1,13 @@
-import type { Pod, VolumeProjection } from "../kube/types.ts";
+import { uidOf } from "../kube/pod-resources.ts";
+import type { VolumeProjection } from "../kube/types.ts";
 import { AgentError, messageOf } from "../lib/errors.ts";
-import { abortable } from "./abortable.ts";
-import { configMapFiles, getOptional, selectKeys } from "./config-map.ts";
 import { type Content, defaultModeDefault, setUpConfigVolume } from "./config-volume.ts";
 import { downwardAPIFiles } from "./downward-api.ts";
 import { certificateFiles, identityFile, tokenFile, trustFile } from "./identity-files.ts";
 import type { VolumeContext, VolumeKind } from "./kind.ts";
+import { configMapPayload, secretPayload } from "./object-files.ts";
 import type { FileContent } from "./payload.ts";
 import type { PodCertificates } from "./pod-certificates.ts";
-import { secretFiles } from "./secret.ts";
 import type { TrustBundles } from "./trust-bundles.ts";
 
 /** What some sources need that not every node has: each is behind a feature gate. */
@@ -17,10 +16,7 @@ export interface ProjectedOptions {
   podCertificates?: PodCertificates;
 }
 
-/** Several sources in one directory, kept in memory. This one is for nodes without the sources behind feature gates. */
-export const projectedKind: VolumeKind = createProjectedKind({});
-
-/** The kind of projected volumes of one node. */
+/** Several sources in one directory, kept in memory: the kind of projected volumes of one node. */
 export function createProjectedKind(options: ProjectedOptions): VolumeKind {
   const { trustBundles, podCertificates } = options;
   const usersOfBundles = new Set<string>();
@@ -93,17 +89,10 @@ async function collectSource(
 ): Promise<Content> {
   const { pod, deps, volume, signal } = context;
   const { defaultMode = defaultModeDefault } = volume.projected ?? {};
-  const namespace = pod.metadata.namespace ?? "default";
   if (source.configMap !== undefined) {
-    const { name = "", items, optional = false } = source.configMap;
-    const object = await getOptional(optional, () => abortable(deps.objects.configMap(namespace, name), signal));
-    return { payload: selectKeys(configMapFiles(object), { items, defaultMode, optional, what: "config" }) };
+    return { payload: await configMapPayload(source.configMap, defaultMode, context) };
   }
-  if (source.secret !== undefined) {
-    const { name = "", items, optional = false } = source.secret;
-    const object = await getOptional(optional, () => abortable(deps.objects.secret(namespace, name), signal));
-    return { payload: selectKeys(secretFiles(object), { items, defaultMode, optional, what: "secret" }) };
-  }
+  if (source.secret !== undefined) return { payload: await secretPayload(source.secret, defaultMode, context) };
   if (source.downwardAPI !== undefined) {
     const items = source.downwardAPI.items ?? [];
     return { payload: downwardAPIFiles(pod, items, defaultMode, deps.nodeAllocatable()) };
@@ -131,8 +120,4 @@ function behindGate<T>(part: T | undefined, source: string, gate: string): T {
     "Unimplemented",
     `projected source ${source} needs an API server and the feature gate ${gate} on this node`,
   );
-}
-
-function uidOf({ metadata }: Pod): string {
-  return metadata.uid ?? "";
 }

@@ -1,4 +1,4 @@
-import { allContainers } from "../kube/pod-resources.ts";
+import { allContainers, uidOf } from "../kube/pod-resources.ts";
 import type { PersistentVolume, Pod, Volume } from "../kube/types.ts";
 import { AgentError, isAbort, messageOf } from "../lib/errors.ts";
 import type { Logger } from "../lib/log.ts";
@@ -41,7 +41,7 @@ export interface VolumeSetUpDeps {
 
 export type SetUpOutcome =
   /** It was there. */
-  | { kind: "kept" }
+  | { kind: "present" }
   | { kind: "done"; refreshAtMs: number | undefined }
   /** Its content is there, but could not be brought up to date. */
   | { kind: "stale" }
@@ -62,7 +62,7 @@ export async function setUpVolume(
   signal: AbortSignal,
 ): Promise<SetUpOutcome> {
   const last = state.mounted.get(volume.name);
-  if (last?.isRefreshed === false) return { kind: "kept" };
+  if (last?.isRefreshed === false) return { kind: "present" };
   const onEnd = options.onSetUp(pod, volume.name);
   let resolved: Resolved | undefined;
   try {
@@ -145,7 +145,7 @@ async function reserve(
     const why = `mount options are not supported by ${kind.pluginName}`;
     throw new VolumeStepError("MountOptionSupport check", new AgentError("Invalid", why));
   }
-  const podUID = pod.metadata.uid ?? "";
+  const podUID = uidOf(pod);
   const { others, isFirst } = await users.add(name, podUID);
   const { accessModes = [] } = volume.spec;
   if (!isFirst && accessModes.length === 1 && accessModes[0] === "ReadWriteOncePod") {

@@ -16,8 +16,8 @@ import { tearDownPodVolumes } from "./pod-dirs.ts";
 export async function tearDownVolumes(pod: { podUID: string; podDir: string; kinds: KindTable }): Promise<void> {
   const { podUID, podDir, kinds } = pod;
   const found = [
-    ...(await volumesIn(join(podDir, "volumes"), false, kinds)),
-    ...(await volumesIn(join(podDir, "volumeDevices"), true, kinds)),
+    ...(await volumesIn(join(podDir, "volumes"), { isBlock: false, kinds })),
+    ...(await volumesIn(join(podDir, "volumeDevices"), { isBlock: true, kinds })),
   ];
   const outcomes = await Promise.allSettled(
     found.map(async ({ kind, plugin: _plugin, ...volume }) => {
@@ -31,7 +31,7 @@ export async function tearDownVolumes(pod: { podUID: string; podDir: string; kin
     outcome.status === "fulfilled" ? [] : [`volume "${found[at]?.specName}": ${messageOf(outcome.reason)}`],
   );
   try {
-    await tearDownPodVolumes(podDir, left);
+    await tearDownPodVolumes(podDir, kinds, left);
   } catch (err) {
     failures.push(messageOf(err));
   }
@@ -47,7 +47,10 @@ interface FoundVolume {
   isBlock: boolean;
 }
 
-async function volumesIn(dir: string, isBlock: boolean, kinds: KindTable): Promise<FoundVolume[]> {
+async function volumesIn(
+  dir: string,
+  { isBlock, kinds }: { isBlock: boolean; kinds: KindTable },
+): Promise<FoundVolume[]> {
   const found: FoundVolume[] = [];
   for (const plugin of await namesIn(dir)) {
     const kind = kinds.ofDirName(plugin);

@@ -5,6 +5,8 @@ import { backoffMs } from "../lib/backoff.ts";
 import type { Clock } from "../lib/clock.ts";
 import { AgentError, hasCode, messageOf } from "../lib/errors.ts";
 import type { Logger } from "../lib/log.ts";
+import { withBindingLag } from "./binding-lag.ts";
+import { isServed } from "./discovery.ts";
 
 /** What a projected source asks of a token. */
 export interface TokenSpec {
@@ -48,9 +50,6 @@ export const renewalWaitMs = 1_000;
 const sweepMs = 60_000;
 // The request is small, and a pod waits for it.
 const requestTimeoutMs = 10_000;
-// The API server may learn a moment after us that the pod is bound to this node, and refuses until then.
-export const refusedTriesMax = 5;
-export const refusedBackoff = { baseMs: 20, maxMs: 200 };
 
 const noTokens = "the API server does not serve TokenRequests: it has no subresource serviceaccounts/token";
 
@@ -98,24 +97,17 @@ export function createTokenManager(options: {
       },
     };
     const key = { namespace, name: account };
-    for (let tries = 1; ; tries += 1) {
-      try {
-        const callOptions = { signal, timeoutMs: requestTimeoutMs };
-        const answer = await client.createSubresource<TokenRequest, TokenRequest>(
-          serviceAccounts,
-          key,
-          "token",
-          body,
-          callOptions,
-        );
-        return readToken(answer, spec, `token for ${namespace}/${account}`);
-      } catch (err) {
-        if (hasCode(err, "NotFound") && !(await servesTokens(client, signal))) {
-          throw new AgentError("Unimplemented", noTokens);
-        }
-        if (!hasCode(err, "Forbidden") || tries >= refusedTriesMax) throw err;
-        await clock.sleep(backoffMs(tries, refusedBackoff), signal);
+    const options = { signal, timeoutMs: requestTimeoutMs };
+    const ask = async () =>
+      await client.createSubresource<TokenRequest, TokenRequest>(serviceAccounts, key, "token", body, options);
+    try {
+      const answer = await withBindingLag(ask, clock, signal);
+      return readToken(answer, spec, `token for ${namespace}/${account}`);
+    } catch (err) {
+      if (hasCode(err, "NotFound") && !(await servesTokens(client, signal))) {
+        throw new AgentError("Unimplemented", noTokens);
       }
+      throw err;
     }
   }
 
@@ -206,11 +198,5 @@ export function createTokenManager(options: {
 
 /** Tells a missing service account from a server that gives no tokens at all. In doubt it is the account. */
 async function servesTokens(client: ApiClient, signal: AbortSignal): Promise<boolean> {
-  const callOptions = { signal, timeoutMs: requestTimeoutMs };
-  try {
-    const list = await client.request<{ resources?: { name?: string }[] }>("GET", "/api/v1", undefined, callOptions);
-    return list.resources?.some(({ name }) => name === "serviceaccounts/token") !== false;
-  } catch {
-    return true;
-  }
+  return await isServed(client, "/api/v1", "serviceaccounts/token", signal).catch(() => true);
 }

@@ -3,7 +3,8 @@ import { clusterTrustBundles } from "../kube/resources.ts";
 import type { ClusterTrustBundle } from "../kube/certificate-types.ts";
 import type { ClusterTrustBundleProjection } from "../kube/types.ts";
 import type { Clock } from "../lib/clock.ts";
-import { AgentError, hasCode } from "../lib/errors.ts";
+import { AgentError } from "../lib/errors.ts";
+import { isServed } from "./discovery.ts";
 import { describeSource, trustAnchors } from "./trust-anchors.ts";
 
 /** Certificates of authorities that the cluster's ClusterTrustBundles spread. */
@@ -21,7 +22,6 @@ export interface TrustBundles {
 
 // How long the first reader waits for the first list: the reference's.
 export const syncWaitMs = 10_000;
-const discoveryTimeoutMs = 10_000;
 
 /** Nothing is watched before somebody reads: most nodes have no pod that uses a bundle. */
 export function createTrustBundles(options: {
@@ -93,30 +93,14 @@ export function createTrustBundles(options: {
 
 async function findResource(client: Pick<ApiClient, "request">) {
   for (const resource of clusterTrustBundles) {
-    if (await isServed(client, resource)) return resource;
+    const { group, version, plural } = resource;
+    if (await isServed(client, `/apis/${group}/${version}`, plural)) return resource;
   }
   throw new AgentError(
     "Unimplemented",
     "the API server does not serve ClusterTrustBundles: it needs the feature gate ClusterTrustBundle, and " +
       "certificates.k8s.io/v1beta1 in --runtime-config",
   );
-}
-
-/** Asks discovery whether a resource is there. */
-async function isServed(
-  client: Pick<ApiClient, "request">,
-  { group, version, plural }: { group: string; version: string; plural: string },
-): Promise<boolean> {
-  const path = `/apis/${group}/${version}`;
-  try {
-    const list = await client.request<{ resources?: { name?: string }[] }>("GET", path, undefined, {
-      timeoutMs: discoveryTimeoutMs,
-    });
-    return list.resources?.some(({ name }) => name === plural) === true;
-  } catch (err) {
-    if (hasCode(err, "NotFound")) return false;
-    throw err;
-  }
 }
 
 /** Drops what no reader looks at. */

@@ -16,6 +16,7 @@ import {
 } from "../../agent/lib/mount.ts";
 import { Orphans, type OrphansDeps } from "../../agent/pods/orphans.ts";
 import { tmpfsMagic } from "../../agent/volumes/empty-dir.ts";
+import { kindTable } from "../../agent/volumes/kinds.ts";
 import { removePodDir, tearDownPodVolumes } from "../../agent/volumes/pod-dirs.ts";
 import { depthMax, removeTree } from "../../agent/volumes/remove-tree.ts";
 import { prepareRoot } from "../../agent/volumes/root-dir.ts";
@@ -310,7 +311,7 @@ describe("a pod's directory", () => {
     await mkdir(join(on.podDir, "volumes"), { recursive: true });
     await removeTree(join(on.podDir, name));
     await symlink(outside(), join(on.podDir, name));
-    await expect(tearDownPodVolumes(on.podDir)).rejects.toThrow(
+    await expect(tearDownPodVolumes(on.podDir, kindTable())).rejects.toThrow(
       `will not delete ${join(on.podDir, name)}: it is not a directory`,
     );
     await expect(removePodDir(on.podDir)).rejects.toThrow("it is not a directory");
@@ -325,7 +326,7 @@ describe("a pod's directory", () => {
     await mkdir(join(on.podDir, "volumes"));
     await symlink(join(outside(), "kubernetes.io~empty-dir"), join(on.podDir, "volumes/kubernetes.io~empty-dir"));
     await symlink(outside(), join(on.podDir, "etc-hosts"));
-    await tearDownPodVolumes(on.podDir);
+    await tearDownPodVolumes(on.podDir, kindTable());
     await removePodDir(on.podDir);
     expect(await readdir(join(on.root, "pods"))).toEqual([]);
     await expectUntouched();

@@ -1,14 +1,14 @@
 import { describe, expect, test } from "vitest";
 import type { Container, Pod, PodSpec, Volume, VolumeMount } from "../../../agent/kube/types.ts";
 import { parseMountinfo } from "../../../agent/lib/mount.ts";
-import { configMapFiles, selectKeys } from "../../../agent/volumes/config-map.ts";
 import { nestedMountPoints } from "../../../agent/volumes/config-volume.ts";
 import { downwardAPIFiles } from "../../../agent/volumes/downward-api.ts";
 import { hugePageSize, memoryVolumeBytes } from "../../../agent/volumes/empty-dir.ts";
 import { kindTable } from "../../../agent/volumes/kinds.ts";
 import { buildMount } from "../../../agent/volumes/mounts.ts";
 import { commonUser } from "../../../agent/volumes/identity-files.ts";
-import { secretFiles } from "../../../agent/volumes/secret.ts";
+import { configMapFiles, secretFiles, selectKeys } from "../../../agent/volumes/object-files.ts";
+import { createProjectedKind } from "../../../agent/volumes/projected.ts";
 import { subPathOf } from "../../../agent/volumes/sub-path.ts";
 import { releaseHasNoswap } from "../../../agent/volumes/tmpfs-probe.ts";
 import { base64, makePod } from "./support.ts";
@@ -30,6 +30,14 @@ describe("kindOf", () => {
   test.each(["persistentVolumeClaim", "csi", "ephemeral"])("%s is refused by name", (kind) => {
     expect(() => kindOf({ name: "v", [kind]: {} })).toThrow(`volume kind ${kind} is not supported by nodelet`);
   });
+});
+
+test("isOwnDirName: what only we write into, with the projected kind of this node among it", () => {
+  const kinds = kindTable([createProjectedKind({}), { ...kindOf({ name: "v" }), field: "csi", pluginName: "a/csi" }]);
+  const names = ["empty-dir", "configmap", "secret", "downward-api", "projected", "nfs", "local-volume", "csi"];
+  const own = names.filter((name) => kinds.isOwnDirName(`kubernetes.io~${name}`));
+  expect(own).toEqual(["empty-dir", "configmap", "secret", "downward-api", "projected"]);
+  expect(kinds.isOwnDirName("a~csi")).toBe(false);
 });
 
 describe("memoryVolumeBytes", () => {
@@ -167,6 +175,15 @@ describe("nestedMountPoints", () => {
     },
     { name: "a name that merely begins alike", pod: pod(["v", "/v"], ["w", "/v/..a"], ["x", "/va"]), want: ["..a"] },
     { name: "untidy paths", pod: pod(["v", "/v/"], ["w", "/v//a/"]), want: ["a"] },
+    { name: "at the root", pod: pod(["v", "/"], ["w", "/etc/w"], ["x", "/y"]), want: ["etc/w", "y"] },
+    { name: "a volume within itself", pod: pod(["v", "/v"], ["v", "/v/a"], ["w", "/v/a/b"]), want: ["a", "b"] },
+    { name: "two volumes at one place", pod: pod(["v", "/v"], ["w", "/v"], ["x", "/v/a"]), want: ["a"] },
+    { name: "names that sort before a slash", pod: pod(["v", "/v"], ["w", "/v-1"], ["x", "/v/a"]), want: ["a"] },
+    {
+      name: "twenty thousand, which would be a minute's work pair by pair",
+      pod: pod(...Array.from({ length: 20_000 }, (_, i): [string, string] => [i % 2 ? "v" : "w", `/v${i}/x`])),
+      want: [],
+    },
   ])("$name", ({ pod, want }) => expect(nestedMountPoints(pod, "v")).toEqual(want));
 });
 

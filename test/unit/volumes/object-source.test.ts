@@ -4,12 +4,8 @@ import { AgentError } from "../../../agent/lib/errors.ts";
 import { silentLogger } from "../../../agent/lib/log.ts";
 import { objectRefs, refKey } from "../../../agent/volumes/object-refs.ts";
 import { syncGraceMs, syncWaitMs, watchSecondsMin } from "../../../agent/volumes/object-readers.ts";
-import {
-  createObjectSource,
-  forbiddenTriesMax,
-  type ObjectSourceOptions,
-  watchIdleSyncs,
-} from "../../../agent/volumes/object-source.ts";
+import { createObjectSource, type ObjectSourceOptions, watchIdleSyncs } from "../../../agent/volumes/object-source.ts";
+import { bindingLagTriesMax } from "../../../agent/volumes/binding-lag.ts";
 import { configMap, FakeServer } from "./object-source-support.ts";
 import { FakeClock, makePod } from "./support.ts";
 
@@ -66,6 +62,18 @@ test("objectRefs: finds every reference once, whatever container or volume it st
     "Secret/shop/registry",
     "Secret/shop/volume-secret",
   ]);
+});
+
+test("a second try that is waited for ends with the source", async () => {
+  server.getFailures = [new AgentError("Forbidden", "no relationship")];
+  const source = makeSource("Get");
+  source.register(pod);
+  const read = source.configMap("shop", "settings");
+  const refused = expect(read).rejects.toThrow("aborted");
+  await clock.advance(1);
+  await source.close();
+  await refused;
+  expect([server.gets, clock.pendingTimers]).toEqual([1, 0]);
 });
 
 describe("every strategy", () => {
@@ -215,7 +223,7 @@ describe("Watch", () => {
 
   test("a GET refused because the binding is news is tried again", async () => {
     server.getFailures = Array.from(
-      { length: forbiddenTriesMax - 1 },
+      { length: bindingLagTriesMax - 1 },
       () => new AgentError("Forbidden", "no relationship"),
     );
     const source = makeSource("Watch");

@@ -3,12 +3,12 @@ import { AgentError } from "../../../agent/lib/errors.ts";
 import { silentLogger } from "../../../agent/lib/log.ts";
 import {
   createTokenManager,
-  refusedTriesMax,
   renewalWaitMs,
   renewalTimeMs,
   type TokenManager,
   tokenAgeMsMax,
 } from "../../../agent/volumes/tokens.ts";
+import { bindingLagTriesMax } from "../../../agent/volumes/binding-lag.ts";
 import { FakeClock, FakeTokenServer, makePod } from "./support.ts";
 
 const hourMs = 3600_000;
@@ -114,14 +114,17 @@ describe("token", () => {
   });
 
   test("bridges the moment in which the API server does not know of the binding yet", async () => {
-    server.failures = Array.from({ length: refusedTriesMax - 1 }, () => new AgentError("Forbidden", "no relationship"));
+    server.failures = Array.from(
+      { length: bindingLagTriesMax - 1 },
+      () => new AgentError("Forbidden", "no relationship"),
+    );
     const token = tokens.token(pod, spec, never);
     await clock.advance(500);
     expect((await token).token).toBe("token-1");
   });
 
   test("gives up when it stays forbidden", async () => {
-    server.failures = Array.from({ length: refusedTriesMax }, () => new AgentError("Forbidden", "no relationship"));
+    server.failures = Array.from({ length: bindingLagTriesMax }, () => new AgentError("Forbidden", "no relationship"));
     const token = tokens.token(pod, spec, never);
     token.catch(() => {});
     await clock.advance(5000);
