@@ -3,6 +3,8 @@
  * An unknown name stays as it is written, `$$` is a literal dollar sign, a lone `$` stands for itself.
  */
 export function expand(input: string, lookup: (name: string) => string | undefined): string {
+  // Behind it nothing is closed: who writes many that are not must not make us look for the end of each.
+  const lastEnd = input.lastIndexOf(")");
   let output = "";
   let at = 0;
   for (;;) {
@@ -10,7 +12,7 @@ export function expand(input: string, lookup: (name: string) => string | undefin
     if (dollar === -1 || dollar === input.length - 1) return output + input.slice(at);
     output += input.slice(at, dollar);
     const next = input[dollar + 1];
-    const end = next === "(" ? input.indexOf(")", dollar + 2) : -1;
+    const end = next === "(" && dollar < lastEnd ? input.indexOf(")", dollar + 2) : -1;
     if (next === "$") {
       output += "$";
       at = dollar + 2;

@@ -72,22 +72,23 @@ async function write({ pod, podDir, dir, volume, deps }: VolumeContext, payload:
 export function nestedMountPoints(pod: Pod, volumeName: string): string[] {
   const found = new Set<string>();
   for (const { name: container, volumeMounts = [] } of allContainers(pod)) {
-    const paths = volumeMounts.map(({ name, mountPath }) => ({ name, path: posix.resolve("/", mountPath) }));
+    const isOurs = new Map<string, boolean>();
     for (const { name, mountPath } of volumeMounts) {
-      if (name !== volumeName || !posix.normalize(mountPath).startsWith("../")) continue;
-      throw new AgentError(
-        "Invalid",
-        `mountPath "${mountPath}" of container "${container}" leads out of the container`,
-      );
-    }
-    for (const outer of paths) {
-      if (outer.name !== volumeName) continue;
-      const inside = paths
-        .map(({ path }) => posix.relative(outer.path, path))
-        .filter((path) => path !== "" && path !== ".." && !path.startsWith("../"));
-      for (const path of inside) {
-        if (!inside.some((other) => path.startsWith(`${other}/`))) found.add(path);
+      if (name === volumeName && posix.normalize(mountPath).startsWith("../")) {
+        const why = `mountPath "${mountPath}" of container "${container}" leads out of the container`;
+        throw new AgentError("Invalid", why);
       }
+      const path = posix.resolve("/", mountPath).replace(/\/?$/, "/");
+      isOurs.set(path, name === volumeName || isOurs.get(path) === true);
+    }
+    // Sorted, what lies beneath a path follows it at once. So the innermost path around each is on top of these, and no
+    // number of mounts takes long.
+    const around: string[] = [];
+    for (const path of [...isOurs.keys()].sort()) {
+      while (around.length > 0 && !path.startsWith(around.at(-1) ?? "")) around.pop();
+      const outer = around.at(-1);
+      if (outer !== undefined && isOurs.get(outer) === true) found.add(path.slice(outer.length, -1));
+      around.push(path);
     }
   }
   return [...found].sort();

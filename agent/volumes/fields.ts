@@ -133,18 +133,20 @@ const shortEscapes: Record<string, string> = {
   '"': '\\"',
 };
 
+// Quotes, backslashes, and what Go does not call printable.
+const toEscape = /["\\]|[^\p{L}\p{M}\p{N}\p{P}\p{S} ]/gu;
+
 /** Go's %q, which readers of downwardAPI files parse: printable Unicode stays, the rest is escaped. */
 function quote(value: string): string {
-  let out = '"';
-  for (const char of value.toWellFormed()) {
-    const code = char.codePointAt(0) ?? 0;
-    const short = shortEscapes[char];
-    if (short !== undefined) out += short;
-    else if (/[\p{L}\p{M}\p{N}\p{P}\p{S} ]/u.test(char)) out += char;
-    else if (code < 0x20 || code === 0x7f) out += `\\x${hex(code, 2)}`;
-    else out += code < 0x1_0000 ? `\\u${hex(code, 4)}` : `\\U${hex(code, 8)}`;
-  }
-  return `${out}"`;
+  return `"${value.toWellFormed().replace(toEscape, escaped)}"`;
+}
+
+function escaped(char: string): string {
+  const code = char.codePointAt(0) ?? 0;
+  const short = shortEscapes[char];
+  if (short !== undefined) return short;
+  if (code < 0x20 || code === 0x7f) return `\\x${hex(code, 2)}`;
+  return code < 0x1_0000 ? `\\u${hex(code, 4)}` : `\\U${hex(code, 8)}`;
 }
 
 function hex(code: number, digits: number): string {

@@ -1,4 +1,4 @@
-import { describe, expect, test } from "vitest";
+import { describe, expect, test, vi } from "vitest";
 import { expand } from "../../../agent/lib/expand.ts";
 import { expandCommand } from "../../../agent/pods/expand.ts";
 
@@ -25,6 +25,20 @@ describe("expand", () => {
     ["$()", "nameless"],
     ["ü$(X)€", "üx€"],
   ])("%s → %s", (input, want) => expect(expand(input, (name) => values[name])).toBe(want));
+});
+
+test("expand: what is never closed takes no longer than it is long", () => {
+  const lookUp = vi.fn(() => "x");
+  const indexOf = vi.spyOn(String.prototype, "indexOf");
+  const input = "$(".repeat(1_000);
+  try {
+    expect(expand(`$(X)${input}`, lookUp)).toBe(`x${input}`);
+    // Each search for an end that is not there reads all that follows.
+    expect(indexOf.mock.calls.filter(([searched]) => searched === ")")).toHaveLength(1);
+  } finally {
+    indexOf.mockRestore();
+  }
+  expect(lookUp).toHaveBeenCalledTimes(1);
 });
 
 test("expandCommand: command and args see the final environment, absent ones stay empty", () => {
