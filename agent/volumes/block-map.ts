@@ -1,4 +1,17 @@
-import { mkdir, open, readdir, readFile, readlink, realpath, rmdir, stat, symlink, unlink } from "node:fs/promises";
+import { randomUUID } from "node:crypto";
+import {
+  mkdir,
+  open,
+  readdir,
+  readFile,
+  readlink,
+  realpath,
+  rename,
+  rmdir,
+  stat,
+  symlink,
+  unlink,
+} from "node:fs/promises";
 import { dirname, join } from "node:path";
 import { ignoreErrno } from "../lib/errno.ts";
 import { AgentError } from "../lib/errors.ts";
@@ -79,8 +92,11 @@ async function ensureLink(link: string, device: string): Promise<boolean> {
   await mkdir(dirname(link), { recursive: true, mode: 0o750 });
   const present = await readlink(link).catch(ignoreErrno("ENOENT"));
   if (present === device) return false;
-  if (present !== undefined) await unlink(link);
-  await symlink(device, link);
+  // Renamed over the old one, so that there always is one: tear-down finds the rest by it. Beside the links it would be taken
+  // for a volume if we were killed now; the pod's directory goes with all that is in it.
+  const made = join(dirname(dirname(dirname(link))), `.device-${randomUUID()}`);
+  await symlink(device, made);
+  await rename(made, link);
   return true;
 }
 

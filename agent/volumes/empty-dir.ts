@@ -1,19 +1,27 @@
-import { chmod, lstat, mkdir, rm, statfs, writeFile } from "node:fs/promises";
-import { dirname, join } from "node:path";
+import { constants } from "node:fs";
+import { chmod, type FileHandle, lstat, open, statfs } from "node:fs/promises";
+import { basename, dirname, join, relative } from "node:path";
 import { allContainers, podLimits, qosClass } from "../kube/pod-resources.ts";
 import { parseQuantity, quantityValue } from "../kube/quantity.ts";
 import type { Pod, Quantity, ResourceList, Volume } from "../kube/types.ts";
+import { ignoreErrno } from "../lib/errno.ts";
 import { AgentError } from "../lib/errors.ts";
 import { mountFilesystem, unmountAllUnder } from "../lib/mount.ts";
 import { pluginDirName, type VolumeContext, type VolumeKind } from "./kind.ts";
 import { applyFSGroup } from "./ownership.ts";
 import { removeTree } from "./remove-tree.ts";
+import { fdPath, openDir, openDirBeneath, partsOf, withDirs } from "./safe-path.ts";
 
 const pluginName = "kubernetes.io/empty-dir";
 
 // statfs magic numbers of linux/magic.h.
 export const tmpfsMagic = 0x0102_1994;
 export const hugetlbfsMagic = 0x9584_58f6;
+
+const volumeMode = 0o777;
+const pluginDirMode = 0o755;
+const markerDirMode = 0o750;
+const absentAsUndefined = ignoreErrno("ENOENT", "ENOTDIR");
 
 /** Scratch space of a pod: a directory on the node's disk, in memory, or of huge pages. */
 export const emptyDirKind: VolumeKind = {
@@ -92,18 +100,44 @@ async function setUpScratch(context: VolumeContext, markerName: string, scratch:
   const marker = join(markerDir, "ready");
   if (await exists(marker)) {
     if (mount === undefined ? await exists(dir) : await isMounted(dir, mount)) return;
-    await rm(markerDir, { recursive: true, force: true }); // left by the machine's last run, the volume is not
+    await removeTree(markerDir); // left by the machine's last run, the volume is not
   }
-  await mkdir(dir, { recursive: true, mode: 0o777 });
-  // A run that was killed may have mounted it. The root of a tmpfs has a mode of its own, with the sticky bit.
-  if (mount === undefined || !(await isMounted(dir, mount))) {
-    await chmod(dir, 0o777); // the umask may have taken bits away
-    if (mount !== undefined) await mountScratch(context, mount);
-  }
+  await withDirsIn(podDir, dirname(dir), pluginDirMode, async (parent) => {
+    await withDirs(parent, [basename(dir)], { mode: volumeMode }, async (own) => {
+      // A run that was killed may have mounted it. The root of a tmpfs has a mode of its own, with the sticky bit.
+      if (mount !== undefined && (await isMounted(dir, mount))) return;
+      await chmod(fdPath(own), volumeMode); // that run may have left it with another mode
+      if (mount !== undefined) await mountScratch(context, mount);
+    });
+  });
   const { fsGroup } = pod.spec.securityContext ?? {};
-  if (scratch.ownedByFSGroup && fsGroup !== undefined) await applyFSGroup(dir, fsGroup, { isReadOnly: false });
-  await mkdir(markerDir, { recursive: true, mode: 0o750 });
-  await writeFile(marker, "");
+  if (scratch.ownedByFSGroup && fsGroup !== undefined) {
+    const own = await openDirBeneath(podDir, relative(podDir, dir)); // by now what is mounted there
+    try {
+      await applyFSGroup(own, fsGroup, { isReadOnly: false });
+    } finally {
+      await own.close();
+    }
+  }
+  await withDirsIn(podDir, markerDir, markerDirMode, async (made) => {
+    const flags = constants.O_WRONLY | constants.O_CREAT | constants.O_NOFOLLOW;
+    await (await open(`${fdPath(made)}/ready`, flags, 0o644)).close();
+  });
+}
+
+/** As {@link withDirs}, from the pod's directory down: a link on the way leads nowhere. */
+async function withDirsIn(
+  podDir: string,
+  path: string,
+  mode: number,
+  use: (dir: FileHandle) => Promise<void>,
+): Promise<void> {
+  const base = await openDir(podDir);
+  try {
+    await withDirs(base, partsOf(relative(podDir, path)), { mode }, use);
+  } finally {
+    await base.close();
+  }
 }
 
 function wrappedName({ name }: Volume): string {
@@ -143,7 +177,7 @@ async function mountScratch({ deps, dir, signal }: VolumeContext, mount: Scratch
  * has huge pages of another size.
  */
 async function isMounted(dir: string, mount: ScratchMount): Promise<boolean> {
-  const [own, parent] = await Promise.all([lstat(dir), lstat(dirname(dir))]).catch(() => []);
+  const [own, parent] = await Promise.all([dir, dirname(dir)].map((path) => lstat(path).catch(absentAsUndefined)));
   if (own === undefined || parent === undefined || own.dev === parent.dev) return false;
   const { type, bsize } = await statfs(dir);
   if (mount.type === "tmpfs") return type === tmpfsMagic;
@@ -163,8 +197,5 @@ function podMemoryLimit(pod: Pod): number {
 }
 
 async function exists(path: string): Promise<boolean> {
-  return lstat(path).then(
-    () => true,
-    () => false,
-  );
+  return (await lstat(path).catch(absentAsUndefined)) !== undefined;
 }
