@@ -133,6 +133,7 @@ export async function unmountAllUnder(dir: string, accept: (entry: MountEntry) =
       .filter(accept)
       .map((entry) => entry.mountPoint);
   let why = "";
+  let isRefused = false;
   for (let pass = 0; pass < unmountPassesMax; pass += 1) {
     const paths = await present();
     if (paths.length === 0) return;
@@ -140,13 +141,16 @@ export async function unmountAllUnder(dir: string, accept: (entry: MountEntry) =
     for (let at = 0; at < paths.length; at += pathsPerUnmountMax) {
       const batch = paths.slice(at, at + pathsPerUnmountMax);
       const result = await exec("umount", ["--no-canonicalize", "--", ...batch], { timeoutMs: mountTimeoutMs });
-      if (result.failure !== undefined) why = result.message;
+      if (result.failure === undefined) continue;
+      why = result.message;
+      isRefused = result.failure === "exit";
     }
   }
   const left = await present();
   const [first] = left;
   if (first === undefined) return;
-  const hint = why.includes("busy") ? ` (fuser -vm ${first} shows who uses it)` : "";
+  // Whatever umount's words in this machine's language: as good as always somebody has a file open there.
+  const hint = isRefused ? ` (fuser -vm ${first} shows who uses it)` : "";
   throw new AgentError("Internal", `cannot unmount ${left.join(", ")}: ${why}${hint}`);
 }
 

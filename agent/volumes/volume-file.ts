@@ -1,9 +1,10 @@
-import { open } from "node:fs/promises";
+import { type FileHandle, open } from "node:fs/promises";
 import { AgentError } from "../lib/errors.ts";
 import { fdPath, openInside } from "./safe-path.ts";
 
 // What an environment file may weigh: more than the environment of a process can hold anyway.
 export const volumeFileBytesMax = 1 << 20;
+const chunkBytes = 1 << 16;
 
 /**
  * Text of a file at `path` in the volume at `base`, found without leaving the volume.
@@ -12,18 +13,27 @@ export const volumeFileBytesMax = 1 << 20;
 export async function readFileInside(base: string, path: string): Promise<string> {
   const handle = await openInside(base, path);
   try {
-    const stat = await handle.stat();
-    if (!stat.isFile()) throw new AgentError("Invalid", `"${path}" is not a file`);
-    if (stat.size > volumeFileBytesMax) {
-      throw new AgentError("Invalid", `"${path}" is larger than ${volumeFileBytesMax} bytes`);
-    }
+    if (!(await handle.stat()).isFile()) throw new AgentError("Invalid", `"${path}" is not a file`);
     const file = await open(fdPath(handle), "r");
     try {
-      return await file.readFile("utf8");
+      return (await readAll(file, path)).toString("utf8");
     } finally {
       await file.close();
     }
   } finally {
     await handle.close();
   }
+}
+
+/** By what is read: the file may grow meanwhile, and some have no size before. */
+async function readAll(file: FileHandle, path: string): Promise<Buffer> {
+  const chunks: Buffer[] = [];
+  let bytes = 0;
+  while (bytes <= volumeFileBytesMax) {
+    const { bytesRead, buffer } = await file.read(Buffer.allocUnsafe(chunkBytes));
+    if (bytesRead === 0) return Buffer.concat(chunks);
+    chunks.push(buffer.subarray(0, bytesRead));
+    bytes += bytesRead;
+  }
+  throw new AgentError("Invalid", `"${path}" is larger than ${volumeFileBytesMax} bytes`);
 }
