@@ -2,6 +2,7 @@ import { join } from "node:path";
 import { configSourceAnnotation, podSandboxResources } from "../kube/pod-resources.ts";
 import type { Pod } from "../kube/types.ts";
 import type { PodSandboxConfig, PodSnapshot, SandboxStatus } from "../runtime/port.ts";
+import { sysctlName } from "./admission/sysctls.ts";
 import { sandboxHostname } from "./hosts.ts";
 import { podLogDirName, uidOf } from "./names.ts";
 import type { DNSConfig } from "./dns.ts";
@@ -61,7 +62,7 @@ export function buildSandboxConfig(
     annotations: { [configSourceAnnotation]: "api", ...metadata.annotations },
     cgroupParent: inputs.cgroupParent,
     sysctls: Object.fromEntries(
-      (spec.securityContext?.sysctls ?? []).map(({ name, value }) => [name.replaceAll("/", "."), value]),
+      (spec.securityContext?.sysctls ?? []).map(({ name, value }) => [sysctlName(name), value]),
     ),
     resources,
     overhead,

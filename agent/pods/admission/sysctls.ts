@@ -23,7 +23,7 @@ export function forbiddenSysctl(
   { allowedUnsafeSysctls, kernelVersion }: Pick<AdmissionContext, "allowedUnsafeSysctls" | "kernelVersion">,
 ): Rejection | undefined {
   for (const { name: given } of spec.securityContext?.sysctls ?? []) {
-    const name = normalize(given);
+    const name = sysctlName(given);
     const forbid = (why: string) => ({
       reason: "SysctlForbidden",
       message: `forbidden sysctl: ${JSON.stringify(name)} ${why}`,
@@ -35,8 +35,11 @@ export function forbiddenSysctl(
   return undefined;
 }
 
-// `net/ipv4/tcp_rmem` is another way to write `net.ipv4.tcp_rmem`.
-function normalize(name: string): string {
+/**
+ * A sysctl's name with dots between its parts. `net/ipv4/conf/eth0.7/forwarding` is another way to write
+ * `net.ipv4.conf.eth0/7.forwarding`: which of both marks comes first says what it means. Pure.
+ */
+export function sysctlName(name: string): string {
   const separator = /[./]/.exec(name)?.[0];
   if (separator !== "/") return name;
   return name.replaceAll(/[./]/g, (mark) => (mark === "/" ? "." : "/"));
@@ -55,7 +58,7 @@ function isOlder(version: string, than: string): boolean {
 
 function isAllowed(name: string, allowed: readonly string[]): boolean {
   return allowed.some((entry) => {
-    const pattern = normalize(entry);
+    const pattern = sysctlName(entry);
     return pattern.endsWith("*") ? name.startsWith(pattern.slice(0, -1)) : name === pattern;
   });
 }
