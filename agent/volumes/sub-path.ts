@@ -12,7 +12,7 @@ import { makeDirsInside, openInside } from "./safe-path.ts";
 const targetDirMode = 0o750;
 const targetFileMode = 0o640;
 // All of it takes milliseconds. What takes longer than mount(8) may waits for a file system that went silent meanwhile.
-export const prepareTimeoutMs = 45_000;
+const prepareTimeoutMs = 45_000;
 
 /**
  * The path inside the volume that a mount asks for; undefined: the volume itself. Rejects with code Invalid for one that is
@@ -35,7 +35,7 @@ export function subPathOf(mount: VolumeMount, env: ReadonlyMap<string, string>):
   return subPath;
 }
 
-export interface SubPath {
+interface SubPath {
   volumePath: string;
   subPath: string;
   /** Where it is bind-mounted. */
