@@ -3,8 +3,14 @@ import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { setTimeout as sleep } from "node:timers/promises";
 import { afterAll, afterEach, beforeAll, beforeEach, describe, expect, test } from "vitest";
+import { systemClock } from "../../agent/lib/clock.ts";
 import { exec } from "../../agent/lib/exec.ts";
+import { silentLogger } from "../../agent/lib/log.ts";
+import { untilAborted } from "../../agent/lib/loop.ts";
+import { IptablesChains } from "../../agent/node/iptables-chains.ts";
 import { type Commands, createCommands } from "../../agent/proxy/commands.ts";
+import { createIptables } from "../../agent/proxy/iptables/exec.ts";
+import { observeFlavours } from "../../agent/proxy/iptables/flavour.ts";
 import { clear, pod1, pod2, ports, publish, slicePorts, vip } from "../support/proxy-scenarios.ts";
 import { RunningProxy } from "../support/running-proxy.ts";
 import { makeService, makeSlice } from "../support/service-objects.ts";
@@ -231,6 +237,54 @@ for (const flavour of ["nft", "legacy"] as const) {
         "the sets of clients are gone",
         async () => !(await net.onNode("ipset", ["list", "-name"])).includes("KUBE-AFF-"),
       );
+    });
+
+    test("a UDP client loses the pods of a service that is deleted", async () => {
+      const send = (text: string) => net.client.request({ op: "send", host: vip, port: 80, text, localPort: 5_556 });
+      const hears = async () => (await net.pod1.request({ op: "received" })) !== "[]";
+      await publish({ net, running }, "web", { clusterIP: vip }, [pod1]);
+      await until("the pod hears the client", () => send("1").then(hears));
+      // Deleted first: its endpoints are there for a moment longer.
+      running.services.remove("ns1/web");
+      await running.settled();
+      await until("the pod hears nothing any more", async () => {
+        await send("2");
+        await sleep(50);
+        return !(await hears());
+      });
+    });
+
+    test("the kubelet's chains are there in the same kind of tables, are left alone and come back", async () => {
+      const signal = new AbortController().signal;
+      const keepOnce = async () => {
+        const stop = new AbortController();
+        let resting = 0;
+        // A family rests when all of it is there.
+        const sleepOnce = async () => {
+          resting += 1;
+          if (resting === 2) stop.abort();
+          await untilAborted(stop.signal);
+        };
+        const clock = { ...systemClock, sleep: sleepOnce };
+        const open = (family: "IPv4" | "IPv6") => createIptables(net.commands, family, flavour, signal);
+        await new IptablesChains({ clock, log: silentLogger, open }).run(stop.signal);
+      };
+      const saved = async () => {
+        const text = await net.onNode(`iptables-${flavour}-save`, []);
+        return text.split("\n").filter((line) => /KUBE-(IPTABLES-HINT|KUBELET-CANARY|FIREWALL)/.test(line));
+      };
+      await keepOnce();
+      const want = await saved();
+      expect(want.filter((line) => line.startsWith(":KUBE-KUBELET-CANARY"))).toHaveLength(3);
+      expect(want.filter((line) => line.startsWith(":KUBE-IPTABLES-HINT"))).toHaveLength(1);
+      expect(want.filter((line) => line.includes("-j KUBE-FIREWALL"))).toHaveLength(2);
+      await keepOnce();
+      expect(await saved()).toEqual(want);
+      for (const verb of ["-F", "-X"]) await iptables("-t", "mangle", verb).catch(() => {});
+      await keepOnce();
+      expect((await saved()).sort()).toEqual([...want].sort());
+      const evidence = await observeFlavours(net.commands, signal);
+      expect(evidence.find((one) => one.flavour === flavour)?.hasHint).toBe(true);
     });
 
     // iptables-nft has no lock: the kernel serialises, and the tool repeats what collides.
