@@ -30,6 +30,7 @@ export async function startCSIVolumes(
     objects: plugins.csiDriverObjects,
     ownNode,
     selinuxEnabled,
+    refreshLimit: (driver, signal) => plugins.refreshLimit(driver, signal),
     event: (about, type, reason, message) => recorder.event(about, type, reason, message),
     clock,
     log,

@@ -6,7 +6,7 @@ import { csiDrivers } from "../kube/resources.ts";
 import type { Node } from "../kube/types.ts";
 import { createPluginManager } from "../plugins/manager.ts";
 import { registerPluginMetrics } from "../plugins/metrics.ts";
-import { refreshAllocatable } from "../volumes/csi/allocatable.ts";
+import { refreshAllocatable, refreshDriver } from "../volumes/csi/allocatable.ts";
 import { csiClientOpener } from "../volumes/csi/client.ts";
 import { createCSINodeKeeper } from "../volumes/csi/csi-node.ts";
 import { csiDriverObjects } from "../volumes/csi/driver-objects.ts";
@@ -29,6 +29,8 @@ export interface StartPluginsOptions {
 export interface Plugins {
   csiDrivers: CSIDrivers;
   csiDriverObjects: CSIDriverObjects;
+  /** Asks a driver anew how many volumes the node takes, and tells the cluster. Never rejects. */
+  refreshLimit(driver: string, signal: AbortSignal): Promise<void>;
   /** Whether the cluster can know of the node's drivers yet, for the Node's Ready condition. */
   storage: StorageReadiness;
 }
@@ -53,8 +55,8 @@ export function startPlugins(options: StartPluginsOptions, { clock, log, parts }
   const open = csiClientOpener(clock, createCSIMetrics(measures.registry));
   const drivers = createCSIDrivers({ csiNode: keeper, log, open });
   parts.defer("connections to CSI drivers", () => drivers.close());
-  if (keeper !== undefined) {
-    const refreshed = { drivers, objects, csiNode: keeper, clock, log };
+  const refreshed = keeper === undefined ? undefined : { drivers, objects, csiNode: keeper, clock, log };
+  if (refreshed !== undefined) {
     parts.start("CSI drivers' limits", (signal) => refreshAllocatable(refreshed, signal));
   }
 
@@ -65,6 +67,9 @@ export function startPlugins(options: StartPluginsOptions, { clock, log, parts }
   return {
     csiDrivers: drivers,
     csiDriverObjects: objects,
+    refreshLimit: async (driver, signal) => {
+      if (refreshed !== undefined) await refreshDriver(driver, refreshed, signal);
+    },
     storage: keeper ?? { problem: () => undefined, subscribe: () => () => {} },
   };
 }

@@ -1,6 +1,6 @@
 import type { Pod } from "../kube/types.ts";
 import { AgentError, messageOf } from "../lib/errors.ts";
-import { VolumeStepError } from "./kind.ts";
+import { type VolumeFailureMeaning, VolumeStepError } from "./kind.ts";
 
 /** Why one volume of a pod is not there. */
 export interface VolumeFailure {
@@ -23,9 +23,6 @@ export interface VolumeEvent {
 // So many errors of one pod are told at a time, as kubelet does.
 export const errorsMax = 10;
 
-/** The node cannot take another volume of a driver: to wait for it would be in vain. */
-export class AttachLimitError extends AgentError {}
-
 /** There is no directory for the pod, so none of its volumes can be. */
 export class PodDirError extends AgentError {
   readonly events: readonly VolumeEvent[];
@@ -37,9 +34,9 @@ export class PodDirError extends AgentError {
   }
 }
 
-/** Not all volumes of a pod are there. The message has all of what `events` say. */
+/** Not all volumes of a pod are there. The message has all of what `events` say, and what is only pending. */
 export class VolumesError extends AgentError {
-  /** One for each volume that failed, and one for all claims together. */
+  /** One for each volume that failed, and one for all claims together; none for what is only pending. */
   readonly events: readonly VolumeEvent[];
   /** One of them cannot come: the node has no room for it. */
   readonly exceedsAttachLimit: boolean;
@@ -48,18 +45,19 @@ export class VolumesError extends AgentError {
     const events = describeFailures(failures, unmounted);
     const cause = failures[0]?.err;
     const code = cause instanceof AgentError ? cause.code : "Internal";
-    super(code, events.map(({ message }) => message).join("; "), { cause });
+    const pending = failures.filter(isPending).map(describeFailure);
+    super(code, [...events, ...pending].map(({ message }) => message).join("; "), { cause });
     this.events = events;
-    this.exceedsAttachLimit = failures.some(({ err }) => isAttachLimit(err));
+    this.exceedsAttachLimit = failures.some(({ err }) => meaningOf(err) === "over the limit");
   }
 }
 
 /**
- * What pods' events say of these failures, in the words that people search for. Pure.
+ * What pods' events say of these failures, in the words that people search for; nothing of what is only pending. Pure.
  * @param unmounted names of all volumes of the pod that are not there
  */
 export function describeFailures(failures: readonly VolumeFailure[], unmounted: readonly string[]): VolumeEvent[] {
-  const resolved = failures.filter(({ isUnresolved }) => !isUnresolved).slice(0, errorsMax);
+  const resolved = failures.filter((failure) => !failure.isUnresolved && !isPending(failure)).slice(0, errorsMax);
   const unresolved = failures.filter(({ isUnresolved }) => isUnresolved).slice(0, errorsMax - resolved.length);
   const events = resolved.map(describeFailure);
   if (unresolved.length > 0) {
@@ -83,9 +81,12 @@ export function describeFailure({ specName, isBlock, err }: VolumeFailure): Volu
   };
 }
 
-function isAttachLimit(err: unknown): boolean {
-  if (err instanceof AttachLimitError) return true;
-  return err instanceof Error && err.cause !== undefined && isAttachLimit(err.cause);
+function isPending({ err }: VolumeFailure): boolean {
+  return meaningOf(err) === "pending";
+}
+
+function meaningOf(err: unknown): VolumeFailureMeaning | undefined {
+  return err instanceof VolumeStepError ? err.meaning : undefined;
 }
 
 function isUnattached({ err }: VolumeFailure): boolean {

@@ -123,13 +123,21 @@ export type VolumeStep =
   | "AttachFileDevice"
   | "NodeExpandVolume";
 
+/**
+ * What a failure means beside that the volume is not there: nothing is wrong so far, others only have not done their part, or
+ * the node has no room for another volume of the driver, so that to wait for it would be in vain.
+ */
+export type VolumeFailureMeaning = "pending" | "over the limit";
+
 /** What failed before a volume was given to its pod. The message leaves out step and volume. */
 export class VolumeStepError extends AgentError {
   readonly step: VolumeStep;
+  readonly meaning: VolumeFailureMeaning | undefined;
 
-  constructor(step: VolumeStep, cause: unknown) {
+  constructor(step: VolumeStep, cause: unknown, meaning?: VolumeFailureMeaning) {
     super(cause instanceof AgentError ? cause.code : "Internal", messageOf(cause), { cause });
     this.step = step;
+    this.meaning = meaning;
   }
 }
 

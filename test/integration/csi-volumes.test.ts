@@ -163,7 +163,7 @@ describe("CSI volumes", () => {
     const agent = await startAgent();
     const pod = podWithClaim("web");
     await expect(agent.manager.setUp(pod, never)).rejects.toThrow(
-      'MountVolume.VerifyControllerAttachedVolume failed for volume "pv" : waiting for the attach/detach controller',
+      /MountVolume\.VerifyControllerAttachedVolume failed for volume "pv" : waiting for the attach\/detach controller.*: no$/,
     );
     expect(await changes()).toEqual([]);
     on.server.objects.patch(

@@ -45,20 +45,10 @@ export async function refreshAllocatable(options: AllocatableRefreshOptions, sig
     return restMs;
   };
   const ask = async (name: string): Promise<void> => {
-    try {
-      const client = drivers.client(name);
-      const info = await client.nodeGetInfo({ signal });
-      // What was said by a driver that has gone meanwhile must not bring its entry back.
-      if (drivers.names().includes(name) && drivers.client(name) === client) await options.csiNode.set(name, info);
-    } catch (err) {
-      if (!isAbort(err)) {
-        log.warn({ driver: name, err: messageOf(err) }, "cannot refresh how many volumes a CSI driver takes");
-      }
-    } finally {
-      askedAtMs.set(name, clock.monotonic());
-      underway.delete(name);
-      loop.wake();
-    }
+    await refreshDriver(name, options, signal);
+    askedAtMs.set(name, clock.monotonic());
+    underway.delete(name);
+    loop.wake();
   };
   const loop = new Loop({
     clock,
@@ -73,6 +63,23 @@ export async function refreshAllocatable(options: AllocatableRefreshOptions, sig
   } finally {
     for (const end of unsubscribe) end();
     await Promise.all(underway.values());
+  }
+}
+
+/** Asks one driver anew how many volumes the node can have, and writes it into the CSINode. Never rejects. */
+export async function refreshDriver(
+  name: string,
+  { drivers, csiNode, log }: Pick<AllocatableRefreshOptions, "drivers" | "csiNode" | "log">,
+  signal: AbortSignal,
+): Promise<void> {
+  try {
+    const client = drivers.client(name);
+    const info = await client.nodeGetInfo({ signal });
+    // What was said by a driver that has gone meanwhile must not bring its entry back.
+    if (drivers.names().includes(name) && drivers.client(name) === client) await csiNode.set(name, info);
+  } catch (err) {
+    if (isAbort(err)) return;
+    log.warn({ driver: name, err: messageOf(err) }, "cannot refresh how many volumes a CSI driver takes");
   }
 }
 

@@ -51,6 +51,8 @@ export interface CSIVolumesOptions {
   /** Holds at most one object: the own Node. */
   ownNode: Store<Node>;
   selinuxEnabled: boolean;
+  /** Asks a driver anew how many volumes the node takes, and writes it into the CSINode. Never rejects. */
+  refreshLimit?(driver: string, signal: AbortSignal): Promise<void>;
   /** Records an event about a claim. */
   event(about: ObjectReference, type: "Normal" | "Warning", reason: string, message: string): void;
   clock: Clock;
@@ -88,6 +90,8 @@ interface PodVolume {
   isReady: boolean;
   isFromBefore: boolean | undefined;
   publishContext: CSIMap;
+  /** Monotonic ms since when it waits to be attached. */
+  attachSinceMs: number | undefined;
   /** Unix ms at which the driver is to be told again. */
   repeatAtMs: number;
   /** The size that it has here; undefined: it has not been looked at. */
@@ -215,6 +219,7 @@ class Volumes {
       isReady: false,
       isFromBefore: undefined,
       publishContext: {},
+      attachSinceMs: undefined,
       repeatAtMs: 0,
       knownBytes: undefined,
       canExpand: false,
@@ -236,7 +241,7 @@ class Volumes {
     await inStep("NewMounter initialization", async () => checkLifecycle(volume, object));
     if (!state.isPublished && needsAttach(volume, object)) {
       this.reported.want(key, uniqueVolumeName(volume.driver, volume.handle));
-      state.publishContext = await waitForAttach(volume, this.#options, signal);
+      state.publishContext = await this.#attached(volume, object, state, signal);
     }
     const isRepublished = object?.spec.requiresRepublish === true;
     const label = await this.#labelOf(volume, context, object);
@@ -262,6 +267,26 @@ class Volumes {
       isRefreshed: times.length > 0,
       ...(times.length === 0 ? {} : { refreshAtMs: Math.min(...times) }),
     };
+  }
+
+  async #attached(
+    { driver, handle }: CSIVolume,
+    object: CSIDriver | undefined,
+    state: PodVolume,
+    signal: AbortSignal,
+  ): Promise<CSIMap> {
+    const { refreshLimit, clock } = this.#options;
+    const isLimitKnown = (object?.spec.nodeAllocatableUpdatePeriodSeconds ?? 0) > 0;
+    state.attachSinceMs ??= clock.monotonic();
+    const awaited = {
+      driver,
+      handle,
+      sinceMs: state.attachSinceMs,
+      refreshLimit: isLimitKnown ? async () => await refreshLimit?.(driver, signal) : undefined,
+    };
+    const publishContext = await waitForAttach(awaited, this.#options, signal);
+    state.attachSinceMs = undefined;
+    return publishContext;
   }
 
   async #publish(

@@ -10,7 +10,7 @@ import {
   volumeAttachments,
 } from "../../../agent/kube/resources.ts";
 import type { Node } from "../../../agent/kube/types.ts";
-import { attachErrorAnnotation } from "../../support/apiserver/controllers/attach.ts";
+import { attachErrorAnnotation, attachErrorCodeAnnotation } from "../../support/apiserver/controllers/attach.ts";
 import { startTestApiServer, type TestApiServer } from "../../support/apiserver/server.ts";
 
 let server: TestApiServer;
@@ -93,10 +93,13 @@ test("a CSI volume of a bound pod is attached, and detached when neither pod nor
 });
 
 test("a volume that cannot be attached says why until the reason has gone", () => {
-  addVolume({ [attachErrorAnnotation]: "the rack is on fire" });
+  addVolume({ [attachErrorAnnotation]: "the rack is on fire", [attachErrorCodeAnnotation]: "8" });
   addClaim();
   addPod();
-  expect(attachment()?.status).toEqual({ attached: false, attachError: { message: "the rack is on fire" } });
+  expect(attachment()?.status).toEqual({
+    attached: false,
+    attachError: { message: "the rack is on fire", errorCode: 8 },
+  });
   const metadata = { annotations: { [attachErrorAnnotation]: null } };
   server.objects.patch(persistentVolumes, { name: "pv" }, { metadata }, { type: "merge" });
   expect(attachment()?.status).toMatchObject({ attached: true });

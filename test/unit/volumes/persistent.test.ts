@@ -7,7 +7,7 @@ import { silentLogger } from "../../../agent/lib/log.ts";
 import { describeFailures, errorsMax, VolumesError } from "../../../agent/volumes/failures.ts";
 import { parseBlkid } from "../../../agent/volumes/format-and-mount.ts";
 import type { VolumeContext, VolumeKind } from "../../../agent/volumes/kind.ts";
-import { inStep } from "../../../agent/volumes/kind.ts";
+import { inStep, VolumeStepError } from "../../../agent/volumes/kind.ts";
 import { createPodVolumes, type VolumeManager } from "../../../agent/volumes/manager.ts";
 import { nfsSource } from "../../../agent/volumes/nfs.ts";
 import { FakeClock, FakeObjects, makePod, makeTempDir } from "./support.ts";
@@ -132,6 +132,21 @@ describe("a claim", () => {
     offer("later");
     failure = undefined;
     await manager.setUp(pod, never);
+  });
+
+  test("that others have not attached yet is told of in the error only, that the node is full to whoever runs the pod", async () => {
+    offer("disk");
+    const step = "VerifyControllerAttachedVolume";
+    const waiting = new AgentError("Unavailable", "waiting for the attach/detach controller");
+    failure = () => Promise.reject(new VolumeStepError(step, waiting, "pending"));
+    const pod = podOf("a", claimVolume("disk"));
+    expect(await eventsOf(pod)).toEqual([]);
+    await expect(manager.setUp(pod, never)).rejects.toMatchObject({
+      message: `MountVolume.${step} failed for volume "pv-disk" : waiting for the attach/detach controller`,
+      exceedsAttachLimit: false,
+    });
+    failure = () => Promise.reject(new VolumeStepError(step, waiting, "over the limit"));
+    await expect(manager.setUp(pod, never)).rejects.toMatchObject({ exceedsAttachLimit: true });
   });
 
   test("whose volume this node must not use is refused before anything is mounted", async () => {

@@ -12,6 +12,8 @@ import { typed } from "../types.ts";
 
 /** On a PersistentVolume: why it cannot be attached. While it is there, it is not. */
 export const attachErrorAnnotation = "test.nodelet/attach-error";
+/** Beside it: gRPC's code for that, as a number. */
+export const attachErrorCodeAnnotation = "test.nodelet/attach-error-code";
 
 /**
  * Stands in for the attach-detach controller and every driver's external attacher: CSI volumes of bound pods get their
@@ -74,7 +76,8 @@ export function startAttachController(registry: Registry): () => void {
           status: { attached: false },
         });
       }
-      const message = volume.metadata.annotations?.[attachErrorAnnotation];
+      const { [attachErrorAnnotation]: message, [attachErrorCodeAnnotation]: code } = volume.metadata.annotations ?? {};
+      const errorCode = code === undefined ? {} : { errorCode: Number(code) };
       registry.modify(
         attachments,
         "",
@@ -83,7 +86,7 @@ export function startAttachController(registry: Registry): () => void {
           typed<VolumeAttachment>(object).status =
             message === undefined
               ? { attached: true, attachmentMetadata: { devicePath: `/dev/test/${volume.metadata.name}` } }
-              : { attached: false, attachError: { message } };
+              : { attached: false, attachError: { message, ...errorCode } };
         },
         { subresource: "status" },
       );

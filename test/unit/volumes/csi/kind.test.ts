@@ -3,14 +3,15 @@ import { join } from "node:path";
 import { setTimeout as sleep } from "node:timers/promises";
 import { afterEach, beforeEach, describe, expect, test } from "vitest";
 import type { ApiClient } from "../../../../agent/kube/port.ts";
-import type { CSIDriver, Node, Pod } from "../../../../agent/kube/types.ts";
+import type { CSIDriver, Node, Pod, VolumeAttachment } from "../../../../agent/kube/types.ts";
 import { silentLogger } from "../../../../agent/lib/log.ts";
+import { attachPatienceMs, attachPendingMs } from "../../../../agent/volumes/csi/attach.ts";
 import { type CSIVolumes, createCSIVolumes, refreshJitter, refreshMs } from "../../../../agent/volumes/csi/kind.ts";
 import { unstageBackoff } from "../../../../agent/volumes/csi/devices.ts";
 import { deviceDirOf, stagingPathOf } from "../../../../agent/volumes/csi/paths.ts";
 import { CSIError, type CSIDriverClient, type NodeCapability } from "../../../../agent/volumes/csi/port.ts";
 import { writeVolumeData } from "../../../../agent/volumes/csi/volume-data.ts";
-import type { BoundClaim, VolumeContext } from "../../../../agent/volumes/kind.ts";
+import { type BoundClaim, type VolumeContext, VolumeStepError } from "../../../../agent/volumes/kind.ts";
 import type { Token, TokenSpec } from "../../../../agent/volumes/tokens.ts";
 import { MemoryStore } from "../../../support/memory-store.ts";
 import { FakeClock, makePod, makeTempDir, settle } from "../support.ts";
@@ -34,6 +35,9 @@ let csi: CSIVolumes;
 let tokens: number;
 let driverListeners: Set<(driver: string) => void>;
 let ownNode: MemoryStore<Node>;
+/** What the API server says of the volume's attachment. */
+let attachment: VolumeAttachment["status"];
+let refreshes: string[];
 
 beforeEach(async () => {
   ({ dir: root, cleanUp } = await makeTempDir());
@@ -46,6 +50,8 @@ beforeEach(async () => {
   tokens = 0;
   driverListeners = new Set();
   ownNode = new MemoryStore<Node>().markSynced();
+  attachment = { attached: true };
+  refreshes = [];
   csi = start();
 });
 afterEach(() => cleanUp());
@@ -75,7 +81,13 @@ function start({ selinuxEnabled = false } = {}): CSIVolumes {
   return createCSIVolumes({
     rootDir: root,
     nodeName: "n1",
-    client: {} as ApiClient,
+    client: {
+      get: async () => await Promise.resolve({ metadata: { name: "csi-1" }, status: attachment }),
+    } as unknown as ApiClient,
+    refreshLimit: async (driver) => {
+      refreshes.push(driver);
+      await Promise.resolve();
+    },
     drivers: {
       client: () => client,
       subscribe: (listener) => {
@@ -215,6 +227,40 @@ describe("what a driver was asked", () => {
     const canceled = new CSIError("Canceled", "canceled", { status: "Canceled", isFinal: false });
     answers.set("publish", async () => await Promise.reject(canceled));
     await expect(csi.kind.setUp(contextOf(makePod({})))).rejects.toMatchObject({ code: "Unavailable" });
+  });
+});
+
+describe("a volume that has to be attached", () => {
+  /** What trying for as long as a pod's volumes are waited for comes to. */
+  const outcomes = async () => {
+    const seen = new Set<unknown>();
+    for (const endMs = clock.now() + attachPendingMs + attachPatienceMs; clock.now() < endMs; ) {
+      const tried = csi.kind.setUp(contextOf(makePod({}), never, bound)).catch((err: unknown) => err);
+      await clock.advance(attachPatienceMs);
+      const err = await tried;
+      seen.add(err instanceof VolumeStepError ? err.meaning : err);
+    }
+    return [...seen];
+  };
+
+  test("is pending for two minutes, and then it is told", async () => {
+    object = { ...object, attachRequired: true };
+    attachment = { attached: false };
+    expect(await outcomes()).toEqual(["pending", undefined]);
+  });
+
+  test("to a node that is full gives its pod up then, and not while another may just be going", async () => {
+    object = { ...object, attachRequired: true, nodeAllocatableUpdatePeriodSeconds: 60 };
+    attachment = { attached: false, attachError: { message: "no slot", errorCode: 8 } };
+    expect(await outcomes()).toEqual([undefined, "over the limit"]);
+    expect([...new Set(refreshes)]).toEqual([driverName]);
+  });
+
+  test("of a driver that does not say anew how many there may be is waited for on and on", async () => {
+    object = { ...object, attachRequired: true };
+    attachment = { attached: false, attachError: { message: "no slot", errorCode: 8 } };
+    expect(await outcomes()).toEqual([undefined]);
+    expect(refreshes).toEqual([]);
   });
 });
 
