@@ -84,7 +84,7 @@ class Agent {
   constructor(dir: string, mode: string) {
     this.#delayFile = join(dir, `delay-${mode}`);
     // The bundle that is in the executable: that one takes no preloads.
-    const preload = `--import=${new URL("loop-delay.mjs", import.meta.url).href}`;
+    const preload = `--import=${new URL("loop-delay.ts", import.meta.url).href}`;
     const args = [...nodeFlags, preload, bundle, "proxy", "--config", join(dir, `${mode}.yaml`)];
     this.#child = spawn(process.execPath, args, {
       stdio: ["ignore", "ignore", process.env["BENCH_LOG"] === undefined ? "ignore" : "inherit"],
@@ -93,8 +93,8 @@ class Agent {
   }
 
   async stop(): Promise<void> {
-    if (this.#child.exitCode !== null || this.#child.signalCode !== null)
-      throw new Error("nodelet ended by itself; see BENCH_LOG=1");
+    const { exitCode, signalCode } = this.#child;
+    if (exitCode !== null || signalCode !== null) throw new Error("nodelet ended by itself; see BENCH_LOG=1");
     const ended = once(this.#child, "exit");
     this.#child.kill("SIGTERM");
     await ended;
@@ -198,7 +198,7 @@ async function measure(dir: string, run: string): Promise<Row> {
   await writeFile(join(dir, "kubeconfig"), api.kubeconfig("admin"), { mode: 0o600 });
   await writeFile(join(dir, `${mode}.yaml`), JSON.stringify(cfg)); // JSON is YAML
   if (mode !== "nftables") await command(`iptables-${mode}`, "-t", "mangle", "-N", "KUBE-IPTABLES-HINT");
-  const addresses = [{ type: "InternalIP", address: "10.200.0.9" }];
+  const addresses = [{ type: "InternalIP" as const, address: "10.200.0.9" }];
   api.objects.create(nodes, { metadata: { name: "bench" }, status: { addresses } });
   api.objects.create({ ...nodes, plural: "namespaces", kind: "Namespace" }, { metadata: { name: "ns1" } });
   fill(api, count);
@@ -211,6 +211,8 @@ async function measure(dir: string, run: string): Promise<Row> {
     const coldMs = performance.now() - startedAt;
     const coldCpuMs = await agent.cpuMs();
     const coldToolsMs = await agent.toolsCpuMs();
+    // Tries from before there were rules: their flows would be met again by a port that is used again.
+    await command("conntrack", "-F");
     const stalls = await agent.stalls();
     const coldMemory = await agent.memoryMB();
     await sleep(3_000);
@@ -237,7 +239,7 @@ async function measure(dir: string, run: string): Promise<Row> {
     await agent.stalls();
     const afterStorms: number[] = [];
     let turn = changes;
-    for (let storm = 0; storm < storms && count > 1; storm += 1) {
+    for (let storm = 0; storm < storms; storm += 1) {
       for (let n = 0; n < stormUpdates; n += 1) {
         api.objects.update(endpointSlices, sliceOf(1 + ((n * 7_919) % (count - 1)), 1 + storm));
         if (n % 50 === 0) await sleep(10); // five thousand in a second

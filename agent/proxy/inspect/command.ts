@@ -8,7 +8,7 @@ import { findServiceRules, type ServiceQuery, type ServiceRules } from "./servic
 import { renderServiceRules } from "./service-text.ts";
 import { trace, type Trace } from "./trace.ts";
 import { renderTrace } from "./trace-text.ts";
-import type { Packet } from "./walk.ts";
+import type { Packet } from "./match.ts";
 
 // Readable in any window; longer lines are not read faster.
 const columnsMin = 60;

@@ -60,7 +60,8 @@ function toSource(to: string): Step {
 
 function matchSteps({ op, left, right }: Json, family: Family): Step[] | undefined {
   const fields = fieldsOf(left, family);
-  if (fields === undefined) return undefined;
+  // Whether a random number matches is no yes or no; our own rules look such numbers up in maps.
+  if (fields === undefined || fields.some(({ kind }) => kind === "random")) return undefined;
   const implied = impliedProtocol(left);
   // A rule for both families asks for its own first; a packet of ours has it.
   if (isJson(left) && isJson(left["meta"]) && left["meta"]["key"] === "nfproto") return undefined;

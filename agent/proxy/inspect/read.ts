@@ -11,7 +11,7 @@ import { isJson, textOf } from "./nft-values.ts";
 import { type Ipsets, parseIpsets, SaveReader } from "./parse-save.ts";
 import { interfaceTo, isLocalAddress, parseRoutes4, parseRoutes6, type Routes } from "./routes.ts";
 import type { Ruleset, Table } from "./ruleset.ts";
-import type { Surroundings } from "./walk.ts";
+import type { Surroundings } from "./match.ts";
 
 /** How the kernel is looked at. */
 export interface Kernel {

@@ -1,7 +1,8 @@
 import { hostPort } from "../ip.ts";
 import { printable, serviceOn } from "./names.ts";
 import { type Entries, type Ruleset, wordOf } from "./ruleset.ts";
-import { walk, type Packet, type Passed, type Surroundings, type Walk, type Way } from "./walk.ts";
+import type { Packet, Surroundings } from "./match.ts";
+import { walk, type Passed, type Walk, type Way } from "./walk.ts";
 
 /** One end that a packet may come to. */
 export interface TraceEnd {

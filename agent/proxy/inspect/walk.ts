@@ -1,39 +1,6 @@
 import { AgentError } from "../../lib/errors.ts";
-import { contains, parseIP } from "../ip.ts";
-import {
-  type BaseChain,
-  type Chain,
-  Entries,
-  type Field,
-  type Hook,
-  type Members,
-  type Rule,
-  type Ruleset,
-  type Step,
-  type Table,
-  type Value,
-  type Verdict,
-} from "./ruleset.ts";
-
-/** The first packet of a new connection. */
-export interface Packet {
-  readonly saddr: string;
-  readonly daddr: string;
-  readonly protocol: "tcp" | "udp" | "sctp";
-  readonly dport: number;
-  /** By which it comes in; undefined: made on this machine. */
-  readonly iif: string | undefined;
-}
-
-/** What the walk has to know of the machine, beside its rules. */
-export interface Surroundings {
-  /** True for the machine's own addresses, loopback included. */
-  isLocal(address: string): boolean;
-  /** The interface by which packets for the address leave; undefined: there is no route. */
-  interfaceTo(address: string): string | undefined;
-  /** Whether xt_recent's list has the address; undefined: not looked up yet. */
-  recalls(list: string, address: string): boolean | undefined;
-}
+import { entriesIn, holds, keysOf, matches, type Packet, type PacketState, type Surroundings } from "./match.ts";
+import type { BaseChain, Chain, Hook, Rule, Ruleset, Step, Table, Verdict } from "./ruleset.ts";
 
 /** A rule that the packet matched, or whose map had an entry for it. */
 export interface Passed {
@@ -88,16 +55,8 @@ interface Trail {
   readonly before: Trail | undefined;
 }
 
-interface State {
-  readonly saddr: string;
-  readonly daddr: string;
-  readonly dport: number;
-  readonly mark: number;
+interface State extends PacketState {
   readonly share: number;
-  readonly isDnat: boolean;
-  readonly snat: string | undefined;
-  readonly iif: string | undefined;
-  readonly oif: string | undefined;
   readonly visited: number;
   readonly trail: Trail | undefined;
 }
@@ -139,10 +98,11 @@ class Walker {
   }
 
   run(): Walk {
-    const { saddr, daddr, dport, iif } = this.#packet;
+    const { saddr, daddr, protocol, dport, iif } = this.#packet;
     const start: State = {
       saddr,
       daddr,
+      protocol,
       dport,
       mark: 0,
       share: 1,
@@ -285,7 +245,7 @@ class Walker {
       for (const state of open) {
         switch (step.kind) {
           case "match": {
-            const truth = this.#matches(step, state, table);
+            const truth = matches(step, state, table, this.#surroundings);
             if (truth === undefined) doubt ||= `unknown set or list in: ${rule.text}`;
             if (truth === false) out.push({ state, end: "next" });
             else next.push(state);
@@ -350,7 +310,7 @@ class Walker {
       return [];
     }
     const found: { state: State; end: End | "next" }[] = [];
-    for (const { key, share } of this.#keys(step.fields, state)) {
+    for (const { key, share } of keysOf(step.fields, state, this.#surroundings)) {
       const one = { ...state, share: state.share * share };
       const entry = entries.find(key, holds);
       if (entry?.verdict === undefined) next.push(one);
@@ -412,88 +372,6 @@ class Walker {
         return verdict satisfies never;
     }
   }
-
-  /** undefined: the set could not be read */
-  #matches(step: Extract<Step, { kind: "match" }>, state: State, table: Table): boolean | undefined {
-    const entries = entriesIn(step.among, table);
-    if (entries === undefined) return undefined;
-    const [field] = step.fields;
-    const isFound =
-      step.fields.length === 1 && (field?.kind === "ctstate" || field?.kind === "ctstatus")
-        ? connectionWords(field.kind, state).some((word) => entries.find([word], holds) !== undefined)
-        : this.#keys(step.fields, state).some(({ key }) => entries.find(key, holds) !== undefined);
-    return isFound !== step.isNegated;
-  }
-
-  /** The keys that fields come to, each with its chance: a random number has many. */
-  #keys(fields: readonly Field[], state: State): { key: (string | number)[]; share: number }[] {
-    let keys: { key: (string | number)[]; share: number }[] = [{ key: [], share: 1 }];
-    for (const field of fields) {
-      if (field.kind === "random") {
-        const { below } = field;
-        keys = keys.flatMap(({ key, share }) =>
-          Array.from({ length: below }, (_, n) => ({ key: [...key, n], share: share / below })),
-        );
-      } else {
-        const value = this.#valueOf(field, state);
-        for (const { key } of keys) key.push(value);
-      }
-    }
-    return keys;
-  }
-
-  #valueOf(field: Exclude<Field, { kind: "random" }>, state: State): string | number {
-    const { isLocal } = this.#surroundings;
-    switch (field.kind) {
-      case "saddr":
-      case "daddr":
-      case "dport":
-        return state[field.kind];
-      case "protocol":
-        return this.#packet.protocol;
-      case "sport":
-        return 0; // one that no rule names: it is any free one
-      case "iif":
-        return state.iif ?? "";
-      case "oif":
-        return state.oif ?? "";
-      case "mark":
-        return (state.mark & field.mask) >>> 0;
-      case "saddrType":
-        return isLocal(state.saddr) ? "local" : "unicast";
-      case "daddrType":
-        return isLocal(state.daddr) ? "local" : "unicast";
-      case "ctstate":
-        return "new";
-      case "ctstatus":
-        return state.isDnat ? "dnat" : "";
-      default:
-        return field satisfies never;
-    }
-  }
-}
-
-/** What conntrack says of the connection; iptables asks for its state and translation in one word. */
-function connectionWords(kind: "ctstate" | "ctstatus", { isDnat, snat }: State): string[] {
-  return [...(kind === "ctstate" ? ["new"] : []), ...(isDnat ? ["dnat"] : []), ...(snat === undefined ? [] : ["snat"])];
-}
-
-function entriesIn(members: Members, table: Table): Entries | undefined {
-  return members instanceof Entries ? members : table.sets.get(members.set);
-}
-
-/** Whether a value stands for `one`. */
-function holds(value: Value, one: string | number): boolean {
-  if (typeof value !== "object") return value === one;
-  if ("startsWith" in value) return String(one).startsWith(value.startsWith);
-  if ("bits" in value) {
-    const address = parseIP(String(one));
-    return address !== undefined && contains(value, address);
-  }
-  const { first, last } = value;
-  if (typeof first === "number" && typeof last === "number") return Number(one) >= first && Number(one) <= last;
-  const bits = (text: string | number) => parseIP(String(text))?.bits ?? "";
-  return bits(one) >= bits(first) && bits(one) <= bits(last);
 }
 
 /** Whether anything follows from the rule. */

@@ -5,14 +5,14 @@
 import { writeFileSync } from "node:fs";
 import { monitorEventLoopDelay } from "node:perf_hooks";
 
-const file = process.env.LOOP_DELAY_FILE;
+const file = process.env["LOOP_DELAY_FILE"];
 if (file !== undefined) {
   const resolution = 5;
   const delay = monitorEventLoopDelay({ resolution });
   delay.enable();
   process.on("SIGUSR2", () => {
     // What the timer itself takes is no stall.
-    const ms = (nanoseconds) => Math.max(0, nanoseconds / 1e6 - resolution);
+    const ms = (nanoseconds: number) => Math.max(0, nanoseconds / 1e6 - resolution);
     writeFileSync(file, JSON.stringify({ p99: ms(delay.percentile(99)), max: ms(delay.max) }));
     delay.reset();
   });
