@@ -1,6 +1,7 @@
 import { spawn } from "node:child_process";
 import { once } from "node:events";
 import { afterAll, afterEach, beforeAll, describe, expect, test } from "vitest";
+import { messageOf } from "../../agent/lib/errors.ts";
 import { silentLogger } from "../../agent/lib/log.ts";
 import { cleanup } from "../../agent/proxy/proxy.ts";
 import { clear, pod1, pod2, ports, publish, testServices, vip } from "../support/proxy-scenarios.ts";
@@ -34,6 +35,7 @@ describe("nftables", () => {
 
   test("rules and elements that somebody took away come back", async () => {
     await publish({ net, running }, "web", { clusterIP: vip }, [pod1]);
+    const asked = async () => await net.pod2.ask("tcp", vip, 80, 100);
     for (const [what, args] of [
       ["a chain's rules", ["flush", "chain", "ip", "kube-proxy", "services"]],
       ["an element", ["delete", "element", "ip", "kube-proxy", "service-ips", `{ ${vip} . tcp . 80 }`]],
@@ -41,7 +43,7 @@ describe("nftables", () => {
       ["the table", ["delete", "table", "ip", "kube-proxy"]],
     ] as const) {
       await nft(...args);
-      await until(`the service answers after somebody took away ${what}`, () => net.pod2.ask("tcp", vip, 80, 100));
+      await until(`the service answers after somebody took away ${what}`, asked);
     }
     expect(await nft("list", "table", "ip", "foreign")).toContain("counter");
   });
@@ -76,6 +78,11 @@ describe("nftables", () => {
   test("rules of the iptables mode go when this one has taken over, and the other way round", async () => {
     await publish({ net, running }, "web", { clusterIP: vip }, [pod1]);
     const { services, endpointSlices } = running;
+    const onlyLeft = (mode: "iptables" | "nftables") => async () => {
+      const hasTable = (await nft("list", "tables")).includes("ip kube-proxy");
+      const hasChains = (await net.onNode("iptables-nft-save", ["-t", "nat"])).includes("KUBE-SERVICES");
+      return hasTable === (mode === "nftables") && hasChains === (mode === "iptables");
+    };
     for (const mode of ["iptables", "nftables"] as const) {
       await running.stop();
       running = new RunningProxy(net, { mode, iptablesFlavour: "nft" });
@@ -84,11 +91,7 @@ describe("nftables", () => {
       running.markSynced();
       await running.settled();
       expect(await net.pod2.ask("tcp", vip, 80)).toMatch(/^pod1 /);
-      await until("only one mode's rules are left", async () => {
-        const hasTable = (await nft("list", "tables")).includes("ip kube-proxy");
-        const hasChains = (await net.onNode("iptables-nft-save", ["-t", "nat"])).includes("KUBE-SERVICES");
-        return hasTable === (mode === "nftables") && hasChains === (mode === "iptables");
-      });
+      await until("only one mode's rules are left", onlyLeft(mode));
     }
     await running.stop();
     running = start().markSynced();
@@ -142,6 +145,7 @@ describe("nftables", () => {
   test("a table that another kube-proxy left is taken over, whatever it looks like", async () => {
     await publish({ net, running }, "web", { clusterIP: vip }, [pod1]);
     const { services, endpointSlices } = running;
+    const isGone = async () => !(await nft("list", "table", "ip", "kube-proxy")).includes("gone");
     for (const lines of [
       // Its own make: chains and maps of services that are gone, an affinity set.
       [
@@ -168,10 +172,7 @@ describe("nftables", () => {
       running.markSynced();
       await running.settled();
       expect(await net.pod2.ask("tcp", vip, 80)).toMatch(/^pod1 /);
-      await until(
-        "what was there is gone",
-        async () => !(await nft("list", "table", "ip", "kube-proxy")).includes("gone"),
-      );
+      await until("what was there is gone", isGone);
     }
     expect(await nft("list", "table", "ip", "kube-proxy")).not.toContain("priority -42");
   });
@@ -199,6 +200,8 @@ describe("nftables", () => {
         makeSlice("web", [name === "pod1" ? pod1 : pod2], { ports: slicePorts, suffix: "v4" }),
         makeSlice("web", [`fd00:244:${name.slice(-1)}::2`], { ports: slicePorts, suffix: "v6", addressType: "IPv6" }),
       ];
+      const answers = (proto: "tcp" | "udp", host: string, wanted: string) => async () =>
+        (await net.node.ask(proto, host, 30_097, 500).catch(messageOf)).startsWith(wanted);
       const everyWay = [
         ["tcp", "127.0.0.1"],
         ["udp", "127.0.0.1"],
@@ -208,21 +211,14 @@ describe("nftables", () => {
       for (const name of ["pod1", "pod2"] as const) {
         await take({ services, slices: slices(name) });
         for (const [proto, host] of everyWay) {
-          await until(`${name} answers on ${host} over ${proto}`, async () =>
-            (await net.node.ask(proto, host, 30_097, 500)).startsWith(name),
-          );
+          await until(`${name} answers on ${host} over ${proto}`, answers(proto, host, name));
         }
       }
       // Outside of the relay's loopback the rules answer, as ever.
       expect(await net.client.ask("tcp", "192.0.2.1", 30_097)).toMatch(/^pod2 /);
       await take({ services, slices: [] });
       for (const [proto, host] of everyWay) {
-        await until(`${host} refuses over ${proto}`, async () =>
-          net.node.ask(proto, host, 30_097, 500).then(
-            () => false,
-            (err: unknown) => err instanceof Error && err.message === "ECONNREFUSED",
-          ),
-        );
+        await until(`${host} refuses over ${proto}`, answers(proto, host, "ECONNREFUSED"));
       }
     } finally {
       child.disconnect();

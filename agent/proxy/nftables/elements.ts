@@ -1,14 +1,10 @@
-/** What two services claim of the same key is decided by name, so that it does not depend on the order of events. */
-interface Claim {
-  readonly owner: string;
-  readonly value: string;
-}
+import type { Element } from "./render.ts";
 
 /** A change of one set or map, keys first to delete, then to add. */
 export interface ElementChanges {
   /** Keys that are in the kernel and are to go; also those that get another value. */
   readonly deletes: readonly string[];
-  readonly adds: readonly (readonly [key: string, value: string])[];
+  readonly adds: readonly Element[];
 }
 
 /**
@@ -16,8 +12,8 @@ export interface ElementChanges {
  * one by name has it, until it goes.
  */
 export class Elements {
-  /** Nearly every key has one claim. */
-  readonly #claims = new Map<string, Claim | readonly Claim[]>();
+  /** By key, who wants it; nearly always one. Of several the first by name comes first. */
+  readonly #claims = new Map<string, Element | readonly Element[]>();
   /** By key that changed since the last `takeChanges`: the value that the kernel has, undefined for none. */
   readonly #before = new Map<string, string | undefined>();
 
@@ -29,10 +25,10 @@ export class Elements {
     return this.#claims.keys();
   }
 
-  /** Notes that `owner` wants the element; again with another value: that one. */
-  put(owner: string, key: string, value: string): void {
-    const others = this.#others(owner, key);
-    this.#change(key, [...others, { owner, value }]);
+  /** Notes what a service wants; again with another value: that one. */
+  put(element: Element): void {
+    const { owner, key } = element;
+    this.#change(key, [...this.#others(owner, key), element]);
   }
 
   /** Notes that `owner` does not want it any more. */
@@ -43,14 +39,14 @@ export class Elements {
   /** What differs from the kernel's elements, in parts of at most `keysMax`. They are taken for equal afterwards. */
   *takeChanges(keysMax: number): Generator<ElementChanges, void> {
     let deletes: string[] = [];
-    let adds: [string, string][] = [];
+    let adds: Element[] = [];
     let count = 0;
     for (const [key, before] of this.#before) {
       this.#before.delete(key);
-      const after = this.#valueOf(key);
-      if (before === after) continue;
+      const after = listOf(this.#claims.get(key))[0];
+      if (before === after?.value) continue;
       if (before !== undefined) deletes.push(key);
-      if (after !== undefined) adds.push([key, after]);
+      if (after !== undefined) adds.push(after);
       count += 1;
       if (count % keysMax !== 0) continue;
       yield { deletes, adds };
@@ -60,29 +56,20 @@ export class Elements {
     if (deletes.length > 0 || adds.length > 0) yield { deletes, adds };
   }
 
-  #others(owner: string, key: string): readonly Claim[] {
+  #others(owner: string, key: string): readonly Element[] {
     return listOf(this.#claims.get(key)).filter((claim) => claim.owner !== owner);
   }
 
-  #change(key: string, claims: readonly Claim[]): void {
-    if (!this.#before.has(key)) this.#before.set(key, this.#valueOf(key));
-    const [first, second] = claims;
+  #change(key: string, claims: readonly Element[]): void {
+    if (!this.#before.has(key)) this.#before.set(key, listOf(this.#claims.get(key))[0]?.value);
+    const [first] = claims;
     if (first === undefined) this.#claims.delete(key);
-    else if (second === undefined) this.#claims.set(key, first);
-    else {
-      this.#claims.set(
-        key,
-        claims.toSorted((a, b) => (a.owner < b.owner ? -1 : 1)),
-      );
-    }
-  }
-
-  #valueOf(key: string): string | undefined {
-    return listOf(this.#claims.get(key))[0]?.value;
+    // By name, so that it does not depend on the order of events.
+    else this.#claims.set(key, claims.length === 1 ? first : claims.toSorted((a, b) => (a.owner < b.owner ? -1 : 1)));
   }
 }
 
-function listOf(claims: Claim | readonly Claim[] | undefined): readonly Claim[] {
+function listOf(claims: Element | readonly Element[] | undefined): readonly Element[] {
   if (claims === undefined) return [];
   return "owner" in claims ? [claims] : claims;
 }

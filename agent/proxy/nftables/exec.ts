@@ -102,8 +102,9 @@ const unitSeconds: Readonly<Record<string, number>> = { d: 86_400, h: 3_600, m: 
 /** Of `1d2h3m4s5ms`. */
 function secondsOf(text: string): number {
   let seconds = 0;
-  for (const [, count, unit = ""] of text.matchAll(/(\d+)(ms|[dhms])/g))
+  for (const [, count, unit = ""] of text.matchAll(/(\d+)(ms|[dhms])/g)) {
     seconds += Number(count) * (unitSeconds[unit] ?? 0);
+  }
   return seconds;
 }
 

@@ -12,15 +12,17 @@ export interface RenderContext {
   readonly fromLocalPods: string | undefined;
 }
 
-/** An element of a set or map. */
+/** An element of a set or map, as one service wants it. */
 export interface Element {
+  /** The service's key. */
+  readonly owner: string;
   /** The set's or map's name. */
   readonly set: string;
   readonly key: string;
   /** "" in a set. */
   readonly value: string;
-  /** For people; not looked at when elements are compared. */
-  readonly comment?: string;
+  /** For people, "" for none; not looked at when elements are compared. */
+  readonly comment: string;
 }
 
 /** All that one service puts into the table. */
@@ -31,7 +33,7 @@ export interface RenderedService {
   /** Seconds by the name of a set that remembers the clients of one endpoint. */
   readonly affinitySets: ReadonlyMap<string, number>;
   /** The numbers of endpoints whose shared chain and map it uses. */
-  readonly counts: ReadonlySet<number>;
+  readonly counts: readonly number[];
 }
 
 /** The words in which nft speaks of a family. */
@@ -65,8 +67,17 @@ export function renderService(service: ServiceDescription, context: RenderContex
     counts: new Set<number>(),
   };
   for (const port of service.ports) renderPort(service.key, port, context, rendered);
-  return { ...rendered, elements: [...rendered.elements.values()] };
+  const { elements, chains, affinitySets, counts } = rendered;
+  // Kept for every service, of which most have none of these.
+  return {
+    elements: [...elements.values()],
+    chains: chains.size === 0 ? none : chains,
+    affinitySets: affinitySets.size === 0 ? none : affinitySets,
+    counts: [...counts],
+  };
 }
+
+const none: ReadonlyMap<string, never> = new Map<string, never>();
 
 interface Rendering {
   readonly elements: Map<string, Element>;
@@ -83,7 +94,7 @@ function renderPort(serviceKey: string, port: ServicePort, context: RenderContex
   const external = hasAny && !(port.isExternalPolicyLocal && endpoints.local.length === 0);
   const refusal = hasAny ? "drop" : "goto reject-chain";
   const add = (set: string, key: string, value = "", comment = "") => {
-    out.elements.set(`${set} ${key}`, { set, key, value, ...(comment === "" ? {} : { comment }) });
+    out.elements.set(`${set} ${key}`, { owner: serviceKey, set, key, value, comment });
   };
   const address = (ip: string) => `${ip} . ${protocol} . ${port.port}`;
 

@@ -37,7 +37,6 @@ export function noChanges(): ChainChanges {
  */
 export class RuleState {
   readonly #context: RenderContext;
-  readonly #comments = new Map<string, string>();
   readonly #rendered = new Map<string, RenderedService>();
   readonly #elements = new Map<string, Elements>();
   readonly #counts = new Set<number>();
@@ -60,13 +59,11 @@ export class RuleState {
     for (const { set, key: element } of before?.elements ?? []) {
       if (wanted.has(`${set} ${element}`)) continue;
       this.#elements.get(set)?.drop(key, element);
-      this.#comments.delete(`${set} ${element}`);
     }
-    for (const { set, key: element, value, comment } of after.elements) {
-      let elements = this.#elements.get(set);
-      if (elements === undefined) this.#elements.set(set, (elements = new Elements()));
-      elements.put(key, element, value);
-      if (comment !== undefined) this.#comments.set(`${set} ${element}`, comment);
+    for (const element of after.elements) {
+      let elements = this.#elements.get(element.set);
+      if (elements === undefined) this.#elements.set(element.set, (elements = new Elements()));
+      elements.put(element);
     }
     // A set's timeout cannot be changed: it is made anew, and whatever refers to it as well.
     const isRemade = [...after.affinitySets].some(
@@ -100,11 +97,6 @@ export class RuleState {
     for (const [set, elements] of this.#elements) {
       for (const changes of elements.takeChanges(keysPerPartMax)) yield [set, changes];
     }
-  }
-
-  /** The words for people on an element, if it has any. */
-  commentOf(set: string, key: string): string | undefined {
-    return this.#comments.get(`${set} ${key}`);
   }
 
   /** Chains that belong to services. */

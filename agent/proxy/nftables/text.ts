@@ -89,8 +89,9 @@ export class TableText {
     this.#line(`delete rule ${this.#table} ${chain} handle ${handle}`);
   }
 
-  addElement(set: string, key: string, value: string, comment?: string): void {
-    const about = comment === undefined ? "" : ` comment "${comment.slice(0, commentLengthMax)}"`;
+  /** `value`: "" in a set. */
+  addElement(set: string, key: string, value: string, comment = ""): void {
+    const about = comment === "" ? "" : ` comment "${comment.slice(0, commentLengthMax)}"`;
     this.#element("add", set, `${key}${about}${value === "" ? "" : ` : ${value}`}`);
   }
 

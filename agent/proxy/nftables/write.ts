@@ -13,7 +13,7 @@ export interface StageRequest extends Pick<SyncRequest, "keys" | "describe"> {
 export async function writeElements(state: RuleState, text: TableText, pacer: Pacer): Promise<void> {
   for (const [set, { deletes, adds }] of state.takeElementChanges()) {
     for (const key of deletes) text.deleteElement(set, key);
-    for (const [key, value] of adds) text.addElement(set, key, value, state.commentOf(set, key));
+    for (const { key, value, comment } of adds) text.addElement(set, key, value, comment);
     await pacer.breathe();
   }
 }

@@ -168,28 +168,32 @@ test.each([
 ])("ranges without overlaps: %o", (texts, want) => expect(withoutOverlaps(texts)).toEqual(want));
 
 describe("elements", () => {
+  const element = (owner: string, value: string) => ({ owner, set: "s", key: "k", value, comment: "" });
   const taken = (elements: Elements) => {
     const parts = [...elements.takeChanges(1)];
-    return { deletes: parts.flatMap((part) => part.deletes), adds: parts.flatMap((part) => part.adds) };
+    return {
+      deletes: parts.flatMap((part) => part.deletes),
+      adds: parts.flatMap((part) => part.adds.map(({ value }) => value)),
+    };
   };
 
   test("a change and its opposite are none", () => {
     const elements = new Elements();
-    elements.put("a", "k", "1");
+    elements.put(element("a", "1"));
     taken(elements);
     elements.drop("a", "k");
-    elements.put("a", "k", "1");
+    elements.put(element("a", "1"));
     expect(taken(elements)).toEqual({ deletes: [], adds: [] });
   });
 
   test("of two services that claim the same key the first by name has it, until it goes", () => {
     const elements = new Elements();
-    elements.put("b", "k", "2");
-    expect(taken(elements)).toEqual({ deletes: [], adds: [["k", "2"]] });
-    elements.put("a", "k", "1");
-    expect(taken(elements)).toEqual({ deletes: ["k"], adds: [["k", "1"]] });
+    elements.put(element("b", "2"));
+    expect(taken(elements)).toEqual({ deletes: [], adds: ["2"] });
+    elements.put(element("a", "1"));
+    expect(taken(elements)).toEqual({ deletes: ["k"], adds: ["1"] });
     elements.drop("a", "k");
-    expect(taken(elements)).toEqual({ deletes: ["k"], adds: [["k", "2"]] });
+    expect(taken(elements)).toEqual({ deletes: ["k"], adds: ["2"] });
     elements.drop("b", "k");
     expect(taken(elements)).toEqual({ deletes: ["k"], adds: [] });
   });
