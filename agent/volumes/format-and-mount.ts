@@ -14,14 +14,18 @@ export interface FormatAndMount {
   isReadOnly: boolean;
 }
 
-// Reading a device's first blocks; one that does not answer is broken.
-const blkidTimeoutMs = 30_000;
+// Reading a device's first and last blocks; one that does not answer is broken.
+const readTimeoutMs = 30_000;
 // Making or repairing a file system writes all over a device. It is never broken off early: half a file system is one
 // that nobody can mount and nobody would make anew.
 export const longTimeoutMs = 30 * 60_000;
 
-// blkid's exit code when there is nothing that it knows on the device.
+// blkid's exit code when there is nothing that it knows on the device, and also when the device could not be read.
 const blkidNothing = 2;
+// All that blkid looks at lies there: superblocks and partition tables at the beginning, copies and RAID's at the end.
+const sectorBytes = 512;
+const firstSectors = (1 << 20) / sectorBytes;
+const lastSectors = (64 << 10) / sectorBytes;
 const fsckCorrected = 1;
 const fsckUncorrected = 4;
 
@@ -31,7 +35,10 @@ const fsTypePattern = /^[a-z0-9][a-z0-9_]*$/;
 /** A device has another file system than it was to be mounted as. */
 export class FilesystemMismatchError extends AgentError {}
 
-/** Rejects with an `AgentError`, see {@link FilesystemMismatchError} for one; with code Invalid for an empty device that may not be written. */
+/**
+ * Rejects with an `AgentError`, see {@link FilesystemMismatchError} for one; with code Invalid for an empty device that may not be
+ * written, with Unavailable for one that cannot be read: it is not taken for empty.
+ */
 export async function formatAndMount(what: FormatAndMount, signal: AbortSignal): Promise<void> {
   const { device, target, fsType, isReadOnly } = what;
   if (!fsTypePattern.test(fsType)) throw new AgentError("Invalid", `"${fsType}" is not a file system type`);
@@ -56,12 +63,32 @@ export async function formatAndMount(what: FormatAndMount, signal: AbortSignal):
 /** What is on a device: a file system's type, or words for something else; undefined: nothing. */
 async function contentOf(device: string): Promise<string | undefined> {
   const args = ["-p", "-s", "TYPE", "-s", "PTTYPE", "-o", "export", device];
-  const result = await exec("blkid", args, { timeoutMs: blkidTimeoutMs });
-  if (result.code === blkidNothing) return undefined;
+  const result = await exec("blkid", args, { timeoutMs: readTimeoutMs });
+  if (result.code === blkidNothing) {
+    await checkReadable(device);
+    return undefined;
+  }
   if (result.failure !== undefined) {
     throw new AgentError("Internal", `cannot tell what is on ${device}: ${result.message}`);
   }
   return parseBlkid(result.stdout);
+}
+
+/** Reads what blkid has read, as it does not say whether it could. By another process: a disk that hangs must not hold ours. */
+async function checkReadable(device: string): Promise<void> {
+  const run = async (file: string, args: readonly string[]) => {
+    const result = await exec(file, args, { timeoutMs: readTimeoutMs });
+    if (result.failure === undefined) return result.stdout;
+    throw new AgentError(
+      "Unavailable",
+      `device ${device} cannot be read, it is not taken for empty: ${result.message}`,
+    );
+  };
+  const sectors = Math.floor(Number(await run("blockdev", ["--getsize64", device])) / sectorBytes);
+  const read = async (skip: number, count: number) =>
+    await run("dd", [`if=${device}`, "of=/dev/null", `bs=${sectorBytes}`, `skip=${skip}`, `count=${count}`]);
+  await read(0, firstSectors);
+  await read(Math.max(0, sectors - lastSectors), lastSectors);
 }
 
 /**
