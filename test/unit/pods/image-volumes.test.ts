@@ -58,7 +58,7 @@ function scripted(pod: Pod) {
     volumes,
     objects,
     recorder: { event: note },
-    services: { hasSynced: true, byIndex: () => [] },
+    services: { hasSynced: true, get: () => undefined, byIndex: () => [] },
     cgroups: { parentFor: () => "/pods/u1" },
     node: { hostIPs: () => ["10.0.0.1"], allocatable: () => ({}), hasRecursiveReadOnly: () => false },
     resizes: { starting: async () => {} },
