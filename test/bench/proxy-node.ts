@@ -43,8 +43,18 @@ const budgets: Readonly<Record<string, string>> = {
 if (process.env["BENCH_NAMESPACE"] === undefined) {
   const args = ["--net", process.execPath, ...process.execArgv, ...process.argv.slice(1)];
   const child = spawn("unshare", args, { stdio: "inherit", env: { ...process.env, BENCH_NAMESPACE: "1" } });
+  for (const signal of ["SIGINT", "SIGTERM"] as const) process.on(signal, () => child.kill(signal));
   const [code] = (await once(child, "exit")) as [number | null];
   process.exit(code ?? 1);
+}
+
+// The agent of this run ends with it, however it ends.
+let running: ChildProcess | undefined;
+for (const signal of ["SIGINT", "SIGTERM"] as const) {
+  process.on(signal, () => {
+    running?.kill("SIGKILL");
+    process.exit(1);
+  });
 }
 
 type Row = Record<string, string | number>;
@@ -90,9 +100,11 @@ class Agent {
       stdio: ["ignore", "ignore", process.env["BENCH_LOG"] === undefined ? "ignore" : "inherit"],
       env: { ...process.env, LOOP_DELAY_FILE: this.#delayFile },
     });
+    running = this.#child;
   }
 
   async stop(): Promise<void> {
+    running = undefined;
     const { exitCode, signalCode } = this.#child;
     if (exitCode !== null || signalCode !== null) throw new Error("nodelet ended by itself; see BENCH_LOG=1");
     const ended = once(this.#child, "exit");
