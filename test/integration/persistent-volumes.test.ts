@@ -342,6 +342,20 @@ describe("a block device", () => {
     expect(await readdir(join(root, "plugins/kubernetes.io~local-volume/volumeDevices"))).toEqual([]);
   });
 
+  test("of another name than before is linked in its place, and nothing is left beside the link", async () => {
+    const device = await makeDisk();
+    if (device === undefined) return await expectNoLoopDevices();
+    offer("disk", { local: { path: device }, volumeMode: "Block" });
+    const dir = join(root, "pods/a/volumeDevices/kubernetes.io~local-volume");
+    await mkdir(dir, { recursive: true });
+    await symlink("/dev/of-another-time", join(dir, "pv-disk"));
+    await manager.setUp(devicePod("a"), never);
+    expect(await readlink(join(dir, "pv-disk"))).toBe(device);
+    expect(await readdir(dir)).toEqual(["pv-disk"]);
+    expect((await readdir(join(root, "pods/a"))).toSorted()).toEqual(["plugins", "volumeDevices", "volumes"]);
+    await end("a");
+  });
+
   test.each(["link", "file", "bind", "loop"])(
     "is let go, and mapped again, after a SIGKILL behind the %s",
     async (step) => {
