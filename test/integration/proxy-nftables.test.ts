@@ -3,6 +3,7 @@ import { once } from "node:events";
 import { afterAll, afterEach, beforeAll, describe, expect, test } from "vitest";
 import { messageOf } from "../../agent/lib/errors.ts";
 import { silentLogger } from "../../agent/lib/log.ts";
+import { portBase } from "../../agent/proxy/nftables/names.ts";
 import { cleanup } from "../../agent/proxy/proxy.ts";
 import { clear, pod1, pod2, ports, publish, testServices, vip } from "../support/proxy-scenarios.ts";
 import type { ProxyObjects } from "../support/proxy-process.ts";
@@ -46,6 +47,22 @@ describe("nftables", () => {
       await until(`the service answers after somebody took away ${what}`, asked);
     }
     expect(await nft("list", "table", "ip", "foreign")).toContain("counter");
+  });
+
+  test("rules of one service that somebody took away come back", async () => {
+    const nodePorts = [{ ...ports[0]!, nodePort: 30_094 }];
+    await publish({ net, running }, "web", { type: "NodePort", clusterIP: vip, ports: nodePorts }, [pod1]);
+    const asked = async () => await net.client.ask("tcp", "192.0.2.1", 30_094, 100);
+    for (const chain of ["external", "service"]) {
+      await nft(
+        "flush",
+        "chain",
+        "ip",
+        "kube-proxy",
+        `${chain}-${portBase("ns1/web", { protocol: "tcp", portName: "p80" })}`,
+      );
+      await until(`the node port answers after somebody emptied its chain ${chain}`, asked);
+    }
   });
 
   test("an address that no service has is dropped, a port that no service has is refused", async () => {

@@ -36,7 +36,10 @@ export class FakeNft implements Nft {
     const before = structuredClone({ chains: this.chains, sets: this.sets });
     try {
       if (text.startsWith("add table ip kube-proxy-trial")) Object.assign(this, { chains: undefined, sets: new Map() });
-      for (const line of text.split("\n")) if (line !== "" && !line.startsWith("delete rule")) this.#command(line);
+      for (const line of text.split("\n")) {
+        if (line.startsWith("delete rule")) this.#expectRule(line);
+        else if (line !== "") this.#command(line);
+      }
       this.#expectClosed();
       return undefined;
     } catch (err) {
@@ -138,6 +141,13 @@ export class FakeNft implements Nft {
         }
       }
     }
+  }
+
+  /** Handles count a chain's rules. */
+  #expectRule(line: string): void {
+    const [, chain = "", handle = ""] = /kube-proxy (\S+) handle (\d+)$/.exec(line) ?? [];
+    const count = this.chains?.get(chain)?.length ?? 0;
+    if (count < Number(handle)) throw new AgentError("Invalid", `no such rule: ${line}`);
   }
 
   #attach(chain: string, rest: string): void {

@@ -28,6 +28,8 @@ export interface NftablesSyncResult extends Record<string, number> {
 const staleChainAgeMs = 1_000;
 // Text of one transaction while a table is filled that no packet reaches yet. Small ones leave the kernel's lock to others.
 const fillBytesMax = 512 * 1024;
+// Chains of services that one check looks at; the next check goes on with the ones behind.
+const checkedChainsMax = 500;
 // Elements that one check looks for; the next check goes on with the ones behind. 2 000 take the kernel 60 ms.
 const checkedElementsMax = 2_000;
 
@@ -46,8 +48,12 @@ export class NftablesRules {
   #nodePortIPs: readonly string[] = [];
   /** Chains that were emptied, and when (monotonic ms). They are deleted at a later sync. */
   readonly #stale = new Map<string, number>();
-  /** Handles of rules that no change touches; known after the first check that follows a full sync. */
-  #handles: ReadonlyMap<string, readonly number[]> | undefined;
+  /**
+   * Handles of rules by chain, of those chains that were not written since; known after the first check that follows a full
+   * sync.
+   */
+  #handles: Map<string, readonly number[]> | undefined;
+  #uncheckedChains: Iterator<readonly [chain: string, handles: readonly number[]]> | undefined;
   /** Where the check of the elements goes on. */
   #unchecked: Iterator<readonly [set: string, key: string], void> | undefined;
   /** Services that are left out. */
@@ -145,13 +151,26 @@ export class NftablesRules {
     if (this.#handles === undefined) {
       const table = await this.#nft.read(signal);
       if (table === undefined) return "the table was deleted";
-      const fixed = [...Object.keys(baseChains), ...fixedChains];
-      const empty = fixed.find((chain) => (table.handles.get(chain) ?? []).length === 0);
+      const wanted = [...ownChains, ...state.chains()];
+      const empty = wanted.find((chain) => (table.handles.get(chain) ?? []).length === 0);
       if (empty !== undefined) return `chain ${empty} was emptied`;
-      this.#handles = new Map(fixed.map((chain) => [chain, table.handles.get(chain) ?? []]));
+      this.#handles = new Map(wanted.map((chain) => [chain, table.handles.get(chain) ?? []]));
+      this.#uncheckedChains = undefined;
     }
     const text = new TableText(state.family);
-    for (const [chain, handles] of this.#handles) for (const handle of handles) text.deleteRule(chain, handle);
+    const deleteRules = (chain: string, handles: readonly number[]) => {
+      for (const handle of handles) text.deleteRule(chain, handle);
+    };
+    for (const chain of ownChains) deleteRules(chain, this.#handles.get(chain) ?? []);
+    const chains = (this.#uncheckedChains ??= this.#handles.entries());
+    for (let n = 0; n < checkedChainsMax; n += 1) {
+      const next = chains.next();
+      if (next.done === true) {
+        this.#uncheckedChains = undefined;
+        break;
+      }
+      if (!ownChains.has(next.value[0])) deleteRules(...next.value);
+    }
     text.deleteElement(canarySet, canaryOf(state.family));
     // It goes on over changes that are made between two checks.
     const unchecked = (this.#unchecked ??= state.elementKeys());
@@ -222,6 +241,9 @@ export class NftablesRules {
 
     for (const chain of changes.writes.keys()) this.#stale.delete(chain);
     for (const count of changes.newCounts) this.#stale.delete(countChain(count));
+    // Rules that are written get new handles, which nobody tells.
+    const written = [...changes.writes.keys(), ...changes.drops, ...[...changes.newCounts].map(countChain)];
+    for (const chain of written) this.#handles?.delete(chain);
     // A set whose seconds changed is emptied of its rules, then made anew.
     for (const name of changes.dropAffinitySets) {
       if (changes.newAffinitySets.has(name)) this.#remakeSet(name, changes, text);
@@ -282,6 +304,9 @@ const fixedChains = [
   "reject-chain",
 ] as const;
 
+/** Chains that belong to no service. */
+const ownChains: ReadonlySet<string> = new Set<string>([...Object.keys(baseChains), ...fixedChains]);
+
 /** Empties what is there, but for the sets that remember clients; deletes sets that nobody wants. @returns chains to delete later */
 function emptyTable(present: TableContent, state: RuleState, text: TableText): string[] {
   for (const chain of present.chains) text.flushChain(chain);
@@ -297,8 +322,7 @@ function emptyTable(present: TableContent, state: RuleState, text: TableText): s
     }
   }
   const wanted = state.chains();
-  const own = new Set<string>([...Object.keys(baseChains), ...fixedChains]);
-  return present.chains.filter((chain) => isServiceObject(chain) && !wanted.has(chain) && !own.has(chain));
+  return present.chains.filter((chain) => isServiceObject(chain) && !wanted.has(chain));
 }
 
 function canaryOf(family: RuleState["family"]): string {

@@ -72,6 +72,7 @@ class Setup {
 }
 
 const nodePort: Partial<ServiceSpec> = { type: "NodePort", ports: [{ name: "p80", port: 80, nodePort: 30_080 }] };
+const nodePortChain = `external-${portBase("ns1/svc2", { protocol: "tcp", portName: "p80" })}`;
 const loadBalancer = { status: { loadBalancer: { ingress: [{ ip: "203.0.113.7" }] } } };
 const here = { nodeName: "n1" };
 const there = { nodeName: "n2" };
@@ -295,15 +296,36 @@ describe("syncs", () => {
   test.each([
     ["the table", (nft: FakeNft): void => void (nft.chains = undefined)],
     ["a chain's rules", (nft: FakeNft) => nft.chains?.set("services", [])],
+    ["the rules of a service's chain", (nft: FakeNft) => nft.chains?.set(nodePortChain, [])],
+    ["the rules of a shared chain", (nft: FakeNft) => nft.chains?.set("count-1", [])],
     ["an element", (nft: FakeNft) => nft.sets.get("service-ips")?.elements.clear()],
     ["all elements", (nft: FakeNft) => nft.sets.forEach(({ elements }) => elements.clear())],
   ] as const)("notices that somebody took away %s", async (_, damage) => {
+    for (const isKnown of [false, true]) {
+      const setup = new Setup();
+      setup.put(makeService("svc1"), makeSlice("svc1", ["10.244.1.5"]));
+      setup.put(makeService("svc2", { ...nodePort, clusterIP: "10.96.0.11" }), makeSlice("svc2", ["10.244.1.5"]));
+      await setup.sync();
+      if (isKnown) expect(await setup.rules.findDamage(signal)).toBeUndefined();
+      damage(setup.nft);
+      expect(await setup.rules.findDamage(signal)).toBeDefined();
+      await setup.sync(true);
+      expect(await setup.rules.findDamage(signal)).toBeUndefined();
+    }
+  });
+
+  test("does not take its own changes for damage", async () => {
     const setup = new Setup();
-    setup.put(makeService("svc1"), makeSlice("svc1", ["10.244.1.5"]));
+    setup.put(makeService("svc2", nodePort), makeSlice("svc2", ["10.244.1.5"]));
     await setup.sync();
-    damage(setup.nft);
-    expect(await setup.rules.findDamage(signal)).toBeDefined();
-    await setup.sync(true);
+    expect(await setup.rules.findDamage(signal)).toBeUndefined();
+    setup.put(makeService("svc2", { ...nodePort, externalTrafficPolicy: "Local" }), makeSlice("svc2", []));
+    await setup.sync();
+    expect(await setup.rules.findDamage(signal)).toBeUndefined();
+    setup.model.setService("ns1/svc2", undefined);
+    await setup.sync();
+    await setup.clock.advance(1_000);
+    await setup.sync();
     expect(await setup.rules.findDamage(signal)).toBeUndefined();
   });
 
