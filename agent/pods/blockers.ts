@@ -132,7 +132,7 @@ function startBlocker(name: string, what: string, attempt: Attempt, { timeline }
     const first = ["create", "start", "postStart"].flatMap((step) => firstFailure(timeline?.entries, step, name) ?? []);
     const since = first[0] === undefined ? {} : { sinceMs: first[0].atMs };
     return [
-      { what, why: `${reason}${attempt.message}`, next: soonerText(attempt.message), ...since, ...failedOf(attempt) },
+      { what, why: `${reason}${attempt.message}`, next: soonerText(attempt.awaited), ...since, ...failedOf(attempt) },
     ];
   }
   const doing: Record<string, string> = {

@@ -12,6 +12,7 @@ import type {
 } from "../kube/types.ts";
 import { AgentError, hasCode, messageOf } from "../lib/errors.ts";
 import { expand } from "../lib/expand.ts";
+import { awaiting } from "../volumes/awaits.ts";
 import { resourceField } from "../volumes/fields.ts";
 import { getOptional } from "../volumes/object-files.ts";
 import { findInEnvFile } from "./env-file.ts";
@@ -156,7 +157,8 @@ function keyOrThrow(
 ): string | undefined {
   const value = data !== undefined && Object.hasOwn(data, ref.key) ? data[ref.key] : undefined;
   if (value === undefined && ref.optional !== true) {
-    throw new AgentError("Invalid", `couldn't find key ${ref.key} in ${kind} ${namespace}/${ref.name ?? ""}`);
+    const why = `couldn't find key ${ref.key} in ${kind} ${namespace}/${ref.name ?? ""}`;
+    throw new AgentError("Invalid", why, awaiting("object"));
   }
   return value;
 }

@@ -36,8 +36,12 @@ export class StepError extends Error {
   readonly reason: string;
   readonly retryAtMs: number | undefined;
 
-  constructor(reason: string, message: string, retryAtMs?: number) {
-    super(message);
+  constructor(
+    reason: string,
+    message: string,
+    { retryAtMs, cause }: { retryAtMs?: number | undefined; cause?: unknown } = {},
+  ) {
+    super(message, { cause });
     this.reason = reason;
     this.retryAtMs = retryAtMs;
   }
@@ -220,7 +224,7 @@ export class Executor {
       // What is wrong with more than the image is told by the sandbox.
       if (!(err instanceof ImagePullError)) throw new StepError("ContainerCreating", messageOf(err));
       this.#event(pod, "Warning", "Failed", `Error: ${err.reason}`, fieldPath);
-      throw new StepError(err.reason, err.message, err.retryAtMs);
+      throw new StepError(err.reason, err.message, { retryAtMs: err.retryAtMs });
     }
   }
 
@@ -262,7 +266,7 @@ export class Executor {
     const { container, fieldPath } = find(pod, action.container);
     const fail = (reason: string, err: unknown): never => {
       this.#event(pod, "Warning", "Failed", `Error: ${messageOf(err)}`, fieldPath);
-      throw new StepError(reason, messageOf(err));
+      throw new StepError(reason, messageOf(err), { cause: err });
     };
     const image = images.get(container.name);
     images.delete(container.name); // the next start asks anew

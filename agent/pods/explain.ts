@@ -149,7 +149,7 @@ function summary({ pod, status, state, timeline }: PodFacts, nowMs: number): Pod
 
 /** The timeline as others read it. */
 export function explainTimeline(entries: readonly TimelineEntry[]): ExplainedEntry[] {
-  return entries.map(({ atMs, lastAtMs, retryAtMs: _retryAtMs, tookMs, ...rest }) => ({
+  return entries.map(({ atMs, lastAtMs, retryAtMs: _retryAtMs, awaited: _awaited, tookMs, ...rest }) => ({
     ...rest,
     at: instant(atMs),
     lastAt: instant(lastAtMs),

@@ -1,3 +1,4 @@
+import type { Awaited } from "../volumes/awaits.ts";
 import type { ProbeType, Verdict } from "../probes/port.ts";
 import type { EnsuredImage } from "../runtime/images.ts";
 import type { CrashBackoff } from "./crash-backoff.ts";
@@ -8,7 +9,15 @@ import type { ResizeProgress } from "./resize/resizes.ts";
 export type Attempt =
   | { state: "running" }
   /** It failed and is tried again at `retryAtMs` (Unix ms) if it is still wanted then. */
-  | { state: "failed"; reason: string; message: string; retryAtMs: number; failures: number };
+  | {
+      state: "failed";
+      reason: string;
+      message: string;
+      retryAtMs: number;
+      failures: number;
+      /** What has to come before it can succeed, where that is known. */
+      awaited?: Awaited;
+    };
 
 /** An image that is there, and the name by which the container asked for it. */
 export interface ReadyImage extends EnsuredImage {

@@ -2,6 +2,7 @@ import { backoffMs } from "../lib/backoff.ts";
 import type { Clock } from "../lib/clock.ts";
 import { messageOf } from "../lib/errors.ts";
 import type { Logger } from "../lib/log.ts";
+import { awaitedBy } from "../volumes/awaits.ts";
 import { StepError } from "./executor.ts";
 import type { Attempt } from "./local.ts";
 
@@ -87,7 +88,9 @@ export class Steps {
     // The ordinary retry is never put off: during an image's backoff it finds out cheaply whether the image has come.
     const ownAtMs = (err instanceof StepError ? err.retryAtMs : undefined) ?? Number.POSITIVE_INFINITY;
     const retryAtMs = now + Math.min(ownAtMs - this.#wallClock.now(), backoffMs(failures, stepRetry));
-    this.#attempts.set(key, { state: "failed", reason, message: messageOf(err), retryAtMs, failures });
+    const awaited = awaitedBy(err);
+    const known = awaited === undefined ? {} : { awaited };
+    this.#attempts.set(key, { state: "failed", reason, message: messageOf(err), retryAtMs, failures, ...known });
     this.#log.info({ step: key, err: messageOf(err), retryInMs: Math.round(retryAtMs - now) }, "step failed");
   }
 }

@@ -4,6 +4,7 @@ import type { Clock } from "../lib/clock.ts";
 import { isAbort, messageOf } from "../lib/errors.ts";
 import type { PodSnapshot } from "../runtime/port.ts";
 import { type Executor, type StepContext, StepError } from "./executor.ts";
+import { awaitedBy } from "../volumes/awaits.ts";
 import { imageVolumesOf } from "./image-volumes.ts";
 import { newlyExited, type PodMetrics } from "./metrics.ts";
 import { specContainers, uidOf } from "./names.ts";
@@ -65,7 +66,7 @@ export class TimelineRecorder {
     return (err) => {
       if (err === undefined) open.done();
       else if (isAbort(err)) open.forget();
-      else open.failed(messageOf(err));
+      else open.failed(messageOf(err), { awaited: awaitedBy(err) });
     };
   }
 
@@ -79,7 +80,7 @@ export class TimelineRecorder {
           step.done();
         } catch (err) {
           if (context.signal.aborted && isAbort(err)) step.forget();
-          else step.failed(messageOf(err), err instanceof StepError ? err.retryAtMs : undefined);
+          else step.failed(messageOf(err), { retryAtMs: err instanceof StepError ? err.retryAtMs : undefined });
           throw err;
         }
       },
@@ -196,7 +197,7 @@ export class TimelineRecorder {
     };
     return {
       done: () => end().done(),
-      failed: (message, retryAtMs) => end().failed(message, retryAtMs),
+      failed: (message, more) => end().failed(message, more),
       forget: () => end().forget(),
     };
   }

@@ -1,3 +1,4 @@
+import type { Awaited } from "../volumes/awaits.ts";
 import type { Pod } from "../kube/types.ts";
 import type { Clock } from "../lib/clock.ts";
 import { uidOf } from "./names.ts";
@@ -24,6 +25,8 @@ export interface TimelineEntry {
   lastAtMs: number;
   /** Unix ms of the next attempt after a failure, where the step itself knows. */
   retryAtMs?: number;
+  /** What has to come before it can succeed, where that is known. */
+  awaited?: Awaited;
 }
 
 /** A step under way. Its end may be told once; what comes later counts for nothing. */
@@ -31,7 +34,7 @@ export interface OpenEntry {
   /** Says more about what it does. */
   note(detail: string): void;
   done(detail?: string): void;
-  failed(detail: string, retryAtMs?: number): void;
+  failed(detail: string, more?: { retryAtMs?: number | undefined; awaited?: Awaited | undefined }): void;
   /** It was called off: as if it had never begun. */
   forget(): void;
 }
@@ -96,12 +99,17 @@ export class Timeline {
   begin(what: string, subject = "", detail = ""): OpenEntry {
     const startedAtMs = this.#clock.monotonic();
     const entry = this.#add({ what, subject, state: "running", detail });
-    const end = (state: "done" | "failed", text: string, retryAtMs?: number) => {
+    const end = (
+      state: "done" | "failed",
+      text: string,
+      { retryAtMs, awaited }: Parameters<OpenEntry["failed"]>[1] = {},
+    ) => {
       if (entry.state !== "running") return;
       entry.state = state;
       entry.tookMs = this.#clock.monotonic() - startedAtMs;
       entry.detail = clip(text);
       if (retryAtMs !== undefined) entry.retryAtMs = retryAtMs - this.#clock.now() + this.#clock.monotonic();
+      if (awaited !== undefined) entry.awaited = awaited;
       this.#merge(entry);
     };
     return {
@@ -109,7 +117,7 @@ export class Timeline {
         if (entry.state === "running") entry.detail = clip(text);
       },
       done: (text = entry.detail) => end("done", text),
-      failed: (text, retryAtMs) => end("failed", text, retryAtMs),
+      failed: (text, more) => end("failed", text, more),
       forget: () => this.#remove(entry),
     };
   }
@@ -152,6 +160,7 @@ export class Timeline {
     before.lastAtMs = entry.atMs;
     if (entry.tookMs !== undefined) before.tookMs = entry.tookMs;
     if (entry.retryAtMs !== undefined) before.retryAtMs = entry.retryAtMs;
+    if (entry.awaited !== undefined) before.awaited = entry.awaited;
   }
 
   #remove(entry: TimelineEntry): void {

@@ -1,5 +1,6 @@
 import { claimNameOf, namespaceOf } from "../kube/pod-resources.ts";
 import type { Pod, Volume } from "../kube/types.ts";
+import type { Awaited } from "../volumes/awaits.ts";
 import type { Blocker } from "./blockers.ts";
 import type { PodFacts } from "./explain.ts";
 import type { PodLocal } from "./local.ts";
@@ -25,7 +26,7 @@ export function volumeBlockers({ pod, timeline }: PodFacts, local: PodLocal, now
     if (latest.state === "done") return [];
     if (latest.state === "failed") {
       const { detail: why, atMs: sinceMs, times: tries } = latest;
-      return [{ what, why, next: volumeNext(why, pod, volume), sinceMs, ...nextTry, tries }];
+      return [{ what, why, next: volumeNext(latest.awaited, pod, volume), sinceMs, ...nextTry, tries }];
     }
     return [{ what, ...underWay(latest, failure, volume, nowMs), sinceMs: latest.atMs }];
   });
@@ -57,38 +58,31 @@ function hangText({ nfs, csi, hostPath, persistentVolumeClaim, ephemeral }: Volu
   return "neither the disk nor the API server has answered";
 }
 
-/** What makes a failed volume go on, by how its error reads; "" if only its next try does. Pure. */
-function volumeNext(message: string, pod: Pod, volume: Volume): string {
+/** What makes a failed volume go on; "" if only its next try does. Pure. */
+function volumeNext(awaited: Awaited | undefined, pod: Pod, volume: Volume): string {
   const claim = `${namespaceOf(pod)} ${claimNameOf(pod, volume) ?? ""}`;
-  const found = answers.find(({ to }) => to.test(message));
-  return found?.next(claim) ?? soonerText(message);
+  switch (awaited) {
+    case "claim":
+      return `somebody has to make the claim: kubectl get pvc -n ${claim}`;
+    case "new claim":
+      return "the claim has to be made anew";
+    case "binding":
+      return `see why it is not bound: kubectl describe pvc -n ${claim}`;
+    case "attachment":
+      return "tried again at once when it is attached: kubectl describe volumeattachments";
+    case "driver":
+      return "tried again at once when the driver registers: look at its pod on this node";
+    case "other pod":
+      return "the other pod on this node has to go first";
+    case "object":
+    case undefined:
+      return soonerText(awaited);
+  }
 }
 
-const answers: readonly { to: RegExp; next(claim: string): string }[] = [
-  {
-    to: /PVC is not bound|has no claimRef/,
-    next: (claim) => `see why it is not bound: kubectl describe pvc -n ${claim}`,
-  },
-  {
-    to: /failed to fetch PVC from API server: .*not found/,
-    next: (claim) => `somebody has to make the claim: kubectl get pvc -n ${claim}`,
-  },
-  { to: /PVC is being deleted/, next: () => "the claim has to be made anew" },
-  { to: /^waiting for the attach|is not attached|has GET error for volume attachment/, next: () => attachText },
-  {
-    to: /not found in the list of registered CSI drivers|the driver is no longer registered/,
-    next: () => "tried again at once when the driver registers: look at its pod on this node",
-  },
-  { to: /ReadWriteOncePod access mode/, next: () => "the other pod on this node has to go first" },
-];
-
-const attachText = "tried again at once when it is attached: kubectl describe volumeattachments";
-
 /** When what fails for want of an object is tried again; "" for other errors. Pure. */
-export function soonerText(message: string): string {
-  return /(?:configmap|secret) "[^"]*" not found|couldn't find key/i.test(message)
-    ? "tried again at once when it appears"
-    : "";
+export function soonerText(awaited: Awaited | undefined): string {
+  return awaited === "object" ? "tried again at once when it appears" : "";
 }
 
 function latestFailure(entries: readonly TimelineEntry[]): TimelineEntry | undefined {

@@ -2,7 +2,8 @@ import type { ApiClient } from "../kube/port.ts";
 import { allContainers } from "../kube/pod-resources.ts";
 import { persistentVolumeClaims, persistentVolumes } from "../kube/resources.ts";
 import type { NodeSelectorTerm, PersistentVolume, PersistentVolumeClaim, Pod, Volume } from "../kube/types.ts";
-import { AgentError, isAbort, withContext } from "../lib/errors.ts";
+import { AgentError, hasCode, isAbort, withContext } from "../lib/errors.ts";
+import { awaiting } from "./awaits.ts";
 import { toCSI } from "./in-tree.ts";
 import type { BoundClaim } from "./kind.ts";
 import type { ClaimResolver } from "./set-up.ts";
@@ -34,7 +35,11 @@ export function createClaimResolver({ client, matchesNode }: ClaimResolverOption
         }
       };
       try {
-        const claim = await ask("PVC", client.get(persistentVolumeClaims, { namespace, name }, { signal }));
+        const claim = await ask("PVC", client.get(persistentVolumeClaims, { namespace, name }, { signal })).catch(
+          (err: unknown) => {
+            throw hasCode(err, "NotFound") ? new AgentError("NotFound", err.message, awaiting("claim", err)) : err;
+          },
+        );
         checkClaim(claim, pod, volume);
         const volumeName = claim.spec?.volumeName ?? "";
         const found = await ask(`PV ${volumeName}`, client.get(persistentVolumes, { name: volumeName }, { signal }));
@@ -61,9 +66,9 @@ function claimNameOf(pod: Pod, volume: Volume): string {
 function checkClaim({ metadata, spec, status }: PersistentVolumeClaim, pod: Pod, volume: Volume): void {
   // While it is protected its users are not to suffer from its deletion.
   if (metadata.deletionTimestamp !== undefined && metadata.finalizers?.includes(protectionFinalizer) !== true) {
-    throw new AgentError("Conflict", "PVC is being deleted");
+    throw new AgentError("Conflict", "PVC is being deleted", awaiting("new claim"));
   }
-  if (status?.phase !== "Bound") throw new AgentError("Unavailable", "PVC is not bound");
+  if (status?.phase !== "Bound") throw new AgentError("Unavailable", "PVC is not bound", awaiting("binding"));
   if ((spec?.volumeName ?? "") === "") throw new AgentError("Invalid", "PVC is bound but its spec.volumeName is empty");
   if (volume.ephemeral === undefined) return;
   const isOwned = metadata.ownerReferences?.some(
@@ -83,7 +88,9 @@ function checkVolume(
   uses: { mounts: boolean; devices: boolean },
 ): void {
   const which = `PV ${metadata.name}`;
-  if (spec.claimRef === undefined) throw new AgentError("Unavailable", `${which} has no claimRef, it is not bound yet`);
+  if (spec.claimRef === undefined) {
+    throw new AgentError("Unavailable", `${which} has no claimRef, it is not bound yet`, awaiting("binding"));
+  }
   if (spec.claimRef.uid !== claim.metadata.uid) {
     throw new AgentError(
       "Conflict",

@@ -2,6 +2,7 @@ import { namespaceOf } from "../kube/pod-resources.ts";
 import type { ConfigMap, KeyToPath, Secret } from "../kube/types.ts";
 import { AgentError, hasCode } from "../lib/errors.ts";
 import { abortable } from "./abortable.ts";
+import { awaiting } from "./awaits.ts";
 import type { VolumeContext } from "./kind.ts";
 import type { FileContent, Payload } from "./payload.ts";
 
@@ -67,7 +68,9 @@ export function selectKeys(
   for (const { key, path, mode = defaultMode } of items) {
     const data = files.get(key);
     if (data !== undefined) payload.set(path, { data, mode });
-    else if (optional !== true) throw new AgentError("Invalid", `references non-existent ${what} key: ${key}`);
+    else if (optional !== true) {
+      throw new AgentError("Invalid", `references non-existent ${what} key: ${key}`, awaiting("object"));
+    }
   }
   return payload;
 }

@@ -5,6 +5,7 @@ import type { ConfigMap, Node, Pod, Secret } from "../kube/types.ts";
 import type { Clock } from "../lib/clock.ts";
 import { AgentError, hasCode } from "../lib/errors.ts";
 import type { Logger } from "../lib/log.ts";
+import { awaiting } from "./awaits.ts";
 import { withBindingLag } from "./binding-lag.ts";
 import { CachedReader, LiveReader, type ObjectReader, trimObject, WatchedObject } from "./object-readers.ts";
 import { type ObjectRef, objectRefs, refKey } from "./object-refs.ts";
@@ -87,7 +88,9 @@ export function createObjectSource(options: ObjectSourceOptions): OwnedObjectSou
     const entry = entries.get(refKey(ref));
     if (entry === undefined) throw new AgentError("Internal", `object "${namespace}"/"${name}" not registered`);
     const object = await entry.reader.read();
-    if (object === undefined) throw new AgentError("NotFound", `${kind.toLowerCase()} "${name}" not found`);
+    if (object === undefined) {
+      throw new AgentError("NotFound", `${kind.toLowerCase()} "${name}" not found`, awaiting("object"));
+    }
     return object;
   }
 

@@ -2,6 +2,7 @@ import { allContainers, uidOf } from "../kube/pod-resources.ts";
 import type { PersistentVolume, Pod, Volume } from "../kube/types.ts";
 import { AgentError, isAbort, messageOf } from "../lib/errors.ts";
 import type { Logger } from "../lib/log.ts";
+import { awaiting } from "./awaits.ts";
 import { hasPublishedContent } from "./atomic-writer.ts";
 import { describeFailure, podFields, type VolumeFailure } from "./failures.ts";
 import type { PersistentVolumeUsers } from "./in-use.ts";
@@ -151,7 +152,7 @@ async function reserve(
   if (!isFirst && accessModes.length === 1 && accessModes[0] === "ReadWriteOncePod") {
     users.refuse(name, podUID);
     const why = "volume uses the ReadWriteOncePod access mode and is already in use by another pod";
-    throw new AgentError("Conflict", why);
+    throw new AgentError("Conflict", why, awaiting("other pod"));
   }
   return others;
 }

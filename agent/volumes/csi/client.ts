@@ -2,6 +2,7 @@ import type { Clock } from "../../lib/clock.ts";
 import { AgentError } from "../../lib/errors.ts";
 import { type GRPCChannel, openChannel, type StatusName } from "../../lib/grpc/channel.ts";
 import { loadProto, type ProtoPackage } from "../../lib/grpc/proto.ts";
+import { awaiting } from "../awaits.ts";
 import { csiError } from "./errors.ts";
 import {
   type CSICallOptions,
@@ -184,6 +185,7 @@ class Client implements OwnedCSIClient {
       throw new CSIError("Unavailable", `${what}: the driver is no longer registered`, {
         status: undefined,
         isFinal: false,
+        ...awaiting("driver"),
       });
     }
     const settings = { timeoutMs: callTimeoutMs, what, ...(signal === undefined ? {} : { signal }) };

@@ -2,6 +2,7 @@ import type { Logger } from "../../lib/log.ts";
 import { AgentError, messageOf } from "../../lib/errors.ts";
 import type { PluginHandler, PluginInfo } from "../../plugins/port.ts";
 import { abortable } from "../abortable.ts";
+import { awaiting } from "../awaits.ts";
 import type { OpenCSIClient, OwnedCSIClient } from "./client.ts";
 import type { CSINodeEntries } from "./csi-node.ts";
 import { type CSIDriverClient, type CSIDrivers, CSIError } from "./port.ts";
@@ -82,7 +83,7 @@ export function createCSIDrivers({ csiNode, log, open }: CSIDriversOptions): Own
       const registered = drivers.get(driver);
       if (registered?.isInUse === true) return registered.client;
       const message = `driver name ${driver} not found in the list of registered CSI drivers`;
-      throw new CSIError("Unavailable", message, { status: undefined, isFinal: false });
+      throw new CSIError("Unavailable", message, { status: undefined, isFinal: false, ...awaiting("driver") });
     },
     subscribe: (listener) => {
       listeners.add(listener);

@@ -5,6 +5,7 @@ import type { PodFacts } from "../../../agent/pods/explain.ts";
 import type { Attempt } from "../../../agent/pods/local.ts";
 import type { TimelineEntry } from "../../../agent/pods/timeline.ts";
 import { containerOf, exited, localOf, nothing, podOf, snapshot } from "./support.ts";
+import type { Awaited } from "../../../agent/volumes/awaits.ts";
 
 const now = 100_000;
 
@@ -41,6 +42,47 @@ interface Case {
   /** The first blocker. */
   want: Blocker | undefined;
 }
+
+const volumeAdvice: { name: string; detail: string; awaited?: Awaited; next: string }[] = [
+  {
+    name: "a claim that is not bound",
+    detail: "error processing PVC ns/big: PVC is not bound",
+    awaited: "binding",
+    next: "see why it is not bound: kubectl describe pvc -n ns big",
+  },
+  {
+    name: "a claim that is not there",
+    detail: 'error processing PVC ns/big: failed to fetch PVC from API server: persistentvolumeclaims "big" not found',
+    awaited: "claim",
+    next: "somebody has to make the claim: kubectl get pvc -n ns big",
+  },
+  {
+    name: "a volume that is not attached",
+    detail:
+      "waiting for the attach/detach controller: the volume is not attached yet according to the status of node n1",
+    awaited: "attachment",
+    next: "tried again at once when it is attached: kubectl describe volumeattachments",
+  },
+  {
+    name: "a driver that has not registered",
+    detail: "driver name disk.example not found in the list of registered CSI drivers",
+    awaited: "driver",
+    next: "tried again at once when the driver registers: look at its pod on this node",
+  },
+  {
+    name: "a volume that another pod has for itself",
+    detail: "volume uses the ReadWriteOncePod access mode and is already in use by another pod",
+    awaited: "other pod",
+    next: "the other pod on this node has to go first",
+  },
+  {
+    name: "a claim that goes away",
+    detail: "PVC is being deleted",
+    awaited: "new claim",
+    next: "the claim has to be made anew",
+  },
+  { name: "a claim with another error", detail: "mkfs failed: PVC is not bound", next: "" },
+];
 
 const cases: Case[] = [
   {
@@ -118,7 +160,7 @@ const cases: Case[] = [
     facts: factsOf({
       spec: { volumes: [{ name: "config", configMap: { name: "app" } }] },
       local: localOf({ volumes: "unknown", attempts: attempts(["volumes", failed("MountVolume …")]) }),
-      entries: [entry("volume", "config", { detail: 'configmap "app" not found', times: 4 })],
+      entries: [entry("volume", "config", { detail: 'configmap "app" not found', awaited: "object", times: 4 })],
     }),
     want: {
       what: "volume config (configMap)",
@@ -168,42 +210,13 @@ const cases: Case[] = [
       sinceMs: 40_000,
     },
   },
-  ...[
-    {
-      name: "a claim that is not bound",
-      detail: "error processing PVC ns/big: PVC is not bound",
-      next: "see why it is not bound: kubectl describe pvc -n ns big",
-    },
-    {
-      name: "a claim that is not there",
-      detail:
-        'error processing PVC ns/big: failed to fetch PVC from API server: persistentvolumeclaims "big" not found',
-      next: "somebody has to make the claim: kubectl get pvc -n ns big",
-    },
-    {
-      name: "a volume that is not attached",
-      detail:
-        "waiting for the attach/detach controller: the volume is not attached yet according to the status of node n1",
-      next: "tried again at once when it is attached: kubectl describe volumeattachments",
-    },
-    {
-      name: "a driver that has not registered",
-      detail: "driver name disk.example not found in the list of registered CSI drivers",
-      next: "tried again at once when the driver registers: look at its pod on this node",
-    },
-    {
-      name: "a volume that another pod has for itself",
-      detail: "volume uses the ReadWriteOncePod access mode and is already in use by another pod",
-      next: "the other pod on this node has to go first",
-    },
-    { name: "a claim with another error", detail: "mkfs failed", next: "" },
-  ].map(({ name, detail, next }): Case => {
+  ...volumeAdvice.map(({ name, detail, awaited, next }): Case => {
     return {
       name,
       facts: factsOf({
         spec: { volumes: [{ name: "data", persistentVolumeClaim: { claimName: "big" } }] },
         local: localOf({ volumes: "unknown", attempts: attempts(["volumes", failed("MountVolume …")]) }),
-        entries: [entry("volume", "data", { detail, times: 2 })],
+        entries: [entry("volume", "data", { detail, times: 2, ...(awaited === undefined ? {} : { awaited }) })],
       }),
       want: { what: "volume data (claim big)", why: detail, next, sinceMs: 90_000, nextTryMs: 104_000, tries: 2 },
     };
@@ -264,7 +277,7 @@ const cases: Case[] = [
       local: localOf({
         attempts: attempts([
           "start/app",
-          failed("couldn't find key k in Secret ns/s", { reason: "CreateContainerConfigError" }),
+          failed("couldn't find key k in Secret ns/s", { reason: "CreateContainerConfigError", awaited: "object" }),
         ]),
       }),
       entries: [entry("create", "app")],

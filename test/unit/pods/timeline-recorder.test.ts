@@ -87,7 +87,7 @@ describe("a timeline is written of", () => {
   test("an image that cannot be had: when the next try is", async () => {
     const { recorder, step } = setUp();
     await step(image, async () => {
-      throw new StepError("ErrImagePull", "401", 12_345);
+      throw new StepError("ErrImagePull", "401", { retryAtMs: 12_345 });
     });
     expect(recorder.timelines.get("u1")?.entries.at(-1)).toMatchObject({
       state: "failed",

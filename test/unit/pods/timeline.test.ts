@@ -26,7 +26,7 @@ describe("a timeline", () => {
     timeline.note("seen");
     await clock.advance(1_000);
     clock.skewMs += jumpMs;
-    timeline.begin("image", "app").failed("no", clock.now() + 10_000);
+    timeline.begin("image", "app").failed("no", { retryAtMs: clock.now() + 10_000 });
     const [seen, image] = timeline.entries;
     expect(clock.now() - (seen?.atMs ?? 0)).toBe(1_000);
     expect(image).toMatchObject({ atMs: clock.now(), retryAtMs: clock.now() + 10_000 });
@@ -59,7 +59,7 @@ describe("a timeline", () => {
   test("takes the first end of a step for its end", () => {
     const { timeline } = timelineOf();
     const open = timeline.begin("sandbox");
-    open.failed("no network", 5);
+    open.failed("no network", { retryAtMs: 5 });
     open.done();
     open.note("late");
     expect(timeline.entries).toMatchObject([{ state: "failed", detail: "no network", retryAtMs: 5 }]);
@@ -74,7 +74,7 @@ describe("a timeline", () => {
   test("counts what happens again with the same outcome", async () => {
     const { clock, timeline } = timelineOf();
     for (let i = 0; i < 3; i++) {
-      timeline.begin("volume", "config").failed('configmap "app" not found', i);
+      timeline.begin("volume", "config").failed('configmap "app" not found', { retryAtMs: i });
       await clock.advance(1_000);
     }
     timeline.begin("volume", "config").done();
