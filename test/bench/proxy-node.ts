@@ -29,6 +29,7 @@ const changes = 15;
 const betweenChangesMs = 1_200;
 const connects = 1_500;
 const idleMs = 10_000;
+const filled = 1_000;
 const storms = 3;
 const stormUpdates = 5_000;
 const waitMs = Number(process.env["BENCH_WAIT_MS"] ?? 120_000);
@@ -50,12 +51,11 @@ if (process.env["BENCH_NAMESPACE"] === undefined) {
 
 // The agent of this run ends with it, however it ends.
 let running: ChildProcess | undefined;
-for (const signal of ["SIGINT", "SIGTERM"] as const) {
-  process.on(signal, () => {
-    running?.kill("SIGKILL");
-    process.exit(1);
-  });
-}
+const die = () => {
+  running?.kill("SIGKILL");
+  process.exit(1);
+};
+process.on("SIGINT", die).on("SIGTERM", die);
 
 type Row = Record<string, string | number>;
 
@@ -264,11 +264,24 @@ async function measure(dir: string, run: string): Promise<Row> {
       afterStorms.push((await agent.memoryMB()).rss);
     }
     const stormStalls = await agent.stalls();
+
+    const filledAt = performance.now();
+    const fillFrom = await agent.cpuMs();
+    for (let i = count; i < count + filled; i += 1) {
+      const address = clusterIP(i);
+      api.objects.create(services, makeService(`svc${i}`, { clusterIP: address, clusterIPs: [address] }));
+      const isLast = i === count + filled - 1;
+      api.objects.create(endpointSlices, isLast ? makeSlice(`svc${i}`, ["10.200.0.1"]) : sliceOf(i));
+    }
+    await until("the last of the new services answers", () => ask(clusterIP(count + filled - 1), 80));
+    const fillMs = performance.now() - filledAt;
+    const fillCpuMs = (await agent.cpuMs()) - fillFrom;
     return {
       mode,
       services: count,
       "cold ms": Math.round(coldMs),
       "cold CPU ms (tools)": `${coldCpuMs} (${coldToolsMs})`,
+      [`fill +${filled} ms (CPU)`]: `${Math.round(fillMs)} (${fillCpuMs})`,
       "stall p99/max": `${round(stalls.p99)}/${Math.round(stalls.max)}`,
       "RSS cold/calm/peak (anon)": `${coldMemory.rss}/${calm.rss}/${(await agent.memoryMB()).peak} (${calm.anon})`,
       "change p50/p99 ms": `${round(quantile(walls, 0.5))}/${round(quantile(walls, 0.99))}`,
