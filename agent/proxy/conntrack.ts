@@ -173,8 +173,9 @@ export class ConntrackCleaner {
   /** What these services gave up, and nobody else has taken. */
   #former(services: readonly ServiceDescription[]): Map<string, ReadonlySet<string>> {
     const former = new Map<string, ReadonlySet<string>>();
-    for (const { key } of services)
+    for (const { key } of services) {
       for (const [target, serving] of this.#targets.get(key) ?? []) former.set(target, serving);
+    }
     if (former.size === 0) return former;
     const isLookedAt = new Set(services.map(({ key }) => key));
     for (const [key, targets] of this.#targets) {

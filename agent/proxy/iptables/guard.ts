@@ -59,8 +59,8 @@ export class Guard {
     if (!this.#shared.every((rule) => shared?.includes(chainPrint([rule])))) return describe(sharedPlace, undefined);
     for (const jump of this.#jumps) {
       const rules = listed.get(`${jump.table} ${jump.from}`) ?? [];
-      if (!rules.some((rule) => isJump(rule, jump)))
-        return `chain ${jump.from} of table ${jump.table} lost its jump to ${jump.to}`;
+      if (rules.some((rule) => isJump(rule, jump))) continue;
+      return `chain ${jump.from} of table ${jump.table} lost its jump to ${jump.to}`;
     }
     return undefined;
   }

@@ -289,7 +289,7 @@ describe("commands", () => {
   });
 
   const failing = (code: number, stderr: string): Commands => ({
-    ...new FakeCommands(),
+    lines: new FakeCommands().lines,
     run: async (_file, args) => ({
       code: args[0] === "--version" ? 0 : code,
       signal: undefined,

@@ -31,7 +31,7 @@ afterEach(async () => {
 async function start(isAlone: boolean): Promise<void> {
   const log = createLogger({ level: "debug", stream: { write: (line) => void lines.push(line) } });
   parts = new RunningParts(log);
-  parts.failed.catch((err: Error) => (failure = err));
+  parts.failed.catch((err: unknown) => (failure = err as Error));
   watchProxyConfig({ file, isAlone }, { clock: systemClock, log, parts } as never);
 }
 
