@@ -16,7 +16,7 @@ import { awaiting } from "../volumes/awaits.ts";
 import { resourceField } from "../volumes/fields.ts";
 import { getOptional } from "../volumes/object-files.ts";
 import { findInEnvFile } from "./env-file.ts";
-import { fieldRefValue, type PodAddresses } from "./fields.ts";
+import { fieldRefValue, type PodAddresses } from "./env-fields.ts";
 import { type ServiceLookup, serviceEnv } from "./service-env.ts";
 
 /** Where variables get their values from, besides the pod itself. */

@@ -33,7 +33,7 @@ import type { KubeletHandlers } from "../server/routes.ts";
 import { createKubeletServer } from "../server/server.ts";
 import { createStreaming } from "../server/streaming/streaming.ts";
 import type { Stats } from "../stats/port.ts";
-import type { StatsOfVolume } from "../stats/volume-measure.ts";
+import type { StatsOfVolume } from "../stats/volume-figures.ts";
 import { createStats } from "../stats/stats.ts";
 import { kubeletVersion } from "../version.ts";
 import type { Cluster, Surroundings } from "./cluster.ts";

@@ -34,7 +34,7 @@ import { createFileReader, type FileReader, forEachLimited } from "./read.ts";
 import { createRemoteFilesystems } from "./remote-filesystem.ts";
 import { resourceFamilies } from "./resource-metrics.ts";
 import { type PodDisk, podFigures, podStats, sumUsage } from "./summary.ts";
-import type { StatsOfVolume } from "./volume-measure.ts";
+import type { StatsOfVolume } from "./volume-figures.ts";
 import { createVolumeMeter, type VolumeMeter } from "./volumes.ts";
 
 export interface StatsDeps {

@@ -13,7 +13,7 @@ import type {
   SwapStats,
 } from "./port.ts";
 import { rfc3339, rfc3339OrNull } from "../lib/rfc3339.ts";
-import type { MeasuredVolume } from "./volume-measure.ts";
+import type { MeasuredVolume } from "./volume-figures.ts";
 
 /** CPU of a cgroup. Kernels without pressure information are shown with zeros, as the reference does. */
 export function cpuStats({ atMs, cpu, usageNanoCores }: CgroupReading): CPUStats | undefined {

@@ -10,7 +10,7 @@ import {
   type MeasuredVolume,
   type MeasureDeps,
   measureVolume,
-} from "./volume-measure.ts";
+} from "./volume-figures.ts";
 
 export interface VolumeMeterDeps extends MeasureDeps {
   pods: { list(): readonly Pod[] };

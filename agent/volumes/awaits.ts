@@ -1,4 +1,4 @@
-import { VolumeStepError } from "./kind.ts";
+import { VolumeStepError } from "./step-error.ts";
 
 /** What has to come, by somebody else's doing, before what failed can succeed. */
 export type Awaited = "object" | "claim" | "new claim" | "binding" | "attachment" | "driver" | "other pod";

@@ -17,7 +17,8 @@ import { ignoreErrno } from "../lib/errno.ts";
 import { AgentError } from "../lib/errors.ts";
 import { exec } from "../lib/exec.ts";
 import { bindMount, isMountPoint, unmountAllUnder } from "../lib/mount.ts";
-import { inStep, type VolumeContext } from "./kind.ts";
+import type { VolumeContext } from "./kind.ts";
+import { inStep } from "./step-error.ts";
 
 /**
  * A block device as a pod has it:

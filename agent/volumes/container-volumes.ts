@@ -7,10 +7,10 @@ import { emptyDirKind } from "./empty-dir.ts";
 import { podFields } from "./failures.ts";
 import { buildImageMount, imageKind } from "./image.ts";
 import { buildMount } from "./mounts.ts";
-import { subPathTargetOf } from "./pod-dirs.ts";
 import type { MountedVolume } from "./pod-states.ts";
 import type { BlockDevice, MountContext } from "./port.ts";
 import { prepareSubPath, subPathOf } from "./sub-path.ts";
+import { subPathTargetOf } from "./pod-paths.ts";
 
 /** A pod's volumes as its containers are given them. */
 export interface ContainerVolumes {

@@ -7,10 +7,11 @@ import type { Pod, Quantity, ResourceList, Volume } from "../kube/types.ts";
 import { ignoreErrno } from "../lib/errno.ts";
 import { AgentError } from "../lib/errors.ts";
 import { mountFilesystem, unmountAllUnder } from "../lib/mount.ts";
-import { pluginDirName, type VolumeContext, type VolumeKind } from "./kind.ts";
+import type { VolumeContext, VolumeKind } from "./kind.ts";
 import { applyFSGroup } from "./ownership.ts";
 import { removeTree } from "./remove-tree.ts";
 import { fdPath, openDir, openDirBeneath, partsOf, withDirs } from "./safe-path.ts";
+import { pluginDirName } from "./pod-paths.ts";
 
 const pluginName = "kubernetes.io/empty-dir";
 

@@ -1,6 +1,6 @@
 import type { Pod } from "../kube/types.ts";
 import { AgentError, messageOf } from "../lib/errors.ts";
-import { type VolumeFailureMeaning, VolumeStepError } from "./kind.ts";
+import { type VolumeFailureMeaning, VolumeStepError } from "./step-error.ts";
 
 /** Why one volume of a pod is not there. */
 export interface VolumeFailure {

@@ -4,7 +4,7 @@ import { AgentError } from "../lib/errors.ts";
 
 /**
  * What `fieldRef` and `resourceFieldRef` stand for, as far as environment variables and downwardAPI volumes agree.
- * Fields that only variables know (addresses, node name) are in pods/fields.ts.
+ * Fields that only variables know (addresses, node name) are in pods/env-fields.ts.
  */
 
 // Kubernetes' rules for label and annotation keys: an optional DNS subdomain, then up to 63 characters.

@@ -1,7 +1,7 @@
 import { readdir } from "node:fs/promises";
 import { join } from "node:path";
 import { ignoreErrno } from "../lib/errno.ts";
-import { pluginDirName } from "./kind.ts";
+import { pluginDirName } from "./pod-paths.ts";
 
 /** Which pods of this node use which PersistentVolume, those of an earlier run that are still on disk included. */
 export interface PersistentVolumeUsers {

@@ -1,8 +1,6 @@
-import { dirname, join } from "node:path";
 import type { PersistentVolume, PersistentVolumeClaim, Pod, ResourceList, Volume } from "../kube/types.ts";
 import type { Clock } from "../lib/clock.ts";
 import type { TmpfsMounter } from "../lib/tmpfs-mounts.ts";
-import { AgentError, isAbort, messageOf } from "../lib/errors.ts";
 import type { ObjectSource } from "./port.ts";
 import type { TokenManager } from "./tokens.ts";
 
@@ -51,7 +49,7 @@ export interface VolumeContext {
 
 /** A volume that is ready. */
 export interface SetUpResult {
-  /** What containers are given. Of a block volume: the link to the device, see {@link blockLinkOf}; "" for none. */
+  /** What containers are given. Of a block volume: the link to the device, see `blockLinkOf`; "" for none. */
   hostPath: string;
   /** Where they differ from the kind's. */
   isReadOnly?: boolean;
@@ -108,67 +106,10 @@ export interface TearDownContext {
   isBlock: boolean;
 }
 
-/** A step of a volume's set-up other than the one that gives it to the pod, as events name it. */
-export type VolumeStep =
-  | "FindPluginBySpec"
-  | "MountOptionSupport check"
-  | "NodeAffinity check"
-  | "NewMounter initialization"
-  | "WaitForAttach"
-  | "VerifyControllerAttachedVolume"
-  | "MountDevice"
-  | "SetUpDevice"
-  | "MapPodDevice"
-  | "MapBlockVolume"
-  | "AttachFileDevice"
-  | "NodeExpandVolume";
-
-/**
- * What a failure means beside that the volume is not there: nothing is wrong so far, others only have not done their part, or
- * the node has no room for another volume of the driver, so that to wait for it would be in vain.
- */
-export type VolumeFailureMeaning = "pending" | "over the limit";
-
-/** What failed before a volume was given to its pod. The message leaves out step and volume. */
-export class VolumeStepError extends AgentError {
-  readonly step: VolumeStep;
-  readonly meaning: VolumeFailureMeaning | undefined;
-
-  constructor(step: VolumeStep, cause: unknown, meaning?: VolumeFailureMeaning) {
-    super(cause instanceof AgentError ? cause.code : "Internal", messageOf(cause), { cause });
-    this.step = step;
-    this.meaning = meaning;
-  }
-}
-
-/** Runs a part of a kind's `setUp`; what goes wrong in it is told of that step: `MountVolume.MountDevice failed …`. */
-export async function inStep<T>(step: VolumeStep, work: () => Promise<T>): Promise<T> {
-  try {
-    return await work();
-  } catch (err) {
-    throw err instanceof VolumeStepError || isAbort(err) ? err : new VolumeStepError(step, err);
-  }
-}
-
 /** What a volume is made from: a field of the PersistentVolume behind the pod's claim, or else of the pod's volume itself. */
 export function sourceOf<Field extends keyof Volume & keyof PersistentVolume["spec"]>(
   { volume, bound }: Pick<VolumeContext, "volume" | "bound">,
   field: Field,
 ): Volume[Field] | PersistentVolume["spec"][Field] {
   return bound === undefined ? volume[field] : bound.volume.spec[field];
-}
-
-/** ROOT of ROOT/pods/UID. */
-export function rootDirOf(podDir: string): string {
-  return dirname(dirname(podDir));
-}
-
-/** The link through which a pod's containers are given a block device: ROOT/pods/UID/volumeDevices/PLUGIN/NAME. */
-export function blockLinkOf(podDir: string, pluginName: string, specName: string): string {
-  return join(podDir, "volumeDevices", pluginDirName(pluginName), specName);
-}
-
-/** `kubernetes.io/empty-dir` → `kubernetes.io~empty-dir`: the plugin's name as a directory. */
-export function pluginDirName(pluginName: string): string {
-  return pluginName.replaceAll("/", "~");
 }

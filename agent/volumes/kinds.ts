@@ -6,11 +6,12 @@ import { emptyDirKind } from "./empty-dir.ts";
 import { hostPathKind } from "./host-path.ts";
 import { imageKind } from "./image.ts";
 import { csiDriverOfField } from "./in-tree.ts";
-import { pluginDirName, type VolumeKind } from "./kind.ts";
+import type { VolumeKind } from "./kind.ts";
 import { createLocalKind } from "./local.ts";
 import { nfsKind } from "./nfs.ts";
 import { createProjectedKind } from "./projected.ts";
 import { secretKind } from "./secret.ts";
+import { pluginDirName } from "./pod-paths.ts";
 
 /** The kinds of volumes that are the same on all nodes. A new one is a file of its own and a line here. */
 const volumeKinds: readonly VolumeKind[] = [

@@ -6,10 +6,12 @@ import { bindMount, isAtOrBeneath, isMountPoint, listMountsUnder, remountBind, u
 import { abortable } from "./abortable.ts";
 import { mapBlockDevice, unmapBlockDevice } from "./block-map.ts";
 import { FilesystemMismatchError, type FormatAndMount, formatAndMount } from "./format-and-mount.ts";
-import { inStep, pluginDirName, rootDirOf, type SetUpResult, type VolumeContext, type VolumeKind } from "./kind.ts";
+import type { SetUpResult, VolumeContext, VolumeKind } from "./kind.ts";
 import { KeyedLock } from "./keyed-lock.ts";
 import { joinMountOptions, mountOptionsOf } from "./mount-options.ts";
 import { applyFSGroup } from "./ownership.ts";
+import { inStep } from "./step-error.ts";
+import { pluginDirName, rootDirOf } from "./pod-paths.ts";
 
 const pluginName = "kubernetes.io/local-volume";
 // The API's default for devices; directories have one already.

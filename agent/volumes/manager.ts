@@ -16,7 +16,7 @@ import type { VolumeDeps, VolumeKind } from "./kind.ts";
 import { type KindTable, kindTable } from "./kinds.ts";
 import type { VolumeMetrics } from "./metrics.ts";
 import { refKey, volumeRefs } from "./object-refs.ts";
-import { isPodUID, podDirOf, removePodDir } from "./pod-dirs.ts";
+import { removePodDir } from "./pod-dirs.ts";
 import { type MountedVolume, type PodState, PodStates } from "./pod-states.ts";
 import type { ObjectSource, PodVolumes } from "./port.ts";
 import { type ClaimResolver, type SetUpOutcome, setUpVolume, type VolumeSetUpDeps } from "./set-up.ts";
@@ -24,6 +24,7 @@ import { tearDownVolumes } from "./tear-down.ts";
 import { createTmpfsProbe } from "./tmpfs-probe.ts";
 import { createTokenManager } from "./tokens.ts";
 import { readFileInside } from "./volume-file.ts";
+import { isPodUID, podDirOf } from "./pod-paths.ts";
 
 export interface PodVolumesOptions {
   /** kubelet's root directory; exists (see prepareRoot). */

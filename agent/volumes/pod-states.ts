@@ -1,4 +1,4 @@
-import { type BoundClaim, type SetUpResult } from "./kind.ts";
+import type { BoundClaim, SetUpResult } from "./kind.ts";
 
 /** A volume of a pod, ready to be given to its containers. */
 export interface MountedVolume {

@@ -6,18 +6,12 @@ import { awaiting } from "./awaits.ts";
 import { hasPublishedContent } from "./atomic-writer.ts";
 import { describeFailure, podFields, type VolumeFailure } from "./failures.ts";
 import type { PersistentVolumeUsers } from "./in-use.ts";
-import {
-  type BoundClaim,
-  blockLinkOf,
-  type VolumeContext,
-  type VolumeDeps,
-  type VolumeKind,
-  VolumeStepError,
-} from "./kind.ts";
+import type { BoundClaim, VolumeContext, VolumeDeps, VolumeKind } from "./kind.ts";
 import type { KindTable } from "./kinds.ts";
 import { mountOptionsOf } from "./mount-options.ts";
-import { volumeDirOf } from "./pod-dirs.ts";
 import { mountedVolume, type PodState } from "./pod-states.ts";
+import { VolumeStepError } from "./step-error.ts";
+import { blockLinkOf, volumeDirOf } from "./pod-paths.ts";
 
 /** Finds the PersistentVolume behind a pod's `persistentVolumeClaim` or `ephemeral` volume. */
 export interface ClaimResolver {

@@ -3,9 +3,9 @@ import { volumeAttachments } from "../../kube/resources.ts";
 import type { Node, VolumeAttachment } from "../../kube/types.ts";
 import type { Clock } from "../../lib/clock.ts";
 import { AgentError, hasCode, withContext } from "../../lib/errors.ts";
-import { type VolumeFailureMeaning, type VolumeStep, VolumeStepError } from "../kind.ts";
 import { attachmentName, uniqueVolumeName } from "./paths.ts";
 import type { CSIMap } from "./port.ts";
+import { type VolumeFailureMeaning, type VolumeStep, VolumeStepError } from "../step-error.ts";
 
 export interface AttachDeps {
   /** undefined: there is no API server. */

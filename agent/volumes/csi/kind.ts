@@ -8,14 +8,8 @@ import { AgentError, isAbort, messageOf } from "../../lib/errors.ts";
 import type { Logger } from "../../lib/log.ts";
 import { abortable } from "../abortable.ts";
 import { KeyedLock } from "../keyed-lock.ts";
-import {
-  inStep,
-  type SetUpResult,
-  type TearDownContext,
-  type VolumeContext,
-  type VolumeKind,
-  VolumeStepError,
-} from "../kind.ts";
+import type { SetUpResult, TearDownContext, VolumeContext, VolumeKind } from "../kind.ts";
+import { inStep, VolumeStepError } from "../step-error.ts";
 import { applyFSGroup } from "../ownership.ts";
 import { waitForAttach } from "./attach.ts";
 import { mapForPod, markBlock, unmapFromPod } from "./block.ts";

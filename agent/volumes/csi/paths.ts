@@ -1,7 +1,7 @@
 import { createHash } from "node:crypto";
 import { join } from "node:path";
 import { AgentError } from "../../lib/errors.ts";
-import { pluginDirName } from "../kind.ts";
+import { pluginDirName } from "../pod-paths.ts";
 
 /**
  * Where CSI volumes are, ROOT being kubelet's root directory:

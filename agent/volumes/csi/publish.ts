@@ -6,7 +6,7 @@ import type { Clock } from "../../lib/clock.ts";
 import { ignoreErrno } from "../../lib/errno.ts";
 import { messageOf } from "../../lib/errors.ts";
 import type { Logger } from "../../lib/log.ts";
-import { inStep, type VolumeContext } from "../kind.ts";
+import type { VolumeContext } from "../kind.ts";
 import { type Device, type Devices } from "./devices.ts";
 import { attachmentName, blockPathsOf, deviceDirOf, stagingPathOf, targetPathOf } from "./paths.ts";
 import { type CSIDriverClient, type CSIDrivers, type CSIMap, isFinalError, type NodeCapability } from "./port.ts";
@@ -15,6 +15,7 @@ import { contextOption } from "./selinux.ts";
 import { removePublished, removeTarget } from "./tear-down.ts";
 import { readVolumeData, type TargetData, writeVolumeData } from "./volume-data.ts";
 import { type CSIVolume, volumeCapability } from "./volume.ts";
+import { inStep } from "../step-error.ts";
 
 export interface PublishDeps {
   /** Resolved. */

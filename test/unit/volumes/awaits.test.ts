@@ -8,10 +8,10 @@ import { buildEnv } from "../../../agent/pods/env.ts";
 import { awaitedBy, awaiting } from "../../../agent/volumes/awaits.ts";
 import { createClaimResolver } from "../../../agent/volumes/claims.ts";
 import { createCSIDrivers } from "../../../agent/volumes/csi/drivers.ts";
-import { VolumeStepError } from "../../../agent/volumes/kind.ts";
 import { selectKeys } from "../../../agent/volumes/object-files.ts";
 import { createObjectSource } from "../../../agent/volumes/object-source.ts";
 import { FakeClock, FakeObjects, makePod } from "./support.ts";
+import { VolumeStepError } from "../../../agent/volumes/step-error.ts";
 
 const never = new AbortController().signal;
 const caught = async (work: () => unknown): Promise<unknown> => {

@@ -7,10 +7,10 @@ import { silentLogger } from "../../../agent/lib/log.ts";
 import { describeFailures, errorsMax, VolumesError } from "../../../agent/volumes/failures.ts";
 import { parseBlkid } from "../../../agent/volumes/format-and-mount.ts";
 import type { VolumeContext, VolumeKind } from "../../../agent/volumes/kind.ts";
-import { inStep, VolumeStepError } from "../../../agent/volumes/kind.ts";
 import { createPodVolumes, type VolumeManager } from "../../../agent/volumes/manager.ts";
 import { nfsSource } from "../../../agent/volumes/nfs.ts";
 import { FakeClock, FakeObjects, makePod, makeTempDir } from "./support.ts";
+import { inStep, VolumeStepError } from "../../../agent/volumes/step-error.ts";
 
 // Claims in the manager, with a resolver that knows every claim and a kind that does as it is told.
 

@@ -11,10 +11,11 @@ import { unstageBackoff } from "../../../../agent/volumes/csi/devices.ts";
 import { deviceDirOf, stagingPathOf } from "../../../../agent/volumes/csi/paths.ts";
 import { CSIError, type CSIDriverClient, type NodeCapability } from "../../../../agent/volumes/csi/port.ts";
 import { writeVolumeData } from "../../../../agent/volumes/csi/volume-data.ts";
-import { type BoundClaim, type VolumeContext, VolumeStepError } from "../../../../agent/volumes/kind.ts";
+import type { BoundClaim, VolumeContext } from "../../../../agent/volumes/kind.ts";
 import type { Token, TokenSpec } from "../../../../agent/volumes/tokens.ts";
 import { MemoryStore } from "../../../support/memory-store.ts";
 import { FakeClock, makePod, makeTempDir, settle } from "../support.ts";
+import { VolumeStepError } from "../../../../agent/volumes/step-error.ts";
 
 // What depends on time and on the order of things; mounts are in the integration tests.
 

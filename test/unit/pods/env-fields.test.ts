@@ -1,5 +1,5 @@
 import { describe, expect, test } from "vitest";
-import { fieldRefValue } from "../../../agent/pods/fields.ts";
+import { fieldRefValue } from "../../../agent/pods/env-fields.ts";
 import { formatMap, metadataField, resourceField } from "../../../agent/volumes/fields.ts";
 import { makePod } from "../volumes/support.ts";
 

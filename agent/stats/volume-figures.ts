@@ -8,12 +8,12 @@ import { AgentError } from "../lib/errors.ts";
 import { rfc3339 } from "../lib/rfc3339.ts";
 import { abortable } from "../volumes/abortable.ts";
 import { dataLink } from "../volumes/atomic-writer.ts";
-import { podDirOf, volumeDirOf } from "../volumes/pod-dirs.ts";
 import type { VolumeMeasure } from "../volumes/port.ts";
 import { directoryUsage } from "./directory-usage.ts";
 import { blockBytes, type FilesystemFigures, filesystemOf } from "./filesystem.ts";
 import type { VolumeStats } from "./port.ts";
 import type { RemoteFilesystems } from "./remote-filesystem.ts";
+import { podDirOf, volumeDirOf } from "../volumes/pod-paths.ts";
 
 /** One measured volume of a pod. */
 export interface MeasuredVolume {
