@@ -1,5 +1,5 @@
 import type { EndpointSlice, Endpoint as ApiEndpoint } from "../kube/types.ts";
-import { type Family, formatIP, hostPort, parseIP } from "./ip.ts";
+import { canonicalIP, type Family, hostPort } from "./ip.ts";
 import type { Protocol, ServicePortSpec } from "./service.ts";
 
 /** One `ip:port` behind a service port. */
@@ -156,11 +156,11 @@ function topologyFilter(ready: readonly Endpoint[], { nodeName, zone }: Topology
 function parseEndpoint(endpoint: ApiEndpoint, family: Family, nodeName: string) {
   const text: unknown = endpoint?.addresses?.[0];
   if (typeof text !== "string") return "it has no address";
-  const ip = parseIP(text);
-  if (ip?.family !== family) return `${JSON.stringify(text)} is no ${family} address`;
+  const address = canonicalIP(text);
+  if (address?.family !== family) return `${JSON.stringify(text)} is no ${family} address`;
   const { ready, serving, terminating } = endpoint.conditions ?? {};
   return {
-    ip: formatIP(ip),
+    ip: address.ip,
     isLocal: nodeName !== "" && endpoint.nodeName === nodeName,
     isElsewhere: (endpoint.nodeName ?? "") !== "" && endpoint.nodeName !== nodeName,
     isReady: ready ?? true,

@@ -27,6 +27,17 @@ export function parseIP(text: string): Prefix | undefined {
   return isMapped ? { family: "IPv4", bits: bits.slice(96) } : { family: "IPv6", bits };
 }
 
+/** The family and the canonical text of an address, read as by {@link parseIP}; `undefined` if it is none. */
+export function canonicalIP(text: string): { readonly family: Family; readonly ip: string } | undefined {
+  // As endpoints have it, and there are many of them.
+  if (plainIPv4.test(text)) return { family: "IPv4", ip: text };
+  const parsed = parseIP(text);
+  return parsed === undefined ? undefined : { family: parsed.family, ip: formatIP(parsed) };
+}
+
+const octet = "(?:25[0-5]|2[0-4]\\d|1\\d\\d|[1-9]?\\d)";
+const plainIPv4 = new RegExp(`^${octet}(?:\\.${octet}){3}$`);
+
 /** Reads `address/length`; bits behind the length are dropped. `undefined` if it is none. */
 export function parseCIDR(text: string): Prefix | undefined {
   const slash = text.indexOf("/");

@@ -28,7 +28,14 @@ export class Elements {
   /** Notes what a service wants; again with another value: that one. */
   put(element: Element): void {
     const { owner, key } = element;
-    this.#change(key, [...this.#others(owner, key), element]);
+    const present = this.#claims.get(key);
+    if (present !== undefined && (!("owner" in present) || present.owner !== owner)) {
+      this.#change(key, [...this.#others(owner, key), element]);
+      return;
+    }
+    // Nobody else wants it, as nearly always.
+    if (!this.#before.has(key)) this.#before.set(key, present?.value);
+    this.#claims.set(key, element);
   }
 
   /** Notes that `owner` does not want it any more. */

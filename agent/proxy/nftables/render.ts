@@ -89,7 +89,9 @@ interface Rendering {
 function renderPort(serviceKey: string, port: ServicePort, context: RenderContext, out: Rendering): void {
   const { protocol, endpoints } = port;
   const { hasAny } = endpoints;
-  const base = portBase(serviceKey, port);
+  const isExternal = isExternallyAccessible(port);
+  const isPlain = !isExternal && port.affinitySeconds === undefined;
+  const base = isPlain ? "" : portBase(serviceKey, port); // chains are what the others have
   const internal = hasAny && !(port.isInternalPolicyLocal && endpoints.local.length === 0);
   const external = hasAny && !(port.isExternalPolicyLocal && endpoints.local.length === 0);
   const refusal = hasAny ? "drop" : "goto reject-chain";
@@ -99,9 +101,7 @@ function renderPort(serviceKey: string, port: ServicePort, context: RenderContex
   const address = (ip: string) => `${ip} . ${protocol} . ${port.port}`;
 
   add("cluster-ips", port.clusterIP);
-  const isExternal = isExternallyAccessible(port);
   const internalList = port.isInternalPolicyLocal ? endpoints.local : endpoints.cluster;
-  const isPlain = !isExternal && port.affinitySeconds === undefined;
   if (!internal) add("no-endpoint-services", address(port.clusterIP), refusal, port.name);
   else if (isPlain) {
     const count = internalList.length;

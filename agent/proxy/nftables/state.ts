@@ -55,11 +55,7 @@ export class RuleState {
     const { key } = service;
     const before = this.#rendered.get(key);
     const after = renderService(service, this.#context);
-    const wanted = new Set(after.elements.map(({ set, key: element }) => `${set} ${element}`));
-    for (const { set, key: element } of before?.elements ?? []) {
-      if (wanted.has(`${set} ${element}`)) continue;
-      this.#elements.get(set)?.drop(key, element);
-    }
+    if (before !== undefined) this.#dropElements(key, before, after);
     for (const element of after.elements) {
       let elements = this.#elements.get(element.set);
       if (elements === undefined) this.#elements.set(element.set, (elements = new Elements()));
@@ -90,6 +86,13 @@ export class RuleState {
     }
     if (service.ports.length === 0) this.#rendered.delete(key);
     else this.#rendered.set(key, after);
+  }
+
+  #dropElements(owner: string, before: RenderedService, after: RenderedService): void {
+    const wanted = new Set(after.elements.map(({ set, key }) => `${set} ${key}`));
+    for (const { set, key } of before.elements) {
+      if (!wanted.has(`${set} ${key}`)) this.#elements.get(set)?.drop(owner, key);
+    }
   }
 
   /** What differs from the kernel's elements, by set and in small parts. Taken for applied afterwards. */

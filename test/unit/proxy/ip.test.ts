@@ -4,6 +4,8 @@ import { contains, formatCIDR, formatIP, hostPort, isLoopback, parseCIDR, parseI
 const addresses: [text: string, want: string | undefined][] = [
   ["10.96.0.1", "10.96.0.1"],
   ["010.096.000.001", "10.96.0.1"],
+  ["255.249.199.99", "255.249.199.99"],
+  ["256.1.1.1", undefined],
   ["::ffff:10.0.0.1", "10.0.0.1"],
   ["fd00:0:0:0:0:0:0:10", "fd00::10"],
   ["FD00::1:0:0:10", "fd00::1:0:0:10"],
@@ -23,6 +25,8 @@ for (const [text, want] of addresses) {
   test(`parseIP ${JSON.stringify(text)} is ${want}`, () => {
     const ip = parseIP(text);
     expect(ip === undefined ? undefined : formatIP(ip)).toBe(want);
+    expect(canonicalIP(text)?.ip).toBe(want);
+    expect(canonicalIP(text)?.family).toBe(ip?.family);
   });
 }
 
