@@ -1,5 +1,14 @@
 import { expect, test } from "vitest";
-import { contains, formatCIDR, formatIP, hostPort, isLoopback, parseCIDR, parseIP } from "../../../agent/proxy/ip.ts";
+import {
+  canonicalIP,
+  contains,
+  formatCIDR,
+  formatIP,
+  hostPort,
+  isLoopback,
+  parseCIDR,
+  parseIP,
+} from "../../../agent/proxy/ip.ts";
 
 const addresses: [text: string, want: string | undefined][] = [
   ["10.96.0.1", "10.96.0.1"],
