@@ -62,10 +62,12 @@ export async function listMountsUnder(dir: string): Promise<MountEntry[]> {
   return real === undefined ? [] : parseMountinfo(await readFile(mountinfoPath, "utf8"), real);
 }
 
-/** True if something is mounted exactly at `path`. */
+/** True if something is mounted exactly at `path`, which is not looked at itself: a link there is no mount point. */
 export async function isMountPoint(path: string): Promise<boolean> {
-  const real = await realpath(path).catch(ignoreErrno("ENOENT"));
-  return real !== undefined && (await listMountsUnder(real)).some((entry) => entry.mountPoint === real);
+  const parent = await realpath(dirname(path)).catch(ignoreErrno("ENOENT"));
+  if (parent === undefined) return false;
+  const real = join(parent, basename(path));
+  return (await listMountsBlindly(real)).some((entry) => entry.mountPoint === real);
 }
 
 /**

@@ -18,6 +18,7 @@ import { instrumentPLEG } from "../runtime/instrumented.ts";
 import { createClaimResolver } from "../volumes/claims.ts";
 import type { CSIVolumes } from "../volumes/csi/kind.ts";
 import { createPodVolumes, type VolumeManager } from "../volumes/manager.ts";
+import type { ExpansionDeps } from "../volumes/kind.ts";
 import { cacheTTLMs, createObjectSource, type OwnedObjectSource } from "../volumes/object-source.ts";
 import type { Cluster, Surroundings } from "./cluster.ts";
 import { openImages } from "./kubelet-images.ts";
@@ -162,8 +163,10 @@ function openVolumes(options: StartPodsOptions, objects: OwnedObjectSource, surr
   const kinds = [...projected, options.csi.kind];
   const matchesNode = (terms: readonly NodeSelectorTerm[]) => matchesTerms(terms, nodeView.node());
   const claims = cluster === undefined ? {} : { claims: createClaimResolver({ client: cluster.client, matchesNode }) };
+  const event: ExpansionDeps["event"] = (about, ...what) => recorder.event(about, ...what);
   const volumes = createPodVolumes({
     ...claims,
+    expansion: { client: cluster?.client, nodeName, clock, log, event },
     rootDir: flags.rootDir,
     client: cluster?.client,
     objects,

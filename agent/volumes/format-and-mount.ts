@@ -1,6 +1,6 @@
 import { AgentError } from "../lib/errors.ts";
 import { exec } from "../lib/exec.ts";
-import { mountFilesystem } from "../lib/mount.ts";
+import { listMountsBlindly, mountFilesystem } from "../lib/mount.ts";
 
 /** A block device that is to be mounted with a file system, which it gets if it has nothing yet. */
 export interface FormatAndMount {
@@ -118,5 +118,38 @@ async function repair(device: string): Promise<void> {
   if ((result.code & fsckUncorrected) !== 0 && result.code < 8) {
     const words = (result.stdout || result.stderr).trim().split("\n").at(-1) ?? "";
     throw new AgentError("Internal", `fsck found errors on device ${device} that it could not correct: ${words}`);
+  }
+}
+
+/**
+ * Lets the file system of a device fill it, while it is mounted at `target`. Nothing to do is success.
+ * Rejects with Unimplemented for file systems that cannot grow.
+ */
+export async function growFilesystem(device: string, target: string): Promise<void> {
+  const { fsType = "nothing" } = (await listMountsBlindly(target)).find(({ source }) => source === device) ?? {};
+  const command = growCommand(fsType, device, target);
+  if (command === undefined) {
+    throw new AgentError("Unimplemented", `${fsType} on device ${device} at ${target} cannot be expanded`);
+  }
+  const [file, ...args] = command;
+  const result = await exec(file, args, { timeoutMs: longTimeoutMs });
+  if (result.failure === undefined) return;
+  // They begin with who they are.
+  const words = result.stderr.trim().split("\n").at(-1) || result.message;
+  throw new AgentError("Internal", `cannot expand the ${fsType} file system on ${device}: ${words}`);
+}
+
+function growCommand(fsType: string, device: string, target: string): [string, ...string[]] | undefined {
+  switch (fsType) {
+    case "ext2":
+    case "ext3":
+    case "ext4":
+      return ["resize2fs", device];
+    case "xfs":
+      return ["xfs_growfs", "-d", target];
+    case "btrfs":
+      return ["btrfs", "filesystem", "resize", "max", target];
+    default:
+      return undefined;
   }
 }

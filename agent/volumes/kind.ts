@@ -1,5 +1,14 @@
-import type { PersistentVolume, PersistentVolumeClaim, Pod, ResourceList, Volume } from "../kube/types.ts";
+import type { ApiClient } from "../kube/port.ts";
+import type {
+  ObjectReference,
+  PersistentVolume,
+  PersistentVolumeClaim,
+  Pod,
+  ResourceList,
+  Volume,
+} from "../kube/types.ts";
 import type { Clock } from "../lib/clock.ts";
+import type { Logger } from "../lib/log.ts";
 import type { TmpfsMounter } from "../lib/tmpfs-mounts.ts";
 import type { ObjectSource } from "./port.ts";
 import type { TokenManager } from "./tokens.ts";
@@ -14,6 +23,19 @@ export interface VolumeDeps {
   /** True if this kernel's tmpfs takes `noswap`. */
   tmpfsTakesNoswap(): Promise<boolean>;
   tmpfs: TmpfsMounter;
+  /** undefined: volumes stay as large as they are. */
+  expansion?: ExpansionDeps;
+}
+
+/** Who is told when a volume has grown. */
+export interface ExpansionDeps {
+  /** Has the claims; undefined: there is no API server. */
+  client: ApiClient | undefined;
+  nodeName: string;
+  clock: Clock;
+  log: Logger;
+  /** Records an event about a claim. */
+  event(about: ObjectReference, type: "Normal" | "Warning", reason: string, message: string): void;
 }
 
 /** A claim of a pod and the PersistentVolume that it is bound to, as the API server has them; checked against each other. */

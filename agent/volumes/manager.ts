@@ -12,7 +12,7 @@ import { createTmpfsMounter } from "../lib/tmpfs-mounts.ts";
 import { containerDevices, containerMounts } from "./container-volumes.ts";
 import { PodDirError, VolumesError } from "./failures.ts";
 import { createPersistentVolumeUsers } from "./in-use.ts";
-import type { VolumeDeps, VolumeKind } from "./kind.ts";
+import type { ExpansionDeps, VolumeDeps, VolumeKind } from "./kind.ts";
 import { type KindTable, kindTable } from "./kinds.ts";
 import type { VolumeMetrics } from "./metrics.ts";
 import { refKey, volumeRefs } from "./object-refs.ts";
@@ -50,6 +50,8 @@ export interface PodVolumesOptions {
   kinds?: readonly VolumeKind[];
   /** undefined: there is no API server, hence no claims. */
   claims?: ClaimResolver;
+  /** Who is told when a volume has grown; undefined: those without a driver stay as large as they are. */
+  expansion?: ExpansionDeps;
   /** Told when the set-up of a volume begins. @returns to be called when it has ended, with the error if it failed */
   onSetUp?(pod: Pod, volume: string): (err?: unknown) => void;
 }
@@ -85,6 +87,7 @@ export function createPodVolumes(options: PodVolumesOptions): VolumeManager {
     nodeAllocatable: options.nodeAllocatable,
     tmpfsTakesNoswap: createTmpfsProbe(rootDir, log),
     tmpfs: createTmpfsMounter(join(rootDir, ".tmpfs-mounts")),
+    ...(options.expansion === undefined ? {} : { expansion: options.expansion }),
   };
   const kinds = kindTable(options.kinds);
   const states = new PodStates();

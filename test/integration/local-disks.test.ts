@@ -1,10 +1,17 @@
-import { mkdir, mkdtemp, rm, stat, truncate, writeFile } from "node:fs/promises";
+import { mkdir, mkdtemp, readFile, rm, stat, statfs, truncate, writeFile } from "node:fs/promises";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
-import { afterEach, beforeEach, expect, test } from "vitest";
+import { afterEach, beforeEach, describe, expect, test } from "vitest";
+import type { ApiClient } from "../../agent/kube/port.ts";
+import { systemClock } from "../../agent/lib/clock.ts";
 import { exec } from "../../agent/lib/exec.ts";
-import { unmountAllUnder } from "../../agent/lib/mount.ts";
+import { silentLogger } from "../../agent/lib/log.ts";
+import { listMountsUnder, unmountAllUnder } from "../../agent/lib/mount.ts";
 import { formatAndMount } from "../../agent/volumes/format-and-mount.ts";
+import type { BoundClaim } from "../../agent/volumes/kind.ts";
+import { createPodVolumes, type VolumeManager } from "../../agent/volumes/manager.ts";
+import { mountSilent } from "../support/silent-mount.ts";
+import { FakeClock, FakeObjects, makePod } from "../unit/volumes/support.ts";
 
 // Disks that are not as disks should be: loop devices whose file has lost its end answer with the errors of a broken disk.
 
@@ -38,6 +45,141 @@ async function makeBrokenDisk(readableBytes: number, fsType?: string): Promise<s
   await exec("blockdev", ["--flushbufs", device], { timeoutMs });
   return device;
 }
+
+describe("a disk that does not answer", () => {
+  let silent: string;
+  let release: () => Promise<void>;
+  let volumes: VolumeManager;
+  let local: { path: string };
+  beforeEach(async () => {
+    silent = join(base, "silent");
+    await mkdir(silent);
+    await mkdir(join(base, "kubelet"));
+    const claim = { metadata: { name: "disk" } };
+    volumes = createPodVolumes({
+      rootDir: join(base, "kubelet"),
+      client: undefined,
+      objects: new FakeObjects(),
+      clock: systemClock,
+      log: silentLogger,
+      nodeAllocatable: () => ({}),
+      selinuxEnabled: false,
+      claims: {
+        resolve: async () =>
+          await Promise.resolve({ claim, volume: { metadata: { name: "pv" }, spec: { local } }, isReadOnly: false }),
+        isReachable: () => true,
+      },
+    });
+    release = async () => {};
+  });
+  afterEach(async () => {
+    await release();
+    await unmountAllUnder(base);
+  });
+  const podOf = (uid: string) =>
+    makePod(
+      {
+        containers: [{ name: "app", volumeMounts: [{ name: "disk", mountPath: "/disk" }] }],
+        volumes: [{ name: "disk", persistentVolumeClaim: { claimName: "disk" } }],
+      },
+      { uid, name: uid },
+    );
+
+  test("is told of, and its volume is tried again", async () => {
+    release = await mountSilent(silent);
+    local = { path: silent };
+    await expect(volumes.setUp(podOf("a"), never)).rejects.toMatchObject({
+      code: "Unavailable",
+      message: expect.stringContaining(`path "${silent}" does not answer`),
+    });
+    await volumes.tearDown("a");
+  });
+
+  test("is not looked at where it is mounted, so that an agent that comes back adopts its pods", async () => {
+    local = { path: base };
+    const dir = join(base, "kubelet/pods/a/volumes/kubernetes.io~local-volume/pv");
+    await mkdir(dir, { recursive: true });
+    release = await mountSilent(dir);
+    await volumes.setUp(podOf("a"), never);
+    await volumes.setUp(podOf("b"), never);
+    await release();
+    release = async () => {};
+    await volumes.tearDown("a");
+    await volumes.tearDown("b");
+    expect((await listMountsUnder(base)).length).toBe(0);
+  });
+});
+
+/** Has the machine given us CAP_SYS_RESOURCE, which growing a mounted file system takes? */
+async function mayResize(): Promise<boolean> {
+  const status = await readFile("/proc/self/status", "utf8");
+  const effective = /^CapEff:\s*([0-9a-f]+)$/m.exec(status)?.[1] ?? "0";
+  return ((BigInt(`0x${effective}`) >> 24n) & 1n) === 1n;
+}
+
+test("a disk that has grown is filled by its file system, also under a running pod, and the claim is told", async () => {
+  const file = join(base, "disk");
+  await writeFile(file, "");
+  await truncate(file, diskBytes);
+  const { stdout, failure } = await exec("losetup", ["--find", "--show", file], { timeoutMs });
+  if (failure !== undefined) return;
+  device = stdout.trim();
+  await mkdir(join(base, "kubelet"));
+  let size = "16Mi";
+  const clock = new FakeClock();
+  const patches: unknown[] = [];
+  const events: string[] = [];
+  const volumes = createPodVolumes({
+    rootDir: join(base, "kubelet"),
+    client: undefined,
+    objects: new FakeObjects(),
+    clock,
+    log: silentLogger,
+    nodeAllocatable: () => ({}),
+    selinuxEnabled: false,
+    claims: {
+      resolve: async () =>
+        await Promise.resolve({
+          claim: { metadata: { name: "disk" }, status: { capacity: { storage: "16Mi" } } },
+          volume: { metadata: { name: "pv" }, spec: { capacity: { storage: size }, local: { path: device } } },
+          isReadOnly: false,
+        } as BoundClaim),
+      isReachable: () => true,
+    },
+    expansion: {
+      client: {
+        patch: async (_: unknown, _key: unknown, patch: unknown) => await Promise.resolve(patches.push(patch)),
+      } as unknown as ApiClient,
+      nodeName: "n1",
+      clock,
+      log: silentLogger,
+      event: () => {},
+    },
+    onEvent: (_pod, _type, reason, message) => events.push(`${reason} ${message}`),
+    random: () => 0,
+  });
+  const containers = [{ name: "app", volumeMounts: [{ name: "disk", mountPath: "/disk" }] }];
+  const pod = makePod({ containers, volumes: [{ name: "disk", persistentVolumeClaim: { claimName: "disk" } }] });
+  const uid = pod.metadata.uid ?? "";
+  await volumes.setUp(pod, never);
+  const dir = volumes.mounted(uid, "disk")?.hostPath ?? "";
+  const before = (await statfs(dir)).blocks;
+  expect(volumes.refreshInMs(uid)).toBeGreaterThan(0);
+
+  size = "32Mi";
+  await truncate(file, 2 * diskBytes);
+  await exec("losetup", ["--set-capacity", device], { timeoutMs });
+  await volumes.setUp(pod, never);
+  if (await mayResize()) {
+    expect((await statfs(dir)).blocks).toBeGreaterThan(1.5 * before);
+    expect(patches).toMatchObject([{ status: { capacity: { storage: "32Mi" } } }]);
+    expect(events).toEqual([expect.stringMatching(/^FileSystemResizeSuccessful /)]);
+  } else {
+    expect(events).toEqual([expect.stringMatching(/^VolumeResizeFailed .*cannot expand the ext4 .*Permission denied/)]);
+    expect(volumes.refreshInMs(uid)).toBeLessThan(10_000);
+  }
+  await volumes.tearDown(uid);
+});
 
 test.each([
   { name: "at its beginning", readableBytes: 0, fsType: "ext4" },

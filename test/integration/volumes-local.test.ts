@@ -23,6 +23,7 @@ import { isMountPoint, listMountsUnder, mountFilesystem, unmountAllUnder } from 
 import { hugetlbfsMagic } from "../../agent/volumes/empty-dir.ts";
 import { removeTree } from "../../agent/volumes/remove-tree.ts";
 import { makePod } from "../unit/volumes/support.ts";
+import { mountSilent } from "../support/silent-mount.ts";
 import { modeOf, never, podUID, podWith, useVolumeRoot } from "../support/volume-root.ts";
 
 // Kinds that are made on the node itself, with real mounts, as root.
@@ -147,18 +148,6 @@ describe("emptyDir", () => {
 });
 
 describe("a file system that does not answer", () => {
-  /** A mount that takes every question and answers none, as of a server that is gone. */
-  async function mountSilent(target: string): Promise<() => Promise<void>> {
-    const device = await open("/dev/fuse", "r+");
-    const options = "fd=3,rootmode=40000,user_id=0,group_id=0";
-    const child = spawn("mount", ["--internal-only", "--types", "fuse", "--options", options, "silent", target], {
-      stdio: ["ignore", "ignore", "pipe", device.fd],
-    });
-    const [code] = (await once(child, "close")) as [number];
-    if (code !== 0) throw new Error(`mount of fuse exited with ${code}`);
-    return () => device.close(); // from now on it answers with an error
-  }
-
   test("holds up the volume on it, and none of the same pod", async () => {
     const silent = join(on.base, "silent");
     await mkdir(silent);

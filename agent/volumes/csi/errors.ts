@@ -1,5 +1,6 @@
 import type { ErrorCode } from "../../lib/errors.ts";
 import { detailsOf, type GRPCStatus, type StatusName, statusNames, translateError } from "../../lib/grpc/channel.ts";
+import type { ExpansionFailure } from "../expand-plan.ts";
 import { CSIError } from "./port.ts";
 
 // After these nobody knows what the driver did or still does (CSI specification, "Timeouts"): kubelet's list.
@@ -26,4 +27,19 @@ export function csiError(err: GRPCStatus, what: string): CSIError {
   const isFinal = status !== undefined && !uncertain.includes(status);
   const message = `${what}: rpc error: code = ${status ?? err.code} desc = ${detailsOf(err)}`;
   return new CSIError(code, message, { status, isFinal, cause: err });
+}
+
+/** What it means that a driver has not expanded a volume. Pure. */
+export function expansionFailure(err: unknown): ExpansionFailure {
+  if (!(err instanceof CSIError) || !err.isFinal) return "unfinished";
+  switch (err.status) {
+    case "FailedPrecondition":
+      return "in use";
+    case "InvalidArgument":
+    case "OutOfRange":
+    case "NotFound":
+      return "infeasible";
+    default:
+      return "failed";
+  }
 }

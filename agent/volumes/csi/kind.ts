@@ -1,21 +1,19 @@
 import { join } from "node:path";
 import type { ApiClient, Store } from "../../kube/port.ts";
-import { quantityValue } from "../../kube/quantity.ts";
 import type { CSIDriver, Node, ObjectReference } from "../../kube/types.ts";
-import { backoffMs } from "../../lib/backoff.ts";
 import type { Clock } from "../../lib/clock.ts";
 import { AgentError, isAbort, messageOf } from "../../lib/errors.ts";
 import type { Logger } from "../../lib/log.ts";
 import { abortable } from "../abortable.ts";
+import { expandIfGrown, type Expansion, newSizeState, type SizeState } from "../expand.ts";
+import { giveToGroup } from "../fs-group.ts";
 import { KeyedLock } from "../keyed-lock.ts";
 import type { SetUpResult, TearDownContext, VolumeContext, VolumeKind } from "../kind.ts";
-import { inStep, VolumeStepError } from "../step-error.ts";
-import { applyFSGroup } from "../ownership.ts";
+
 import { waitForAttach } from "./attach.ts";
 import { mapForPod, markBlock, unmapFromPod } from "./block.ts";
 import { Devices } from "./devices.ts";
-import { decideExpansion } from "./expand-plan.ts";
-import { type ExpandDeps, expandVolume, tellReadOnly } from "./expand.ts";
+import { expansionFailure } from "./errors.ts";
 import { readMountTable, takesLabels } from "./mount-table.ts";
 import { csiPluginName, uniqueVolumeName } from "./paths.ts";
 import type { CSIDriverObjects, CSIDrivers, CSIMap } from "./port.ts";
@@ -33,6 +31,7 @@ import {
   readCSIVolume,
   volumeCapability,
 } from "./volume.ts";
+import { inStep, VolumeStepError } from "../step-error.ts";
 
 export interface CSIVolumesOptions {
   /** kubelet's root directory, resolved. */
@@ -65,12 +64,10 @@ export interface CSIVolumes {
   run(signal: AbortSignal): Promise<void>;
 }
 
-// How often a driver that asks for it is told of a volume again, and a volume's size is compared with its claim's:
-// kubelet does so at each pod sync, 1 min × 1–1.5.
+// How often a driver that asks for it is told of a volume again: kubelet does so at each pod sync, 1 min × 1–1.5. Sizes are looked at
+// as often (see expand.ts).
 export const refreshMs = 60_000;
 export const refreshJitter = 0.5;
-// Of an expansion that failed under a running pod; kubelet's backoff of one volume's operation.
-export const expandBackoff = { baseMs: 500, maxMs: 122_000 };
 
 /** What we know of one volume of one pod; all of it can be found again by setting it up. */
 interface PodVolume {
@@ -88,10 +85,8 @@ interface PodVolume {
   attachSinceMs: number | undefined;
   /** Unix ms at which the driver is to be told again. */
   repeatAtMs: number;
-  /** The size that it has here; undefined: it has not been looked at. */
-  knownBytes: number | undefined;
+  size: SizeState;
   canExpand: boolean;
-  expandFailures: number;
   /** What it waits for that will be heard of. */
   waitsFor: "driver" | "attach" | undefined;
 }
@@ -215,9 +210,8 @@ class Volumes {
       publishContext: {},
       attachSinceMs: undefined,
       repeatAtMs: 0,
-      knownBytes: undefined,
+      size: newSizeState(),
       canExpand: false,
-      expandFailures: 0,
       waitsFor: undefined,
     };
     this.#states.set(key, state);
@@ -319,57 +313,24 @@ class Volumes {
     object: CSIDriver | undefined,
     { capabilities }: Published,
   ): Promise<void> {
-    const { fsGroup, fsGroupChangePolicy: policy } = context.pod.spec.securityContext ?? {};
+    const { fsGroup } = context.pod.spec.securityContext ?? {};
     if (fsGroup === undefined || !needsFSGroup(volume, fsGroup, object, capabilities)) return;
-    const { clock, log } = this.#options;
-    const path = publishPathOf(this.#options.rootDir, context);
-    await applyFSGroup(path, fsGroup, {
-      isReadOnly: false,
-      ...(policy === undefined ? {} : { policy }),
-      monotonic: () => clock.monotonic(),
-      onRefused: (err) =>
-        log.debug({ volume: context.specName, err: messageOf(err) }, "fsGroup not applied to an entry"),
-      onSlow: (entries) =>
-        context.event(
-          "Warning",
-          "VolumePermissionChangeInProgress",
-          `Setting volume ownership for volume ${context.specName} is taking longer than expected: ${entries} files so far; ` +
-            "consider fsGroupChangePolicy OnRootMismatch",
-        ),
+    const { clock, log, rootDir } = this.#options;
+    await giveToGroup(publishPathOf(rootDir, context), fsGroup, context, clock, (err) => {
+      log.debug({ volume: context.specName, err: messageOf(err) }, "fsGroup not applied to an entry");
     });
   }
 
-  // ---- Expansion ----
-
   /** @returns when to try again what has failed under a running pod */
   async #expand(volume: CSIVolume, context: VolumeContext, state: PodVolume): Promise<number | undefined> {
-    const { bound } = context;
-    if (bound === undefined) return undefined;
-    const plan = decideExpansion(bound, volume.isReadOnly, state.knownBytes);
-    const claimedBytes = quantityValue(bound.claim.status?.capacity?.storage);
-    if (plan.kind === "none" || (plan.kind === "expand" && !state.canExpand)) {
-      // What cannot be expanded here has its size already.
-      state.knownBytes ??= plan.kind === "expand" ? plan.bytes : claimedBytes;
-      return undefined;
-    }
-    if (plan.kind === "read-only") {
-      tellReadOnly(context, this.#options);
-      state.knownBytes = plan.bytes;
-      return undefined;
-    }
-    try {
-      const call = async () => await this.#nodeExpand(volume, context, plan.bytes);
-      await inStep("NodeExpandVolume", () => expandVolume(plan, context, call, this.#options satisfies ExpandDeps));
-      state.knownBytes = plan.bytes;
-      state.expandFailures = 0;
-      return undefined;
-    } catch (err) {
-      if (!state.isReady || context.signal.aborted) throw err;
-      state.expandFailures += 1;
-      const message = `NodeExpandVolume.NodeExpandVolume failed for volume "${context.specName}" : ${messageOf(err)}`;
-      context.event("Warning", "VolumeResizeFailed", message);
-      return backoffMs(state.expandFailures, { ...expandBackoff, random: this.#random });
-    }
+    const expansion: Expansion = {
+      isReadOnly: volume.isReadOnly,
+      isPossible: state.canExpand,
+      isInUse: state.isReady,
+      expand: async (bytes) => await this.#nodeExpand(volume, context, bytes),
+      failureOf: expansionFailure,
+    };
+    return await expandIfGrown(context, expansion, state.size, { ...this.#options, random: this.#random });
   }
 
   async #nodeExpand(volume: CSIVolume, context: VolumeContext, requiredBytes: number): Promise<void> {

@@ -1,14 +1,14 @@
 import { describe, expect, test } from "vitest";
-import type { PersistentVolumeClaim } from "../../../../agent/kube/types.ts";
-import type { BoundClaim } from "../../../../agent/volumes/kind.ts";
-import { CSIError } from "../../../../agent/volumes/csi/port.ts";
+import type { PersistentVolumeClaim } from "../../../agent/kube/types.ts";
+import type { BoundClaim } from "../../../agent/volumes/kind.ts";
+import { expansionFailure } from "../../../agent/volumes/csi/errors.ts";
+import { CSIError } from "../../../agent/volumes/csi/port.ts";
 import {
   decideExpansion,
   expandedStatus,
-  expansionFailure,
   type ExpansionPlan,
   failedStatus,
-} from "../../../../agent/volumes/csi/expand-plan.ts";
+} from "../../../agent/volumes/expand-plan.ts";
 
 const mebi = 1 << 20;
 

@@ -1,8 +1,7 @@
-import { quantityValue } from "../../kube/quantity.ts";
-import type { Condition, PersistentVolumeClaim, Quantity } from "../../kube/types.ts";
-import { rfc3339 } from "../../lib/rfc3339.ts";
-import type { BoundClaim } from "../kind.ts";
-import { CSIError } from "./port.ts";
+import { quantityValue } from "../kube/quantity.ts";
+import type { Condition, PersistentVolumeClaim, Quantity } from "../kube/types.ts";
+import { rfc3339 } from "../lib/rfc3339.ts";
+import type { BoundClaim } from "./kind.ts";
 
 /** What is to be done because a volume has grown. */
 export type ExpansionPlan =
@@ -30,7 +29,7 @@ const resizeConditions: ReadonlySet<string> = new Set([
 ]);
 
 /**
- * Whether the driver has to be asked to expand a volume on this node. Pure.
+ * Whether a volume is to be expanded on this node. Pure.
  * @param knownBytes the size that it was mounted with, or expanded to, here; undefined: it is about to be mounted
  */
 export function decideExpansion(
@@ -86,21 +85,6 @@ export type ExpansionFailure =
   /** Never: the claim has to ask for another size. */
   | "infeasible"
   | "failed";
-
-/** Pure. */
-export function expansionFailure(err: unknown): ExpansionFailure {
-  if (!(err instanceof CSIError) || !err.isFinal) return "unfinished";
-  switch (err.status) {
-    case "FailedPrecondition":
-      return "in use";
-    case "InvalidArgument":
-    case "OutOfRange":
-    case "NotFound":
-      return "infeasible";
-    default:
-      return "failed";
-  }
-}
 
 /** The claim's status after its expansion failed. Pure. */
 export function failedStatus(
