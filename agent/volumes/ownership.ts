@@ -16,6 +16,9 @@ export const legDepthMax = 64;
 // No path to what lies deeper fits into a system call (PATH_MAX): whoever made it did so to hurt.
 export const legsMax = 32;
 
+// How many entries are worked on at a time: enough to keep both disk and processors busy, half of the process's 16 threads.
+export const entriesAtOnceMax = 8;
+
 // A walk that takes longer than this is worth a word, and then every so often: kubelet's VolumePermissionChangeInProgress.
 export const slowWalkMs = 30_000;
 export const slowWalkAgainMs = 60_000;
@@ -73,6 +76,7 @@ class Walk {
   readonly #fsGroup: number;
   readonly #options: FSGroupOptions;
   readonly #monotonic: () => number;
+  readonly #slots = new Slots(entriesAtOnceMax);
   #entries = 0;
   #wordAtMs: number;
 
@@ -109,32 +113,79 @@ class Walk {
     }
   }
 
+  /** All that is in a directory, which stays open until the last of it is done. Rejects with the first error. */
   async #contents(dir: FileHandle, place: Place | undefined, leg: Leg, depth: number): Promise<void> {
-    for await (const entry of entriesOf(dir)) {
-      const here = { name: entry.name.toString("latin1"), parent: place };
-      await this.#entry(entry, here, leg, depth).catch(ignoreVanished);
+    const files = new Set<Promise<void>>();
+    const failures: unknown[] = [];
+    // Some file systems do not say in a directory what its entries are.
+    const late: { entry: DirEntry; here: Place }[] = [];
+    try {
+      for await (const entry of entriesOf(dir)) {
+        if (failures.length > 0) break;
+        const here = { name: entry.name.toString("latin1"), parent: place };
+        if (entry.isDirectory) {
+          await this.#directory(entry, here, leg, depth).catch(ignoreVanished);
+          continue;
+        }
+        await this.#slots.take();
+        const work = this.#file(entry)
+          .then((isDirectory) => void (isDirectory && late.push({ entry, here })))
+          .catch(ignoreVanished)
+          .catch((err: unknown) => void failures.push(err))
+          .finally(() => {
+            this.#slots.free();
+            files.delete(work);
+          });
+        files.add(work);
+      }
+    } finally {
+      await Promise.all(files);
     }
+    if (failures.length > 0) throw failures[0];
+    for (const { entry, here } of late) await this.#directory(entry, here, leg, depth).catch(ignoreVanished);
   }
 
-  async #entry({ path }: DirEntry, place: Place, leg: Leg, depth: number): Promise<void> {
-    const stat = await lstat(path);
-    if (stat.isSymbolicLink()) {
-      if (stat.gid !== this.#fsGroup) await lchown(path, -1, this.#fsGroup).catch(this.#refused);
-      this.#count();
-      return;
-    }
-    if (stat.isDirectory() && depth === legDepthMax) {
+  async #directory({ path }: DirEntry, place: Place, leg: Leg, depth: number): Promise<void> {
+    if (depth === legDepthMax) {
       leg.deeper.push(place);
       return;
     }
-    const handle = await open(path, stat.isDirectory() ? dirFlags : pathFlags);
+    const handle = await open(path, dirFlags);
     try {
-      if (stat.isDirectory()) await this.#contents(handle, place, leg, depth + 1);
-      const opened = await handle.stat();
-      if (!opened.isSymbolicLink()) await this.#give(handle, opened);
+      await this.#contents(handle, place, leg, depth + 1);
+      await this.#give(handle, await handle.stat());
     } finally {
       await handle.close();
     }
+  }
+
+  /** @returns true: nothing was done, it is a directory */
+  async #file({ path }: DirEntry): Promise<boolean> {
+    const stat = await lstat(path);
+    if (stat.isDirectory()) return true;
+    if (stat.isSymbolicLink()) {
+      if (stat.gid !== this.#fsGroup) await lchown(path, -1, this.#fsGroup).catch(this.#refused);
+      this.#count();
+      return false;
+    }
+    // As most are, the second time.
+    if (this.#isRight(stat)) {
+      this.#count();
+      return false;
+    }
+    const handle = await open(path, pathFlags);
+    try {
+      const opened = await handle.stat();
+      if (!opened.isSymbolicLink()) await this.#give(handle, opened);
+      return false;
+    } finally {
+      await handle.close();
+    }
+  }
+
+  #isRight(stat: Stats): boolean {
+    const mode = fsGroupMode(stat.mode, stat.isDirectory(), this.#options.isReadOnly);
+    return stat.gid === this.#fsGroup && mode === (stat.mode & 0o7777);
   }
 
   /** By way of /proc, because a handle that only stands for a file has no fchown. What it stands for cannot change any more. */
@@ -157,6 +208,27 @@ class Walk {
     if (this.#options.onSlow === undefined || this.#monotonic() < this.#wordAtMs) return;
     this.#wordAtMs = this.#monotonic() + slowWalkAgainMs;
     this.#options.onSlow(this.#entries);
+  }
+}
+
+/** So many at a time. */
+class Slots {
+  #free: number;
+  readonly #waiting: (() => void)[] = [];
+
+  constructor(count: number) {
+    this.#free = count;
+  }
+
+  async take(): Promise<void> {
+    if (this.#free > 0) this.#free -= 1;
+    else await new Promise<void>((resolve) => this.#waiting.push(resolve));
+  }
+
+  free(): void {
+    const next = this.#waiting.shift();
+    if (next === undefined) this.#free += 1;
+    else next();
   }
 }
 
