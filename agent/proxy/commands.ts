@@ -16,6 +16,8 @@ export interface Commands {
 
 export interface LinesOptions {
   onLine(line: string): boolean | void;
+  /** Written to the command's standard input, which is then closed. */
+  stdin?: string;
   timeoutMs: number;
   signal?: AbortSignal;
 }
@@ -71,7 +73,7 @@ async function runLines(file: string, args: readonly string[], options: LinesOpt
   let spawnError: Error | undefined;
   const deadline = AbortSignal.timeout(options.timeoutMs);
   const signal = options.signal === undefined ? deadline : AbortSignal.any([deadline, options.signal]);
-  const child = spawn(file, [...args], { stdio: ["ignore", "pipe", "pipe"], signal, killSignal: "SIGKILL" });
+  const child = spawn(file, [...args], { stdio: ["pipe", "pipe", "pipe"], signal, killSignal: "SIGKILL" });
   const closed = new Promise<{ code: number | null; killedBy: NodeJS.Signals | null }>((resolve) => {
     child.on("error", (err) => {
       spawnError = err;
@@ -82,6 +84,9 @@ async function runLines(file: string, args: readonly string[], options: LinesOpt
   child.stderr.on("data", (chunk: Buffer) => {
     if (stderr.length < stderrBytesMax) stderr += chunk.toString("utf8");
   });
+  // EPIPE: the command closed its input early; how it exits says whether that matters.
+  child.stdin.on("error", () => {});
+  child.stdin.end(options.stdin);
   const reader = createInterface({ input: child.stdout, crlfDelay: Number.POSITIVE_INFINITY });
   reader.on("line", (line) => {
     if (isEnough || options.onLine(line) !== false) return;

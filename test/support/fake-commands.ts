@@ -15,6 +15,8 @@ export class FakeCommands implements Commands {
   readonly sets = new Map<string, Set<string>>();
   /** Commands that are not there. */
   readonly missing = new Set<string>();
+  /** How commands end, whatever they are asked. */
+  readonly failures = new Map<string, ExecResult>();
   /** What `conntrack -L` prints. */
   flows: string[] = [];
   version = "v1.8.9 (nf_tables)";
@@ -22,14 +24,15 @@ export class FakeCommands implements Commands {
   readonly run: Commands["run"] = async (file, args, options) => {
     this.log.push([file, ...args].join(" "));
     options.signal?.throwIfAborted();
-    if (this.missing.has(file)) return ended(undefined, "", "", "spawn");
+    if (this.missing.has(file)) return absent(file);
+    const failure = this.failures.get(file);
+    if (failure !== undefined) return failure;
     const stdin = String(options.stdin ?? "");
     if (file === "ipset") return this.#ipset(args, stdin);
     if (file === "conntrack") return ended(0, "", "");
     if (file === "nft") return ended(1, "", "Error: No such file or directory"); // no table of ours
     const tables = this.#tablesOf(file);
     if (args[0] === "--version") return ended(0, `${file} ${this.version}\n`, "");
-    if (file.endsWith("-restore") && stdin.includes("\n-S ")) return list(tables, file, stdin);
     if (file.endsWith("-restore")) {
       return tables.restore(stdin).then(
         () => ended(0, "", ""),
@@ -39,15 +42,25 @@ export class FakeCommands implements Commands {
             : ended(1, "", `${file}: line 2 failed: ${messageOf(err)}`),
       );
     }
-    const [table = "", chain = ""] = [args[args.indexOf("-t") + 1], args[args.indexOf("-S") + 1]];
-    const rules = await tables.listRules(table, chain);
-    if (rules === undefined) return ended(1, "", `${file}: No chain/target/match by that name.`);
-    return ended(0, [`-N ${chain}`, ...rules, ""].join("\n"), "");
+    return ended(1, "", `${file}: not understood: ${args.join(" ")}`);
   };
 
-  readonly lines: Commands["lines"] = async (file, args, { onLine }) => {
+  readonly lines: Commands["lines"] = async (file, args, { onLine, stdin }) => {
     this.log.push([file, ...args].join(" "));
-    if (this.missing.has(file)) return ended(undefined, "", "", "spawn");
+    if (this.missing.has(file)) return absent(file);
+    const failure = this.failures.get(file);
+    if (failure !== undefined) return failure;
+    if (file === "ipset") {
+      for (const line of this.#ipset(args, "").stdout.split("\n")) onLine(line);
+      return ended(0, "", "");
+    }
+    if (stdin !== undefined || args.includes("-S")) {
+      const asked = stdin ?? `*${args[args.indexOf("-t") + 1]}\n-S ${args[args.indexOf("-S") + 1]}\nCOMMIT\n`;
+      const result = await list(this.#tablesOf(file), file, asked);
+      for (const line of result.stdout.split("\n")) onLine(line);
+      if (result.failure === undefined || stdin !== undefined) return { ...result, stdout: "" };
+      return ended(1, "", `${file}: No chain/target/match by that name.`);
+    }
     const output = file === "conntrack" ? this.flows : this.#save(file, args[args.indexOf("-t") + 1]);
     for (const line of output) if (onLine(line) === false) break;
     return ended(0, "", "");
@@ -108,7 +121,18 @@ async function list(tables: FakeIptables, file: string, stdin: string): Promise<
   return ended(0, stdout, "");
 }
 
-function ended(code: number | undefined, stdout: string, stderr: string, failure?: ExecResult["failure"]): ExecResult {
+function absent(file: string): ExecResult {
+  const result = ended(undefined, "", "", "spawn");
+  return { ...result, message: `${file} could not be started (spawn ${file} ENOENT)` };
+}
+
+/** The result of a command. `failure` follows from the code if it is left out. */
+export function ended(
+  code: number | undefined,
+  stdout: string,
+  stderr: string,
+  failure?: ExecResult["failure"],
+): ExecResult {
   const why = failure ?? (code === 0 ? undefined : "exit");
   return {
     code,

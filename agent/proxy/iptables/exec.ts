@@ -5,7 +5,7 @@ import type { Family } from "../ip.ts";
 import { type ClientSets, clientSetPrefix } from "./affinity.ts";
 import { type Iptables, RefusedLine, type ServiceSet } from "./port.ts";
 import { addToPrint, chainPrint } from "./print.ts";
-import { listingText, parseListing } from "./listing.ts";
+import { isKept, ListingReader, listingText } from "./listing.ts";
 
 /** Which of the two kernel interfaces an iptables command uses. */
 export type Flavour = "nft" | "legacy";
@@ -14,6 +14,8 @@ export type Flavour = "nft" | "legacy";
 const lockWaitSeconds = 5;
 // The reference's limit for reading rules back. Large tables on slow machines take minutes in the legacy flavour.
 const commandTimeoutMs = 300_000;
+// Looks come again soon, and whoever is about to write waits for the one under way. Twice as long as the tool waits for the lock.
+const lookTimeoutMs = 10_000;
 // ipset has no lock to wait for.
 const setTimeoutMs = 60_000;
 // 2^20: far above what the trees can hold; the kernel allocates as the set grows. ipset's own default is 65 536.
@@ -26,7 +28,9 @@ const clientsMax = 65_536;
 const clientSecondsDefault = 10_800;
 // iptables' exit code for "somebody else holds the lock", and for more; see expectAccepted.
 const resourceProblem = 4;
-const refusalRE = /failed \((?!Resource temporarily|Device or resource busy|Cannot allocate|Interrupted|No buffer)/;
+// A chain that something else refers to is busy for as long as that is there: this passes by nobody's waiting.
+const refusalRE =
+  /CHAIN_DEL failed|failed \((?!Resource temporarily|Device or resource busy|Cannot allocate|Interrupted|No buffer)/;
 // What a command complains about is one line; more is its usage.
 const complaintLengthMax = 500;
 
@@ -65,26 +69,36 @@ export async function createIptables(
 
     listMany: async (chains, stop) => {
       const { text, order } = listingText(chains);
-      const result = await commands.run(names.restore, [...restoreLock, "--noflush"], {
-        ...options,
+      const reader = new ListingReader(order);
+      const result = await commands.lines(names.restore, [...restoreLock, "--noflush"], {
+        timeoutMs: lookTimeoutMs,
         signal: stop,
         stdin: text,
+        onLine: (line) => reader.line(line),
       });
       const missing =
         result.failure === "exit" && result.code !== resourceProblem && missingChain(result.stderr, order);
       if (missing !== undefined && missing !== false) return { missing };
       expectSuccess(result, "list chains");
-      return parseListing(result.stdout, order);
+      const listed = reader.result();
+      if (listed === undefined) {
+        throw new AgentError("Unavailable", `list chains: ${names.restore} printed other chains than it was asked for`);
+      }
+      return listed;
     },
 
     listRules: async (table, chain, stop) => {
-      const result = await commands.run(names.command, [...commandLock, "-t", table, "-S", chain], {
+      const rules: string[] = [];
+      const result = await commands.lines(names.command, [...commandLock, "-t", table, "-S", chain], {
         ...options,
         signal: stop,
+        onLine: (line) => {
+          if (line.startsWith("-A ") && isKept(chain, line)) rules.push(line);
+        },
       });
       if (result.failure === "exit" && isNotFound(result.stderr)) return undefined;
       expectSuccess(result, `list chain ${chain} of table ${table}`);
-      return result.stdout.split("\n").filter((line) => line.startsWith("-A "));
+      return rules;
     },
 
     readChains: async (table, stop) => {
@@ -142,7 +156,7 @@ export function createServiceSet(commands: Commands, family: Family, name: strin
       if (text !== "") await restore(text, signal);
     },
     count: async (signal) => {
-      const result = await commands.run("ipset", ["list", name, "-terse"], { timeoutMs: setTimeoutMs, signal });
+      const result = await commands.run("ipset", ["list", name, "-terse"], { timeoutMs: lookTimeoutMs, signal });
       if (result.failure === "exit" && isAbsent(result.stderr)) return undefined;
       expectSuccess(result, `look at set ${name}`);
       const found = /^Number of entries: (\d+)$/m.exec(result.stdout);
@@ -169,9 +183,13 @@ export function createClientSets(commands: Commands, family: Family): ClientSets
       if (text !== "") expectSuccess(await run(["restore", "-exist"], text, signal), "create sets of clients");
     },
     list: async (signal) => {
-      const result = await run(["list", "-name"], undefined, signal);
+      const found: string[] = [];
+      const onLine = (name: string) => {
+        if (name.startsWith(clientSetPrefix(family))) found.push(name);
+      };
+      const result = await commands.lines("ipset", ["list", "-name"], { timeoutMs: setTimeoutMs, signal, onLine });
       expectSuccess(result, "list sets");
-      return result.stdout.split("\n").filter((name) => name.startsWith(clientSetPrefix(family)));
+      return found;
     },
     destroy: async (names, signal) => {
       for (const name of names) {

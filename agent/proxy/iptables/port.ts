@@ -14,11 +14,14 @@ export interface Iptables {
   readonly hasRandomFully: boolean;
   /** Applies an iptables-restore text without flushing anything that it does not name. Atomic for each table. */
   restore(text: string, signal: AbortSignal): Promise<void>;
-  /** Rules of one chain as `-A chain …` lines in the command's own spelling; undefined: there is no such chain. */
+  /**
+   * Rules of one chain as `-A chain …` lines in the command's own spelling; undefined: there is no such chain. Of a chain
+   * whose name does not start with `KUBE-`, only the rules that jump to one whose name does: it may hold any number of others.
+   */
   listRules(table: string, chain: string, signal: AbortSignal): Promise<string[] | undefined>;
   /**
    * Rules of many chains by one command, by `table chain`, as {@link listRules} has them; or the first one found missing.
-   * Also cheap beside tens of thousands of other chains.
+   * All that was asked for or a rejection, never a part. Also cheap beside tens of thousands of other chains.
    */
   listMany(chains: ChainsByTable, signal: AbortSignal): Promise<ReadonlyMap<string, readonly string[]> | MissingChain>;
   /** All chains of a table that are not built in, with the `chainPrint` of what they hold. */

@@ -170,7 +170,7 @@ describe("kernel settings", () => {
     const warned: string[] = [];
     const log = createLogger({ level: "warn", stream: { write: (line) => void warned.push(line) } });
     const failing = (code: string) => Promise.reject(Object.assign(new Error(code), { code }));
-    await applySysctls(
+    const first = await applySysctls(
       [
         { path: "same", value: 1 },
         { path: "other", value: 2 },
@@ -184,15 +184,17 @@ describe("kernel settings", () => {
       },
       log,
     );
+    expect(first).toEqual({ failed: [], missing: [{ path: "gone", value: 1 }] });
     expect(written).toEqual(["other=2"]);
     expect(warned).toEqual([]); // "readonly" has the right value already
-    const failures = await applySysctls(
+    const { failed, missing } = await applySysctls(
       [{ path: "readonly", value: 7 }],
       { read: async () => "1", write: () => failing("EROFS") },
       log,
     );
     expect(warned.join()).toMatch(/readonly.*EROFS/);
-    expect(failures).toBe(1);
+    expect(failed).toEqual([{ path: "readonly", value: 7 }]);
+    expect(missing).toEqual([]);
   });
 });
 
@@ -288,9 +290,8 @@ describe("commands", () => {
     expect(await restoreOf("v1.6.1")).toEqual({ line: "iptables-restore --noflush --counters", hasRandomFully: false });
   });
 
-  const failing = (code: number, stderr: string): Commands => ({
-    lines: new FakeCommands().lines,
-    run: async (_file, args) => ({
+  const failing = (code: number, stderr: string): Commands => {
+    const run: Commands["run"] = async (_file, args) => ({
       code: args[0] === "--version" ? 0 : code,
       signal: undefined,
       stdout: "iptables v1.8.9 (nf_tables)",
@@ -299,8 +300,9 @@ describe("commands", () => {
       durationMs: 0,
       ...(args[0] === "--version" ? {} : { failure: "exit" as const }),
       message: "",
-    }),
-  });
+    });
+    return { run, lines: run };
+  };
   const verdicts: [stderr: string, code: number, want: string, text: RegExp][] = [
     [
       "Another app is currently holding the xtables lock; still 4s 0us time ahead to have a chance",
@@ -319,6 +321,12 @@ describe("commands", () => {
       4,
       "Unavailable",
       /temporarily/,
+    ],
+    [
+      "iptables-nft-restore v1.8.9 (nf_tables): \nline 2: CHAIN_DEL failed (Device or resource busy): chain KUBE-SEP-X",
+      4,
+      "Invalid",
+      /CHAIN_DEL failed/,
     ],
     [
       "# Warning: iptables-legacy tables present\niptables-restore: line 2 failed",
@@ -370,6 +378,47 @@ describe("commands", () => {
     expect(await named.listMany({ nat: ["KUBE-Y"] }, signal)).toEqual({ missing: "nat KUBE-Y" });
   });
 
+  test("that list long chains of others keep what is asked for, however much there is", async () => {
+    const tables = new FakeCommands();
+    const foreign = Array.from(
+      { length: 12_000 },
+      (_, n) => `-s 10.${n >> 8}.${n & 255}.1 -m comment --comment "x${"y".repeat(60)}" -j DROP`,
+    );
+    tables.tables.iptables.tables.get("filter")?.set("INPUT", [...foreign, "-j KUBE-FIREWALL"]);
+    const iptables = await createIptables(tables, "IPv4", undefined, signal);
+    expect(await iptables.listRules("filter", "INPUT", signal)).toEqual(["-A INPUT -j KUBE-FIREWALL"]);
+    expect(await iptables.listMany({ filter: ["INPUT", "OUTPUT"] }, signal)).toEqual(
+      new Map([
+        ["filter INPUT", ["-A INPUT -j KUBE-FIREWALL"]],
+        ["filter OUTPUT", []],
+      ]),
+    );
+  });
+
+  test("that list fewer chains than were asked for are not believed", async () => {
+    const commands = new FakeCommands();
+    const iptables = await createIptables(
+      {
+        run: commands.run,
+        lines: async (file, args, options) => {
+          return await commands.lines(file, args, {
+            ...options,
+            onLine: (line) => (line.startsWith("-N OUTPUT") ? undefined : options.onLine(line)),
+          });
+        },
+      },
+      "IPv4",
+      undefined,
+      signal,
+    );
+    await expect(iptables.listMany({ filter: ["INPUT", "OUTPUT"] }, signal)).rejects.toMatchObject({
+      code: "Unavailable",
+    });
+    await expect(iptables.listMany({ filter: ["OUTPUT", "INPUT"] }, signal)).rejects.toMatchObject({
+      code: "Unavailable",
+    });
+  });
+
   test("that refuse a text name the line", async () => {
     const iptables = await createIptables(new FakeCommands(), "IPv4", undefined, signal);
     await expect(iptables.restore("*nat\n-A NOWHERE -j DROP\nCOMMIT\n", signal)).rejects.toThrow(
@@ -390,6 +439,10 @@ describe("commands", () => {
     expect(
       (await commands.lines("sleep", ["9"], { timeoutMs: 5_000, signal: aborted, onLine: () => {} })).failure,
     ).toBe("canceled");
+    const echoed: string[] = [];
+    const cat = { stdin: "one\ntwo\n", timeoutMs: 5_000, onLine: (line: string) => void echoed.push(line) };
+    expect((await commands.lines("cat", [], cat)).failure).toBeUndefined();
+    expect(echoed).toEqual(["one", "two"]);
     expect(silentLogger.level).toBe("silent");
   });
 });
