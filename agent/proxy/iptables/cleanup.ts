@@ -69,14 +69,19 @@ export class OwnRulesReader {
 }
 
 /**
- * Removes every rule, chain and set that the iptables backend (or kube-proxy's) makes, in both families and flavours.
+ * Removes every rule, chain and set that the iptables backend (or kube-proxy's) makes, of these families and in both flavours.
  * Foreign rules stay as they are. Can be repeated.
  *
  * @returns what could not be removed, one line each; empty: all is clean
  */
-export async function cleanupIptables(commands: Commands, log: Logger, signal: AbortSignal): Promise<string[]> {
+export async function cleanupIptables(
+  commands: Commands,
+  log: Logger,
+  signal: AbortSignal,
+  families: readonly Family[] = ["IPv4", "IPv6"],
+): Promise<string[]> {
   const problems: string[] = [];
-  for (const family of ["IPv4", "IPv6"] as const) {
+  for (const family of families) {
     for (const flavour of ["nft", "legacy", undefined] as const) {
       try {
         await cleanupOne(commands, family, flavour, log, signal);
@@ -86,7 +91,7 @@ export async function cleanupIptables(commands: Commands, log: Logger, signal: A
     }
   }
   if ((await whyNoIpset(commands, signal)) === undefined) {
-    for (const family of ["IPv4", "IPv6"] as const) {
+    for (const family of families) {
       const set = serviceSetName(family);
       await createServiceSet(commands, family, set)
         .destroy(signal)
