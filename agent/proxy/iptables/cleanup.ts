@@ -1,16 +1,14 @@
 import type { Logger } from "../../lib/log.ts";
 import { type Commands, expectSuccess } from "../commands.ts";
 import type { Family } from "../ip.ts";
-import { Applier } from "./apply.ts";
 import { commandNames, createClientSets, createIptables, createServiceSet, type Flavour, whyNoIpset } from "./exec.ts";
-import { canaryChain, canaryTables, jumps, ownChains, serviceSetName, sharedJumps } from "./fixed.ts";
+import { canaryChain, canaryTables, jumps, ownChains, serviceSetName } from "./fixed.ts";
 import { isJump, isServiceChain } from "./own.ts";
+import { deleteChains } from "./stale.ts";
+import { RestoreText } from "./text.ts";
 
 // Reading the rules of ten thousand services back takes seconds, on a busy machine with the legacy flavour minutes.
 const saveTimeoutMs = 300_000;
-const sharedChain = "KUBE-FIREWALL";
-// Made by kubelets; while it is there, a kubelet wants the shared chain.
-const kubeletCanary = "KUBE-KUBELET-CANARY";
 
 /** What of ours is in the tables, as read from iptables-save. */
 export interface OwnRules {
@@ -19,15 +17,14 @@ export interface OwnRules {
   readonly jumps: readonly { readonly table: "nat" | "filter"; readonly rule: string }[];
 }
 
-/** Picks what is ours, and kube-proxy's, out of the lines of iptables-save. Feed it all lines, then ask. Pure. */
+/**
+ * Picks what is ours, and kube-proxy's, out of the lines of iptables-save. Feed it all lines, then ask. Pure. KUBE-FIREWALL stays: it
+ * is the kubelet's, too, and the kernel still routes packets for 127.0.0.0/8 after us, which it keeps neighbours from sending.
+ */
 export class OwnRulesReader {
   #table = "";
-  #hasKubelet = false;
   readonly #chains = { mangle: [] as string[], nat: [] as string[], filter: [] as string[] };
   readonly #jumps: { table: "nat" | "filter"; rule: string }[] = [];
-  readonly #shared: { table: "nat" | "filter"; rule: string }[] = [];
-  readonly #sharedRules: string[] = [];
-  #hasShared = false;
 
   line(line: string): void {
     if (line.startsWith("*")) this.#table = line.slice(1);
@@ -36,19 +33,11 @@ export class OwnRulesReader {
   }
 
   result(): OwnRules {
-    // The rule in KUBE-FIREWALL guards route_localnet. It goes only if it is ours and no kubelet keeps it.
-    const ownsShared = this.#sharedRules.every((rule) => rule.includes('"block incoming localnet connections"'));
-    if (!this.#hasShared || this.#hasKubelet || !ownsShared) return { chains: this.#chains, jumps: this.#jumps };
-    return {
-      chains: { ...this.#chains, filter: [...this.#chains.filter, sharedChain] },
-      jumps: [...this.#jumps, ...this.#shared],
-    };
+    return { chains: this.#chains, jumps: this.#jumps };
   }
 
   #chain(chain: string): void {
-    if (chain === kubeletCanary) this.#hasKubelet = true;
     const table = this.#table;
-    if (table === "filter" && chain === sharedChain) this.#hasShared = true;
     if (table === "mangle" && chain === canaryChain) this.#chains.mangle.push(chain);
     if (table !== "nat" && table !== "filter") return;
     if (chain === canaryChain || ownChains[table].includes(chain) || isServiceChain(table, chain)) {
@@ -60,11 +49,8 @@ export class OwnRulesReader {
     const table = this.#table;
     if (table !== "nat" && table !== "filter") return;
     const from = rule.split(" ", 1)[0];
-    if (table === "filter" && from === sharedChain) this.#sharedRules.push(rule);
-    const leadsTo = (list: typeof jumps) =>
-      list.some((jump) => jump.table === table && jump.from === from && isJump(rule, jump));
-    if (leadsTo(jumps)) this.#jumps.push({ table, rule });
-    if (leadsTo(sharedJumps)) this.#shared.push({ table, rule });
+    const isOurs = jumps.some((jump) => jump.table === table && jump.from === from && isJump(rule, jump));
+    if (isOurs) this.#jumps.push({ table, rule });
   }
 }
 
@@ -84,7 +70,7 @@ export async function cleanupIptables(
   for (const family of families) {
     for (const flavour of ["nft", "legacy", undefined] as const) {
       try {
-        await cleanupOne(commands, family, flavour, log, signal);
+        problems.push(...(await cleanupOne(commands, family, flavour, log, signal)));
       } catch (err) {
         problems.push(`${commandNames(family, flavour).command}: ${(err as Error).message}`);
       }
@@ -112,7 +98,7 @@ async function cleanupOne(
   flavour: Flavour | undefined,
   log: Logger,
   signal: AbortSignal,
-): Promise<void> {
+): Promise<string[]> {
   const reader = new OwnRulesReader();
   const onLine = (line: string) => reader.line(line);
   const save = await commands.lines(commandNames(family, flavour).save, [], {
@@ -120,15 +106,21 @@ async function cleanupOne(
     timeoutMs: saveTimeoutMs,
     signal,
   });
-  if (save.failure === "spawn") return; // not installed: then it has left nothing
+  if (save.failure === "spawn") return []; // not installed: then it has left nothing
   expectSuccess(save, "read the rules");
   const own = reader.result();
   const count = canaryTables.reduce((sum, table) => sum + own.chains[table].length, 0);
-  if (count + own.jumps.length === 0) return;
+  if (count + own.jumps.length === 0) return [];
 
-  const applier = new Applier(await createIptables(commands, family, flavour, signal), signal);
-  for (const { table, rule } of own.jumps) applier.text.raw(table, `-D ${rule}`);
-  for (const table of canaryTables) await applier.deleteAll(table, own.chains[table]);
-  await applier.flush();
-  log.info({ family, flavour: flavour ?? "default", chains: count, jumps: own.jumps.length }, "service rules removed");
+  const iptables = await createIptables(commands, family, flavour, signal);
+  const text = new RestoreText();
+  for (const { table, rule } of own.jumps) text.raw(table, `-D ${rule}`);
+  if (text.lines > 0) await iptables.restore(text.toString(), signal);
+  const left = await deleteChains(iptables, own.chains, signal);
+  const chains = count - left.length;
+  log.info({ family, flavour: flavour ?? "default", chains, jumps: own.jumps.length }, "service rules removed");
+  const { command } = commandNames(family, flavour);
+  return left.map(
+    ({ table, chain, reason }) => `${command}: chain ${chain} of table ${table} is empty but stays: ${reason}`,
+  );
 }

@@ -1,8 +1,7 @@
 import { hasCode } from "../../lib/errors.ts";
-import type { ServiceWrites } from "./apply.ts";
 import { RefusedLine } from "./port.ts";
 
-/** A service whose rules the kernel or its tool does not take, and why. */
+/** A service (or whatever else the key is of) whose rules the kernel or its tool does not take, and why. */
 export interface Refusal {
   readonly key: string;
   readonly error: Error;
@@ -14,17 +13,17 @@ export interface Refusal {
 export const refusalsMax = 16;
 
 /**
- * Finds out which of these services make a text fail, by applying halves of it. What is accepted stays applied, which does no
+ * Finds out which of these, services or chains that are to go, make a text fail, by applying halves of it. What is accepted stays applied, which does no
  * harm: nothing leads to chains of a service before all of them are there. Rejects with errors other than Invalid.
  *
  * @returns at most {@link refusalsMax}
  */
-export async function isolate(
-  services: readonly ServiceWrites[],
-  apply: (services: readonly ServiceWrites[]) => Promise<void>,
+export async function isolate<T extends { readonly key: string }>(
+  items: readonly T[],
+  apply: (some: readonly T[]) => Promise<void>,
 ): Promise<Refusal[]> {
   const refusals: Refusal[] = [];
-  const waiting = [services];
+  const waiting = [items];
   while (refusals.length < refusalsMax) {
     const next = waiting.pop();
     if (next === undefined) break;
