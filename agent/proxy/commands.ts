@@ -42,7 +42,7 @@ export function createCommands(prefix: readonly string[] = []): Commands {
 }
 
 /**
- * Throws unless a command succeeded.
+ * Throws unless a command succeeded: an `AgentError`, Unimplemented if there is no such command.
  *
  * @param explain looks at a failure's stderr and returns what to add to the message
  */
@@ -57,8 +57,13 @@ export function expectSuccess(result: ExecResult, what: string, explain?: (stder
       // 4 is iptables' RESOURCE_PROBLEM: somebody else holds the lock, or changed the tables at the same time.
       throw new AgentError(result.code === 4 ? "Unavailable" : "Invalid", `${what}: ${result.message}${detail}`);
     }
-    case "signal":
     case "spawn":
+      // Another attempt would not find it either; any other reason, such as too many open files, may pass.
+      throw new AgentError(
+        result.message.includes("ENOENT") ? "Unimplemented" : "Unavailable",
+        `${what}: ${result.message}`,
+      );
+    case "signal":
     case "timeout":
       throw new AgentError("Unavailable", `${what}: ${result.message}`);
     default:

@@ -102,7 +102,6 @@ export class FamilyProxy {
   readonly #loop: Loop;
   readonly #watch: RuleWatch;
   #isSyncing = false;
-  readonly #nodeIPs: readonly Prefix[];
   /** Services whose UDP flows are to be looked at. */
   readonly #flowsToClean = new Set<string>();
   readonly #warned = new Map<string, string>();
@@ -124,8 +123,7 @@ export class FamilyProxy {
     this.family = family;
     this.#deps = deps;
     this.#startedAtMs = clock.now();
-    this.#nodeIPs = options.nodeIPs.map(parseIP).filter((ip) => ip !== undefined);
-    this.#model = new ServiceModel(family, { name: options.nodeName, zone: undefined, ips: this.#nodeIPs });
+    this.#model = new ServiceModel(family, { name: options.nodeName, zone: undefined, ips: nodeIPsOf(options) });
     this.#conntrack = new ConntrackCleaner(deps.commands, family, log);
     this.#loop = new Loop({
       clock,
@@ -162,13 +160,18 @@ export class FamilyProxy {
 
   setNode(node: Node): void {
     const zone = node.metadata.labels?.[zoneLabel];
-    if (!this.#model.setNode({ name: this.#deps.options.nodeName, zone, ips: this.#nodeIPs })) return;
+    const { options } = this.#deps;
+    if (!this.#model.setNode({ name: options.nodeName, zone, ips: nodeIPsOf(options) })) return;
     this.#mustSyncFull = true;
     this.#wake();
   }
 
-  /** Asks for a sync because something changed that rules depend on, beside services and node. */
-  refresh(): void {
+  /**
+   * Asks for a sync because something changed that rules depend on, beside services and what `setNode` takes.
+   * `isFull`: the rules of each service depend on it.
+   */
+  refresh({ isFull = false } = {}): void {
+    if (isFull) this.#mustSyncFull = true;
     this.#isContextNew = true;
     this.#wake();
   }
@@ -347,4 +350,8 @@ export class FamilyProxy {
     if (more > 0) this.#deps.log.warn({ service: key, more }, "more is malformed in this service");
     return service;
   }
+}
+
+function nodeIPsOf({ nodeIPs }: ProxyOptions): Prefix[] {
+  return nodeIPs.map(parseIP).filter((ip) => ip !== undefined);
 }

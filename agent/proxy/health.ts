@@ -33,15 +33,23 @@ const never = "0001-01-01T00:00:00Z";
 
 export const healthHeaders = { "Content-Type": "application/json", "X-Content-Type-Options": "nosniff" };
 
-/** Judges all families together. One that has not begun is not judged. Pure. */
-export function judgeProxyHealth(stats: readonly FamilyProgress[], syncPeriodMs: number): ProxyHealth {
+/**
+ * Judges all families together. One that has not begun is not judged. Pure.
+ *
+ * @param hasFailed the proxy could not begin, and waits before it tries again
+ */
+export function judgeProxyHealth(
+  stats: readonly FamilyProgress[],
+  syncPeriodMs: number,
+  hasFailed = false,
+): ProxyHealth {
   const families = stats.map(({ family, startedAtMs, lastSyncedAtMs, pendingForMs = 0 }) => ({
     family,
     lastUpdatedMs: lastSyncedAtMs ?? startedAtMs,
     isHealthy: pendingForMs < healthTimeoutPeriods * syncPeriodMs,
   }));
   return {
-    isHealthy: families.every(({ isHealthy }) => isHealthy),
+    isHealthy: !hasFailed && families.every(({ isHealthy }) => isHealthy),
     lastUpdatedMs: families.length === 0 ? undefined : Math.max(...families.map((one) => one.lastUpdatedMs)),
     families,
   };

@@ -3,11 +3,13 @@ import { readFile } from "node:fs/promises";
 import type { EventRecorder, Store } from "../kube/port.ts";
 import type { EndpointSlice, Node, Service, ServiceCIDR } from "../kube/types.ts";
 import type { Clock } from "../lib/clock.ts";
-import { AgentError, messageOf } from "../lib/errors.ts";
+import { backoffMs } from "../lib/backoff.ts";
+import { AgentError, hasCode, messageOf } from "../lib/errors.ts";
 import type { Logger } from "../lib/log.ts";
-import { untilAborted } from "../lib/loop.ts";
+import { ignoreAbort, untilAborted } from "../lib/loop.ts";
 import type { Backend } from "./backend.ts";
 import { type Commands, createCommands } from "./commands.ts";
+import { ConntrackSettings } from "./conntrack-settings.ts";
 import { FamilyProxy, type FamilyStats, type SyncObserver } from "./family.ts";
 import { HealthCheckPorts, type ServeHealthChecks } from "./health-check-ports.ts";
 import { judgeProxyHealth } from "./health.ts";
@@ -19,6 +21,7 @@ import { type Family, parseIP } from "./ip.ts";
 import { createNftablesBackend, expectNftables } from "./nftables/backend.ts";
 import { cleanupNftables } from "./nftables/cleanup.ts";
 import { healthCheckIPs, nodePortAddressesOf, readNodePortAddresses } from "./node-ports.ts";
+import { followNodeFacts, type NodeFacts, waitForPodCIDRs } from "./node-facts.ts";
 import type { ProxyOptions } from "./options.ts";
 import { findRivals, type RivalProcess, RivalWatch } from "./rivals.ts";
 import { applySysctls, decideConntrackSysctls, decideProxySysctls, type Sysctls, systemSysctls } from "./sysctl.ts";
@@ -42,6 +45,8 @@ export interface ProxyDeps {
   readonly commands?: Commands;
   readonly sysctls?: Sysctls;
   readonly localIPs?: () => readonly string[];
+  /** The addresses that the Node says it has, as `ProxyOptions.nodeIPs`. Absent: those of the options stay. */
+  readonly nodeIPsOf?: (node: Node) => readonly string[];
   /** Looks for other service proxies on this machine. */
   readonly findRivals?: () => Promise<RivalProcess[]>;
 }
@@ -50,15 +55,19 @@ export interface ProxyDeps {
 export interface Proxy {
   /**
    * Programs the rules and keeps them until `signal` aborts; then resolves and leaves the rules in place.
-   * Rejects if the machine cannot do it at all: no iptables, or none for the primary family.
+   * Rejects if the machine cannot do it: no iptables, say, or none for the primary family. Nothing is left at work then, and it can
+   * be called again.
    */
   run(signal: AbortSignal): Promise<void>;
   /** One entry for each family that is programmed; none before the start. */
   stats(): readonly FamilyStats[];
 }
 
-// The reference gives a new node this long to be assigned its pod CIDRs.
-const podCIDRsTimeoutMs = 300_000;
+// First wait before something is tried again that another program may have held up; doubles up to the maximum.
+const retryBaseMs = 5_000;
+const retryMaxMs = 300_000;
+// What another mode left harms nobody that the new rules serve; looking for it reads all rules of the machine.
+const removalRetryMaxMs = 3_600_000;
 
 /** Makes the proxy; nothing happens before `run`. */
 export function createProxy(options: ProxyOptions, deps: ProxyDeps): Proxy {
@@ -72,51 +81,119 @@ export function createProxy(options: ProxyOptions, deps: ProxyDeps): Proxy {
   return {
     stats: () => families.map((family) => family.stats()),
     run: async (signal) => {
-      const built = await buildFamilies(options, deps, isHealthy, signal);
+      families = [];
+      const builder = await prepare(options, deps, isHealthy, signal);
+      const { built, heldUp } = await buildFamilies(builder, deps, signal);
       families = built.map(({ family }) => family);
       const about = { kind: "Node", name: options.nodeName, uid: options.nodeName };
       deps.recorder?.event(about, "Normal", "Starting", "Starting the service proxy.", "StartKubeProxy");
       // Not one rule before both lists are complete: rules of a half-known cluster would cut working connections.
       await Promise.all([deps.services.synced(signal), deps.endpointSlices.synced(signal), deps.nodes.synced(signal)]);
-      const unsubscribe = [
-        deps.services.subscribe(({ key, object }) => families.forEach((family) => family.setService(key, object))),
-        deps.endpointSlices.subscribe(({ key, object }) => families.forEach((family) => family.setSlice(key, object))),
-        deps.nodes.subscribe(({ object }) => {
-          if (object?.metadata.name === options.nodeName) families.forEach((family) => family.setNode(object));
-        }),
-      ];
-      unsubscribe.push(
-        deps.serviceCIDRs?.subscribe(() => families.forEach((family) => family.refresh())) ?? (() => {}),
-      );
+      const add = (one: BuiltFamily) => void (families = [...families, one.family]);
       try {
-        await Promise.all([
-          ...built.flatMap(({ family, healthChecks }) => [family.run(signal), healthChecks?.run(signal)]),
-          removeOtherMode(options, deps, families, signal),
+        await runTogether(signal, (own) => [
+          ...built.map((one) => runFamily(one, builder, deps, own)),
+          ...heldUp.map((family) => runHeldUp({ family, add }, builder, deps, own)),
         ]);
-      } finally {
-        for (const stop of unsubscribe) stop();
+      } catch (err) {
+        families = [];
+        throw err;
       }
     },
   };
 }
 
-/**
- * Takes away what an earlier run in the other mode left, once all of this mode is in place: at no moment is there no rule.
- * What cannot be removed is told and left.
- */
-async function removeOtherMode(
-  options: ProxyOptions,
+/** Runs all of them; the first failure ends the others, and is what it rejects with when they have ended. */
+async function runTogether(
+  signal: AbortSignal,
+  start: (signal: AbortSignal) => readonly Promise<void>[],
+): Promise<void> {
+  const end = new AbortController();
+  const runs = start(AbortSignal.any([signal, end.signal]));
+  try {
+    await Promise.all(runs);
+  } finally {
+    end.abort();
+    await Promise.allSettled(runs);
+  }
+}
+
+/** One family, from the first object to the last sync. */
+async function runFamily(
+  { family, healthChecks }: BuiltFamily,
+  builder: FamilyBuilder,
   deps: ProxyDeps,
-  families: readonly FamilyProxy[],
   signal: AbortSignal,
 ): Promise<void> {
-  await Promise.race([Promise.all(families.map(({ firstSync }) => firstSync)), untilAborted(signal)]);
-  if (signal.aborted) return;
-  const commands = deps.commands ?? createCommands();
-  const remove = options.mode === "nftables" ? cleanupIptables : cleanupNftables;
-  for (const problem of await remove(commands, deps.log, signal)) {
-    if (!signal.aborted) deps.log.warn({ problem }, "rules of another proxy mode could not be removed");
+  const { options } = builder.facts;
+  const unsubscribe = [
+    deps.services.subscribe(({ key, object }) => family.setService(key, object)),
+    deps.endpointSlices.subscribe(({ key, object }) => family.setSlice(key, object)),
+    deps.nodes.subscribe(({ object }) => {
+      if (object?.metadata.name !== options.nodeName) return;
+      builder.nodeChanged(object);
+      family.setNode(object);
+    }),
+    deps.serviceCIDRs?.subscribe(() => family.refresh()) ?? (() => {}),
+  ];
+  try {
+    await runTogether(signal, (own) => [
+      family.run(own),
+      healthChecks?.run(own) ?? untilAborted(own),
+      afterFirstSync(family, builder, deps, own),
+    ]);
+  } finally {
+    for (const stop of unsubscribe) stop();
   }
+}
+
+/** A family that could not be had at the start, because somebody held the lock, say: tries again until it works. */
+async function runHeldUp(
+  { family, add }: { readonly family: Family; readonly add: (built: BuiltFamily) => void },
+  builder: FamilyBuilder,
+  deps: ProxyDeps,
+  signal: AbortSignal,
+): Promise<void> {
+  for (let failures = 1; !signal.aborted; failures += 1) {
+    const retryMs = backoffMs(failures, { baseMs: retryBaseMs, maxMs: retryMaxMs });
+    await deps.clock.sleep(retryMs, signal).catch(ignoreAbort);
+    if (signal.aborted) return;
+    const built = await builder.build(family);
+    if (built === "heldUp") continue;
+    // Nobody asks again for one that this machine turned out to lack.
+    if (built === "absent") return await untilAborted(signal);
+    add(built);
+    return await runFamily(built, builder, deps, signal);
+  }
+}
+
+/**
+ * What waits for a family's rules. Settings of connection tracking, whose module the rules bring. And what an earlier run in the
+ * other mode left goes when all of this mode is in place: at no moment is there no rule. What cannot be removed is told once
+ * and tried again.
+ */
+async function afterFirstSync(
+  family: FamilyProxy,
+  { facts, conntrack, commands }: FamilyBuilder,
+  { clock, log }: ProxyDeps,
+  signal: AbortSignal,
+): Promise<void> {
+  await Promise.race([family.firstSync, untilAborted(signal)]);
+  if (signal.aborted) return;
+  await conntrack.applyWithRules();
+  const remove = facts.options.mode === "nftables" ? cleanupIptables : cleanupNftables;
+  const told = new Set<string>();
+  for (let failures = 1; !signal.aborted; failures += 1) {
+    const problems = await remove(commands, log, signal, [family.family]);
+    if (problems.length === 0 || signal.aborted) break;
+    for (const problem of problems) {
+      if (!told.has(problem)) log.warn({ problem }, "rules of another proxy mode could not be removed; trying again");
+      told.add(problem);
+    }
+    const retryMs = backoffMs(failures, { baseMs: retryBaseMs, maxMs: removalRetryMaxMs });
+    await clock.sleep(retryMs, signal).catch(ignoreAbort);
+  }
+  await untilAborted(signal);
 }
 
 /**
@@ -140,69 +217,110 @@ interface BuiltFamily {
   readonly healthChecks: HealthCheckPorts | undefined;
 }
 
-async function buildFamilies(
-  options: ProxyOptions,
+/** What makes families, at the start or later. */
+interface FamilyBuilder {
+  readonly facts: NodeFacts;
+  readonly primary: Family;
+  readonly commands: Commands;
+  readonly conntrack: ConntrackSettings;
+  /** Takes the Node as it is now; all families hear of it if rules depend on what is new. */
+  nodeChanged(node: Node): void;
+  /**
+   * "absent": this machine does not have the family. "heldUp": it may work at another time. Rejects, without the primary
+   * family, with Unavailable.
+   */
+  build(family: Family): Promise<BuiltFamily | "absent" | "heldUp">;
+}
+
+async function prepare(
+  given: ProxyOptions,
   deps: ProxyDeps,
   isProxyHealthy: () => boolean,
   signal: AbortSignal,
-): Promise<BuiltFamily[]> {
-  const { log } = deps;
+): Promise<FamilyBuilder> {
+  const { log, clock, observer } = deps;
   const commands = deps.commands ?? createCommands();
   const sysctls = deps.sysctls ?? systemSysctls;
+  const localIPs = deps.localIPs ?? interfaceAddresses;
+  const conntrack = new ConntrackSettings(decideConntrackSysctls(given.conntrack, cpus().length), sysctls, log);
+  await conntrack.apply();
+  const facts = followNodeFacts(given, deps.nodeIPsOf);
+  await waitForPodCIDRs(facts, deps, signal);
+  const { options } = facts;
   const primary = parseIP(options.nodeIPs[0] ?? "")?.family ?? "IPv4";
-  await applySysctls(decideConntrackSysctls(options.conntrack, cpus().length), sysctls, log);
-  const resolved = { ...options, detectLocal: await resolveDetectLocal(options, deps, signal) };
-  const tools: Tools = { commands, sysctls, localIPs: deps.localIPs ?? interfaceAddresses };
-  const makeBackend = await (options.mode === "nftables" ? nftables : iptables)(resolved, deps, tools, signal);
+  const tools: Tools = { commands, sysctls, localIPs };
+  const makeBackend = await (options.mode === "nftables" ? nftables : iptables)(options, deps, tools, signal);
 
   const about = { kind: "Node", name: options.nodeName, uid: options.nodeName };
   const rivals = new RivalWatch({
-    clock: deps.clock,
+    clock,
     log,
     find: deps.findRivals ?? findRivals,
     onRival: (message) => deps.recorder?.event(about, "Warning", "OtherServiceProxy", message),
   });
   void rivals.check(); // never rejects
-  const built: BuiltFamily[] = [];
-  for (const family of options.families ?? (["IPv4", "IPv6"] as const)) {
-    const familyLog = log.child({ family });
-    let backend: Backend;
-    try {
-      if (family === "IPv6" && options.families === undefined) await expectIPv6(sysctls);
-      backend = await makeBackend(family, familyLog);
-    } catch (err) {
-      if (signal.aborted) throw err;
-      if (family === primary) {
-        throw new AgentError(
-          "Unavailable",
-          `${family} services cannot be programmed on this machine: ${messageOf(err)}`,
-        );
+  const families: FamilyProxy[] = [];
+  const told = new Set<string>();
+  return {
+    facts,
+    primary,
+    commands,
+    conntrack,
+    nodeChanged: (node) => {
+      const changes = facts.update(node);
+      if (changes.length === 0) return;
+      log.info({ changes }, "the Node has changed; programming all services anew");
+      for (const family of families) family.refresh({ isFull: true });
+    },
+    build: async (family) => {
+      const familyLog = log.child({ family });
+      let backend: Backend;
+      try {
+        if (family === "IPv6" && options.families === undefined) await expectIPv6(sysctls);
+        backend = await makeBackend(family, familyLog);
+      } catch (err) {
+        if (signal.aborted) throw err;
+        const why = messageOf(err);
+        if (family === primary) {
+          throw new AgentError("Unavailable", `${family} services cannot be programmed on this machine: ${why}`);
+        }
+        if (!hasCode(err, "Unavailable")) {
+          log.info({ family, err: why }, "family is not programmed");
+          return "absent";
+        }
+        if (!told.has(why)) log.warn({ family, err: why }, "family cannot be programmed yet; trying again");
+        told.add(why);
+        return "heldUp";
       }
-      log.info({ family, err: messageOf(err) }, "family is not programmed");
-      continue;
-    }
-    const { clock, observer } = deps;
-    const { localIPs } = tools;
-    const healthChecks = createHealthCheckPorts({ family, options, localIPs, isProxyHealthy, log: familyLog }, deps);
-    built.push({
-      family: new FamilyProxy({
-        family,
-        options: resolved,
-        backend,
-        commands,
-        clock,
-        log: familyLog,
-        observer,
-        localIPs,
-        healthChecks,
-        onDamage: (damage) => void rivals.check(damage),
-      }),
-      healthChecks,
-    });
+      const healthChecks = createHealthCheckPorts({ family, options, localIPs, isProxyHealthy, log: familyLog }, deps);
+      const onDamage = (damage: string) => void rivals.check(damage);
+      const made = { family, options, backend, commands, clock, log: familyLog, observer, localIPs, healthChecks };
+      const proxy = new FamilyProxy({ ...made, onDamage });
+      families.push(proxy);
+      return { family: proxy, healthChecks };
+    },
+  };
+}
+
+/** Makes the families that this machine has now; `heldUp` may work later. */
+async function buildFamilies(
+  { facts: { options }, primary, build }: FamilyBuilder,
+  { log }: ProxyDeps,
+  signal: AbortSignal,
+): Promise<{ built: BuiltFamily[]; heldUp: Family[] }> {
+  const built: BuiltFamily[] = [];
+  const heldUp: Family[] = [];
+  for (const family of options.families ?? (["IPv4", "IPv6"] as const)) {
+    const one = await build(family);
+    if (one === "heldUp") heldUp.push(family);
+    else if (one !== "absent") built.push(one);
   }
-  if (built.length === 0) throw new AgentError("Unavailable", "no IP family can be programmed on this machine");
+  signal.throwIfAborted();
+  if (built.length + heldUp.length === 0) {
+    throw new AgentError("Unavailable", "no IP family can be programmed on this machine");
+  }
   log.info({ families: built.map(({ family }) => family.family), primary }, `proxy mode ${options.mode}`);
-  return built;
+  return { built, heldUp };
 }
 
 function createHealthCheckPorts(
@@ -216,8 +334,10 @@ function createHealthCheckPorts(
 ): HealthCheckPorts | undefined {
   if (serve === undefined) return undefined;
   const { family, options, localIPs, isProxyHealthy, log } = about;
-  const addresses = readNodePortAddresses(nodePortAddressesOf(options), options.nodeIPs, family);
-  const hosts = () => healthCheckIPs(addresses, localIPs, family);
+  const hosts = () => {
+    const addresses = readNodePortAddresses(nodePortAddressesOf(options), options.nodeIPs, family);
+    return healthCheckIPs(addresses, localIPs, family);
+  };
   return new HealthCheckPorts({ family, hosts, isProxyHealthy, serve, recorder, clock, log });
 }
 
@@ -241,7 +361,9 @@ async function iptables(
   const ipv4Ports = readNodePortAddresses(options.nodePortAddresses, options.nodeIPs, "IPv4");
   const hasLocalhostNodePorts = options.localhostNodePorts && ipv4Ports.hasLoopback;
   await applySysctls(decideProxySysctls(hasLocalhostNodePorts), sysctls, log);
-  const isLiberal = Number(await sysctls.read("net/netfilter/nf_conntrack_tcp_be_liberal").catch(() => "0")) !== 0;
+  const liberal = await sysctls.read("net/netfilter/nf_conntrack_tcp_be_liberal").catch(() => "0");
+  // It may be set only when the rules have brought connection tracking.
+  const isLiberal = options.conntrack.tcpBeLiberal || Number(liberal) !== 0;
   log.info({ iptables: flavour ?? "default", ipset: noIpset === undefined }, "iptables commands found");
   return async (family, familyLog) =>
     await createIptablesBackend(
@@ -285,31 +407,6 @@ async function nftables(
 async function expectIPv6(sysctls: Sysctls): Promise<void> {
   await readFile("/proc/net/if_inet6");
   if ((await sysctls.read("net/ipv6/conf/all/disable_ipv6")) === "1") throw new Error("IPv6 is disabled");
-}
-
-/** In NodeCIDR mode without CIDRs given, waits for those of the node object. */
-async function resolveDetectLocal(
-  options: ProxyOptions,
-  deps: ProxyDeps,
-  signal: AbortSignal,
-): Promise<ProxyOptions["detectLocal"]> {
-  const { detectLocal, nodeName } = options;
-  if (detectLocal.mode !== "NodeCIDR" || detectLocal.cidrs.length > 0) return detectLocal;
-  const found = new AbortController();
-  let cidrs: readonly string[] = [];
-  const unsubscribe = deps.nodes.subscribe(({ object }) => {
-    if (object?.metadata.name !== nodeName) return;
-    cidrs = object.spec?.podCIDRs ?? [];
-    if (cidrs.length > 0) found.abort();
-  });
-  try {
-    await deps.clock.sleep(podCIDRsTimeoutMs, AbortSignal.any([signal, found.signal])).catch(() => {});
-  } finally {
-    unsubscribe();
-  }
-  signal.throwIfAborted();
-  if (cidrs.length > 0) return { ...detectLocal, cidrs };
-  throw new AgentError("Unavailable", `node ${nodeName} has no pod CIDRs, which detectLocalMode NodeCIDR needs`);
 }
 
 /** What an event about a service says of it. */

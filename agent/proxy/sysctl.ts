@@ -1,4 +1,5 @@
 import { readFile, writeFile } from "node:fs/promises";
+import { errnoOf } from "../lib/errno.ts";
 import { messageOf } from "../lib/errors.ts";
 import type { Logger } from "../lib/log.ts";
 import type { ConntrackOptions } from "./options.ts";
@@ -61,29 +62,43 @@ export function decideProxySysctls(hasLocalhostNodePorts: boolean): WantedSysctl
   return wanted;
 }
 
+/** What became of settings that were wanted and are not as they should be. */
+interface UnappliedSysctls {
+  /** The kernel has them, and they could not be set. */
+  readonly failed: readonly WantedSysctl[];
+  /** The kernel does not have them, at least not until the module that brings them is loaded. */
+  readonly missing: readonly WantedSysctl[];
+}
+
 /**
  * Sets what differs. A setting that cannot be read or written is a warning: containers often have /proc/sys
- * read-only and the host's settings right. A setting that this kernel does not have is not worth a line.
- *
- * @returns how many could not be set although the kernel has them
+ * read-only and the host's settings right. Of one that this kernel does not have only the caller knows whether it should.
  */
-export async function applySysctls(wanted: readonly WantedSysctl[], sysctls: Sysctls, log: Logger): Promise<number> {
-  let failures = 0;
-  for (const { path, value, isMinimum = false } of wanted) {
+export async function applySysctls(
+  wanted: readonly WantedSysctl[],
+  sysctls: Sysctls,
+  log: Logger,
+): Promise<UnappliedSysctls> {
+  const failed: WantedSysctl[] = [];
+  const missing: WantedSysctl[] = [];
+  for (const one of wanted) {
+    const { path, value, isMinimum = false } = one;
     try {
       const current = Number(await sysctls.read(path));
       if (isMinimum ? current >= value : current === value) continue;
       await sysctls.write(path, `${value}`);
       log.info({ sysctl: path, from: current, to: value }, "kernel setting changed");
     } catch (err) {
-      if ((err as NodeJS.ErrnoException).code === "ENOENT") log.debug({ sysctl: path }, "no such kernel setting");
-      else {
-        failures += 1;
+      if (errnoOf(err) === "ENOENT") {
+        missing.push(one);
+        log.debug({ sysctl: path }, "no such kernel setting");
+      } else {
+        failed.push(one);
         log.warn({ sysctl: path, value, err: messageOf(err) }, "kernel setting could not be changed");
       }
     }
   }
-  return failures;
+  return { failed, missing };
 }
 
 function fullPath(path: string): string {

@@ -25,6 +25,6 @@ export async function initProxy({ config }: ProxySettings, log: Logger): Promise
     const { hasLoopback } = readNodePortAddresses(options.nodePortAddresses, options.nodeIPs, "IPv4");
     wanted.push(...decideProxySysctls(options.localhostNodePorts && hasLoopback));
   }
-  const failures = await applySysctls(wanted, systemSysctls, log);
-  return failures === 0 ? 0 : 1;
+  const { failed } = await applySysctls(wanted, systemSysctls, log);
+  return failed.length === 0 ? 0 : 1;
 }

@@ -68,6 +68,8 @@ export interface ProxyServersOptions {
   readonly setVerbosity: (verbosity: number) => void;
   /** The proxy's; none before it begins. */
   readonly stats: Proxy["stats"];
+  /** The proxy could not begin, and waits before it tries again. */
+  readonly hasFailed: () => boolean;
 }
 
 /** What the proxy needs of its servers. */
@@ -116,13 +118,13 @@ function startHealthServer(
   options: ProxyServersOptions,
   surroundings: ServerSurroundings,
 ): void {
-  const { nodeName, nodes, stats, syncPeriodMs } = options;
+  const { nodeName, nodes, stats, hasFailed, syncPeriodMs } = options;
   const { clock, parts } = surroundings;
   const address = placeOf(bindAddress);
   if (address === undefined) return;
   let node: Node | undefined;
   const ask = (path: "healthz" | "livez") => {
-    const health = judgeProxyHealth(stats(), syncPeriodMs);
+    const health = judgeProxyHealth(stats(), syncPeriodMs, hasFailed());
     const answer = healthAnswer(health, clock.now(), path === "healthz" ? isNodeEligible(node) : undefined);
     metrics.healthAsked(path, answer.status);
     return answer;

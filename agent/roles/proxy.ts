@@ -20,6 +20,7 @@ import { headlessLabel } from "../proxy/endpoints.ts";
 import type { ProxyOptions } from "../proxy/options.ts";
 import { createProxy, type Proxy } from "../proxy/proxy.ts";
 import { createProxyRoleMetrics, startProxyServers } from "./proxy-server.ts";
+import { ProxyAttempts } from "./proxy-attempts.ts";
 import { watchProxyConfig } from "./proxy-config-file.ts";
 import { trimEndpointSlice } from "./trim.ts";
 
@@ -70,7 +71,7 @@ export async function startProxyRole(
   });
   parts.start("kube-proxy's events", (signal) => recorder.run(signal));
 
-  const running: { proxy?: Proxy } = {};
+  const running: { proxy?: Proxy; attempts?: ProxyAttempts } = {};
   const { mode, syncPeriodMs } = proxyOptions(config, nodeName, []);
   const servers = startProxyServers(
     {
@@ -83,6 +84,7 @@ export async function startProxyRole(
       registry,
       setVerbosity: (verbosity) => setLogLevel(rootLog, logLevelOf(verbosity)),
       stats: () => running.proxy?.stats() ?? [],
+      hasFailed: () => running.attempts?.hasFailed() ?? false,
     },
     { ...surroundings, log },
   );
@@ -92,9 +94,16 @@ export async function startProxyRole(
   const options = proxyOptions(config, nodeName, nodeIPs, { skipsKernelCheck: skipsNftablesKernelCheck() });
   const cidrs = options.mode === "nftables" ? { serviceCIDRs: cluster.follow(serviceCIDRs) } : {};
   const stores = { services, endpointSlices: slices, nodes, ...cidrs };
-  const proxy = createProxy(options, { ...stores, clock, log, recorder, ...servers });
+  const nodeIPsOf = (node: Node) => {
+    const ips = hostIPs(node);
+    return ips.length === 0 ? [] : proxyNodeIPs(config.bindAddress, ips);
+  };
+  const proxy = createProxy(options, { ...stores, clock, log, recorder, nodeIPsOf, ...servers });
   running.proxy = proxy;
-  parts.start("kube-proxy", (signal) => proxy.run(signal));
+  const attempts = new ProxyAttempts(proxy, { nodeName, recorder, clock, log });
+  running.attempts = attempts;
+  // Alone, the process ends with its error, as kube-proxy does, and its supervisor sees it.
+  parts.start("kube-proxy", (signal) => (shared === undefined ? proxy.run(signal) : attempts.run(signal)));
 }
 
 /** The configuration in the proxy's words. Pure. `nodeIPs` are the Node's, the primary one first. */

@@ -31,21 +31,24 @@ export interface NftablesBackendOptions {
 export function createNftablesBackend(about: NftablesBackendOptions): Backend {
   const { family, options, localIPs, commands, clock, log } = about;
   const rules = new NftablesRules({ nft: createNft(commands, family), clock, log });
-  const addresses = readNodePortAddresses(nodePortAddressesOf(options), options.nodeIPs, family);
-  const local = detectLocalMatch(options.detectLocal, family);
   const mark = markText(options.masqueradeBit);
-  const context = (): Pick<NftablesSyncRequest, "fixed" | "render"> => ({
-    fixed: {
-      family,
-      mark,
-      masqueradeAll: options.masqueradeAll,
-      notFromLocalPods: local?.notMatch,
-      nodePortIPs: nodePortIPs(addresses, localIPs, family, false),
-      // One text whatever the order of the objects, of which some may lie in others.
-      serviceCIDRs: withoutOverlaps(about.serviceCIDRs().filter((text) => parseCIDR(text)?.family === family)),
-    },
-    render: { family, mark, fromLocalPods: local?.match },
-  });
+  // The Node's addresses and pod CIDRs may change.
+  const context = (): Pick<NftablesSyncRequest, "fixed" | "render"> => {
+    const addresses = readNodePortAddresses(nodePortAddressesOf(options), options.nodeIPs, family);
+    const local = detectLocalMatch(options.detectLocal, family);
+    return {
+      fixed: {
+        family,
+        mark,
+        masqueradeAll: options.masqueradeAll,
+        notFromLocalPods: local?.notMatch,
+        nodePortIPs: nodePortIPs(addresses, localIPs, family, false),
+        // One text whatever the order of the objects, of which some may lie in others.
+        serviceCIDRs: withoutOverlaps(about.serviceCIDRs().filter((text) => parseCIDR(text)?.family === family)),
+      },
+      render: { family, mark, fromLocalPods: local?.match },
+    };
+  };
   const relay = options.localhostNodePorts ? new LocalhostRelay({ family, clock, log }) : undefined;
   return {
     family,

@@ -16,6 +16,7 @@ let parts: RunningParts;
 let nodes: MemoryStore<Node>;
 let events: Parameters<EventRecorder["event"]>[];
 let stats: Pick<FamilyStats, "family" | "startedAtMs" | "lastSyncedAtMs" | "pendingForMs">[];
+let hasFailed: boolean;
 let verbosity: number | undefined;
 let slept: number[];
 let ports: { healthz: number; metrics: number };
@@ -25,6 +26,7 @@ beforeEach(async () => {
   parts = new RunningParts(silentLogger);
   nodes = new MemoryStore<Node>().markSynced();
   [events, stats, verbosity, slept] = [[], [], undefined, []];
+  hasFailed = false;
   ports = { healthz: await freePort(), metrics: await freePort() };
 });
 
@@ -63,6 +65,7 @@ function start(fields = "", host = "127.0.0.1"): ProxyServers {
       registry,
       setVerbosity: (value) => void (verbosity = value),
       stats: () => stats as FamilyStats[],
+      hasFailed: () => hasFailed,
     },
     { clock: impatient, log: silentLogger, parts },
   );
@@ -83,6 +86,14 @@ const served = (port: number, path: string) =>
   expect.poll(async () => (await get(port, path).catch(() => undefined))?.status, { timeout: 10_000 });
 
 describe("the health port", () => {
+  test("says that the proxy is not well while it cannot begin", async () => {
+    hasFailed = true;
+    start();
+    await served(ports.healthz, "/livez").toBe(503);
+    const answer = await get(ports.healthz, "/healthz");
+    expect([answer.status, JSON.parse(answer.body)]).toMatchObject([503, { healthy: false }]);
+  });
+
   test("says whether node and proxy are well, and counts what it said", async () => {
     start();
     await served(ports.healthz, "/livez").toBe(200);
