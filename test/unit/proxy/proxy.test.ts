@@ -3,9 +3,11 @@ import type { EndpointSlice, Node, Service } from "../../../agent/kube/types.ts"
 import { AgentError } from "../../../agent/lib/errors.ts";
 import { createLogger } from "../../../agent/lib/log.ts";
 import type { SyncEvent } from "../../../agent/proxy/family.ts";
+import { hostIPs } from "../../../agent/node/addresses.ts";
 import { type ProxyOptions, proxyOptionsDefault } from "../../../agent/proxy/options.ts";
 import { cleanup, createProxy, type Proxy } from "../../../agent/proxy/proxy.ts";
-import { FakeCommands } from "../../support/fake-commands.ts";
+import type { Sysctls } from "../../../agent/proxy/sysctl.ts";
+import { ended, FakeCommands } from "../../support/fake-commands.ts";
 import { MemoryStore } from "../../support/memory-store.ts";
 import { makeService, makeSlice } from "../../support/service-objects.ts";
 import { FakeClock, settle } from "../kube/fake-clock.ts";
@@ -25,6 +27,7 @@ let endpointSlices: MemoryStore<EndpointSlice>;
 let nodes: MemoryStore<Node>;
 let events: SyncEvent[];
 let lines: { level: string; msg: string }[];
+let sysctls: Sysctls;
 let stop: AbortController;
 let done: Promise<void> | undefined;
 
@@ -36,6 +39,7 @@ beforeEach(() => {
   nodes = new MemoryStore<Node>().markSynced();
   events = [];
   lines = [];
+  sysctls = { read: async () => "0", write: async () => {} };
   stop = new AbortController();
   done = undefined;
 });
@@ -66,7 +70,8 @@ async function start(more: Partial<ProxyOptions> = {}): Promise<Proxy> {
       clock,
       commands,
       log: log(),
-      sysctls: { read: async () => "0", write: async () => {} },
+      sysctls,
+      nodeIPsOf: hostIPs,
       localIPs: () => ["192.0.2.1"],
       observer: { synced: (event) => events.push(event) },
     },
@@ -115,6 +120,62 @@ describe("a start", () => {
     commands.missing.add("ip6tables-nft");
     const proxy = await start({ families: ["IPv4", "IPv6"] });
     expect(proxy.stats().map(({ family }) => family)).toEqual(["IPv4"]);
+  });
+
+  test("tries the other family again if it is only held up", async () => {
+    commands.failures.set("ip6tables-nft", ended(4, "", "Another app is currently holding the xtables lock."));
+    services.put(makeService("web6", { clusterIP: "fd00:10:96::10", ipFamilies: ["IPv6"] })).markSynced();
+    endpointSlices.put(makeSlice("web6", ["fd00:10:244::5"], { addressType: "IPv6" })).markSynced();
+    const proxy = await start({ families: ["IPv4", "IPv6"] });
+    expect(proxy.stats().map(({ family }) => family)).toEqual(["IPv4"]);
+    expect(warnings().join()).toMatch(/family cannot be programmed yet/);
+    commands.failures.clear();
+    await clock.advance(10_000);
+    await quiet();
+    expect(proxy.stats().map(({ family }) => family)).toEqual(["IPv4", "IPv6"]);
+    expect(commands.tables.ip6tables.dump()).toContain("--to-destination [fd00:10:244::5]:8080");
+  });
+
+  test("sets what only the rules bring into the kernel, and tells what is missing even then", async () => {
+    const path = "net/netfilter/nf_conntrack_max";
+    const values = new Map<string, string>();
+    sysctls = {
+      read: async (name) => {
+        const hasRules = restores() > 0 && name === path;
+        if (hasRules || !name.includes("nf_conntrack")) return values.get(name) ?? "0";
+        throw Object.assign(new Error("not there"), { code: "ENOENT" });
+      },
+      write: async (name, value) => void values.set(name, value),
+    };
+    services.put(makeService("web")).markSynced();
+    endpointSlices.put(makeSlice("web", ["10.244.1.5"])).markSynced();
+    await start();
+    expect(Number(values.get(path))).toBeGreaterThanOrEqual(131_072);
+    const told = lines.filter(({ msg }) => msg.includes("connection tracking"));
+    expect(told).toHaveLength(1);
+    expect(told[0]).toMatchObject({
+      level: "warn",
+      sysctls: expect.arrayContaining(["/sys/module/nf_conntrack/parameters/hashsize"]),
+    });
+    expect(JSON.stringify(told)).not.toContain(path);
+  });
+
+  test("removes what the other mode left, family by family, until it is gone", async () => {
+    commands.missing.add("ip6tables-nft");
+    commands.failures.set("nft", ended(1, "", "Error: Device or resource busy"));
+    const removals = () => commands.log.filter((line) => line.startsWith("nft delete table"));
+    services.markSynced();
+    endpointSlices.markSynced();
+    await start({ families: ["IPv4", "IPv6"] });
+    expect(removals()).toEqual(["nft delete table ip kube-proxy"]);
+    await clock.advance(60_000);
+    expect(removals().length).toBeGreaterThan(1);
+    expect(warnings().filter((msg) => msg.includes("another proxy mode"))).toHaveLength(1);
+    commands.failures.clear();
+    await clock.advance(600_000);
+    const before = removals().length;
+    await clock.advance(600_000);
+    expect(removals()).toHaveLength(before);
   });
 
   test("in NodeCIDR mode waits for the node's CIDRs", async () => {
@@ -204,6 +265,37 @@ describe("changes", () => {
     await quiet();
     expect(rules()).toContain("10.244.2.5:8080");
     expect(rules()).not.toContain("10.244.1.5:8080");
+  });
+});
+
+describe("of the Node itself", () => {
+  const node = (podCIDR: string, ip: string): Node => ({
+    metadata: { name: "n1" },
+    spec: { podCIDRs: [podCIDR] },
+    status: { addresses: [{ type: "InternalIP", address: ip }] },
+  });
+
+  test("other pod CIDRs and other addresses are told, and count for all services", async () => {
+    const type = "LoadBalancer";
+    const loadBalancerSourceRanges = ["198.51.100.0/24"];
+    const status = { loadBalancer: { ingress: [{ ip: "203.0.113.9" }] } };
+    services.put(makeService("web", { type, loadBalancerSourceRanges }, { status })).markSynced();
+    endpointSlices.put(makeSlice("web", ["10.244.1.5"])).markSynced();
+    nodes.put(node("10.244.1.0/24", "192.0.2.1"));
+    await start({ detectLocal: { ...options.detectLocal, mode: "NodeCIDR" } });
+    expect(rules()).toContain("! -s 10.244.1.0/24 -j KUBE-MARK-MASQ");
+    const told = () => lines.filter(({ msg }) => msg.includes("the Node has changed"));
+    nodes.put(node("10.244.9.0/24", "198.51.100.7"));
+    await clock.advance(options.minSyncPeriodMs);
+    await quiet();
+    expect(rules()).toContain("! -s 10.244.9.0/24 -j KUBE-MARK-MASQ");
+    expect(rules()).not.toContain("10.244.1.0/24");
+    // The node lies in the source range now: it may reach the address that it holds itself.
+    expect(rules()).toMatch(/-s 203.0.113.9/);
+    expect(told()).toHaveLength(1);
+    nodes.put({ ...node("10.244.9.0/24", "198.51.100.7"), spec: {} });
+    await clock.advance(options.minSyncPeriodMs);
+    expect(told()).toHaveLength(1);
   });
 });
 
