@@ -1,6 +1,5 @@
-import { readdir } from "node:fs/promises";
 import { join } from "node:path";
-import { ignoreErrno } from "../lib/errno.ts";
+import { namesIn } from "../lib/names-in.ts";
 import { pluginDirName } from "./pod-paths.ts";
 
 /** Which pods of this node use which PersistentVolume, those of an earlier run that are still on disk included. */
@@ -69,9 +68,4 @@ export function createPersistentVolumeUsers(rootDir: string): PersistentVolumeUs
       return [...new Set(released.flatMap((volume) => [...(waiting.get(volume) ?? [])]))];
     },
   };
-}
-
-// Names only, never a stat: what is mounted there may hang.
-async function namesIn(dir: string): Promise<string[]> {
-  return (await readdir(dir).catch(ignoreErrno("ENOENT", "ENOTDIR"))) ?? [];
 }

@@ -1,6 +1,5 @@
-import { readdir } from "node:fs/promises";
 import { join } from "node:path";
-import { ignoreErrno } from "../lib/errno.ts";
+import { namesIn } from "../lib/names-in.ts";
 import { AgentError, messageOf } from "../lib/errors.ts";
 import { unmountAllUnder } from "../lib/mount.ts";
 import type { VolumeKind } from "./kind.ts";
@@ -60,8 +59,4 @@ async function volumesIn(
     }
   }
   return found;
-}
-
-async function namesIn(dir: string): Promise<string[]> {
-  return (await readdir(dir).catch(ignoreErrno("ENOENT"))) ?? [];
 }

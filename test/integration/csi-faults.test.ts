@@ -1,7 +1,8 @@
-import { readdir, readFile, stat, writeFile } from "node:fs/promises";
+import { readdir, readFile, rm, stat, writeFile } from "node:fs/promises";
 import { join } from "node:path";
 import { setTimeout as sleep } from "node:timers/promises";
 import { beforeEach, describe, expect, test } from "vitest";
+import { persistentVolumeClaims, persistentVolumes } from "../../agent/kube/resources.ts";
 import type { Pod } from "../../agent/kube/types.ts";
 import { exec } from "../../agent/lib/exec.ts";
 import { messageOf } from "../../agent/lib/errors.ts";
@@ -79,6 +80,52 @@ describe("CSI volumes", () => {
       expect(await on.driver.calls("NodeUnstageVolume")).toHaveLength(1);
       expect(await readdir(join(own(), "publish"))).toEqual([]);
       expect((await readdir(own())).toSorted()).toEqual(["publish", "staging"]);
+    });
+
+    test("waits for the one whose PersistentVolume had its name before, and takes nothing from it", async () => {
+      if (!(await hasLoopDevices())) return;
+      const agent = await startAgent();
+      const a = podWithDevice("a");
+      await agent.manager.setUp(a, never);
+      const first = async () => (await readFile(linkOf(a))).subarray(0, 5).toString();
+      await writeFile(linkOf(a), "first");
+      on.server.objects.delete(persistentVolumeClaims, { namespace: "default", name: "pv" });
+      on.server.objects.delete(persistentVolumes, { name: "pv" });
+      createVolume("pv", { volumeMode: "Block", accessModes: ["ReadWriteMany"] }, "another");
+      const b = podWithDevice("b");
+      await expect(agent.manager.setUp(b, never)).rejects.toMatchObject({
+        code: "Unavailable",
+        message: expect.stringContaining("a pod still has volume handle-pv of driver csi.test"),
+      });
+      expect((await on.driver.calls("NodeStageVolume")).map(({ request }) => request["volume_id"])).toEqual([
+        "handle-pv",
+      ]);
+      expect(await first()).toBe("first");
+      await tearDown(agent, a);
+      await setUp(agent, b);
+      expect(await last("NodeUnpublishVolume")).toMatchObject({ volume_id: "handle-pv" });
+      expect(await last("NodeUnstageVolume")).toMatchObject({ volume_id: "handle-pv" });
+      expect(await last("NodePublishVolume")).toMatchObject({ volume_id: "another" });
+      await tearDown(agent, b);
+      await nothingIsLeft();
+    });
+
+    test("of a pod whose directory is gone is taken from it, though another pod goes on with the volume", async () => {
+      if (!(await hasLoopDevices())) return;
+      const agent = await startAgent();
+      const [a, b] = [podWithDevice("a"), podWithDevice("b")];
+      await agent.manager.setUp(a, never);
+      await agent.manager.setUp(b, never);
+      await agent.stop();
+      await rm(join(on.rootDir, "pods", uid(a)), { recursive: true });
+      const next = await startAgent();
+      await next.manager.setUp(b, never);
+      await until("it is taken away", async () => (await readdir(join(own(), "publish/pv"))).join() === uid(b));
+      expect(await readdir(join(own(), "pv/dev"))).toEqual([uid(b)]);
+      expect((await last("NodeUnpublishVolume"))["target_path"]).toContain(uid(a));
+      expect((await stat(linkOf(b))).isBlockDevice()).toBe(true);
+      await tearDown(next, b);
+      await nothingIsLeft();
     });
 
     test.each(twice(["nodeStageVolume", "nodePublishVolume", "nodeUnpublishVolume", "nodeUnstageVolume"]))(

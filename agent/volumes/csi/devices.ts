@@ -1,4 +1,4 @@
-import { mkdir, readdir, rmdir } from "node:fs/promises";
+import { mkdir, rmdir } from "node:fs/promises";
 import { join } from "node:path";
 import { backoffMs } from "../../lib/backoff.ts";
 import type { Clock } from "../../lib/clock.ts";
@@ -6,9 +6,20 @@ import { ignoreErrno } from "../../lib/errno.ts";
 import { AgentError, messageOf } from "../../lib/errors.ts";
 import type { Logger } from "../../lib/log.ts";
 import { Loop } from "../../lib/loop.ts";
+import { namesIn } from "../../lib/names-in.ts";
 import { KeyedLock } from "../keyed-lock.ts";
+import { blockLinkOf } from "../pod-paths.ts";
+import { unmapFromPod } from "./block.ts";
 import { isMountedAt, readMountTable, sameMountsUnder } from "./mount-table.ts";
-import { blockDirName, blockPathsOf, csiDirName, csiRootOf, stagingPathOf, uniqueVolumeName } from "./paths.ts";
+import {
+  blockDirName,
+  blockPathsOf,
+  csiDirName,
+  csiPluginName,
+  csiRootOf,
+  stagingPathOf,
+  uniqueVolumeName,
+} from "./paths.ts";
 import { type CSIDrivers, isFinalError } from "./port.ts";
 import { readVolumeData, removeVolumeData, type VolumeData, writeVolumeData } from "./volume-data.ts";
 
@@ -58,6 +69,8 @@ export class Devices {
   /** Cleaning that goes on, by device. */
   readonly #cleaning = new Map<string, Promise<void>>();
   readonly #failures = new Map<string, { count: number; nextAtMs: number }>();
+  /** What is wrong with data that cannot be read, by its directory. */
+  #unreadable: ReadonlyMap<string, string> = new Map();
   readonly #loop: Loop;
   /** What pods of this agent want, by pod volume. */
   readonly #isWanted: (key: string) => boolean;
@@ -84,9 +97,35 @@ export class Devices {
     });
   }
 
-  /** One at a time for each volume: staging, unstaging, and deciding which of them is due. */
-  async locked<T>(device: Pick<Device, "driver" | "handle">, work: () => Promise<T>, signal: AbortSignal): Promise<T> {
-    return await this.#locks.run(deviceKey(device), work, signal);
+  /**
+   * One at a time for each volume: staging, unstaging, and deciding which of them is due. The directories of a block volume go
+   * by its PersistentVolume's name, which may be another volume's by now: what is left of that one is unstaged first.
+   * Rejects with code Unavailable while a pod still uses that.
+   */
+  async locked<T>(device: Device, work: () => Promise<T>, signal: AbortSignal): Promise<T> {
+    const lockVolume = async () => await this.#locks.run(deviceKey(device), work, signal);
+    const { blockName } = device;
+    if (blockName === undefined) return await lockVolume();
+    const lockName = async () => {
+      await this.#evictOther(device, blockName, signal);
+      return await lockVolume();
+    };
+    return await this.#locks.run(`${blockDirName}/${blockName}`, lockName, signal);
+  }
+
+  async #evictOther(device: Device, blockName: string, signal: AbortSignal): Promise<void> {
+    const data = await readVolumeData(device.dataDir);
+    if (data === undefined || (data.driverName === device.driver && data.volumeHandle === device.handle)) return;
+    const other: Device = { ...device, driver: data.driverName, handle: data.volumeHandle };
+    const evict = async () => {
+      // Not by the links in pods' directories: whoever waits for the new volume has one, too.
+      if (this.#isWanted(deviceKey(other)) || (await this.#podsWith(blockName)).size > 0) {
+        const which = `volume ${other.handle} of driver ${other.driver}`;
+        throw new AgentError("Unavailable", `a pod still has ${which}, which was PersistentVolume ${blockName} before`);
+      }
+      await this.#unstage(other, signal);
+    };
+    await this.#locks.run(deviceKey(other), evict, signal);
   }
 
   /**
@@ -153,23 +192,45 @@ export class Devices {
     const devices = await this.#list();
     const targets = await this.#targets();
     this.#onSwept(new Set([...devices.map(deviceKey), ...targets.filter(isPersistent).map(targetKey)]));
+    const keys = new Set(devices.map(deviceKey));
+    for (const key of this.#failures.keys()) if (!keys.has(key)) this.#failures.delete(key);
     const nowMs = this.#deps.clock.now();
     let restMs = sweepMs;
     for (const device of devices) {
       const key = deviceKey(device);
-      if (this.#isWanted(key) || this.#cleaning.has(key)) continue;
+      if (this.#cleaning.has(key)) continue;
       const dueInMs = (this.#failures.get(key)?.nextAtMs ?? nowMs) - nowMs;
       if (dueInMs > 0) restMs = Math.min(restMs, dueInMs);
-      else if (!(await this.#isUsed(device))) this.#clean(device, signal);
+      else if (await this.#isDirty(device)) this.#clean(device, signal);
     }
     return restMs;
+  }
+
+  async #isDirty(device: Device): Promise<boolean> {
+    if ((await this.#orphans(device)).length > 0) return true;
+    return !this.#isWanted(deviceKey(device)) && !(await this.#isUsed(device));
+  }
+
+  /** UIDs of pods that have the device, and no directory any more: nobody else would take it from them. */
+  async #orphans({ blockName }: Device): Promise<string[]> {
+    if (blockName === undefined) return [];
+    const podUIDs = await this.#podsWith(blockName);
+    if (podUIDs.size === 0) return [];
+    const present = new Set(await namesIn(join(this.#deps.rootDir, "pods")));
+    return [...podUIDs.difference(present)];
+  }
+
+  /** UIDs of pods that a block volume was published for. */
+  async #podsWith(blockName: string): Promise<Set<string>> {
+    const { publishDir, mapDir } = blockPathsOf(this.#deps.rootDir, blockName);
+    return new Set([...(await namesIn(publishDir)), ...(await namesIn(mapDir))]);
   }
 
   /** Goes on beside the sweep: a driver that does not answer must not keep others' volumes. */
   #clean(device: Device, signal: AbortSignal): void {
     const { clock, log } = this.#deps;
     const key = deviceKey(device);
-    const work = this.#unstageUnused(device, signal)
+    const work = this.#cleanUp(device, signal)
       .then(() => {
         this.#failures.delete(key);
       })
@@ -178,7 +239,7 @@ export class Devices {
         const count = (this.#failures.get(key)?.count ?? 0) + 1;
         const retryInMs = backoffMs(count, unstageBackoff);
         this.#failures.set(key, { count, nextAtMs: clock.now() + retryInMs });
-        log.warn({ volume: key, err: messageOf(err), retryInMs }, "a CSI volume that nobody uses is still staged");
+        log.warn({ volume: key, err: messageOf(err), retryInMs }, "what nobody uses of a CSI volume is still there");
       })
       .finally(() => {
         this.#cleaning.delete(key);
@@ -187,14 +248,18 @@ export class Devices {
     this.#cleaning.set(key, work);
   }
 
-  async #unstageUnused(device: Device, signal: AbortSignal): Promise<void> {
-    await this.locked(
-      device,
-      async () => {
-        if (!this.#isWanted(deviceKey(device)) && !(await this.#isUsed(device))) await this.#unstage(device, signal);
-      },
-      signal,
-    );
+  async #cleanUp(device: Device, signal: AbortSignal): Promise<void> {
+    const { rootDir } = this.#deps;
+    const { blockName: specName = "" } = device;
+    const work = async () => {
+      for (const podUID of await this.#orphans(device)) {
+        const podDir = join(rootDir, "pods", podUID);
+        const dir = blockLinkOf(podDir, csiPluginName, specName);
+        await unmapFromPod({ podUID, podDir, specName, dir, isBlock: true }, this.#deps);
+      }
+      if (!this.#isWanted(deviceKey(device)) && !(await this.#isUsed(device))) await this.#unstage(device, signal);
+    };
+    await this.locked(device, work, signal);
   }
 
   async #unstage(device: Device, signal: AbortSignal): Promise<void> {
@@ -228,11 +293,12 @@ export class Devices {
   async #list(): Promise<Device[]> {
     const base = csiRootOf(this.#deps.rootDir);
     const found: Device[] = [];
+    const unreadable = new Map<string, string>();
     for (const driver of await namesIn(base)) {
       if (driver === blockDirName) continue;
       for (const name of await namesIn(join(base, driver))) {
         const dataDir = join(base, driver, name);
-        const data = await this.#read(dataDir);
+        const data = await this.#read(dataDir, unreadable);
         if (data === undefined) continue;
         const stagingPath = stagingPathOf(dataDir);
         found.push({ driver: data.driverName, handle: data.volumeHandle, blockName: undefined, dataDir, stagingPath });
@@ -240,17 +306,20 @@ export class Devices {
     }
     for (const blockName of await namesIn(join(base, blockDirName))) {
       const { dataDir, stagingPath } = blockPathsOf(this.#deps.rootDir, blockName);
-      const data = await this.#read(dataDir);
+      const data = await this.#read(dataDir, unreadable);
       if (data === undefined) continue;
       found.push({ driver: data.driverName, handle: data.volumeHandle, blockName, dataDir, stagingPath });
     }
+    this.#unreadable = unreadable;
     return found;
   }
 
-  /** What cannot be read is nobody's to take away. */
-  async #read(dir: string): Promise<VolumeData | undefined> {
+  /** What cannot be read is nobody's to take away, and noted in `unreadable`. It is told once. */
+  async #read(dir: string, unreadable: Map<string, string>): Promise<VolumeData | undefined> {
     return await readVolumeData(dir).catch((err: unknown) => {
-      this.#deps.log.warn({ err: messageOf(err) }, "a CSI volume is left as it is");
+      const why = messageOf(err);
+      if (this.#unreadable.get(dir) !== why) this.#deps.log.warn({ err: why }, "a CSI volume is left as it is");
+      unreadable.set(dir, why);
       return undefined;
     });
   }
@@ -264,8 +333,7 @@ export class Devices {
           target === "unknown" || (target.driverName === device.driver && target.volumeHandle === device.handle),
       );
     }
-    const { publishDir, mapDir } = blockPathsOf(rootDir, device.blockName);
-    if ((await namesIn(publishDir)).length > 0 || (await namesIn(mapDir)).length > 0) return true;
+    if ((await this.#podsWith(device.blockName)).size > 0) return true;
     for (const podUID of await namesIn(join(rootDir, "pods"))) {
       const links = await namesIn(join(rootDir, "pods", podUID, "volumeDevices", csiDirName));
       if (links.includes(device.blockName)) return true;
@@ -298,8 +366,4 @@ function isPersistent(target: Target): target is KnownTarget {
 
 function targetKey({ driverName, volumeHandle }: KnownTarget): string {
   return uniqueVolumeName(driverName, volumeHandle);
-}
-
-async function namesIn(dir: string): Promise<string[]> {
-  return (await readdir(dir).catch(ignoreErrno("ENOENT", "ENOTDIR"))) ?? [];
 }

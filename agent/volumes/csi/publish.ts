@@ -4,7 +4,7 @@ import type { ApiClient } from "../../kube/port.ts";
 import type { CSIDriver } from "../../kube/types.ts";
 import type { Clock } from "../../lib/clock.ts";
 import { ignoreErrno } from "../../lib/errno.ts";
-import { messageOf } from "../../lib/errors.ts";
+import { AgentError, messageOf } from "../../lib/errors.ts";
 import type { Logger } from "../../lib/log.ts";
 import type { VolumeContext } from "../kind.ts";
 import { type Device, type Devices } from "./devices.ts";
@@ -191,6 +191,13 @@ async function writeTarget({ volume, context, label }: Publishing, { rootDir, no
     await mkdir(publishDir, { recursive: true, mode: 0o750 });
     await writeVolumeData(dataDir, data);
     return;
+  }
+  const before = await readVolumeData(dir).catch(() => undefined);
+  if (before !== undefined && (before.driverName !== driver || before.volumeHandle !== handle)) {
+    // Written over, nobody would know any more what to take away.
+    const which = `volume ${before.volumeHandle} of driver ${before.driverName}`;
+    const why = `the pod still has ${which}, which was PersistentVolume ${specName} before: delete the pod`;
+    throw new AgentError("Unavailable", why);
   }
   await mkdir(dir, { recursive: true, mode: 0o750 });
   await writeVolumeData(dir, data);

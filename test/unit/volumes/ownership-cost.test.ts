@@ -1,3 +1,4 @@
+import type * as fsPromises from "node:fs/promises";
 import { mkdir, stat, writeFile } from "node:fs/promises";
 import { join } from "node:path";
 import { afterEach, beforeEach, expect, test, vi } from "vitest";
@@ -8,7 +9,7 @@ import { makeTempDir, strangers } from "./support.ts";
 
 const counts = vi.hoisted(() => ({ opens: 0, changes: 0, running: 0, peak: 0, tellsTypes: true }));
 vi.mock("node:fs/promises", async (importOriginal) => {
-  const fs = await importOriginal<typeof import("node:fs/promises")>();
+  const fs = await importOriginal<typeof fsPromises>();
   const running = async <T>(work: Promise<T>): Promise<T> => {
     counts.running += 1;
     counts.peak = Math.max(counts.peak, counts.running);

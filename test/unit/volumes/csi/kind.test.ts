@@ -4,10 +4,10 @@ import { setTimeout as sleep } from "node:timers/promises";
 import { afterEach, beforeEach, describe, expect, test } from "vitest";
 import type { ApiClient } from "../../../../agent/kube/port.ts";
 import type { CSIDriver, Node, Pod, VolumeAttachment } from "../../../../agent/kube/types.ts";
-import { silentLogger } from "../../../../agent/lib/log.ts";
+import { type Logger, silentLogger } from "../../../../agent/lib/log.ts";
 import { attachPatienceMs, attachPendingMs } from "../../../../agent/volumes/csi/attach.ts";
 import { type CSIVolumes, createCSIVolumes, refreshJitter, refreshMs } from "../../../../agent/volumes/csi/kind.ts";
-import { unstageBackoff } from "../../../../agent/volumes/csi/devices.ts";
+import { sweepMs, unstageBackoff } from "../../../../agent/volumes/csi/devices.ts";
 import { deviceDirOf, stagingPathOf } from "../../../../agent/volumes/csi/paths.ts";
 import { CSIError, type CSIDriverClient, type NodeCapability } from "../../../../agent/volumes/csi/port.ts";
 import { writeVolumeData } from "../../../../agent/volumes/csi/volume-data.ts";
@@ -39,6 +39,7 @@ let ownNode: MemoryStore<Node>;
 /** What the API server says of the volume's attachment. */
 let attachment: VolumeAttachment["status"];
 let refreshes: string[];
+let warnings: string[];
 
 beforeEach(async () => {
   ({ dir: root, cleanUp } = await makeTempDir());
@@ -53,6 +54,7 @@ beforeEach(async () => {
   ownNode = new MemoryStore<Node>().markSynced();
   attachment = { attached: true };
   refreshes = [];
+  warnings = [];
   csi = start();
 });
 afterEach(() => cleanUp());
@@ -104,7 +106,10 @@ function start({ selinuxEnabled = false } = {}): CSIVolumes {
     selinuxEnabled,
     event: () => {},
     clock,
-    log: silentLogger,
+    log: {
+      ...silentLogger,
+      warn: (_fields: unknown, message?: string) => void warnings.push(message ?? ""),
+    } as unknown as Logger,
     random: () => 1,
   });
 }
@@ -265,6 +270,21 @@ describe("a volume that has to be attached", () => {
   });
 });
 
+test("a pod's volume is not taken for another one that has its PersistentVolume's name by now", async () => {
+  const pod = makePod({});
+  await csi.kind.setUp(contextOf(pod, never, bound));
+  csi = start(); // which knows only what is on the disk
+  const another = structuredClone(bound);
+  another.volume.spec.csi = { driver: driverName, volumeHandle: "another" };
+  await expect(csi.kind.setUp(contextOf(pod, never, another))).rejects.toMatchObject({
+    code: "Unavailable",
+    message: expect.stringContaining("the pod still has volume h of driver csi.test"),
+  });
+  expect(calls.filter((call) => call.startsWith("publish"))).toEqual(["publish h"]);
+  await tearDown(pod);
+  expect(calls.at(-1)).toBe("unpublish h");
+});
+
 describe("what is staged", () => {
   const sweep = async () => {
     const stop = new AbortController();
@@ -341,6 +361,24 @@ describe("what is staged", () => {
     await tearDown(pod);
     await csi.kind.setUp(contextOf(pod, never, single)); // the next use is with it
     expect(calls.slice(4)).toEqual(["unpublish h", "unstage h", "stage h", "publish h"]);
+  });
+
+  test("and says not what it is, is left and told of once", async () => {
+    const spoil = async (handle: string) => {
+      const dir = deviceDirOf(root, driverName, handle);
+      await mkdir(dir, { recursive: true });
+      await writeFile(join(dir, "vol_data.json"), "{");
+    };
+    await spoil("h");
+    const end = await sweep();
+    await waitFor(() => warnings.length > 0);
+    await spoil("later"); // the look that finds this one sees the other again
+    await waitFor(async () => {
+      await clock.advance(sweepMs);
+      return warnings.length > 1;
+    });
+    expect(warnings).toEqual(["a CSI volume is left as it is", "a CSI volume is left as it is"]);
+    await end();
   });
 
   test("stays while any pod's volume says not what it is", async () => {
