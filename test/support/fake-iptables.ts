@@ -8,7 +8,17 @@ const builtIn: Readonly<Record<string, readonly string[]>> = {
   filter: ["INPUT", "FORWARD", "OUTPUT"],
   nat: ["PREROUTING", "INPUT", "OUTPUT", "POSTROUTING"],
 };
-const targetsWithoutChain = new Set(["ACCEPT", "DROP", "RETURN", "REJECT", "DNAT", "SNAT", "MASQUERADE", "MARK", "SET"]);
+const targetsWithoutChain = new Set([
+  "ACCEPT",
+  "DROP",
+  "RETURN",
+  "REJECT",
+  "DNAT",
+  "SNAT",
+  "MASQUERADE",
+  "MARK",
+  "SET",
+]);
 const chainNameLengthMax = 28;
 const nestingMax = 16;
 
