@@ -11,8 +11,8 @@ export interface PersistentVolumeUsers {
   add(volume: string, podUID: string): Promise<{ others: string[]; isFirst: boolean }>;
   /** The pod does not use it after all, and waits for it: {@link releaseAll} of another pod tells of it. */
   refuse(volume: string, podUID: string): void;
-  /** The pod has nothing of it in place, and is not about to. */
-  release(volume: string, podUID: string): void;
+  /** The pod has failed to have it, with nothing of it in place. @returns pods that waited for it */
+  release(volume: string, podUID: string): string[];
   /** All volumes of the pod are torn down. @returns pods that waited for one of them */
   releaseAll(podUID: string): string[];
 }
@@ -30,9 +30,11 @@ export function createPersistentVolumeUsers(rootDir: string): PersistentVolumeUs
     map.set(key, known.add(podUID));
     return known;
   };
-  const removeFrom = (map: Map<string, Set<string>>, key: string, podUID: string) => {
+  const removeFrom = (map: Map<string, Set<string>>, key: string, podUID: string): boolean => {
     const known = map.get(key);
-    if (known?.delete(podUID) === true && known.size === 0) map.delete(key);
+    const wasThere = known?.delete(podUID) === true;
+    if (known?.size === 0) map.delete(key);
+    return wasThere;
   };
   const readDisk = async () => {
     for (const podUID of await namesIn(join(rootDir, "pods"))) {
@@ -60,7 +62,7 @@ export function createPersistentVolumeUsers(rootDir: string): PersistentVolumeUs
       removeFrom(users, volume, podUID);
       addTo(waiting, volume, podUID);
     },
-    release: (volume, podUID) => removeFrom(users, volume, podUID),
+    release: (volume, podUID) => (removeFrom(users, volume, podUID) ? [...(waiting.get(volume) ?? [])] : []),
     releaseAll(podUID) {
       for (const volume of waiting.keys()) removeFrom(waiting, volume, podUID);
       const released = [...users].flatMap(([volume, podUIDs]) => (podUIDs.has(podUID) ? [volume] : []));

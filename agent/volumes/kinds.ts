@@ -8,7 +8,7 @@ import { imageKind } from "./image.ts";
 import { csiDriverOfField } from "./in-tree.ts";
 import type { VolumeKind } from "./kind.ts";
 import { createLocalKind } from "./local.ts";
-import { nfsKind } from "./nfs.ts";
+import { createNFSKind } from "./nfs.ts";
 import { createProjectedKind } from "./projected.ts";
 import { secretKind } from "./secret.ts";
 import { pluginDirName } from "./pod-paths.ts";
@@ -21,7 +21,6 @@ const volumeKinds: readonly VolumeKind[] = [
   secretKind,
   downwardAPIKind,
   imageKind,
-  nfsKind,
 ];
 
 // Sources of volumes that nodelet does not mount, and what to use instead.
@@ -63,7 +62,7 @@ export interface KindTable {
 export function kindTable(others: readonly VolumeKind[] = []): KindTable {
   const projected = others.find(({ field }) => field === "projected") ?? createProjectedKind({});
   const simple = [...volumeKinds, projected];
-  const all = [...simple, createLocalKind(), ...others];
+  const all = [...simple, createLocalKind(), createNFSKind(), ...others];
   const ownDirNames = new Set(
     simple.filter(({ tearDown }) => tearDown === undefined).map(({ pluginName }) => pluginDirName(pluginName)),
   );

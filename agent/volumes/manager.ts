@@ -113,6 +113,7 @@ export function createPodVolumes(options: PodVolumesOptions): VolumeManager {
     kinds,
     claims: options.claims,
     users,
+    wake,
     log,
     onEvent: (about, ...event) => {
       if (isPod(about)) options.onEvent?.(about, ...event);

@@ -1,7 +1,11 @@
+import { lstat } from "node:fs/promises";
 import { allContainers, uidOf } from "../kube/pod-resources.ts";
 import type { PersistentVolume, Pod, Volume } from "../kube/types.ts";
+import { ignoreErrno } from "../lib/errno.ts";
 import { AgentError, isAbort, messageOf } from "../lib/errors.ts";
 import type { Logger } from "../lib/log.ts";
+import { listMountsBlindly } from "../lib/mount.ts";
+import { namesIn } from "../lib/names-in.ts";
 import { awaiting } from "./awaits.ts";
 import { hasPublishedContent } from "./atomic-writer.ts";
 import { describeFailure, podFields, type VolumeFailure } from "./failures.ts";
@@ -28,6 +32,8 @@ export interface VolumeSetUpDeps {
   users: PersistentVolumeUsers;
   log: Logger;
   onEvent(about: Pod | PersistentVolume, type: "Normal" | "Warning", reason: string, message: string): void;
+  /** The pod may succeed now. */
+  wake(podUID: string): void;
   /** Told when a set-up begins. @returns to be called when it has ended */
   onSetUp(pod: Pod, volume: string): (err?: unknown) => void;
   /** Measures the first set-up of a volume. */
@@ -65,7 +71,7 @@ export async function setUpVolume(
     const { kind, bound, specName, isBlock } = resolved;
     const otherPods = bound === undefined ? [] : await reserve(bound, pod, kind, options, last === undefined);
     const { pluginName } = kind;
-    const dir = isBlock ? blockLinkOf(podDir, pluginName, specName) : volumeDirOf(podDir, pluginName, specName);
+    const dir = placeOf(resolved, podDir);
     const event: VolumeContext["event"] = (type, reason, message, about = "pod") =>
       options.onEvent(about === "volume" && bound !== undefined ? bound.volume : pod, type, reason, message);
     const of = { pod, volume, specName, bound, isBlock, otherPods, podDir, dir };
@@ -86,15 +92,45 @@ export async function setUpVolume(
       err,
     };
     // Content that is there, perhaps from before a restart, is served on: what it came from may only be out of reach.
-    if (last === undefined && !(await adopt(volume, podDir, resolved, state))) return { kind: "failed", failure };
-    options.log.warn(
-      { ...podFields(pod), volume: volume.name, err: messageOf(err) },
-      "volume content is not up to date",
-    );
+    if (last === undefined && !(await adopt(volume, podDir, resolved, state))) {
+      if (resolved?.bound !== undefined) await release(resolved, uidOf(pod), podDir, options);
+      return { kind: "failed", failure };
+    }
+    const fields = { ...podFields(pod), volume: volume.name, err: messageOf(err) };
+    if (resolved === undefined && last?.bound !== undefined) {
+      // Nothing is wrong with the volume: it cannot be asked about only, as while the API server is away.
+      options.log.warn(fields, "cannot look up the claim of a volume, which stays as it is");
+      return { kind: "stale" };
+    }
+    options.log.warn(fields, "volume content is not up to date");
     const { reason, message } = describeFailure(failure);
     options.onEvent(pod, "Warning", reason, message);
     return { kind: "stale" };
   }
+}
+
+/** Where a volume is, or, of a block volume, the link to it. */
+function placeOf({ kind: { pluginName }, specName, isBlock }: Resolved, podDir: string): string {
+  return isBlock ? blockLinkOf(podDir, pluginName, specName) : volumeDirOf(podDir, pluginName, specName);
+}
+
+/** Lets another pod have a PersistentVolume of which this one has nothing in place after it failed. */
+async function release(
+  resolved: Resolved,
+  podUID: string,
+  podDir: string,
+  { users, wake }: VolumeSetUpDeps,
+): Promise<void> {
+  // What cannot be looked at may be anything.
+  if (await isInPlace(placeOf(resolved, podDir)).catch(() => true)) return;
+  for (const waiting of users.release(resolved.specName, podUID)) wake(waiting);
+}
+
+async function isInPlace(place: string): Promise<boolean> {
+  // First of all: what is mounted may hang.
+  if ((await listMountsBlindly(place)).length > 0) return true;
+  const found = await lstat(place).catch(ignoreErrno("ENOENT", "ENOTDIR"));
+  return found !== undefined && (!found.isDirectory() || (await namesIn(place)).length > 0);
 }
 
 async function resolve(

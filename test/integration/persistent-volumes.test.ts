@@ -451,6 +451,15 @@ exec /usr/bin/mount "$@"`,
     expect(await listMountsUnder(root)).toEqual([]);
   });
 
+  test("that a pod names twice is mounted once", async () => {
+    offer("share", { nfs: { server: "server", path: "/x" } });
+    await setUp(podOf("a", [claimVolume("share"), { ...claimVolume("share"), name: "again" }]));
+    expect(await calls()).toHaveLength(1);
+    expect(await listMountsUnder(root)).toHaveLength(1);
+    await end("a");
+    expect(await listMountsUnder(root)).toEqual([]);
+  });
+
   test("can be written in the pod itself", async () => {
     await setUp(podOf("a", inline("server", true)));
     expect((await calls())[0]).toMatch(/-t nfs -o ro -- server:\/x .*~nfs\/share$/);

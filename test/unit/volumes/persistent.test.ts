@@ -182,10 +182,9 @@ describe("a claim", () => {
     await manager.setUp(pod, never);
     volumes.clear();
     await manager.setUp(pod, never);
-    expect(events).toEqual([
-      'Warning FailedMount MountVolume.SetUp failed for volume "pv-disk" : error processing PVC shop/disk: PVC is not bound',
-    ]);
+    expect(events).toEqual([]); // nothing is wrong with the pod
     expect(manager.mounted("a", "disk")?.specName).toBe("pv-disk");
+    expect(manager.refreshInMs("a")).toBeGreaterThan(0);
   });
 
   test("that no container uses is never looked at", async () => {
@@ -267,6 +266,31 @@ describe("a volume for one pod only", () => {
     await manager.tearDown("a");
     expect(woken).toEqual(["b"]);
     await manager.setUp(second, never);
+  });
+
+  test("goes to the next while its first pod fails to have it, with nothing of it in place", async () => {
+    const woken: string[] = [];
+    manager.onChange((uid) => woken.push(uid));
+    const failing = Promise.withResolvers<void>();
+    failure = () => failing.promise;
+    const trying = eventsOf(first);
+    await expect.poll(() => contexts.length).toBe(1);
+    expect(await eventsOf(second)).toEqual([refusal]);
+    failing.reject(new AgentError("Internal", "it is broken"));
+    expect(await trying).toMatchObject([{ message: expect.stringContaining("it is broken") }]);
+    expect(woken).toEqual(["b"]);
+    failure = undefined;
+    await manager.setUp(second, never);
+    expect(await eventsOf(first)).toEqual([refusal]);
+  });
+
+  test("stays that of a pod which failed to have it as long as something of it may be in place", async () => {
+    failure = async () => {
+      await writeFile(join(root, "pods/a/volumes/kubernetes.io~csi/pv-disk/vol_data.json"), "{}");
+      throw new AgentError("DeadlineExceeded", "the driver does not answer");
+    };
+    await eventsOf(first);
+    expect(await eventsOf(second)).toEqual([refusal]);
   });
 
   test("stays its pod's across a restart", async () => {
