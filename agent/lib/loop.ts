@@ -10,6 +10,11 @@ export interface LoopOptions {
   onError(err: unknown): void;
   /** Rest after the n-th failure in a row, in ms (n starts at 1). */
   retryMs(failures: number): number;
+  /**
+   * The part of that rest, in ms, that wakes do not end; none if it is left out. For passes that cost much, and fail for reasons
+   * that events do not take away.
+   */
+  failureFloorMs?(failures: number): number;
   /** Longest rest after a good pass, in ms. Backs the events that should wake us. */
   resyncMs: number;
   /** Shortest time between the ends of one pass and the start of the next, in ms. Merges bursts. */
@@ -37,11 +42,12 @@ export class Loop {
 
   /** Runs passes until `signal` aborts; resolves when the last pass has ended. */
   async run(signal: AbortSignal): Promise<void> {
-    const { pass, onError, retryMs, resyncMs, minIntervalMs = 0, clock } = this.#options;
+    const { pass, onError, retryMs, failureFloorMs, resyncMs, minIntervalMs = 0, clock } = this.#options;
     let failures = 0;
     while (!signal.aborted) {
       this.#dirty = false; // before the pass: a change during it asks for another
       let restMs: number;
+      let floorMs = minIntervalMs;
       try {
         restMs = (await pass(signal)) ?? resyncMs;
         failures = 0;
@@ -50,9 +56,10 @@ export class Loop {
         onError(err);
         failures += 1;
         restMs = retryMs(failures);
+        floorMs = Math.max(floorMs, failureFloorMs?.(failures) ?? 0);
       }
-      if (minIntervalMs > 0) await clock.sleep(minIntervalMs, signal).catch(ignoreAbort);
-      if (!this.#dirty && !signal.aborted) await this.#sleep(restMs - minIntervalMs, signal);
+      if (floorMs > 0) await clock.sleep(floorMs, signal).catch(ignoreAbort);
+      if (!this.#dirty && !signal.aborted) await this.#sleep(restMs - floorMs, signal);
     }
   }
 

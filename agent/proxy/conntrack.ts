@@ -1,3 +1,5 @@
+import type { Clock } from "../lib/clock.ts";
+import { AgentError } from "../lib/errors.ts";
 import type { Logger } from "../lib/log.ts";
 import { type Commands, expectSuccess } from "./commands.ts";
 import { type Family, formatIP, hostPort, parseIP } from "./ip.ts";
@@ -15,21 +17,20 @@ export interface Flow {
 
 // Reading or changing a full table of a million entries takes seconds.
 const commandTimeoutMs = 60_000;
+// All that one look at the flows may take, removals included. What is left then comes with the next look.
+export const cleanTimeoutMs = 120_000;
+// Each removal walks the whole table in the kernel: more of them at a time only wait for each other.
+const removalsAtOnce = 4;
 /** Protocols whose flows outlive the endpoint they lead to. TCP clients notice and connect anew. */
 const pinnedProtocols: readonly Protocol[] = ["udp", "sctp"];
-
-/** True if a service has ports whose flows may have to be cleaned up. */
-function hasPinnedFlows(service: ServiceDescription): boolean {
-  return service.ports.some((port) => pinnedProtocols.includes(port.protocol));
-}
+// Protocol, and of both directions what is needed. conntrack prints them in this order, with other words between.
+const flowRE =
+  /(?:^| )(udp|sctp) .*?\bsrc=\S+ dst=(\S+) sport=\d+ dport=(\d+) (?:.*? )??src=(\S+) dst=\S+ sport=(\d+) /;
 
 /** Reads one line of `conntrack -L`; undefined if it is no complete flow of a known protocol. Pure. */
 export function parseFlow(line: string): Flow | undefined {
-  const protocol = pinnedProtocols.find((name) => line.startsWith(`${name} `) || line.includes(` ${name} `));
-  const fields = [...line.matchAll(/\b(src|dst|sport|dport)=(\S+)/g)];
-  const nth = (name: string, n: number) => fields.filter((field) => field[1] === name)[n]?.[2];
-  const [dstIP, dstPort, replyIP, replyPort] = [nth("dst", 0), nth("dport", 0), nth("src", 1), nth("sport", 1)];
-  if (!protocol || !dstIP || !dstPort || !replyIP || !replyPort) return undefined;
+  const [, protocol, dstIP = "", dstPort, replyIP = "", replyPort] = flowRE.exec(line) ?? [];
+  if (protocol !== "udp" && protocol !== "sctp") return undefined;
   return {
     protocol,
     dstIP: canonical(dstIP),
@@ -39,7 +40,10 @@ export function parseFlow(line: string): Flow | undefined {
   };
 }
 
-/** Endpoints that serve, as `ip:port`, by where clients reach them: `protocol ip:port`, or `protocol port` for a node port. */
+/**
+ * Of one service, endpoints that flows may stay with, as `ip:port`, by where clients reach them: `protocol ip:port`, or
+ * `protocol port` for a node port.
+ */
 export type Targets = ReadonlyMap<string, ReadonlySet<string>>;
 
 /** Where a service's ports with pinned flows can be reached. Pure. */
@@ -60,20 +64,20 @@ export function targetsOf(service: ServiceDescription): Targets {
  * Tells flows to a service that no endpoint of it answers any more: the endpoint went, or the flow began when there
  * was none. A service without endpoints counts, too; otherwise its flows would stay with the last endpoint for ever.
  * So do flows to an address that the service gave up, as long as they lead to what was behind it.
- * Pure; made once for a list of services, then asked for each flow.
+ * Pure; made once, then asked for each flow.
  *
  * @param localIPs this machine's addresses: a node port means a flow only if it goes to one of them
  * @param former what could be reached before, and who answered there; not what somebody has now
  */
 export function staleFlowTest(
-  services: Iterable<ServiceDescription>,
+  services: Iterable<Targets>,
   localIPs: readonly string[],
   former: Targets = new Map(),
 ): (flow: Flow) => boolean {
   const servingByTarget = new Map<string, ReadonlySet<string>>();
   const isLocal = new Set(localIPs.map(canonical));
   for (const service of services) {
-    for (const [target, serving] of targetsOf(service)) servingByTarget.set(target, serving);
+    for (const [target, serving] of service) servingByTarget.set(target, serving);
   }
   return (flow) => {
     const { protocol, dstIP, dstPort } = flow;
@@ -86,46 +90,70 @@ export function staleFlowTest(
   };
 }
 
+interface ConntrackCleanerDeps {
+  readonly commands: Commands;
+  readonly family: Family;
+  readonly clock: Pick<Clock, "monotonic">;
+  readonly log: Logger;
+}
+
 /** Removes flows that pin traffic to dead endpoints, with the `conntrack` command. */
 export class ConntrackCleaner {
-  readonly #commands: Commands;
-  readonly #family: Family;
-  readonly #log: Logger;
+  readonly #deps: ConntrackCleanerDeps;
   #isMissing = false;
   /** By service: where it could be reached when it was looked at last. A new agent knows of none, and removes what it can tell only. */
   readonly #targets = new Map<string, Targets>();
 
-  constructor(commands: Commands, family: Family, log: Logger) {
-    this.#commands = commands;
-    this.#family = family;
-    this.#log = log;
+  constructor(deps: ConntrackCleanerDeps) {
+    this.#deps = deps;
   }
 
-  /** Whether flows may have to be removed after a change of this service. */
-  concerns(service: ServiceDescription): boolean {
-    return hasPinnedFlows(service) || this.#targets.has(service.key);
+  /** Whether this service could be reached when it was looked at last, at something that flows are pinned to. */
+  knows(key: string): boolean {
+    return this.#targets.has(key);
   }
 
   /**
-   * Looks at all flows once and removes the stale ones of these services.
-   * Rejects with an `AgentError`; without the command it warns once and does nothing.
+   * Looks at all flows once and removes the stale ones of these services. Rejects with an `AgentError`; some may have been removed
+   * then, and the same services are to be looked at again. Without the command it warns once and does nothing.
    *
+   * @param services by key, where each can be reached now
    * @returns how many flows were removed
    */
   async clean(
-    services: readonly ServiceDescription[],
+    services: ReadonlyMap<string, Targets>,
     localIPs: readonly string[],
     signal: AbortSignal,
   ): Promise<number> {
     if (this.#isMissing) return 0;
+    const deadlineMs = this.#deps.clock.monotonic() + cleanTimeoutMs;
+    const stale = await this.#findStale(services, localIPs, signal);
+    if (stale === undefined) return 0;
+    const removed = await this.#removeAll(stale, deadlineMs, signal);
+    for (const [key, targets] of services) {
+      if (targets.size === 0) this.#targets.delete(key);
+      else this.#targets.set(key, targets);
+    }
+    return removed;
+  }
+
+  /** @returns one for all flows to the same endpoint by the same address; undefined: there is no command to ask */
+  async #findStale(
+    services: ReadonlyMap<string, Targets>,
+    localIPs: readonly string[],
+    signal: AbortSignal,
+  ): Promise<Iterable<Flow> | undefined> {
+    const { commands, log } = this.#deps;
     const former = this.#former(services);
-    const isStale = staleFlowTest(services, localIPs, former);
+    const isStale = staleFlowTest(services.values(), localIPs, former);
     const stale = new Map<string, Flow>();
-    const used = new Set<string>(services.flatMap((service) => service.ports.map((port) => port.protocol)));
-    for (const target of former.keys()) used.add(target.split(" ", 1)[0] ?? "");
+    const used = new Set<string>();
+    for (const targets of [former, ...services.values()]) {
+      for (const target of targets.keys()) used.add(target.slice(0, target.indexOf(" ")));
+    }
     for (const protocol of pinnedProtocols) {
       if (!used.has(protocol)) continue;
-      const result = await this.#commands.lines("conntrack", ["-L", ...this.#common(protocol)], {
+      const result = await commands.lines("conntrack", ["-L", ...this.#common(protocol)], {
         timeoutMs: commandTimeoutMs,
         signal,
         onLine: (line) => {
@@ -133,64 +161,79 @@ export class ConntrackCleaner {
           if (flow !== undefined && isStale(flow)) stale.set(JSON.stringify(flow), flow);
         },
       });
-      if (result.failure === "spawn") {
+      if (result.failure === "spawn" && result.message.includes("ENOENT")) {
         this.#isMissing = true;
-        this.#log.warn(
-          { err: result.message },
-          "no conntrack command: UDP clients may stay with endpoints that are gone",
-        );
-        return 0;
+        log.warn({ err: result.message }, "no conntrack command: UDP clients may stay with endpoints that are gone");
+        return undefined;
       }
       expectSuccess(result, `list ${protocol} flows`);
     }
+    return stale.values();
+  }
+
+  async #removeAll(flows: Iterable<Flow>, deadlineMs: number, signal: AbortSignal): Promise<number> {
+    const { clock } = this.#deps;
+    const rest = [...flows];
+    const failures: unknown[] = [];
     let removed = 0;
-    // All flows to one endpoint that went are removed by one command, whoever the clients are.
-    for (const { protocol, dstIP, dstPort, replyIP, replyPort } of stale.values()) {
-      const which = [
-        "--orig-dst",
-        dstIP,
-        "--orig-port-dst",
-        `${dstPort}`,
-        "--reply-src",
-        replyIP,
-        "--reply-port-src",
-        `${replyPort}`,
-      ];
-      const args = ["-D", ...this.#common(protocol), ...which];
-      const result = await this.#commands.run("conntrack", args, { timeoutMs: commandTimeoutMs, signal });
-      if (result.failure === "exit" && result.stderr.includes("0 flow entries")) continue; // timed out meanwhile
-      expectSuccess(result, `remove ${protocol} flows to ${hostPort(replyIP, replyPort)}`);
-      removed += Number(/(\d+) flow entries have been deleted/.exec(result.stderr)?.[1] ?? 1);
-    }
-    for (const service of services) {
-      const targets = targetsOf(service);
-      if (targets.size === 0) this.#targets.delete(service.key);
-      else this.#targets.set(service.key, targets);
-    }
+    const removeSome = async () => {
+      while (failures.length === 0) {
+        const flow = rest.shift();
+        if (flow === undefined) return;
+        try {
+          const leftMs = deadlineMs - clock.monotonic();
+          if (leftMs <= 0) {
+            throw new AgentError(
+              "Unavailable",
+              `${rest.length + 1} kinds of flows are left after ${cleanTimeoutMs} ms`,
+            );
+          }
+          const count = await this.#remove(flow, Math.min(leftMs, commandTimeoutMs), signal);
+          removed += count; // others have added theirs meanwhile
+        } catch (err) {
+          failures.push(err);
+        }
+      }
+    };
+    await Promise.all(Array.from({ length: removalsAtOnce }, removeSome));
+    if (failures.length > 0) throw failures[0];
     return removed;
   }
 
+  /** Removes all flows to one endpoint that went by one command, whoever the clients are. @returns how many there were */
+  async #remove(flow: Flow, timeoutMs: number, signal: AbortSignal): Promise<number> {
+    const { protocol, dstIP, dstPort, replyIP, replyPort } = flow;
+    const original = ["--orig-dst", dstIP, "--orig-port-dst", `${dstPort}`];
+    const reply = ["--reply-src", replyIP, "--reply-port-src", `${replyPort}`];
+    const args = ["-D", ...this.#common(protocol), ...original, ...reply];
+    const result = await this.#deps.commands.run("conntrack", args, { timeoutMs, signal });
+    if (result.failure === "exit" && result.stderr.includes("0 flow entries")) return 0; // timed out meanwhile
+    expectSuccess(result, `remove ${protocol} flows to ${hostPort(replyIP, replyPort)}`);
+    return Number(/(\d+) flow entries have been deleted/.exec(result.stderr)?.[1] ?? 1);
+  }
+
   /** What these services gave up, and nobody else has taken. */
-  #former(services: readonly ServiceDescription[]): Map<string, ReadonlySet<string>> {
+  #former(services: ReadonlyMap<string, Targets>): Map<string, ReadonlySet<string>> {
     const former = new Map<string, ReadonlySet<string>>();
-    for (const { key } of services) {
+    for (const key of services.keys()) {
       for (const [target, serving] of this.#targets.get(key) ?? []) former.set(target, serving);
     }
     if (former.size === 0) return former;
-    const isLookedAt = new Set(services.map(({ key }) => key));
     for (const [key, targets] of this.#targets) {
-      if (!isLookedAt.has(key)) for (const target of targets.keys()) former.delete(target);
+      if (!services.has(key)) for (const target of targets.keys()) former.delete(target);
     }
-    for (const service of services) for (const target of targetsOf(service).keys()) former.delete(target);
+    for (const targets of services.values()) for (const target of targets.keys()) former.delete(target);
     return former;
   }
 
   #common(protocol: Protocol): string[] {
-    return ["-f", this.#family === "IPv4" ? "ipv4" : "ipv6", "-p", protocol];
+    return ["-f", this.#deps.family === "IPv4" ? "ipv4" : "ipv6", "-p", protocol];
   }
 }
 
+/** conntrack prints IPv4 addresses in the one spelling that they have. */
 function canonical(text: string): string {
+  if (!text.includes(":")) return text;
   const ip = parseIP(text);
   return ip === undefined ? text : formatIP(ip);
 }

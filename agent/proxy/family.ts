@@ -5,8 +5,8 @@ import { messageOf } from "../lib/errors.ts";
 import type { Logger } from "../lib/log.ts";
 import { Loop } from "../lib/loop.ts";
 import type { Commands } from "./commands.ts";
-import { ConntrackCleaner } from "./conntrack.ts";
 import type { Backend, BackendFigures, SyncRequest } from "./backend.ts";
+import { FlowCleaning } from "./flow-cleaning.ts";
 import type { HealthCheckPorts } from "./health-check-ports.ts";
 import { type Family, type Prefix, parseIP } from "./ip.ts";
 import { type ChangeCounts, type ServiceDescription, ServiceModel } from "./model.ts";
@@ -86,6 +86,11 @@ const fullSyncPeriodMs = 3_600_000;
 const endpointsOfSmallClusterMax = 1_000;
 // First wait after a failed sync: long enough for another program to let go of the lock. Doubles up to syncPeriod.
 const retryBaseMs = 1_000;
+// After failures a change waits for the retry, but no longer than this: a full sync of a large cluster costs seconds, and most
+// changes do not take away why the last one failed.
+const failureFloorMaxMs = 10_000;
+// A flow that is left costs its client until it times out, minutes at most.
+const flowRetryMaxMs = 60_000;
 // Warnings about one service that are worth a line each; the rest is counted.
 const warningsPerServiceMax = 3;
 const zoneLabel = "topology.kubernetes.io/zone";
@@ -98,12 +103,10 @@ export class FamilyProxy {
   readonly family: Family;
   readonly #deps: FamilyProxyDeps;
   readonly #model: ServiceModel;
-  readonly #conntrack: ConntrackCleaner;
+  readonly #flows: FlowCleaning;
   readonly #loop: Loop;
   readonly #watch: RuleWatch;
   #isSyncing = false;
-  /** Services whose UDP flows are to be looked at. */
-  readonly #flowsToClean = new Set<string>();
   readonly #warned = new Map<string, string>();
   readonly #notes = new ServiceNotes();
   readonly #startedAtMs: number;
@@ -124,13 +127,22 @@ export class FamilyProxy {
     this.#deps = deps;
     this.#startedAtMs = clock.now();
     this.#model = new ServiceModel(family, { name: options.nodeName, zone: undefined, ips: nodeIPsOf(options) });
-    this.#conntrack = new ConntrackCleaner(deps.commands, family, log);
+    this.#flows = new FlowCleaning({
+      family,
+      commands: deps.commands,
+      clock,
+      log,
+      localIPs: deps.localIPs,
+      onCleaned: (event) => deps.observer?.flowsCleaned?.({ family, ...event }),
+      retryMsMax: flowRetryMaxMs,
+    });
     this.#loop = new Loop({
       clock,
       pass: (signal) => this.#pass(signal),
       onError: (err) =>
         log.error({ err: messageOf(err) }, "services could not be programmed; a full sync will be tried"),
       retryMs: (failures) => backoffMs(failures, { baseMs: retryBaseMs, maxMs: options.syncPeriodMs }),
+      failureFloorMs: (failures) => backoffMs(failures, { baseMs: retryBaseMs, maxMs: failureFloorMaxMs }),
       resyncMs: options.syncPeriodMs,
       minIntervalMs: options.minSyncPeriodMs,
     });
@@ -184,7 +196,12 @@ export class FamilyProxy {
   /** Syncs until `signal` aborts. The rules stay. */
   async run(signal: AbortSignal): Promise<void> {
     this.#wake();
-    await Promise.all([this.#loop.run(signal), this.#watch.run(signal), this.#deps.backend.run?.(signal)]);
+    await Promise.all([
+      this.#loop.run(signal),
+      this.#flows.run(signal),
+      this.#watch.run(signal),
+      this.#deps.backend.run?.(signal),
+    ]);
   }
 
   stats(): FamilyStats {
@@ -235,7 +252,7 @@ export class FamilyProxy {
   }
 
   async #apply(signal: AbortSignal): Promise<undefined> {
-    const { backend, clock, log, options, observer } = this.#deps;
+    const { backend, clock, options } = this.#deps;
     const isCheckDue = clock.monotonic() >= this.#nextCheckAtMs;
     if (isCheckDue) {
       this.#nextCheckAtMs = clock.monotonic() + options.syncPeriodMs;
@@ -243,18 +260,6 @@ export class FamilyProxy {
     }
     const isPending = this.#mustSyncFull || this.#isContextNew || this.#model.hasPending;
     if (backend.needsFull || isPending || isCheckDue) await this.#sync(signal);
-    if (this.#flowsToClean.size === 0) return undefined;
-    const services = [...this.#flowsToClean].map((key) => this.#describeAnyway(key));
-    const startedAtMs = clock.monotonic();
-    try {
-      const removed = await this.#conntrack.clean(services, this.#deps.localIPs(), signal);
-      this.#flowsToClean.clear();
-      observer?.flowsCleaned?.({ family: this.family, durationMs: clock.monotonic() - startedAtMs, removed });
-      if (removed > 0) log.info({ removed }, "flows to endpoints that are gone removed");
-    } catch (err) {
-      if (signal.aborted) return undefined;
-      log.warn({ err: messageOf(err) }, "stale flows could not be removed; trying again at the next sync");
-    }
     return undefined;
   }
 
@@ -279,6 +284,7 @@ export class FamilyProxy {
     this.#isContextNew = false;
     this.#mustSyncFull = false; // before the sync: a change of the node during it asks for another
     this.#notes.reset();
+    this.#flows.reset();
     try {
       const result = await backend.sync(this.#request(isFull, pending.keys), signal);
       const nowMs = clock.now();
@@ -290,6 +296,7 @@ export class FamilyProxy {
       const isPending = this.#model.hasPending || this.#mustSyncFull || this.#isContextNew;
       this.#pendingSince = isPending ? started : undefined;
       this.#notes.settle(isFull);
+      this.#flows.settle();
       healthChecks?.update(this.#notes.healthChecks());
       if (isFull) {
         this.#counts.fullSyncs += 1;
@@ -338,7 +345,7 @@ export class FamilyProxy {
   #describe(key: string): ServiceDescription {
     const service = this.#describeAnyway(key);
     this.#notes.note(service);
-    if (this.#conntrack.concerns(service)) this.#flowsToClean.add(key);
+    this.#flows.note(service);
     const text = service.warnings.join("\n");
     if (text === (this.#warned.get(key) ?? "")) return service;
     if (text === "") this.#warned.delete(key);

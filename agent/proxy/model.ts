@@ -8,12 +8,15 @@ import {
   serviceKeyOfSlice,
 } from "./endpoints.ts";
 import type { Family, Prefix } from "./ip.ts";
-import { describeService, type ServicePortSpec } from "./service.ts";
+import { describeService, type ServicePortSpec, serviceProxyNameLabel } from "./service.ts";
 
 /** A service port and the endpoints its traffic goes to. */
 export interface ServicePort extends ServicePortSpec {
   readonly endpoints: EndpointSets;
-  /** `ip:port` of every endpoint that still answers, whatever policies say. */
+  /**
+   * `ip:port` of every endpoint that still answers, whatever policies say. With SCTP, of every endpoint that is there: an
+   * association lives until one of its ends closes it, also with a pod that takes no new ones.
+   */
   readonly serving: readonly string[];
 }
 
@@ -95,7 +98,13 @@ export class ServiceModel {
   /** Notes a Service as it is now; `undefined`: it is gone. */
   setService(key: string, service: Service | undefined): void {
     if (service === undefined && !this.#services.has(key)) return;
-    this.#tracked(key).service = service;
+    const tracked = this.#tracked(key);
+    const before = tracked.service;
+    tracked.service = service;
+    if (before !== undefined && service !== undefined && isSameToRules(before, service)) {
+      this.#counts.services += 1; // it came, but nothing is to be done for it
+      return;
+    }
     this.#touch(key, "services");
   }
 
@@ -151,7 +160,8 @@ export class ServiceModel {
     const ports = spec.ports.map((port): ServicePort => {
       const all: readonly Endpoint[] = byPort.get(endpointsKey(port.portName, port.protocol)) ?? [];
       const endpoints = selectEndpoints(port, all, { nodeName: node.name, zone: node.zone });
-      return { ...port, endpoints, serving: all.filter((e) => e.isServing).map((e) => e.address) };
+      const answering = port.protocol === "sctp" ? all : all.filter((endpoint) => endpoint.isServing);
+      return { ...port, endpoints, serving: answering.map(({ address }) => address) };
     });
     const { healthCheckNodePort } = spec;
     const localReady = healthCheckNodePort === 0 ? 0 : countLocalReady(byPort.values());
@@ -224,6 +234,16 @@ export class ServiceModel {
     if (times.length < triggerTimesPerServiceMax && times.at(-1) !== time) times.push(time);
     this.#triggerTimes.set(key, times);
   }
+}
+
+/** Whether two states of a Service differ in nothing that a rule depends on: only in an annotation, say. */
+function isSameToRules(a: Service, b: Service): boolean {
+  const isOthers = ({ metadata }: Service) => metadata.labels?.[serviceProxyNameLabel] !== undefined;
+  return (
+    isOthers(a) === isOthers(b) &&
+    JSON.stringify(a.spec) === JSON.stringify(b.spec) &&
+    JSON.stringify(a.status?.loadBalancer) === JSON.stringify(b.status?.loadBalancer)
+  );
 }
 
 const nothing = { ports: [], healthCheckNodePort: 0, localReady: 0, warnings: [] };

@@ -1,7 +1,13 @@
 import { describe, expect, test } from "vitest";
 import { createLogger, silentLogger } from "../../../agent/lib/log.ts";
 import { type Commands, createCommands } from "../../../agent/proxy/commands.ts";
-import { ConntrackCleaner, parseFlow, staleFlowTest } from "../../../agent/proxy/conntrack.ts";
+import {
+  cleanTimeoutMs,
+  ConntrackCleaner,
+  parseFlow,
+  staleFlowTest,
+  targetsOf,
+} from "../../../agent/proxy/conntrack.ts";
 import { canonicalRule } from "../../../agent/proxy/iptables/canonical.ts";
 import { createIptables } from "../../../agent/proxy/iptables/exec.ts";
 import { RefusedLine } from "../../../agent/proxy/iptables/port.ts";
@@ -12,6 +18,7 @@ import { proxyOptionsDefault } from "../../../agent/proxy/options.ts";
 import { applySysctls, decideConntrackSysctls, decideProxySysctls } from "../../../agent/proxy/sysctl.ts";
 import { FakeCommands } from "../../support/fake-commands.ts";
 import { makeService, makeSlice } from "../../support/service-objects.ts";
+import { FakeClock } from "../kube/fake-clock.ts";
 
 const signal = new AbortController().signal;
 
@@ -21,8 +28,11 @@ describe("stale flows", () => {
     const model = new ServiceModel("IPv4", { name: "n1", zone: undefined, ips: [] });
     model.setService("ns1/dns", makeService("dns", { type: "NodePort", ports, externalIPs: ["198.51.100.1"] }));
     model.setSlice("ns1/dns-a", makeSlice("dns", endpoints, { ports: [{ name: "dns", port: 5353, protocol: "UDP" }] }));
-    return model.describe("ns1/dns");
+    return targetsOf(model.describe("ns1/dns"));
   };
+  const none = targetsOf({ key: "ns1/dns", ports: [], healthCheckNodePort: 0, localReady: 0, warnings: [] });
+  const cleanerWith = (commands: FakeCommands, log = silentLogger, clock = new FakeClock()) =>
+    new ConntrackCleaner({ commands, family: "IPv4", clock, log });
   const flow = { protocol: "udp" as const, dstIP: "10.96.0.10", dstPort: 53, replyIP: "10.244.1.5", replyPort: 5353 };
   const cases: {
     name: string;
@@ -72,6 +82,10 @@ describe("stale flows", () => {
       "icmp     1 29 src=10.0.0.1 dst=10.0.0.2 type=8 code=0 id=5 src=10.0.0.2 dst=10.0.0.1 type=0 code=0 id=5 use=1",
       undefined,
     ],
+    [
+      "sctp     132 9 ESTABLISHED src=10.244.1.9 dst=10.96.0.10 sport=4000 dport=53 packets=1 bytes=70 src=10.244.1.5 dst=10.244.1.9 sport=5353 dport=4000 packets=1 bytes=70 [ASSURED] mark=0 use=1",
+      { ...flow, protocol: "sctp" },
+    ],
     ["conntrack v1.4.7 (conntrack-tools): 3 flow entries have been shown.", undefined],
   ];
   for (const [line, want] of lines) {
@@ -80,7 +94,7 @@ describe("stale flows", () => {
 
   test("to an address that the service gave up, if they lead to what was behind it", async () => {
     const commands = new FakeCommands();
-    const cleaner = new ConntrackCleaner(commands, "IPv4", silentLogger);
+    const cleaner = cleanerWith(commands);
     const line = (dst: string, port: number, reply: string) =>
       `udp 17 29 src=10.244.1.9 dst=${dst} sport=4000 dport=${port} src=${reply} dst=10.244.1.9 sport=5353 dport=4000 use=1`;
     commands.flows = [
@@ -91,40 +105,43 @@ describe("stale flows", () => {
     ];
     const deleted = () => commands.log.filter((entry) => entry.startsWith("conntrack -D"));
     const before = describe_(["10.244.1.5"]);
-    await cleaner.clean([before], ["192.0.2.1"], signal);
+    await cleaner.clean(new Map([["ns1/dns", before]]), ["192.0.2.1"], signal);
     // Only the one that does not serve, behind the node port.
     expect(deleted()).toHaveLength(1);
     commands.log.length = 0;
-    const gone = { key: "ns1/dns", ports: [], healthCheckNodePort: 0, localReady: 0, warnings: [] };
-    expect(cleaner.concerns(gone)).toBe(true);
-    await cleaner.clean([gone], ["192.0.2.1"], signal);
+    expect(cleaner.knows("ns1/dns")).toBe(true);
+    await cleaner.clean(new Map([["ns1/dns", none]]), ["192.0.2.1"], signal);
     expect(
       deleted().map((entry) => / --orig-dst (\S+) --orig-port-dst (\S+) --reply-src (\S+)/.exec(entry)?.slice(1)),
     ).toEqual([
       ["10.96.0.10", "53", "10.244.1.5"],
       ["192.0.2.1", "30053", "10.244.1.5"],
     ]);
-    expect(cleaner.concerns(gone)).toBe(false);
+    expect(cleaner.knows("ns1/dns")).toBe(false);
   });
 
   test("to an address that another service took over stay", async () => {
     const commands = new FakeCommands();
-    const cleaner = new ConntrackCleaner(commands, "IPv4", silentLogger);
+    const cleaner = cleanerWith(commands);
     const one = describe_(["10.244.1.5"]);
-    const other = { ...one, key: "ns1/other" };
-    await cleaner.clean([one, other], [], signal);
+    await cleaner.clean(
+      new Map([
+        ["ns1/dns", one],
+        ["ns1/other", one],
+      ]),
+      [],
+      signal,
+    );
     commands.flows = [
       "udp 17 29 src=10.244.1.9 dst=10.96.0.10 sport=4000 dport=53 src=10.244.1.5 dst=10.244.1.9 sport=5353 dport=4000 use=1",
     ];
-    await cleaner.clean([{ ...one, ports: [] }], [], signal);
+    await cleaner.clean(new Map([["ns1/dns", none]]), [], signal);
     expect(commands.log.some((entry) => entry.startsWith("conntrack -D"))).toBe(false);
   });
 
   test("a new start knows of nothing that was given up", () => {
-    const cleaner = new ConntrackCleaner(new FakeCommands(), "IPv4", silentLogger);
-    expect(cleaner.concerns({ key: "ns1/dns", ports: [], healthCheckNodePort: 0, localReady: 0, warnings: [] })).toBe(
-      false,
-    );
+    const cleaner = cleanerWith(new FakeCommands());
+    expect(cleaner.knows("ns1/dns")).toBe(false);
   });
 
   test("without the command: one warning, then silence", async () => {
@@ -132,10 +149,36 @@ describe("stale flows", () => {
     commands.missing.add("conntrack");
     const written: string[] = [];
     const log = createLogger({ level: "warn", stream: { write: (line) => void written.push(line) } });
-    const cleaner = new ConntrackCleaner(commands, "IPv4", log);
-    expect(await cleaner.clean([describe_([])], [], signal)).toBe(0);
-    expect(await cleaner.clean([describe_([])], [], signal)).toBe(0);
+    const cleaner = cleanerWith(commands, log);
+    const services = new Map([["ns1/dns", describe_([])]]);
+    expect(await cleaner.clean(services, [], signal)).toBe(0);
+    expect(await cleaner.clean(services, [], signal)).toBe(0);
     expect(written).toHaveLength(1);
+  });
+
+  test("are removed as long as there is time; the rest is for another look", async () => {
+    const commands = new FakeCommands();
+    const clock = new FakeClock();
+    let removals = 0;
+    const slow = {
+      lines: commands.lines,
+      run: async (...args: Parameters<FakeCommands["run"]>) => {
+        removals += 1;
+        await clock.advance(cleanTimeoutMs / 5);
+        return await commands.run(...args);
+      },
+    };
+    commands.flows = Array.from(
+      { length: 20 },
+      (_, n) =>
+        `udp 17 29 src=10.244.1.9 dst=10.96.0.10 sport=4000 dport=53 src=10.244.1.${100 + n} dst=10.244.1.9 sport=5353 dport=4000 use=1`,
+    );
+    const cleaner = new ConntrackCleaner({ commands: slow, family: "IPv4", clock, log: silentLogger });
+    const services = new Map([["ns1/dns", describe_(["10.244.1.5"])]]);
+    await expect(cleaner.clean(services, [], signal)).rejects.toThrow(/flows are left after/);
+    expect(removals).toBeLessThan(20);
+    commands.flows = commands.flows.slice(0, 2);
+    expect(await cleaner.clean(services, [], signal)).toBe(2);
   });
 });
 

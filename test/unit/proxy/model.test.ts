@@ -297,6 +297,17 @@ describe("endpoints", () => {
   });
 });
 
+test("flows stay with what serves; SCTP's with all that is there", () => {
+  const going = { address: "10.0.0.2", conditions: { ready: false, serving: false, terminating: true } };
+  const serving = (protocol: "UDP" | "SCTP") => {
+    const ports = [{ name: "p80", port: 8080, protocol }];
+    const service = makeService("web", { ports: [{ name: "p80", port: 80, protocol }] });
+    return modelOf(service, makeSlice("web", ["10.0.0.1", going], { ports })).describe("ns1/web").ports[0]?.serving;
+  };
+  expect(serving("UDP")).toEqual(["10.0.0.1:8080"]);
+  expect(serving("SCTP")).toEqual(["10.0.0.1:8080", "10.0.0.2:8080"]);
+});
+
 describe("changes", () => {
   test("are pending until settled, and a later change stays pending", () => {
     const model = modelOf(makeService("web"), makeSlice("web", ["10.0.0.1"]));
@@ -307,6 +318,32 @@ describe("changes", () => {
     expect(model.hasPending).toBe(true);
     model.settle(model.pending());
     expect(model.hasPending).toBe(false);
+  });
+
+  test("of a Service that no rule depends on are none", () => {
+    const model = modelOf(makeService("web"));
+    model.settle(model.pending());
+    const meta = { namespace: "ns1", name: "web" };
+    const same: Partial<Service>[] = [
+      { metadata: { ...meta, resourceVersion: "2", annotations: { a: "b" }, labels: { app: "x" } } },
+      { metadata: { ...meta, resourceVersion: "3" }, status: {} },
+    ];
+    for (const extra of same) {
+      model.setService("ns1/web", makeService("web", {}, extra));
+      expect(model.hasPending).toBe(false);
+    }
+    expect(model.changes().services).toBe(3); // metrics count all that came
+    const other: Partial<Service>[] = [
+      { metadata: { ...meta, labels: { "service.kubernetes.io/service-proxy-name": "x" } } },
+      { status: { loadBalancer: { ingress: [{ ip: "203.0.113.9" }] } } },
+    ];
+    for (const extra of other) {
+      model.setService("ns1/web", makeService("web", {}, extra));
+      expect(model.hasPending).toBe(true);
+      model.settle(model.pending());
+    }
+    model.setService("ns1/web", makeService("web", { externalIPs: ["198.51.100.1"] }));
+    expect(model.hasPending).toBe(true);
   });
 
   test("a slice that moves to another service changes both", () => {

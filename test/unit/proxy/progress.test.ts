@@ -1,11 +1,11 @@
 import { afterEach, beforeEach, expect, test } from "vitest";
-import { silentLogger } from "../../../agent/lib/log.ts";
+import { createLogger } from "../../../agent/lib/log.ts";
 import { untilAborted } from "../../../agent/lib/loop.ts";
 import type { Backend, SyncRequest } from "../../../agent/proxy/backend.ts";
 import { type FlowsEvent, FamilyProxy, type SyncEvent } from "../../../agent/proxy/family.ts";
 import { judgeProxyHealth } from "../../../agent/proxy/health.ts";
 import { proxyOptionsDefault } from "../../../agent/proxy/options.ts";
-import { FakeCommands } from "../../support/fake-commands.ts";
+import { ended, FakeCommands } from "../../support/fake-commands.ts";
 import { makeService, makeSlice } from "../../support/service-objects.ts";
 import { FakeClock, settle } from "../kube/fake-clock.ts";
 
@@ -19,6 +19,7 @@ let cleanings: FlowsEvent[];
 let checked: ReadonlyMap<string, { port: number; localReady: number }>[];
 /** What the next syncs do. */
 let during: (request: SyncRequest) => Promise<void>;
+let warned: string[];
 let stop: AbortController;
 let done: Promise<void> | undefined;
 let family: FamilyProxy;
@@ -26,7 +27,7 @@ let family: FamilyProxy;
 beforeEach(() => {
   clock = new FakeClock();
   commands = new FakeCommands();
-  [syncs, cleanings, checked] = [[], [], []];
+  [syncs, cleanings, checked, warned] = [[], [], [], []];
   during = async () => {};
   stop = new AbortController();
   done = undefined;
@@ -46,7 +47,7 @@ beforeEach(() => {
     backend,
     commands,
     clock,
-    log: silentLogger,
+    log: createLogger({ level: "warn", stream: { write: (line) => void warned.push(line) } }),
     observer: { synced: (event) => void syncs.push(event), flowsCleaned: (event) => void cleanings.push(event) },
     localIPs: () => ["192.0.2.1"],
     healthChecks: { update: (services) => void checked.push(services) },
@@ -155,4 +156,69 @@ test("each look at stale flows is told, with how many went", async () => {
   family.setSlice("ns1/dns-a", makeSlice("dns", ["10.244.1.5"], { ports }));
   await run();
   expect(cleanings).toEqual([{ family: "IPv4", durationMs: 0, removed: 2 }]);
+});
+
+const dnsPorts = [{ name: "dns", port: 53, protocol: "UDP" as const }];
+const staleFlow =
+  "udp 17 29 src=10.244.1.9 dst=10.96.0.10 sport=4000 dport=53 src=10.244.1.7 dst=10.244.1.9 sport=53 dport=4000 mark=0 use=1";
+
+test("removals of flows that take long hold up no sync", async () => {
+  const { run: runCommand } = commands;
+  let asked = 0;
+  Object.assign(commands, {
+    run: async (...[file, args, about]: Parameters<FakeCommands["run"]>) => {
+      if (args[0] === "-D") {
+        asked += 1;
+        await untilAborted(stop.signal);
+      }
+      return await runCommand(file, args, about);
+    },
+  });
+  commands.flows = [staleFlow];
+  family.setService("ns1/dns", makeService("dns", { ports: dnsPorts }));
+  family.setSlice("ns1/dns-a", makeSlice("dns", ["10.244.1.5"], { ports: dnsPorts }));
+  await run();
+  expect(asked).toBe(1);
+  const before = syncs.length;
+  family.setService("ns1/web", makeService("web"));
+  await clock.advance(minSyncPeriodMs);
+  expect(syncs).toHaveLength(before + 1);
+});
+
+test("flows are looked at once what they depend on is in the kernel, and after trouble again, told once", async () => {
+  const { lines } = commands;
+  let looks = 0;
+  Object.assign(commands, {
+    lines: async (...args: Parameters<FakeCommands["lines"]>) => {
+      looks += 1;
+      return looks < 4 ? ended(1, "", "conntrack v1.4.7: Operation failed: not permitted") : await lines(...args);
+    },
+  });
+  during = () => Promise.reject(new Error("refused"));
+  family.setService("ns1/dns", makeService("dns", { ports: dnsPorts }));
+  family.setSlice("ns1/dns-a", makeSlice("dns", ["10.244.1.5"], { ports: dnsPorts }));
+  commands.flows = [staleFlow];
+  await run();
+  expect(looks).toBe(0);
+  during = async () => {};
+  await clock.advance(syncPeriodMs);
+  expect(looks).toBeGreaterThan(0);
+  await clock.advance(5 * syncPeriodMs);
+  expect(cleanings.map(({ removed }) => removed)).toEqual([1]);
+  expect(warned.filter((line) => line.includes("stale flows"))).toHaveLength(1);
+});
+
+test("after failures, changes wait for the retry, ten seconds at most", async () => {
+  let passes = 0;
+  during = () => {
+    passes += 1;
+    return Promise.reject(new Error("refused"));
+  };
+  await run();
+  for (let n = 0; n < 300; n += 1) {
+    family.setSlice("ns1/web-a", makeSlice("web", [`10.244.1.${n % 200}`]));
+    await clock.advance(1_000);
+  }
+  expect(passes).toBeGreaterThan(29);
+  expect(passes).toBeLessThan(35);
 });
