@@ -38,6 +38,8 @@ export class FakeIptables implements Iptables {
   readonly #failures: AgentError[] = [];
   /** A text with a line that matches is refused, as a kernel without some module would. */
   refuses: RegExp | undefined;
+  /** Hears of each moment at which packets may meet other rules. */
+  onCommit: (() => void) | undefined;
 
   constructor() {
     for (const [table, chains] of Object.entries(builtIn)) this.tables.set(table, new Map(chains.map((c) => [c, []])));
@@ -66,6 +68,7 @@ export class FakeIptables implements Iptables {
       for (const line of lines) applyLine(next, line);
       checkClosed(table, next);
       this.tables.set(table, next);
+      this.onCommit?.();
     }
   }
 
@@ -110,6 +113,8 @@ export class FakeIptables implements Iptables {
 export class FakeServiceSet implements ServiceSet {
   readonly name: string;
   members: Set<string> | undefined;
+  /** As {@link FakeIptables.onCommit}. */
+  onCommit: (() => void) | undefined;
   #failures: AgentError[] = [];
 
   constructor(name: string) {
@@ -123,12 +128,14 @@ export class FakeServiceSet implements ServiceSet {
   async replace(members: Iterable<string>): Promise<void> {
     this.#maybeFail();
     this.members = new Set(members);
+    this.onCommit?.();
   }
 
   async change(add: Iterable<string>, remove: Iterable<string>): Promise<void> {
     this.#maybeFail();
     for (const member of remove) this.members?.delete(member);
     for (const member of add) this.members?.add(member);
+    this.onCommit?.();
   }
 
   async count(): Promise<number | undefined> {

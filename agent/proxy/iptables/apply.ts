@@ -1,6 +1,6 @@
 import type { Iptables } from "./port.ts";
 import { chainPrint } from "./print.ts";
-import { type AnyTable, RestoreText } from "./text.ts";
+import { type AnyTable, filterFirst, RestoreText, type TableOrder } from "./text.ts";
 
 // iptables-nft's time for one transaction grows faster than the transaction. About 150 services of 5 endpoints each;
 // found with test/bench/proxy.ts: from half to twice of it take about as long, one text for all several times as long.
@@ -39,6 +39,7 @@ export class Applier {
   failedServices: readonly ServiceWrites[] = [];
   #natRules = 0;
   #filterRules = 0;
+  #order = filterFirst;
 
   /**
    * What is in the kernel already and need not be written again; by table and chain. Rewriting live chains costs: the
@@ -63,6 +64,14 @@ export class Applier {
       natRules: this.#natRules,
       filterRules: this.#filterRules,
     };
+  }
+
+  /** From here on, tables change in this order; what was written before is applied before. */
+  async changeOrder(order: TableOrder): Promise<void> {
+    if (order === this.#order) return;
+    await this.#start();
+    this.#order = order;
+    this.text = new RestoreText(order);
   }
 
   async write(table: AnyTable, chain: string, rules: readonly string[]): Promise<void> {
@@ -122,7 +131,7 @@ export class Applier {
     this.#natRules += this.text.ruleCount("nat");
     this.#filterRules += this.text.ruleCount("filter");
     this.#restores += 1;
-    this.text = new RestoreText();
+    this.text = new RestoreText(this.#order);
     const services = this.#services;
     this.#services = [];
     this.#running = this.#iptables.restore(text, this.#signal);

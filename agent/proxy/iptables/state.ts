@@ -36,6 +36,8 @@ export interface DispatchChanges {
   readonly removeMembers: ReadonlySet<string>;
 }
 
+/** Trees of rules that refuse what has no endpoints. */
+const refusingTrees: ReadonlySet<TreeName> = new Set(["noEndpoints", "noExternal", "noNodePort"]);
 const treeNames = Object.keys(treeChains) as TreeName[];
 
 /**
@@ -95,15 +97,31 @@ export class RuleState {
     for (const { chains } of this.#services.values()) yield* chains.keys();
   }
 
+  /** Chains of the trees. */
+  dispatchChains(table: Table): Iterable<string> {
+    return this.#dispatchRules[table].keys();
+  }
+
   /** Sets of clients of all services. */
   *clientSets(): Iterable<string> {
     for (const { clientSets } of this.#services.values()) yield* clientSets;
   }
 
-  /** Renders a service and notes it. Its dispatch changes are kept for {@link takeDispatchChanges}. */
-  stage(service: ServiceDescription): ServiceChanges {
-    const old = this.#services.get(service.key);
-    const next = renderService(service, this.#context);
+  render(service: ServiceDescription): RenderedService {
+    return renderService(service, this.#context);
+  }
+
+  /** Whether the service, once it is staged, is refused where it is not refused now. */
+  refusesMore(key: string, next: RenderedService): boolean {
+    const before = this.#services.get(key)?.entries ?? [];
+    return next.entries.some(
+      ({ tree, rule }) => refusingTrees.has(tree) && !before.some((old) => old.tree === tree && old.rule === rule),
+    );
+  }
+
+  /** Notes a service. Its dispatch changes are kept for {@link takeDispatchChanges}. */
+  stage(key: string, next: RenderedService): ServiceChanges {
+    const old = this.#services.get(key);
     const writes: [string, readonly string[]][] = [];
     const fingerprints = new Map<string, number>();
     for (const [chain, rules] of next.chains) {
@@ -115,10 +133,10 @@ export class RuleState {
     this.#stageEntries(old?.entries ?? [], next.entries);
     this.#stageMembers(old?.members ?? [], next.members);
     const ruleCount = next.chains.values().reduce((total, rules) => total + rules.length, 0);
-    if (next.entries.length === 0) this.#services.delete(service.key);
+    if (next.entries.length === 0) this.#services.delete(key);
     else {
       const { entries, members, clientSets } = next;
-      this.#services.set(service.key, { chains: fingerprints, entries, members, clientSets, ruleCount });
+      this.#services.set(key, { chains: fingerprints, entries, members, clientSets, ruleCount });
     }
     this.#serviceRules += (next.entries.length === 0 ? 0 : ruleCount) - (old?.ruleCount ?? 0);
     return {

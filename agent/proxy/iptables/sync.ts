@@ -1,7 +1,8 @@
 import { type Clock, systemClock } from "../../lib/clock.ts";
 import type { Logger } from "../../lib/log.ts";
-import { type AgentError, hasCode, messageOf } from "../../lib/errors.ts";
+import { type AgentError, hasCode } from "../../lib/errors.ts";
 import type { BackendFigures, SyncRequest } from "../backend.ts";
+import type { ServiceDescription } from "../model.ts";
 import { Pacer } from "../pacer.ts";
 import type { ClientSets } from "./affinity.ts";
 import { Applier, type ApplyResult } from "./apply.ts";
@@ -22,8 +23,10 @@ import { isolate, type Refusal, serviceOfRefusedLine } from "./isolate.ts";
 import { isJump, isServiceChain } from "./own.ts";
 import { type Iptables, RefusedLine, type ServiceSet } from "./port.ts";
 import { type RefusedDeps, RefusedServices } from "./refused.ts";
-import { RestoreText } from "./text.ts";
-import type { RenderContext } from "./render.ts";
+import { filterFirst, natFirst, RestoreText, type TableOrder } from "./text.ts";
+import type { RenderContext, RenderedService } from "./render.ts";
+import { Sets } from "./sets.ts";
+import { StaleChains } from "./stale.ts";
 import { RuleState } from "./state.ts";
 
 /** More endpoints than this: no comments in endpoint chains. The reference's "large cluster" threshold. */
@@ -46,8 +49,6 @@ export interface IptablesBackendDeps extends Omit<RefusedDeps, "clock"> {
   readonly clientSets?: ClientSets | undefined;
 }
 
-// What keeps sets from being made (no kernel module, too many of them) changes seldom.
-const clientSetsRetryMs = 3_600_000;
 // Each round finds up to 16 services; what is still refused then is tried again at the next sync.
 const isolationRoundsMax = 4;
 
@@ -55,17 +56,28 @@ const isolationRoundsMax = 4;
 type PresentChains = Readonly<Record<Table, ReadonlyMap<string, number>>>;
 const noChains: ReadonlyMap<string, number> = new Map();
 
+/** What waits until nothing leads to it any more. */
+interface Leftovers {
+  readonly chains: Readonly<Record<Table, Set<string>>>;
+  readonly members: Set<string>;
+  readonly clientSets: string[];
+}
+
 /**
  * Keeps one family's iptables rules equal to the services. Work for a change grows with the change. One sync at a
  * time; the caller serialises. Order inside a sync, so that no packet meets half a service:
  *
- *     chains of services ─▶ set (full) ─▶ trees, leaves first ─▶ entrances ─▶ jumps (full) ─▶ set (changes) ─▶ removals
+ *     chains of services ─▶ set: additions ─▶ trees, leaves first ─▶ entrances ─▶ jumps (full) ─▶ removals ─▶ set: removals
+ *
+ * What is neither translated nor refused leaves the node for nowhere. So services that get endpoints change in the nat table
+ * first, and those that lose them in the filter table. A full sync does not know who loses, and takes the nat table first.
  *
  * A failed sync rejects, and the next one must be full: `needsFull` says so.
  */
 export class IptablesBackend {
   readonly #iptables: Iptables;
-  readonly #set: ServiceSet | undefined;
+  readonly #sets: Sets;
+  readonly #stale: StaleChains;
   readonly #log: Logger;
   readonly #refused: RefusedServices;
   #state: RuleState | undefined;
@@ -74,21 +86,14 @@ export class IptablesBackend {
   /** Rules of each chain that no service has a part in. */
   readonly #fixedRules: Readonly<Record<Table, Map<string, number>>> = { nat: new Map(), filter: new Map() };
   #written: ApplyResult | undefined;
-  /** Whether the rules in the kernel refer to the set. */
-  #isSetUsed = false;
-  #setTrouble: string | undefined;
-  readonly #clientSets: ClientSets | undefined;
-  /** Sets of clients could not be made; until then it is not tried again. */
-  #clientSetsOffUntilMs = 0;
-  readonly #clock: Clock;
 
   constructor(deps: IptablesBackendDeps) {
     this.#iptables = deps.iptables;
-    this.#set = deps.set;
     this.#log = deps.log;
-    this.#clock = deps.clock ?? systemClock;
-    this.#clientSets = deps.clientSets;
-    this.#refused = new RefusedServices({ ...deps, clock: this.#clock });
+    const clock = deps.clock ?? systemClock;
+    this.#sets = new Sets({ ...deps, clientSets: deps.clientSets, clock });
+    this.#stale = new StaleChains({ ...deps, clock });
+    this.#refused = new RefusedServices({ ...deps, clock });
   }
 
   get needsFull(): boolean {
@@ -116,7 +121,7 @@ export class IptablesBackend {
   async sync(request: IptablesSyncRequest, signal: AbortSignal): Promise<ApplyResult> {
     let current = this.#refused.request(request);
     for (let round = 1; ; round++) {
-      const keys = current.isFull ? [] : [...(this.#state?.keys() ?? [])];
+      const before = current.isFull ? undefined : this.#state;
       const appliers: Applier[] = [];
       try {
         const result = await this.#attempt(current, appliers, signal);
@@ -130,7 +135,7 @@ export class IptablesBackend {
         current = this.#refused.request({
           ...request,
           isFull: true,
-          keys: [...new Set([...current.keys, ...keys])].sort(),
+          keys: [...new Set([...current.keys, ...(before?.keys() ?? [])])].sort(),
         });
       }
     }
@@ -151,11 +156,12 @@ export class IptablesBackend {
     }
     const damage = guard.findDamage(listed);
     const state = this.#state;
-    if (damage !== undefined || this.#set === undefined || !this.#isSetUsed || state === undefined) return damage;
-    const count = await this.#set.count(signal);
+    const set = this.#sets.used;
+    if (damage !== undefined || set === undefined || state === undefined) return damage;
+    const count = await set.count(signal);
     return count === state.memberCount
       ? undefined
-      : `set ${this.#set.name} has ${count ?? 0} of ${state.memberCount} members`;
+      : `set ${set.name} has ${count ?? 0} of ${state.memberCount} members`;
   }
 
   async #attempt(request: IptablesSyncRequest, appliers: Applier[], signal: AbortSignal): Promise<ApplyResult> {
@@ -165,10 +171,17 @@ export class IptablesBackend {
     const present = state === undefined ? await this.#readChains(signal) : { nat: noChains, filter: noChains };
     const applier = new Applier(this.#iptables, signal, present);
     appliers.push(applier);
-    this.#state =
-      state === undefined
-        ? await this.#syncFull(request, applier, present, signal)
-        : await this.#syncChanges(state, request, applier, signal);
+    if (state !== undefined) {
+      await this.#syncChanges(state, request, applier, signal);
+      this.#state = state;
+      await this.#stale.remove({ nat: [], filter: [] }, signal);
+      return applier.result();
+    }
+    const made = await this.#syncFull(request, applier, signal);
+    this.#state = made;
+    // Services are programmed. What is left over is in nobody's way, and is no reason to do it all again.
+    await this.#stale.remove(this.#stale.due(await findStale(made, present)), signal);
+    await this.#sets.removeStaleClientSets(made.clientSets(), signal);
     return applier.result();
   }
 
@@ -193,14 +206,9 @@ export class IptablesBackend {
     };
   }
 
-  async #syncFull(
-    request: IptablesSyncRequest,
-    applier: Applier,
-    present: PresentChains,
-    signal: AbortSignal,
-  ): Promise<RuleState> {
+  async #syncFull(request: IptablesSyncRequest, applier: Applier, signal: AbortSignal): Promise<RuleState> {
     const withEndpointComments = request.endpointCount() <= endpointsWithCommentsMax;
-    const hasClientSets = this.#clientSets !== undefined && this.#clock.monotonic() >= this.#clientSetsOffUntilMs;
+    const { hasClientSets } = this.#sets;
     const state = new RuleState({ ...request.render, withEndpointComments, hasClientSets });
     const base = renderBase({ ...request.fixed, setName: undefined });
     for (const table of ["filter", "nat"] as const) await applier.writeAll(table, base[table]);
@@ -209,18 +217,20 @@ export class IptablesBackend {
     await applier.flush();
     const pacer = new Pacer();
     for (const key of request.keys) {
-      const { writes, addSets } = state.stage(request.describe(key));
-      await this.#createClientSets(addSets, signal);
+      const { writes, addSets } = state.stage(key, state.render(request.describe(key)));
+      await this.#sets.createClientSets(addSets, signal);
       await applier.writeService({ key, writes });
       await pacer.breathe();
     }
     await applier.flush();
-    await this.#fillSet(state, signal);
+    await this.#sets.fill(state.members(), signal);
     const { chains } = await state.takeDispatchChanges(pacer);
-    // Chains of the filter table first: they only refuse what the nat table does not translate.
-    for (const table of ["filter", "nat"] as const) await applier.writeAll(table, chains[table].writes);
     const entrances = renderEntrances(this.#fixed(request));
-    for (const table of ["filter", "nat"] as const) await applier.writeAll(table, entrances[table]);
+    await applier.changeOrder(natFirst);
+    for (const table of ["nat", "filter"] as const) {
+      await applier.writeAll(table, chains[table].writes);
+      await applier.writeAll(table, entrances[table]);
+    }
     this.#entrances = JSON.stringify([...entrances.nat, ...entrances.filter]);
     for (const table of canaryTables) applier.text.write(table, canaryChain, [canaryRule]);
     await applier.flush();
@@ -238,21 +248,6 @@ export class IptablesBackend {
       guard.noteRoots(table, chains[table].writes);
     }
     this.#guard = guard;
-    const wanted = { nat: new Set(chains.nat.writes.keys()), filter: new Set(chains.filter.writes.keys()) };
-    for (const chain of state.serviceChains()) {
-      wanted.nat.add(chain);
-      await pacer.breathe();
-    }
-    for (const table of ["nat", "filter"] as const) {
-      const stale: string[] = [];
-      for (const chain of present[table].keys()) {
-        if (isServiceChain(table, chain) && !wanted[table].has(chain)) stale.push(chain);
-        await pacer.breathe();
-      }
-      await applier.deleteAll(table, stale);
-    }
-    await applier.flush();
-    await this.#removeStaleClientSets(state, signal);
     return state;
   }
 
@@ -261,79 +256,89 @@ export class IptablesBackend {
     request: IptablesSyncRequest,
     applier: Applier,
     signal: AbortSignal,
-  ): Promise<RuleState> {
-    const deletes: Record<Table, string[]> = { nat: [], filter: [] };
-    const staleSets: string[] = [];
+  ): Promise<void> {
+    const left: Leftovers = { chains: { nat: new Set(), filter: new Set() }, members: new Set(), clientSets: [] };
     const pacer = new Pacer();
+    const losing: ServiceDescription[] = [];
+    await applier.changeOrder(natFirst);
     for (const key of request.keys) {
-      const changes = state.stage(request.describe(key));
-      await this.#createClientSets(changes.addSets, signal);
-      await applier.writeService({ key, writes: changes.writes });
-      staleSets.push(...changes.removeSets);
-      deletes.nat.push(...changes.deletes);
+      const service = request.describe(key);
+      const rendered = state.render(service);
+      // One that has ports of both kinds comes later, too; the two take turns within milliseconds.
+      if (state.refusesMore(key, rendered)) losing.push(service);
+      else await this.#stage(state, key, rendered, applier, left, signal);
       await pacer.breathe();
     }
-    const dispatch = await state.takeDispatchChanges(pacer);
-    for (const table of ["filter", "nat"] as const) {
-      await applier.writeAll(table, dispatch.chains[table].writes);
-      this.#guard?.noteRoots(table, dispatch.chains[table].writes);
-      deletes[table].push(...dispatch.chains[table].deletes);
+    await this.#writeDispatch(state, natFirst, applier, left, pacer, signal);
+    if (losing.length > 0) {
+      await applier.changeOrder(filterFirst);
+      for (const service of losing) {
+        await this.#stage(state, service.key, state.render(service), applier, left, signal);
+        await pacer.breathe();
+      }
+      await this.#writeDispatch(state, filterFirst, applier, left, pacer, signal);
     }
     const entrances = renderEntrances(this.#fixed(request));
     const entrancesText = JSON.stringify([...entrances.nat, ...entrances.filter]);
     if (entrancesText !== this.#entrances) {
-      for (const table of ["filter", "nat"] as const) {
+      for (const table of ["nat", "filter"] as const) {
         await applier.writeAll(table, entrances[table]);
         this.#guard?.note(table, entrances[table]);
         for (const [chain, rules] of entrances[table]) this.#fixedRules[table].set(chain, rules.length);
       }
       this.#entrances = entrancesText;
     }
-    for (const table of ["nat", "filter"] as const) await applier.deleteAll(table, deletes[table]);
+    for (const table of ["nat", "filter"] as const) await applier.deleteAll(table, [...left.chains[table]]);
     await applier.flush();
-    if (staleSets.length > 0) await this.#clientSets?.destroy(staleSets, signal);
-    if (this.#isSetUsed) await this.#set?.change(dispatch.addMembers, dispatch.removeMembers, signal);
-    return state;
+    await this.#sets.destroyClientSets(left.clientSets, signal);
+    await this.#sets.used?.change([], left.members, signal);
   }
 
-  /** A failure fails the sync; the next one goes without them, and so does every one for an hour. */
-  async #createClientSets(names: readonly string[], signal: AbortSignal): Promise<void> {
-    if (names.length === 0) return;
-    try {
-      await this.#clientSets?.create(names, signal);
-    } catch (err) {
-      if (!hasCode(err, "Canceled")) this.#clientSetsOffUntilMs = this.#clock.monotonic() + clientSetsRetryMs;
-      throw err;
-    }
+  /** Writes the chains of one service; nothing leads to new ones yet. */
+  async #stage(
+    state: RuleState,
+    key: string,
+    rendered: RenderedService,
+    applier: Applier,
+    left: Leftovers,
+    signal: AbortSignal,
+  ): Promise<void> {
+    const { writes, deletes, addSets, removeSets } = state.stage(key, rendered);
+    await this.#sets.createClientSets(addSets, signal);
+    await applier.writeService({ key, writes });
+    for (const [chain] of writes) this.#stale.keep("nat", chain);
+    for (const chain of deletes) left.chains.nat.add(chain);
+    left.clientSets.push(...removeSets);
   }
 
-  async #removeStaleClientSets(state: RuleState, signal: AbortSignal): Promise<void> {
-    if (this.#clientSets === undefined) return;
-    const wanted = new Set(state.clientSets());
-    const stale = (await this.#clientSets.list(signal)).filter((name) => !wanted.has(name));
-    await this.#clientSets.destroy(stale, signal);
-  }
-
-  /** Tries the set anew at every full sync; without it the tree alone decides. */
-  async #fillSet(state: RuleState, signal: AbortSignal): Promise<void> {
-    this.#isSetUsed = false;
-    if (this.#set === undefined) return;
-    try {
-      await this.#set.replace(state.members(), signal);
-      this.#isSetUsed = true;
-      this.#setTrouble = undefined;
-    } catch (err) {
-      if (hasCode(err, "Canceled")) throw err;
-      const trouble = messageOf(err);
-      if (trouble !== this.#setTrouble) {
-        this.#log.warn({ set: this.#set.name, err: trouble }, "service address set is unusable; going on without it");
+  /** Leads packets to the services that were staged. */
+  async #writeDispatch(
+    state: RuleState,
+    order: TableOrder,
+    applier: Applier,
+    left: Leftovers,
+    pacer: Pacer,
+    signal: AbortSignal,
+  ): Promise<void> {
+    const { chains, addMembers, removeMembers } = await state.takeDispatchChanges(pacer);
+    for (const member of removeMembers) left.members.add(member);
+    for (const member of addMembers) left.members.delete(member);
+    await this.#sets.used?.change(addMembers, [], signal);
+    for (const table of order) {
+      if (table === "mangle") continue;
+      const { writes, deletes } = chains[table];
+      await applier.writeAll(table, writes);
+      this.#guard?.noteRoots(table, writes);
+      for (const chain of deletes) left.chains[table].add(chain);
+      for (const chain of writes.keys()) {
+        left.chains[table].delete(chain);
+        this.#stale.keep(table, chain);
       }
-      this.#setTrouble = trouble;
     }
   }
 
   #fixed(request: IptablesSyncRequest): FixedContext {
-    return { ...request.fixed, setName: this.#isSetUsed ? this.#set?.name : undefined };
+    return { ...request.fixed, setName: this.#sets.used?.name };
   }
 
   /** Inserts the jumps that are missing at the head of their chains. Those that are there stay where they are. */
@@ -351,6 +356,24 @@ export class IptablesBackend {
     }
     await applier.flush();
   }
+}
+
+/** Chains of services, as they were found, that nothing needs. */
+async function findStale(state: RuleState, present: PresentChains): Promise<Record<Table, string[]>> {
+  const pacer = new Pacer();
+  const wanted = { nat: new Set(state.dispatchChains("nat")), filter: new Set(state.dispatchChains("filter")) };
+  for (const chain of state.serviceChains()) {
+    wanted.nat.add(chain);
+    await pacer.breathe();
+  }
+  const stale: Record<Table, string[]> = { nat: [], filter: [] };
+  for (const table of ["nat", "filter"] as const) {
+    for (const chain of present[table].keys()) {
+      if (isServiceChain(table, chain) && !wanted[table].has(chain)) stale[table].push(chain);
+      await pacer.breathe();
+    }
+  }
+  return stale;
 }
 
 /** A text that was refused, for people: what the tool said is in the error, the place is here. */

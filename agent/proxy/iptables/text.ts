@@ -1,7 +1,14 @@
 /** The tables that hold anything of ours. */
 export type AnyTable = "mangle" | "filter" | "nat";
 
-/** One input of iptables-restore: mangle, filter, then nat; in each, chains before rules before deletions. */
+/** Tables in the order in which they change. */
+export type TableOrder = readonly AnyTable[];
+/** For services that get endpoints: they are translated before they are no longer refused. */
+export const natFirst: TableOrder = ["mangle", "nat", "filter"];
+/** For services that lose endpoints: they are refused before they are no longer translated. */
+export const filterFirst: TableOrder = ["mangle", "filter", "nat"];
+
+/** One input of iptables-restore, table by table; in each, chains before rules before deletions. */
 export class RestoreText {
   readonly #tables: Readonly<Record<AnyTable, { chains: string[]; rules: string[]; deletes: string[] }>> = {
     mangle: { chains: [], rules: [], deletes: [] },
@@ -9,7 +16,12 @@ export class RestoreText {
     nat: { chains: [], rules: [], deletes: [] },
   };
   readonly #ruleCounts: Record<AnyTable, number> = { mangle: 0, filter: 0, nat: 0 };
+  readonly #order: TableOrder;
   #lines = 0;
+
+  constructor(order: TableOrder = filterFirst) {
+    this.#order = order;
+  }
 
   /** Lines so far. */
   get lines(): number {
@@ -50,7 +62,7 @@ export class RestoreText {
   /** The text; "" if nothing was added. */
   toString(): string {
     let text = "";
-    for (const table of ["mangle", "filter", "nat"] as const) {
+    for (const table of this.#order) {
       const { chains, rules, deletes } = this.#tables[table];
       if (chains.length + rules.length + deletes.length === 0) continue;
       // iptables-nft keeps names in a sorted list and looks for a place from the front: backwards, that is the first one.
