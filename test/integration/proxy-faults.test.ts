@@ -9,6 +9,7 @@ import { silentLogger } from "../../agent/lib/log.ts";
 import { untilAborted } from "../../agent/lib/loop.ts";
 import { IptablesChains } from "../../agent/node/iptables-chains.ts";
 import { type Commands, createCommands } from "../../agent/proxy/commands.ts";
+import { cleanupIptables } from "../../agent/proxy/iptables/cleanup.ts";
 import { createIptables } from "../../agent/proxy/iptables/exec.ts";
 import { observeFlavours } from "../../agent/proxy/iptables/flavour.ts";
 import { clear, pod1, pod2, ports, publish, slicePorts, vip } from "../support/proxy-scenarios.ts";
@@ -113,6 +114,48 @@ for (const flavour of ["nft", "legacy"] as const) {
       expect(await iptables("-t", "nat", "-S", "OUTPUT")).toContain("-j FOREIGN");
       await iptables("-t", "nat", "-D", "OUTPUT", "-j", "FOREIGN");
     });
+
+    test("a chain that a foreign rule refers to holds up no other service, and goes when the rule does", async () => {
+      await publish({ net, running }, "old", { clusterIP: "10.96.1.1" }, [pod1]);
+      const chain = /:(KUBE-SEP-\w+)/.exec(await net.onNode(`iptables-${flavour}-save`, ["-t", "nat"]))?.[1] ?? "";
+      await iptables("-t", "nat", "-A", "OUTPUT", "-d", "192.0.2.99", "-j", chain);
+      running.services.remove("ns1/old");
+      await publish({ net, running }, "web", { clusterIP: vip }, [pod1]);
+      await until("the service answers", answers(), 15_000);
+      await running.settled();
+      const { failures } = ipv4();
+      await publish({ net, running }, "web", { clusterIP: vip }, [pod2]);
+      await until("the change is there", answers("pod2"), 15_000);
+      await running.settled();
+      expect(ipv4().failures).toBe(failures);
+      expect(await iptables("-t", "nat", "-S", chain)).toBe(`-N ${chain}\n`);
+      await iptables("-t", "nat", "-D", "OUTPUT", "-d", "192.0.2.99", "-j", chain);
+      expect(await cleanupIptables(net.commands, silentLogger, AbortSignal.timeout(60_000))).toEqual([]);
+      expect(await net.onNode(`iptables-${flavour}-save`, ["-t", "nat"])).not.toContain(chain);
+    }, 60_000);
+
+    test("thousands of rules of somebody else's are no damage", async () => {
+      const blocked = Array.from(
+        { length: 12_000 },
+        (_, n) => `-A INPUT -s 198.18.${n >> 8}.${n & 255} -m comment --comment "${"blocked ".repeat(8)}" -j DROP\n`,
+      );
+      await publish({ net, running }, "web", { clusterIP: vip }, [pod1]);
+      const rules = ["-w", "5", "--noflush"];
+      const stdin = `*filter\n${blocked.join("")}COMMIT\n`;
+      const added = await net.commands.run(`iptables-${flavour}-restore`, rules, { timeoutMs: 60_000, stdin });
+      expect(added.failure).toBeUndefined();
+      try {
+        const { fullSyncs } = ipv4();
+        const before = restores;
+        await sleep(5_000); // two looks at least
+        expect([ipv4().fullSyncs, restores]).toEqual([fullSyncs, before]);
+        await iptables("-D", "INPUT", "-j", "KUBE-FIREWALL");
+        await until("the jump is back", async () => ipv4().fullSyncs > fullSyncs, 15_000);
+      } finally {
+        const removal = stdin.replaceAll("-A INPUT", "-D INPUT");
+        await net.commands.run(`iptables-${flavour}-restore`, rules, { timeoutMs: 60_000, stdin: removal });
+      }
+    }, 90_000);
 
     test("a text killed half-way is repeated, and all of it is there in the end", async () => {
       fault.kill = { afterSeconds: 0.001, times: 2 };
