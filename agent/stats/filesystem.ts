@@ -1,4 +1,4 @@
-import { lstat, readdir, readFile, stat, statfs } from "node:fs/promises";
+import { lstat, readdir, readFile, readlink, statfs } from "node:fs/promises";
 import { join } from "node:path";
 import { AgentError } from "../lib/errors.ts";
 
@@ -32,26 +32,20 @@ export async function filesystemOf(path: string): Promise<FilesystemFigures> {
   };
 }
 
-/**
- * Size of a block device, or of a file in its place, in bytes. Links are followed.
- * Rejects if it is not there, or neither of the two.
- */
-export async function blockBytes(path: string): Promise<number> {
-  const status = await stat(path, { bigint: true });
-  if (status.isFile()) return Number(status.size);
-  if (!status.isBlockDevice()) throw new AgentError("Invalid", `${path} is no block device`);
-  const size = await readFile(`/sys/dev/block/${deviceNumbers(status.rdev)}/size`, "utf8");
-  return Number(size) * sectorBytes;
-}
-
+const sysBlock = "/sys/class/block";
 // The kernel counts a device in these, whatever its own.
 const sectorBytes = 512;
 
-/** "8:1" for the device number that stat(2) gives; see makedev(3). */
-export function deviceNumbers(rdev: bigint): string {
-  const major = ((rdev >> 8n) & 0xfffn) | ((rdev >> 32n) & 0xfffff000n);
-  const minor = (rdev & 0xffn) | ((rdev >> 12n) & 0xffffff00n);
-  return `${major}:${minor}`;
+/**
+ * Size in bytes of the block device that a link leads to, by the device's name: the device itself, which may be dead, is not looked at.
+ * Rejects if the link or the device is not there, with code Invalid if the link leads elsewhere.
+ */
+export async function blockBytes(link: string, sysDir = sysBlock): Promise<number> {
+  const device = await readlink(link);
+  if (!device.startsWith("/dev/")) throw new AgentError("Invalid", `${link} leads to ${device}, which is no device`);
+  // Where a name has a slash the kernel writes this instead.
+  const name = device.slice("/dev/".length).replaceAll("/", "!");
+  return Number(await readFile(join(sysDir, name, "size"), "utf8")) * sectorBytes;
 }
 
 /** The regular files directly in a directory; hard links count once. A directory that is not there has none. */

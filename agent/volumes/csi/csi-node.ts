@@ -119,7 +119,7 @@ class Keeper implements CSINodeKeeper {
     const unsubscribe = nodeStore.subscribe(({ old, object }) => {
       if (object === undefined) return;
       const isOther = old?.metadata.uid !== object.metadata.uid;
-      if (isOther || nodePatch(object, this.#wanted, "add") !== undefined) this.#loop.wake();
+      if (isOther || nodePatch(object, this.#possible(object), "add") !== undefined) this.#loop.wake();
     });
     try {
       await this.#loop.run(signal);
@@ -127,6 +127,12 @@ class Keeper implements CSINodeKeeper {
       unsubscribe();
       for (const driver of [...this.#waiting.keys()]) this.#settle(driver); // the next agent writes it
     }
+  }
+
+  /** Without the drivers whose topology the Node contradicts: nothing is written of them. */
+  #possible(node: Node): WantedDrivers {
+    const problems = topologyProblems(node, this.#wanted);
+    return new Map([...this.#wanted].filter(([driver]) => !problems.has(driver)));
   }
 
   async #pass(signal: AbortSignal): Promise<undefined> {

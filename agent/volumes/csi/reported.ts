@@ -46,8 +46,9 @@ export class ReportedVolumes {
     attachable.then(
       (names) => {
         if (look !== this.#looks) return; // a later look knows better
+        const before = this.list();
         this.#onDisk = names;
-        this.#tell();
+        if (before?.join() !== this.list()?.join()) this.#tell();
       },
       (err: unknown) => {
         if (!isAbort(err)) this.#log.warn({ err: messageOf(err) }, "cannot say which CSI volumes are in use");

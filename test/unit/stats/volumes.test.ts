@@ -1,10 +1,10 @@
-import { mkdir, mkdtemp, rm, symlink, writeFile } from "node:fs/promises";
+import { mkdir, mkdtemp, readdir, rm, symlink, writeFile } from "node:fs/promises";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { beforeEach, expect, onTestFinished, test } from "vitest";
 import type { Pod, Volume } from "../../../agent/kube/types.ts";
 import { silentLogger } from "../../../agent/lib/log.ts";
-import { deviceNumbers } from "../../../agent/stats/filesystem.ts";
+import { blockBytes } from "../../../agent/stats/filesystem.ts";
 import { createRemoteFilesystems } from "../../../agent/stats/remote-filesystem.ts";
 import {
   createVolumeMeter,
@@ -238,18 +238,36 @@ test("a driver without any figures, or one that hangs, leaves out only its own v
 
 test("a block volume has a capacity and nothing else", async () => {
   await addPod("u1", [{ name: "raw", persistentVolumeClaim: { claimName: "raw" } }]);
-  const path = join(rootDir, "device");
-  await writeFile(path, Buffer.alloc(12_345));
+  const path = join(rootDir, "link");
+  const [device = ""] = await readdir("/sys/class/block");
+  await symlink(`/dev/${device}`, path);
+  const capacityBytes = await blockBytes(path);
   const { meter, settle } = start({ statsOf: async () => ({ kind: "block", path }) });
   await settle();
-  expect(meter.of("u1")[0]?.stats).toMatchObject({ capacityBytes: 12_345, usedBytes: 0, inodes: 0 });
+  expect(meter.of("u1")[0]?.stats).toMatchObject({ capacityBytes, usedBytes: 0, inodes: 0 });
 });
 
-test.each([
-  ["sda1", 0x801n, "8:1"],
-  ["loop0", 0x700n, "7:0"],
-  ["a minor number beyond 8 bits", (259n << 8n) | (0x12n << 20n) | 0x34n, "259:4660"],
-])("the kernel's name for %s", (_, rdev, want) => expect(deviceNumbers(rdev)).toBe(want));
+test("a block volume's size is read by its device's name", async () => {
+  const sizes = join(rootDir, "sys");
+  for (const [name, sectors] of [
+    ["sda1", "2048\n"],
+    ["cciss!c0d0", "16\n"],
+  ] as const) {
+    await mkdir(join(sizes, name), { recursive: true });
+    await writeFile(join(sizes, name, "size"), sectors);
+  }
+  const bytesOf = async (device: string) => {
+    const link = join(rootDir, "device");
+    await rm(link, { force: true });
+    await symlink(device, link);
+    return await blockBytes(link, sizes);
+  };
+  expect(await bytesOf("/dev/sda1")).toBe(1 << 20);
+  expect(await bytesOf("/dev/cciss/c0d0")).toBe(8192);
+  await expect(bytesOf("/dev/gone")).rejects.toThrow("ENOENT");
+  await expect(bytesOf("/dev/../etc")).rejects.toThrow("ENOENT");
+  await expect(bytesOf("/etc/passwd")).rejects.toThrow("which is no device");
+});
 
 test("an abnormal volume is told once, where somebody wants to know", async () => {
   await addPod("u1", [{ name: "data", persistentVolumeClaim: { claimName: "big" } }]);

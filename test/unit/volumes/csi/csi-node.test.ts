@@ -170,6 +170,26 @@ describe("the CSINode's keeper", () => {
     expect(api.log).toEqual(["get CSINode"]);
   });
 
+  test("a Node whose labels contradict a driver by now is asked about no more than others", async () => {
+    addNode();
+    await start();
+    await keeper.set("a.test", info);
+    const labelled = (zone: string, n: number) => {
+      const { metadata, ...rest } = node() ?? { metadata: { name: "n1" } };
+      const labels = { ...metadata.labels, "t.test/zone": zone, heartbeat: String(n) };
+      api.set<Node>("Node", { ...rest, metadata: { ...metadata, labels } });
+    };
+    api.calls.length = 0;
+    for (let n = 0; n < 3; n += 1) {
+      labelled("z2", n);
+      await settle();
+    }
+    expect(api.log).toEqual([]);
+    labelled("z1", 4); // and all is well again
+    await settle();
+    expect(drivers()).toEqual(["a.test"]);
+  });
+
   test("somebody else's write in between is taken in", async () => {
     addNode();
     await start();

@@ -4,7 +4,7 @@ import { setTimeout as sleep } from "node:timers/promises";
 import { afterEach, beforeEach, describe, expect, test } from "vitest";
 import type { ApiClient } from "../../../../agent/kube/port.ts";
 import type { CSIDriver, Node, Pod, VolumeAttachment } from "../../../../agent/kube/types.ts";
-import { type Logger, silentLogger } from "../../../../agent/lib/log.ts";
+import { silentLogger } from "../../../../agent/lib/log.ts";
 import { attachPatienceMs, attachPendingMs } from "../../../../agent/volumes/csi/attach.ts";
 import { type CSIVolumes, createCSIVolumes, refreshJitter, refreshMs } from "../../../../agent/volumes/csi/kind.ts";
 import { sweepMs, unstageBackoff } from "../../../../agent/volumes/csi/devices.ts";
@@ -106,10 +106,7 @@ function start({ selinuxEnabled = false } = {}): CSIVolumes {
     selinuxEnabled,
     event: () => {},
     clock,
-    log: {
-      ...silentLogger,
-      warn: (_fields: unknown, message?: string) => void warnings.push(message ?? ""),
-    } as unknown as Logger,
+    log: { ...silentLogger, warn: (_fields: unknown, message?: string) => void warnings.push(message ?? "") },
     random: () => 1,
   });
 }
