@@ -349,10 +349,11 @@ interface Tools {
 
 async function iptables(
   options: ProxyOptions,
-  { log, clock, recorder, services }: ProxyDeps,
+  deps: ProxyDeps,
   { commands, sysctls, localIPs }: Tools,
   signal: AbortSignal,
 ): Promise<BackendMaker> {
+  const { log, clock } = deps;
   const flavour = options.iptablesFlavour ?? decideFlavour(await observeFlavours(commands, signal));
   const noIpset = await whyNoIpset(commands, signal);
   if (noIpset !== undefined) {
@@ -378,15 +379,7 @@ async function iptables(
         commands,
         clock,
         log: familyLog,
-        onRefused: (key, reason) => {
-          const about = { kind: "Service", ...referenceTo(key, services) };
-          recorder?.event(
-            about,
-            "Warning",
-            "FailedToProgram",
-            `${family} rules on node ${options.nodeName}: ${reason}`,
-          );
-        },
+        onRefused: tellRefused(options, deps, family),
       },
       signal,
     );
@@ -394,14 +387,17 @@ async function iptables(
 
 async function nftables(
   options: ProxyOptions,
-  { clock, serviceCIDRs }: ProxyDeps,
+  deps: ProxyDeps,
   { commands, localIPs }: Tools,
   signal: AbortSignal,
 ): Promise<BackendMaker> {
   await expectNftables(commands, signal, options.skipsKernelCheck ? undefined : release());
+  const { clock, serviceCIDRs } = deps;
   const cidrs = () => [...(serviceCIDRs?.list() ?? [])].flatMap(({ spec }) => spec?.cidrs ?? []);
-  return async (family, log) =>
-    createNftablesBackend({ family, options, localIPs, serviceCIDRs: cidrs, commands, clock, log });
+  return async (family, log) => {
+    const onRefused = tellRefused(options, deps, family);
+    return createNftablesBackend({ family, options, localIPs, serviceCIDRs: cidrs, commands, clock, log, onRefused });
+  };
 }
 
 async function expectIPv6(sysctls: Sysctls): Promise<void> {
@@ -409,11 +405,14 @@ async function expectIPv6(sysctls: Sysctls): Promise<void> {
   if ((await sysctls.read("net/ipv6/conf/all/disable_ipv6")) === "1") throw new Error("IPv6 is disabled");
 }
 
-/** What an event about a service says of it. */
-function referenceTo(key: string, services: Store<Service>) {
-  const [namespace = "", name = ""] = key.split("/");
-  const uid = services.get(key)?.metadata.uid;
-  return { namespace, name, ...(uid === undefined ? {} : { uid }) };
+/** Tells of a service whose rules the kernel refuses in an event about it. */
+function tellRefused({ nodeName }: ProxyOptions, { recorder, services }: ProxyDeps, family: Family) {
+  return (key: string, reason: string) => {
+    const [namespace = "", name = ""] = key.split("/");
+    const uid = services.get(key)?.metadata.uid;
+    const about = { kind: "Service", namespace, name, ...(uid === undefined ? {} : { uid }) };
+    recorder?.event(about, "Warning", "FailedToProgram", `${family} rules on node ${nodeName}: ${reason}`);
+  };
 }
 
 function interfaceAddresses(): readonly string[] {

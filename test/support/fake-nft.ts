@@ -114,7 +114,7 @@ export class FakeNft implements Nft {
         return;
       case "add set":
       case "add map":
-        if (set !== undefined && set.body !== rest) throw fail("there is another of that name");
+        if (set !== undefined && set.body !== rest) throw fail("File exists");
         if (set === undefined) sets.set(name, { kind: kind ?? "", body: rest, elements: new Map() });
         return;
       case "flush set":
@@ -136,7 +136,7 @@ export class FakeNft implements Nft {
           const key = about.replace(/ comment ".*"$/, "");
           const present = set.elements.get(key);
           if (verb === "delete" && !set.elements.delete(key)) throw fail(`no element ${key}`);
-          if (verb === "add" && present !== undefined && present !== value) throw fail(`another value for ${key}`);
+          if (verb === "add" && present !== undefined && present !== value) throw fail("File exists");
           if (verb === "add") set.elements.set(key, value);
         }
       }

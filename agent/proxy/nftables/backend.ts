@@ -25,12 +25,14 @@ export interface NftablesBackendOptions {
   readonly commands: Commands;
   readonly clock: Clock;
   readonly log: Logger;
+  /** Hears once of each service whose rules the kernel refuses, with the reason. Must not throw. */
+  readonly onRefused: (key: string, reason: string) => void;
 }
 
 /** The nftables mode of one family. */
 export function createNftablesBackend(about: NftablesBackendOptions): Backend {
   const { family, options, localIPs, commands, clock, log } = about;
-  const rules = new NftablesRules({ nft: createNft(commands, family), clock, log });
+  const rules = new NftablesRules({ nft: createNft(commands, family), clock, log, onRefused: about.onRefused });
   const mark = markText(options.masqueradeBit);
   // The Node's addresses and pod CIDRs may change.
   const context = (): Pick<NftablesSyncRequest, "fixed" | "render"> => {
@@ -49,7 +51,7 @@ export function createNftablesBackend(about: NftablesBackendOptions): Backend {
       render: { family, mark, fromLocalPods: local?.match },
     };
   };
-  const relay = options.localhostNodePorts ? new LocalhostRelay({ family, clock, log }) : undefined;
+  const relay = relaysLocalhost(options, family) ? new LocalhostRelay({ family, clock, log }) : undefined;
   return {
     family,
     syncsFullyAtAnySize: true,
@@ -72,6 +74,18 @@ export function createNftablesBackend(about: NftablesBackendOptions): Backend {
     findDamage: async (signal) => await rules.findDamage(signal),
     run: async (signal) => await relay?.run(signal),
   };
+}
+
+/**
+ * Whether node ports are answered on loopback. Addresses that are configured decide it as they do for every other address; the
+ * default, the node's own ones, leaves it as it is in iptables mode. Pure.
+ */
+export function relaysLocalhost(
+  options: Pick<ProxyOptions, "localhostNodePorts" | "nodePortAddresses" | "nodeIPs">,
+  family: Family,
+): boolean {
+  const { localhostNodePorts, nodePortAddresses, nodeIPs } = options;
+  return localhostNodePorts && readNodePortAddresses(nodePortAddresses, nodeIPs, family).hasLoopback;
 }
 
 // The reference's requirements: earlier nft lack what it writes, earlier kernels have bugs that lose rules.

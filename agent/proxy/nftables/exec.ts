@@ -1,3 +1,5 @@
+import { AgentError } from "../../lib/errors.ts";
+import type { ExecResult } from "../../lib/exec.ts";
 import { type Commands, expectSuccess } from "../commands.ts";
 import type { Family } from "../ip.ts";
 import { tableName } from "./fixed.ts";
@@ -6,7 +8,7 @@ import { familyWords } from "./render.ts";
 /**
  * The proxy's table of one IP family, through the nft command. No other table is ever listed: a newer nft may have made things
  * there that this one cannot read. Every call rejects with an `AgentError`: Invalid (nft or the kernel did not accept it),
- * Unavailable (killed, could not be started) or Canceled.
+ * Unavailable (killed, could not be started, the kernel is short of something) or Canceled.
  */
 export interface Nft {
   /** Applies commands in one transaction: all of them or none. */
@@ -40,10 +42,12 @@ export function createNft(commands: Commands, family: Family): Nft {
   return {
     apply: async (text, signal) => {
       const result = await run(text, [], signal);
+      expectNotPassing(result, "apply rules");
       expectSuccess(result, "apply rules", (stderr) => failedLine(stderr, text));
     },
     tryOut: async (text, signal) => {
       const result = await run(text, ["--check"], signal);
+      expectNotPassing(result, "try rules out");
       if (result.failure === "exit") return `${result.message}${failedLine(result.stderr, text)}`;
       expectSuccess(result, "try rules out");
       return undefined;
@@ -111,6 +115,14 @@ function secondsOf(text: string): number {
 /** True for what nft says of a table, chain or set that is not there. */
 export function isAbsent(stderr: string): boolean {
   return stderr.includes("No such file or directory");
+}
+
+// What the kernel says when it is short of something, or was interrupted: the same text may be right the next time.
+const passingRE =
+  /No buffer space available|Cannot allocate memory|Interrupted system call|Resource temporarily unavailable/;
+
+function expectNotPassing({ failure, stderr, message }: ExecResult, what: string): void {
+  if (failure === "exit" && passingRE.test(stderr)) throw new AgentError("Unavailable", `${what}: ${message}`);
 }
 
 function failedLine(stderr: string, text: string): string {

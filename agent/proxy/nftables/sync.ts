@@ -18,6 +18,14 @@ export interface NftablesSyncRequest extends SyncRequest {
   readonly render: RenderContext;
 }
 
+interface NftablesRulesDeps {
+  readonly nft: Nft;
+  readonly clock: Clock;
+  readonly log: Logger;
+  /** Hears once of each service whose rules the kernel refuses, with the reason. Must not throw. */
+  readonly onRefused?: (key: string, reason: string) => void;
+}
+
 /** Figures of one sync. */
 export interface NftablesSyncResult extends Record<string, number> {
   transactions: number;
@@ -56,12 +64,14 @@ export class NftablesRules {
   #uncheckedChains: Iterator<readonly [chain: string, handles: readonly number[]]> | undefined;
   /** Where the check of the elements goes on. */
   #unchecked: Iterator<readonly [set: string, key: string], void> | undefined;
-  /** Services that are left out. */
   readonly #culprits: Culprits;
 
-  constructor(deps: { nft: Nft; clock: Clock; log: Logger }) {
+  /** Full syncs in a row that were refused, for reasons that say nothing of the table that is there. */
+  #refusals = 0;
+
+  constructor(deps: NftablesRulesDeps) {
     this.#nft = deps.nft;
-    this.#culprits = new Culprits(deps.nft);
+    this.#culprits = new Culprits(deps);
     this.#clock = deps.clock;
     this.#log = deps.log;
   }
@@ -77,23 +87,30 @@ export class NftablesRules {
 
   /**
    * Rejects with an `AgentError`; see {@link Nft}. Then the next sync must be full. A service whose rules the kernel refuses
-   * is named in the log and left out until it changes; the others are programmed.
+   * is told, has no endpoints until it changes or is tried again, and holds up nobody.
    */
   async sync(request: NftablesSyncRequest, signal: AbortSignal): Promise<NftablesSyncResult> {
-    const accepted = { ...request, describe: (key: string) => this.#culprits.withoutRefused(request.describe(key)) };
-    if (!request.isFull && this.#state !== undefined) {
-      const state = this.#state;
-      this.#state = undefined; // until all of it worked
-      try {
-        return await this.#apply(await this.#changes(state, accepted), signal);
-      } catch (err) {
-        // Only the services that changed are known here; the full sync, which follows, has them all.
-        if (hasCode(err, "Invalid")) await this.#leaveOutCulprits(accepted, signal);
-        throw err;
-      }
+    const describe = (key: string) => this.#culprits.withoutRefused(request.describe(key));
+    if (request.isFull || this.#state === undefined) {
+      this.#state = undefined;
+      const result = await this.#syncFull({ ...request, describe }, signal);
+      this.#culprits.settle(request);
+      this.#refusals = 0;
+      return result;
     }
-    this.#state = undefined;
-    return await this.#syncFull(accepted, signal);
+    const keys = [...new Set([...request.keys, ...this.#culprits.due()])].sort();
+    const accepted = { ...request, keys, describe };
+    const state = this.#state;
+    this.#state = undefined; // until all of it worked
+    try {
+      const result = await this.#apply(await this.#changes(state, accepted), signal);
+      this.#culprits.settle(accepted);
+      return result;
+    } catch (err) {
+      // Only the services that changed are known here; the full sync, which follows, has them all.
+      if (hasCode(err, "Invalid")) await this.#culprits.find(accepted, signal);
+      throw err;
+    }
   }
 
   async #syncFull(request: NftablesSyncRequest, signal: AbortSignal): Promise<NftablesSyncResult> {
@@ -104,29 +121,24 @@ export class NftablesRules {
       return await attempt(present);
     } catch (err) {
       if (!hasCode(err, "Invalid")) throw err;
-      const found = await this.#leaveOutCulprits(request, signal);
+      const found = await this.#culprits.find(request, signal);
       if (found === 0 && present === undefined) throw err;
+      let reason = err;
       try {
         if (found > 0) return await attempt(await this.#nft.read(signal));
       } catch (next) {
         if (!hasCode(next, "Invalid")) throw next;
+        reason = next;
       }
-      // Sets of another shape, base chains of another priority: some other program's idea of the same table.
-      this.#log.warn({ err: messageOf(err) }, "the table that is there cannot be changed; replacing it as a whole");
+      // Whom session affinity has sent where is forgotten with the table: only if the table is to blame, or nothing else helps.
+      this.#refusals += 1;
+      if (!isOfAnotherMake(reason.message) && this.#refusals < 2) throw reason;
+      this.#log.warn(
+        { err: reason.message },
+        "the table that is there cannot be changed; replacing it as a whole, session affinity begins anew",
+      );
       return await attempt("replaced");
     }
-  }
-
-  /** Finds the services that the kernel refuses, of those that are asked about; `describe` gives them without ports from now on. */
-  async #leaveOutCulprits(request: NftablesSyncRequest, signal: AbortSignal): Promise<number> {
-    const found = await this.#culprits.find(request, signal);
-    for (const [service, why] of found) {
-      this.#log.warn(
-        { service, err: why },
-        "the kernel refuses the rules of this service; it is left out until it changes",
-      );
-    }
-    return found.size;
   }
 
   async #apply(texts: Texts, signal: AbortSignal): Promise<NftablesSyncResult> {
@@ -285,6 +297,11 @@ export class NftablesRules {
       for (const chain of due) this.#stale.set(chain, nowMs);
     }
   }
+}
+
+/** Sets of another shape, base chains of another priority: some other program's idea of the same table. */
+function isOfAnotherMake(refusal: string): boolean {
+  return /File exists|Operation not supported|datatype mismatch/.test(refusal);
 }
 
 interface Texts {

@@ -7,9 +7,9 @@ import type { Commands } from "../../../agent/proxy/commands.ts";
 import type { Family } from "../../../agent/proxy/ip.ts";
 import { parseIP } from "../../../agent/proxy/ip.ts";
 import { ServiceModel } from "../../../agent/proxy/model.ts";
-import { expectNftables } from "../../../agent/proxy/nftables/backend.ts";
+import { expectNftables, relaysLocalhost } from "../../../agent/proxy/nftables/backend.ts";
 import { Elements } from "../../../agent/proxy/nftables/elements.ts";
-import { TableReader } from "../../../agent/proxy/nftables/exec.ts";
+import { createNft, TableReader } from "../../../agent/proxy/nftables/exec.ts";
 import { endpointBase, portBase } from "../../../agent/proxy/nftables/names.ts";
 import { withoutOverlaps } from "../../../agent/proxy/nftables/render.ts";
 import { NftablesRules, type NftablesSyncRequest } from "../../../agent/proxy/nftables/sync.ts";
@@ -293,6 +293,26 @@ describe("syncs", () => {
     expect(setup.nft.dump()).toContain("10.96.0.10 . tcp . 80 : goto count-1");
   });
 
+  test("a refusal that says nothing of the table leaves it and its affinity alone, unless it comes again", async () => {
+    const setup = new Setup();
+    setup.put(makeService("svc1", { sessionAffinity: "ClientIP" }), makeSlice("svc1", ["10.244.1.5"]));
+    await setup.sync();
+    const isReplaced = () => setup.nft.applied.some((text) => text.includes("delete table"));
+    const busy = new AgentError("Invalid", "Could not process rule: Device or resource busy");
+    setup.nft.failure = busy;
+    await expect(setup.sync(true)).rejects.toThrow("busy");
+    expect(isReplaced()).toBe(false);
+    await setup.sync();
+    expect(isReplaced()).toBe(false);
+    for (const isLast of [false, true]) {
+      setup.nft.failure = busy;
+      const synced = setup.sync(true);
+      if (isLast) await synced;
+      else await expect(synced).rejects.toThrow("busy");
+    }
+    expect(isReplaced()).toBe(true);
+  });
+
   test.each([
     ["the table", (nft: FakeNft): void => void (nft.chains = undefined)],
     ["a chain's rules", (nft: FakeNft) => nft.chains?.set("services", [])],
@@ -386,7 +406,9 @@ describe("syncs", () => {
       const lines: string[] = [];
       const log = pino({ level: "warn" }, { write: (line: string) => void lines.push(line) });
       const setup = new Setup();
-      setup.rules = new NftablesRules({ nft: setup.nft, clock: setup.clock, log });
+      const events: string[] = [];
+      const onRefused = (key: string, reason: string) => void events.push(`${key}: ${reason}`);
+      setup.rules = new NftablesRules({ nft: setup.nft, clock: setup.clock, log, onRefused });
       setup.nft.refuses = refused;
       for (let n = 1; n <= 20; n += 1) {
         setup.put(makeService(`svc${n}`, { clusterIP: `10.96.0.${n}` }), makeSlice(`svc${n}`, [`10.244.1.${n}`]));
@@ -394,23 +416,53 @@ describe("syncs", () => {
       if (!isFull) await setup.sync();
       setup.put(makeService("svc6", { clusterIP: "10.96.0.6" }), makeSlice("svc6", ["10.244.6.6"]));
       setup.put(makeService("svc7", { clusterIP: "10.96.0.7" }), makeSlice("svc7", ["10.244.1.77"]));
-      return { setup, lines };
+      return { setup, lines, events };
     }
 
     test.each([true, false])(
-      "is left out, with the line in the log; the others are programmed (full: %s)",
+      "refuses its clients, and is told with the line; the others are programmed (full: %s)",
       async (isFull) => {
-        const { setup, lines } = await withRefused(isFull);
+        const { setup, lines, events } = await withRefused(isFull);
         if (!isFull) await expect(setup.sync()).rejects.toThrow("refused"); // then a full one follows
         await setup.sync();
         expect(setup.nft.dump()).toContain("10.244.1.77 . 8080");
-        expect(setup.nft.dump()).not.toContain("10.96.0.6");
+        expect(setup.nft.dump()).toContain("10.96.0.6 . tcp . 80 : goto reject-chain");
+        expect(setup.nft.dump()).not.toMatch(refused);
         expect(lines.filter((line) => line.includes('"service":"ns1/svc6"') && refused.test(line))).toHaveLength(1);
         expect(lines).toHaveLength(1);
         await setup.sync(true);
         expect(lines).toHaveLength(1);
+        expect(events).toHaveLength(1);
+        expect(events[0]).toMatch(/^ns1\/svc6: .*10\.244\.6\.6/s);
       },
     );
+
+    test("has nothing at all if the kernel does not even take that", async () => {
+      const { setup } = await withRefused(true);
+      setup.nft.refuses = /10\.96\.0\.6 /;
+      await setup.sync();
+      expect(setup.nft.dump()).not.toContain("10.96.0.6 ");
+      expect(setup.nft.dump()).toContain("10.244.1.77 . 8080");
+    });
+
+    test("is tried again from time to time, with the next sync, and told as an event once", async () => {
+      const { setup, lines, events } = await withRefused(true);
+      await setup.sync();
+      await setup.clock.advance(30_000);
+      setup.put(makeService("svc8", { clusterIP: "10.96.0.8" }), makeSlice("svc8", ["10.244.1.88"]));
+      await expect(setup.sync()).rejects.toThrow("refused");
+      await setup.sync();
+      expect(setup.nft.dump()).toContain("10.244.1.88 . 8080");
+      expect(lines).toHaveLength(2);
+      setup.nft.refuses = undefined;
+      await setup.sync(true);
+      expect(setup.nft.dump()).not.toMatch(refused);
+      await setup.clock.advance(60_000);
+      setup.put(makeService("svc8", { clusterIP: "10.96.0.8" }), makeSlice("svc8", ["10.244.1.89"]));
+      await setup.sync();
+      expect(setup.nft.dump()).toMatch(refused);
+      expect(events).toHaveLength(1);
+    });
 
     test("is tried again when it has changed", async () => {
       const { setup } = await withRefused(true);
@@ -506,6 +558,31 @@ describe("this machine", () => {
     },
     lines: () => Promise.reject(new Error("unused")),
   });
+  test.each(["No buffer space available", "Cannot allocate memory", "Interrupted system call"])(
+    "may be short of something (%s): that is no refusal, and no damage",
+    async (text) => {
+      const nft = createNft(commands("", `netlink: Error: Could not process rule: ${text}`), "IPv4");
+      const isUnavailable = expect.objectContaining({ code: "Unavailable" });
+      await expect(nft.apply("add table ip kube-proxy\n", signal)).rejects.toEqual(isUnavailable);
+      await expect(nft.tryOut("add table ip kube-proxy\n", signal)).rejects.toEqual(isUnavailable);
+    },
+  );
+
+  test.each([
+    [true, [], true],
+    [false, [], false],
+    [true, ["primary"], false],
+    [true, ["192.0.2.0/24"], false],
+    [true, ["192.0.2.0/24", "127.0.0.0/8"], true],
+    [true, ["0.0.0.0/0"], true],
+  ])(
+    "answers node ports on loopback: localhostNodePorts %s, nodePortAddresses %j: %s",
+    (on, nodePortAddresses, want) => {
+      const options = { localhostNodePorts: on, nodePortAddresses, nodeIPs: ["192.0.2.1"] };
+      expect(relaysLocalhost(options, "IPv4")).toBe(want);
+    },
+  );
+
   test.each([
     ["nftables v1.0.6 (Lester Gooch #5)", "5.13.0-1-amd64", "", undefined],
     ["nftables v0.9.8 (E.D.S.)", "6.1.0", "", "needs nft 1.0.1 or later"],
