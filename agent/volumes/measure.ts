@@ -1,8 +1,7 @@
 import { dirname, join } from "node:path";
-import { blockPathsOf, csiPluginName } from "./csi/paths.ts";
+import { blockPathsOf, csiPluginName, deviceDirOf, stagingPathOf } from "./csi/paths.ts";
 import type { CSIDrivers } from "./csi/port.ts";
-import { readVolumeData } from "./csi/volume-data.ts";
-import { measureByDriver } from "./csi-measure.ts";
+import { readVolumeData, type VolumeData } from "./csi/volume-data.ts";
 import type { MountedVolume } from "./pod-states.ts";
 import type { VolumeMeasure } from "./port.ts";
 
@@ -28,7 +27,7 @@ const ownFilesystemPlugins: ReadonlySet<string> = new Set([
  * Makes what the statistics ask for volumes that are not made of our own files.
  *
  * @returns a function that says how a volume is measured; undefined of it: not mounted, or of a kind without figures
- * (hostPath, image). It rejects with the CSI driver's error.
+ * (hostPath, image), or a driver's that does not count. It rejects with the CSI driver's error.
  */
 export function createVolumeMeasures({
   rootDir,
@@ -41,21 +40,33 @@ export function createVolumeMeasures({
     const { pluginName, hostPath: path, isBlock } = volume;
     if (ownFilesystemPlugins.has(pluginName)) return { kind: isBlock ? "block" : "filesystem", path };
     if (pluginName !== csiPluginName) return undefined;
-    const { dataDir, volumePath } = placesOf(volume, podUID, rootDir);
+    const { dataDir, volumePath, stagingPathFor } = placesOf(volume, podUID, rootDir);
     const data = await readVolumeData(dataDir);
     if (data === undefined) return undefined;
-    const request = { volumeID: data.volumeHandle, volumePath, stagingTargetPath: "" };
-    return await measureByDriver(drivers.client(data.driverName), request, signal);
+    const client = drivers.client(data.driverName);
+    const capabilities = await client.nodeGetCapabilities({ signal });
+    if (!capabilities.has("GET_VOLUME_STATS")) return undefined;
+    const isStaged = data.volumeLifecycleMode !== "Ephemeral" && capabilities.has("STAGE_UNSTAGE_VOLUME");
+    const stagingTargetPath = isStaged ? stagingPathFor(data) : "";
+    const request = { volumeID: data.volumeHandle, volumePath, stagingTargetPath };
+    return { kind: "driver", driver: client.driver, ...(await client.nodeGetVolumeStats(request, { signal })) };
   };
 }
 
-/** Where it is written down what a CSI volume is, and where its driver has published it. */
-function placesOf(
-  { isBlock, specName, hostPath }: MountedVolume,
-  podUID: string,
-  rootDir: string,
-): { dataDir: string; volumePath: string } {
-  if (!isBlock) return { dataDir: dirname(hostPath), volumePath: hostPath };
-  const { dataDir, mapDir } = blockPathsOf(rootDir, specName);
-  return { dataDir, volumePath: join(mapDir, podUID) };
+interface CSIPlaces {
+  /** Where it is written down what the volume is. */
+  dataDir: string;
+  /** Where its driver has published it. */
+  volumePath: string;
+  stagingPathFor(data: VolumeData): string;
+}
+
+function placesOf({ isBlock, specName, hostPath }: MountedVolume, podUID: string, rootDir: string): CSIPlaces {
+  if (!isBlock) {
+    const stagingPathFor = ({ driverName, volumeHandle }: VolumeData) =>
+      stagingPathOf(deviceDirOf(rootDir, driverName, volumeHandle));
+    return { dataDir: dirname(hostPath), volumePath: hostPath, stagingPathFor };
+  }
+  const { dataDir, mapDir, stagingPath } = blockPathsOf(rootDir, specName);
+  return { dataDir, volumePath: join(mapDir, podUID), stagingPathFor: () => stagingPath };
 }

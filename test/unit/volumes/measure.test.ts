@@ -1,7 +1,8 @@
 import { mkdir } from "node:fs/promises";
 import { dirname, join } from "node:path";
 import { afterEach, beforeEach, expect, test } from "vitest";
-import type { CSIDriverClient } from "../../../agent/volumes/csi/port.ts";
+import { deviceDirOf, stagingPathOf } from "../../../agent/volumes/csi/paths.ts";
+import type { CSIDriverClient, NodeCapability } from "../../../agent/volumes/csi/port.ts";
 import { type TargetData, writeVolumeData } from "../../../agent/volumes/csi/volume-data.ts";
 import { createVolumeMeasures } from "../../../agent/volumes/measure.ts";
 import type { MountedVolume } from "../../../agent/volumes/pod-states.ts";
@@ -29,11 +30,11 @@ const mounted = (pluginName: string, changes: Partial<MountedVolume> = {}): Moun
 });
 
 /** Asks for the volume `v` of pod `u1`, which is this one. */
-async function measure(volume: MountedVolume | undefined) {
+async function measure(volume: MountedVolume | undefined, capabilities: NodeCapability[] = ["GET_VOLUME_STATS"]) {
   const asked: unknown[] = [];
   const client = {
     driver: "disk.example",
-    nodeGetCapabilities: async () => new Set(["GET_VOLUME_STATS"]),
+    nodeGetCapabilities: async () => new Set(capabilities),
     nodeGetVolumeStats: async (request: unknown) => {
       asked.push(request);
       return { usage: [], condition: undefined };
@@ -77,6 +78,27 @@ test("the driver of a CSI volume is asked for what it has published", async () =
   const { asked, answer } = await measure(mounted("kubernetes.io/csi", { hostPath }));
   expect(answer).toEqual({ kind: "driver", driver: "disk.example", usage: [], condition: undefined });
   expect(asked).toEqual([{ volumeID: "vol-1", volumePath: hostPath, stagingTargetPath: "" }]);
+});
+
+test("a driver that stages is told where, as CSI wants it; not of what is the pod's alone", async () => {
+  const hostPath = join(rootDir, "pods/u1/volumes/kubernetes.io~csi/pv1/mount");
+  await mkdir(hostPath, { recursive: true });
+  const asked = async (volumeData: TargetData) => {
+    await writeVolumeData(dirname(hostPath), volumeData);
+    const volume = mounted("kubernetes.io/csi", { hostPath });
+    return (await measure(volume, ["GET_VOLUME_STATS", "STAGE_UNSTAGE_VOLUME"])).asked;
+  };
+  const stagingTargetPath = stagingPathOf(deviceDirOf(rootDir, "disk.example", "vol-1"));
+  expect(await asked(data)).toMatchObject([{ stagingTargetPath }]);
+  expect(await asked({ ...data, volumeLifecycleMode: "Ephemeral" })).toMatchObject([{ stagingTargetPath: "" }]);
+});
+
+test("a driver that does not count is left alone", async () => {
+  const hostPath = join(rootDir, "pods/u1/volumes/kubernetes.io~csi/pv1/mount");
+  await mkdir(hostPath, { recursive: true });
+  await writeVolumeData(dirname(hostPath), data);
+  const { asked, answer } = await measure(mounted("kubernetes.io/csi", { hostPath }), ["STAGE_UNSTAGE_VOLUME"]);
+  expect([asked, answer]).toEqual([[], undefined]);
 });
 
 test("of a block device, it is the file that is held open for the pod", async () => {
