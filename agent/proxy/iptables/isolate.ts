@@ -5,6 +5,8 @@ import { RefusedLine } from "./port.ts";
 export interface Refusal {
   readonly key: string;
   readonly error: Error;
+  /** It is not the chains that are refused, but a rule that leads to them or refuses in their place. */
+  readonly isDispatch?: boolean;
 }
 
 /**

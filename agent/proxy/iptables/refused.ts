@@ -2,7 +2,10 @@ import { backoffMs } from "../../lib/backoff.ts";
 import type { Clock } from "../../lib/clock.ts";
 import type { Logger } from "../../lib/log.ts";
 import type { SyncRequest } from "../backend.ts";
+import type { EndpointSets } from "../endpoints.ts";
+import type { ServiceDescription } from "../model.ts";
 import type { Refusal } from "./isolate.ts";
+import type { AppliedService } from "./state.ts";
 
 // A kernel module may be loaded, or an object mended; the first is seldom, and the second is a change that is tried at once.
 const retryBaseMs = 30_000;
@@ -16,12 +19,27 @@ export interface RefusedDeps {
   readonly onRefused?: (key: string, reason: string) => void;
 }
 
+/** What a refused service has instead of its rules: those it had, a refusal of its clients, or nothing. */
+type StandIn = "last" | "refusal" | "nothing";
+
 interface RefusedService {
   readonly failures: number;
   readonly retryAtMs: number;
+  readonly standIn: StandIn;
+  /** The rules that it had before. */
+  readonly last: AppliedService | undefined;
+  /** `chainPrint` of these rules' chains, as they were found after the refusal. */
+  prints?: ReadonlyMap<string, number | undefined>;
 }
 
-/** Services whose rules the kernel does not take. They have no rules; everybody else's are programmed. */
+const standInTexts: Readonly<Record<StandIn, string>> = {
+  last: "it keeps those that it had",
+  refusal: "its clients are refused",
+  nothing: "it has none",
+};
+const noEndpoints: EndpointSets = { cluster: [], local: [], reachable: [], hasAny: false };
+
+/** Services whose rules the kernel does not take. They keep what worked, if anything did; everybody else's are programmed. */
 export class RefusedServices {
   readonly #deps: RefusedDeps;
   readonly #services = new Map<string, RefusedService>();
@@ -52,21 +70,51 @@ export class RefusedServices {
     return {
       ...request,
       keys,
-      describe: (key) =>
-        isOut.has(key) ? { key, ports: [], healthCheckNodePort: 0, localReady: 0, warnings: [] } : describe(key),
+      describe: (key) => (isOut.has(key) ? this.#describeStandIn(key, describe) : describe(key)),
     };
   }
 
-  /** Notes services that are refused, and tells of each that was not before. */
-  add(refusals: readonly Refusal[]): void {
+  /**
+   * The rules that a refused service had before, if they are in the kernel still, in what the request under way leaves out.
+   *
+   * @param present `chainPrint` by chain of the nat table
+   */
+  lastRules(key: string, present: ReadonlyMap<string, number>): AppliedService | undefined {
+    const service = this.#services.get(key);
+    if (service?.standIn !== "last" || service.last === undefined || !this.#out.has(key)) return undefined;
+    const chains = [...service.last.chains.keys()];
+    // Right after the refusal they are as they were: a text is applied whole or not at all.
+    const prints = (service.prints ??= new Map(chains.map((chain) => [chain, present.get(chain)])));
+    const isThere = chains.every((chain) => present.has(chain) && present.get(chain) === prints.get(chain));
+    return isThere ? service.last : undefined;
+  }
+
+  #describeStandIn(key: string, describe: SyncRequest["describe"]): ServiceDescription {
+    if (this.#services.get(key)?.standIn === "nothing") {
+      return { key, ports: [], healthCheckNodePort: 0, localReady: 0, warnings: [] };
+    }
+    const service = describe(key);
+    return { ...service, ports: service.ports.map((port) => ({ ...port, endpoints: noEndpoints })) };
+  }
+
+  /**
+   * Notes services that are refused, and tells of each that was not before.
+   *
+   * @param lastApplied what the kernel has of a service
+   */
+  add(refusals: readonly Refusal[], lastApplied: (key: string) => AppliedService | undefined): void {
     const { clock, log, onRefused } = this.#deps;
-    for (const { key, error } of refusals) {
-      const failures = (this.#services.get(key)?.failures ?? 0) + 1;
+    for (const { key, error, isDispatch } of refusals) {
+      const known = this.#services.get(key);
+      const failures = (known?.failures ?? 0) + 1;
       const retryMs = backoffMs(failures, { baseMs: retryBaseMs, maxMs: retryMaxMs });
-      this.#services.set(key, { failures, retryAtMs: clock.monotonic() + retryMs });
+      const last = lastApplied(key) ?? known?.last;
+      // With a dispatch rule refused, its chains may be new already, and no longer fit what led to them.
+      const standIn = isDispatch === true ? "nothing" : last === undefined ? "refusal" : "last";
+      this.#services.set(key, { failures, retryAtMs: clock.monotonic() + retryMs, standIn, last });
       log.error(
         { service: key, err: error.message, retryMs },
-        "the kernel refuses the rules of this service; it has none until it changes or is tried again",
+        `the kernel refuses the rules of this service; ${standInTexts[standIn]} until it changes or is tried again`,
       );
       if (failures === 1) onRefused?.(key, error.message);
     }

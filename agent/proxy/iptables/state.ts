@@ -7,7 +7,8 @@ import { fingerprint } from "./print.ts";
 import { type RenderContext, type RenderedService, renderService, type TreeName } from "./render.ts";
 import { type ChainChanges, DispatchTree } from "./tree.ts";
 
-interface AppliedService {
+/** The rules of a service as they were applied: enough to lead packets to them, not to write them again. */
+export interface AppliedService {
   /** Fingerprint of the rules, by chain. */
   readonly chains: ReadonlyMap<string, number>;
   readonly entries: RenderedService["entries"];
@@ -47,6 +48,8 @@ const treeNames = Object.keys(treeChains) as TreeName[];
 export class RuleState {
   readonly #context: RenderContext;
   readonly #services = new Map<string, AppliedService>();
+  /** What services were before they were staged since the last {@link settle}. */
+  readonly #before = new Map<string, AppliedService | undefined>();
   readonly #trees: Readonly<Record<TreeName, DispatchTree>>;
   /** How many services want each member of the set: two may, by mistake, claim one address. */
   readonly #members = new Map<string, number>();
@@ -119,9 +122,28 @@ export class RuleState {
     );
   }
 
+  /** Takes over a service whose chains are in the kernel. Nothing of it may be staged yet. */
+  adopt(key: string, service: AppliedService): void {
+    this.#stageEntries([], service.entries);
+    this.#stageMembers([], service.members);
+    this.#services.set(key, service);
+    this.#serviceRules += service.ruleCount;
+  }
+
+  /** What the kernel has of a service if what was staged since the last {@link settle} is not applied. */
+  lastApplied(key: string): AppliedService | undefined {
+    return this.#before.has(key) ? this.#before.get(key) : this.#services.get(key);
+  }
+
+  /** All that was staged is applied. */
+  settle(): void {
+    this.#before.clear();
+  }
+
   /** Notes a service. Its dispatch changes are kept for {@link takeDispatchChanges}. */
   stage(key: string, next: RenderedService): ServiceChanges {
     const old = this.#services.get(key);
+    if (!this.#before.has(key)) this.#before.set(key, old);
     const writes: [string, readonly string[]][] = [];
     const fingerprints = new Map<string, number>();
     for (const [chain, rules] of next.chains) {

@@ -115,7 +115,7 @@ export class IptablesBackend {
   }
 
   /**
-   * Rejects with an `AgentError`; see {@link Iptables}. Services that the kernel refuses are left out, told of, and tried again
+   * Rejects with an `AgentError`; see {@link Iptables}. Services that the kernel refuses keep what they had, are told of, and tried again
    * later; only if it is not they that are refused does the sync fail.
    */
   async sync(request: IptablesSyncRequest, signal: AbortSignal): Promise<ApplyResult> {
@@ -131,7 +131,7 @@ export class IptablesBackend {
       } catch (err) {
         const refusals = round > isolationRoundsMax ? [] : await this.#findRefused(err, appliers.at(-1), signal);
         if (refusals.length === 0) throw err;
-        this.#refused.add(refusals);
+        this.#refused.add(refusals, (key) => before?.lastApplied(key));
         current = this.#refused.request({
           ...request,
           isFull: true,
@@ -173,11 +173,13 @@ export class IptablesBackend {
     appliers.push(applier);
     if (state !== undefined) {
       await this.#syncChanges(state, request, applier, signal);
+      state.settle();
       this.#state = state;
       await this.#stale.remove({ nat: [], filter: [] }, signal);
       return applier.result();
     }
-    const made = await this.#syncFull(request, applier, signal);
+    const made = await this.#syncFull(request, applier, present.nat, signal);
+    made.settle();
     this.#state = made;
     // Services are programmed. What is left over is in nobody's way, and is no reason to do it all again.
     await this.#stale.remove(this.#stale.due(await findStale(made, present)), signal);
@@ -196,7 +198,7 @@ export class IptablesBackend {
     });
     if (refusals.length > 0) return refusals;
     const key = serviceOfRefusedLine(err);
-    return key === undefined ? [] : [{ key, error: err }];
+    return key === undefined ? [] : [{ key, error: err, isDispatch: true }];
   }
 
   async #readChains(signal: AbortSignal): Promise<PresentChains> {
@@ -206,7 +208,12 @@ export class IptablesBackend {
     };
   }
 
-  async #syncFull(request: IptablesSyncRequest, applier: Applier, signal: AbortSignal): Promise<RuleState> {
+  async #syncFull(
+    request: IptablesSyncRequest,
+    applier: Applier,
+    present: ReadonlyMap<string, number>,
+    signal: AbortSignal,
+  ): Promise<RuleState> {
     const withEndpointComments = request.endpointCount() <= endpointsWithCommentsMax;
     const { hasClientSets } = this.#sets;
     const state = new RuleState({ ...request.render, withEndpointComments, hasClientSets });
@@ -217,6 +224,11 @@ export class IptablesBackend {
     await applier.flush();
     const pacer = new Pacer();
     for (const key of request.keys) {
+      const last = this.#refused.lastRules(key, present);
+      if (last !== undefined) {
+        state.adopt(key, last);
+        continue;
+      }
       const { writes, addSets } = state.stage(key, state.render(request.describe(key)));
       await this.#sets.createClientSets(addSets, signal);
       await applier.writeService({ key, writes });

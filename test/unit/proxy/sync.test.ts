@@ -242,7 +242,8 @@ describe("a service that the kernel refuses", () => {
     expect(bench.backend.needsFull).toBe(false);
     expect(bench.refused).toEqual(["ns1/bad: the kernel says no"]);
     expect(bench.iptables.dump()).toContain("ns1/s39:p80");
-    expect(bench.iptables.dump()).not.toContain("ns1/bad");
+    // It never had rules that worked: its clients hear so at once.
+    expect(bench.iptables.dump()).toMatch(/ns1\/bad:p80 has no endpoints.*-j REJECT/);
     expect(bench.set?.members?.size).toBe(40);
 
     // Others go on as ever, without a full sync for each of them.
@@ -251,14 +252,14 @@ describe("a service that the kernel refuses", () => {
 
     bench.iptables.refuses = undefined;
     await bench.sync();
-    expect(bench.iptables.dump()).not.toContain("ns1/bad");
+    expect(bench.iptables.dump()).not.toContain("10.244.66.1");
     await bench.clock.advance(30_000);
     await bench.sync();
     expect(bench.iptables.dump()).toContain("ns1/bad:p80");
     expect(bench.iptables.dump()).toBe((await bench.fresh()).dump);
   });
 
-  test("because of a change loses its rules, and gets them back by the next change", async () => {
+  test("because of a change keeps the rules that it had, until a change is taken", async () => {
     const bench = new Bench();
     bench.put("web", "10.96.0.1", ["10.244.1.5"]);
     bench.put("bad", "10.96.1.1", ["10.244.1.6"]);
@@ -267,12 +268,55 @@ describe("a service that the kernel refuses", () => {
     bench.put("bad", "10.96.1.1", ["10.244.66.1"]);
     bench.put("web", "10.96.0.1", ["10.244.1.7"]);
     await bench.sync();
-    expect(bench.iptables.dump()).toContain("10.244.1.7:8080");
-    expect(bench.iptables.dump()).not.toContain("ns1/bad");
+    const keepsWorking = () => {
+      expect(bench.iptables.dump()).toContain("10.244.1.7:8080");
+      expect(bench.iptables.dump()).toContain("10.244.1.6:8080");
+      expect(bench.iptables.dump()).not.toContain("ns1/bad:p80 has no endpoints");
+      expect([...(bench.set?.members ?? [])].sort()).toEqual(["10.96.0.1,tcp:80", "10.96.1.1,tcp:80"]);
+    };
+    keepsWorking();
+    expect(bench.refused).toHaveLength(1);
+    // Neither a full sync nor a retry that is refused again takes them away.
+    await bench.sync(true);
+    keepsWorking();
+    await bench.clock.advance(60_000);
+    await bench.sync();
+    keepsWorking();
+    await bench.clock.advance(200_000);
+    await bench.sync(true);
+    keepsWorking();
     bench.put("bad", "10.96.1.1", ["10.244.1.8"]);
     await bench.sync();
     expect(bench.iptables.dump()).toContain("10.244.1.8:8080");
     expect(bench.refused).toHaveLength(1);
+    expect(bench.iptables.dump()).toBe((await bench.fresh()).dump);
+  });
+
+  test("that is new is refused to its clients", async () => {
+    const bench = new Bench();
+    bench.put("web", "10.96.0.1", ["10.244.1.5"]);
+    await bench.sync();
+    bench.iptables.refuses = refusal;
+    bench.put("bad", "10.96.1.1", ["10.244.66.1"]);
+    await bench.sync();
+    expect(bench.iptables.dump()).toMatch(/ns1\/bad:p80 has no endpoints.*-j REJECT/);
+    expect(bench.lines.filter((line) => line.includes("its clients are refused"))).toHaveLength(1);
+  });
+
+  test("whose last rules somebody flushed refuses its clients", async () => {
+    const bench = new Bench();
+    bench.put("bad", "10.96.1.1", ["10.244.1.6"]);
+    await bench.sync();
+    bench.iptables.refuses = refusal;
+    bench.put("bad", "10.96.1.1", ["10.244.66.1"]);
+    await bench.sync();
+    expect(bench.iptables.dump()).toContain("10.244.1.6:8080");
+    bench.iptables.flushEverything();
+    await bench.sync(true);
+    expect(bench.iptables.dump()).toMatch(/ns1\/bad:p80 has no endpoints.*-j REJECT/);
+    expect(bench.iptables.dump()).not.toContain("10.244.1.6");
+    bench.model.setService("ns1/bad", undefined);
+    await bench.sync();
     expect(bench.iptables.dump()).toBe((await bench.fresh()).dump);
   });
 
