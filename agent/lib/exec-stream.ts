@@ -1,5 +1,7 @@
 import { spawn } from "node:child_process";
 import type { Readable } from "node:stream";
+import { systemClock, type Timer } from "./clock.ts";
+import { killGroup, killWaitMs } from "./exec.ts";
 
 export interface ExecStreamOptions {
   /**
@@ -7,7 +9,7 @@ export interface ExecStreamOptions {
    * not outlast `signal`.
    */
   write(chunk: Buffer): Promise<void>;
-  /** Kills the command; the only thing that limits its time. */
+  /** Kills the command and what it started; the only thing that limits its time. */
   signal: AbortSignal;
 }
 
@@ -21,7 +23,8 @@ export interface ExecStreamResult {
 
 /**
  * Runs `file` with an argument array; there is no shell. Hands its output out as it comes, of any length, at the pace of
- * whoever takes it. How it ended is data; rejects only with what `write` rejected with. The command has ended in any case.
+ * whoever takes it. How it ended is data; rejects only with what `write` rejected with. The command has ended in any case, unless
+ * the kernel makes it wait: then it is left behind {@link killWaitMs} after it was killed.
  */
 export async function execStream(
   file: string,
@@ -29,9 +32,14 @@ export async function execStream(
   { write, signal }: ExecStreamOptions,
 ): Promise<ExecStreamResult> {
   if (signal.aborted) return { code: undefined, failure: "canceled", message: `${file} was canceled` };
-  const child = spawn(file, [...args], { stdio: ["ignore", "pipe", "pipe"] });
+  const child = spawn(file, [...args], { stdio: ["ignore", "pipe", "pipe"], detached: true });
   let spawnError: Error | undefined;
+  let giveUp = () => {};
   const closed = new Promise<{ code: number | null; killedBy: NodeJS.Signals | null }>((resolve) => {
+    giveUp = () => {
+      child.unref();
+      resolve({ code: null, killedBy: "SIGKILL" });
+    };
     child.on("error", (err) => {
       spawnError = err;
       if (child.pid === undefined) resolve({ code: null, killedBy: null });
@@ -40,9 +48,14 @@ export async function execStream(
   });
   // There are none, whatever the types say, if the process was out of file descriptors.
   const outputs = [child.stdout, child.stderr].filter((source: Readable | undefined) => source !== undefined);
+  let killTimer: Timer | undefined;
   const kill = () => {
-    child.kill("SIGKILL");
-    // A child of the child may hold the other ends open.
+    // Afterwards its process ID may be somebody else's.
+    if (child.exitCode === null && child.signalCode === null) {
+      killGroup(child);
+      killTimer ??= systemClock.after(killWaitMs, giveUp);
+    }
+    // What left the group may hold the other ends open.
     for (const source of outputs) source.destroy();
   };
   signal.addEventListener("abort", kill, { once: true });
@@ -63,6 +76,7 @@ export async function execStream(
     }),
   );
   const { code, killedBy } = await closed;
+  killTimer?.cancel();
   await Promise.all(pumps);
   signal.removeEventListener("abort", kill);
   if (writeErrors.length > 0) throw asError(writeErrors[0]);

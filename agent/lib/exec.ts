@@ -8,6 +8,8 @@ export interface ExecOptions {
   signal?: AbortSignal;
   env?: NodeJS.ProcessEnv;
   cwd?: string;
+  /** Takes stdout piece by piece as it comes; none of it is kept then. Must not throw. */
+  onStdout?: (chunk: Buffer) => void;
   /** Bytes of stdout and of stderr kept, each; the rest is read and dropped. Default 1 MiB. */
   outputBytesMax?: number;
   /** `message` says nothing of stderr: what the command complains about may be secret. */
@@ -105,7 +107,7 @@ export async function exec(file: string, args: readonly string[], options: ExecO
       pipesTimer = setTimeout(closePipes, pipesWaitMs);
     });
     child.on("close", (code, sig) => finish({ code, signal: sig }));
-    child.stdout?.on("data", out.add);
+    child.stdout?.on("data", options.onStdout ?? out.add);
     child.stderr?.on("data", err.add);
     // EPIPE: the child closed its input early; how it exits says whether that matters.
     child.stdin?.on("error", () => {});
@@ -143,7 +145,7 @@ export async function exec(file: string, args: readonly string[], options: ExecO
 }
 
 /** Kills a child that leads a process group, with the group. */
-function killGroup(child: ChildProcess): void {
+export function killGroup(child: ChildProcess): void {
   if (child.pid === undefined) return; // it never began
   try {
     process.kill(-child.pid, "SIGKILL");

@@ -1,5 +1,4 @@
-import { spawn } from "node:child_process";
-import { createInterface } from "node:readline";
+import { StringDecoder } from "node:string_decoder";
 import { AgentError } from "../lib/errors.ts";
 import { exec, type ExecOptions, type ExecResult } from "../lib/exec.ts";
 
@@ -72,57 +71,27 @@ export function expectSuccess(result: ExecResult, what: string, explain?: (stder
 }
 
 async function runLines(file: string, args: readonly string[], options: LinesOptions): Promise<ExecResult> {
-  const startedAt = performance.now();
-  let isEnough = false;
-  let stderr = "";
-  let spawnError: Error | undefined;
-  const deadline = AbortSignal.timeout(options.timeoutMs);
-  const signal = options.signal === undefined ? deadline : AbortSignal.any([deadline, options.signal]);
-  const child = spawn(file, [...args], { stdio: ["pipe", "pipe", "pipe"], signal, killSignal: "SIGKILL" });
-  const closed = new Promise<{ code: number | null; killedBy: NodeJS.Signals | null }>((resolve) => {
-    child.on("error", (err) => {
-      spawnError = err;
-      if (child.pid === undefined) resolve({ code: null, killedBy: null });
-    });
-    child.on("close", (code, killedBy) => resolve({ code, killedBy }));
+  const { onLine, signal, ...about } = options;
+  const enough = new AbortController();
+  const decoder = new StringDecoder("utf8");
+  let begun = "";
+  const result = await exec(file, args, {
+    ...about,
+    signal: signal === undefined ? enough.signal : AbortSignal.any([enough.signal, signal]),
+    outputBytesMax: stderrBytesMax,
+    onStdout: (chunk) => {
+      const lines = (begun + decoder.write(chunk)).split("\n");
+      begun = lines.pop() ?? "";
+      for (const line of lines) {
+        if (enough.signal.aborted) return;
+        if (onLine(line) === false) enough.abort();
+      }
+    },
   });
-  child.stderr.on("data", (chunk: Buffer) => {
-    if (stderr.length < stderrBytesMax) stderr += chunk.toString("utf8");
-  });
-  // EPIPE: the command closed its input early; how it exits says whether that matters.
-  child.stdin.on("error", () => {});
-  child.stdin.end(options.stdin);
-  const reader = createInterface({ input: child.stdout, crlfDelay: Number.POSITIVE_INFINITY });
-  reader.on("line", (line) => {
-    if (isEnough || options.onLine(line) !== false) return;
-    isEnough = true;
-    child.kill("SIGKILL");
-  });
-  const end = await closed;
-  reader.close();
-  const failure = isEnough
-    ? undefined
-    : options.signal?.aborted === true
-      ? "canceled"
-      : deadline.aborted
-        ? "timeout"
-        : child.pid === undefined
-          ? "spawn"
-          : end.killedBy !== null
-            ? "signal"
-            : end.code === 0
-              ? undefined
-              : "exit";
-  const how = failure === "exit" ? `exited with ${end.code}` : (failure ?? "succeeded");
-  const firstLine = stderr.trim().split("\n", 1)[0] || spawnError?.message || "";
-  return {
-    code: end.code ?? undefined,
-    signal: end.killedBy ?? undefined,
-    stdout: "",
-    stderr,
-    truncated: false,
-    durationMs: performance.now() - startedAt,
-    ...(failure === undefined ? {} : { failure }),
-    message: `${file} ${how}${firstLine === "" ? "" : `: ${firstLine}`}`,
-  };
+  if (enough.signal.aborted) {
+    const { failure: _, ...rest } = result;
+    return { ...rest, truncated: false, message: `${file} was asked for no more` };
+  }
+  if (begun !== "" && result.failure === undefined) onLine(begun);
+  return { ...result, truncated: false };
 }

@@ -115,6 +115,9 @@ export function describeService(service: Service, family: Family, nodeIPs: reado
   const isLocalLoadBalancer = spec.type === "LoadBalancer" && common.isExternalPolicyLocal;
   const healthCheckNodePort =
     isLocalLoadBalancer && isPort(spec.healthCheckNodePort) ? (spec.healthCheckNodePort ?? 0) : 0;
+  if (isLocalLoadBalancer && healthCheckNodePort === 0 && ports.length > 0) {
+    warn("has no healthCheckNodePort: load balancers cannot tell that a node has none of its endpoints");
+  }
   return { ports, healthCheckNodePort, warnings };
 }
 

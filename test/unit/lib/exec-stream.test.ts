@@ -1,5 +1,6 @@
 import { fileURLToPath } from "node:url";
-import { expect, test } from "vitest";
+import { readFile } from "node:fs/promises";
+import { expect, test, vi } from "vitest";
 import { exec } from "../../../agent/lib/exec.ts";
 import { execStream } from "../../../agent/lib/exec-stream.ts";
 
@@ -65,6 +66,37 @@ test("an abort kills it, even if a child of it holds the pipes open", async () =
   expect(out.text()).toBe("begin\n");
   expect(performance.now() - begunAtMs).toBeLessThan(900);
   expect(await execStream("true", [], { write, signal: stop.signal })).toMatchObject({ failure: "canceled" });
+});
+
+test("an abort ends what the command started, too", async () => {
+  const stop = new AbortController();
+  const out = collector();
+  const write = async (chunk: Buffer) => {
+    await out.write(chunk);
+    stop.abort();
+  };
+  await execStream("sh", ["-c", "sleep 30 & echo $!; wait"], { write, signal: stop.signal });
+  const pid = Number(out.text());
+  const isGone = async () => /^State:\s+Z|^$/m.test(await readFile(`/proc/${pid}/status`, "utf8").catch(() => ""));
+  await expect.poll(isGone, { interval: 5 }).toBe(true);
+});
+
+// What waits in the kernel, as for a dead server, ignores SIGKILL. Here the signal gets lost instead.
+test("a command that cannot be killed is left behind", async () => {
+  const kill = vi.spyOn(process, "kill").mockReturnValue(true);
+  const stop = new AbortController();
+  const out = collector();
+  const write = async (chunk: Buffer) => {
+    await out.write(chunk);
+    stop.abort();
+  };
+  try {
+    const result = await execStream("sh", ["-c", "echo $$; exec sleep 60"], { write, signal: stop.signal });
+    expect(result).toMatchObject({ failure: "canceled" });
+  } finally {
+    kill.mockRestore();
+    process.kill(Number(out.text()), "SIGKILL");
+  }
 });
 
 test("a signal that is not ours", async () => {

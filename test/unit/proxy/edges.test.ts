@@ -1,3 +1,4 @@
+import { readFile } from "node:fs/promises";
 import { describe, expect, test } from "vitest";
 import { createLogger, silentLogger } from "../../../agent/lib/log.ts";
 import { type Commands, createCommands } from "../../../agent/proxy/commands.ts";
@@ -482,10 +483,28 @@ describe("commands", () => {
     expect(
       (await commands.lines("sleep", ["9"], { timeoutMs: 5_000, signal: aborted, onLine: () => {} })).failure,
     ).toBe("canceled");
+    const parts: string[] = [];
+    const script = "printf 'one\\ntw'; sleep 0.05; printf 'o\\n\\303'; sleep 0.05; printf '\\244'";
+    await commands.lines("sh", ["-c", script], { timeoutMs: 5_000, onLine: (line) => void parts.push(line) });
+    expect(parts).toEqual(["one", "two", "ä"]);
     const echoed: string[] = [];
     const cat = { stdin: "one\ntwo\n", timeoutMs: 5_000, onLine: (line: string) => void echoed.push(line) };
     expect((await commands.lines("cat", [], cat)).failure).toBeUndefined();
     expect(echoed).toEqual(["one", "two"]);
     expect(silentLogger.level).toBe("silent");
+  });
+
+  test("are killed with what they started", async () => {
+    const commands = createCommands();
+    let pid = 0;
+    const stop = new AbortController();
+    const onLine = (line: string) => {
+      pid = Number(line);
+      stop.abort();
+    };
+    const script = "sleep 30 & echo $!; wait";
+    await commands.lines("sh", ["-c", script], { timeoutMs: 5_000, signal: stop.signal, onLine });
+    const isGone = async () => /^State:\s+Z|^$/m.test(await readFile(`/proc/${pid}/status`, "utf8").catch(() => ""));
+    await expect.poll(isGone, { interval: 5 }).toBe(true);
   });
 });

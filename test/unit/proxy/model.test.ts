@@ -297,6 +297,15 @@ describe("endpoints", () => {
   });
 });
 
+test("a load balancer that asks nodes has to have a port to ask on", () => {
+  const spec = { type: "LoadBalancer", externalTrafficPolicy: "Local" } as const;
+  const warningsOf = (more: Partial<ServiceSpec>) =>
+    describeService(makeService("web", { ...spec, ...more }), "IPv4", []).warnings;
+  expect(warningsOf({})).toEqual([expect.stringContaining("ns1/web: has no healthCheckNodePort")]);
+  expect(warningsOf({ healthCheckNodePort: 31_000 })).toEqual([]);
+  expect(warningsOf({ externalTrafficPolicy: "Cluster" })).toEqual([]);
+});
+
 test("flows stay with what serves; SCTP's with all that is there", () => {
   const going = { address: "10.0.0.2", conditions: { ready: false, serving: false, terminating: true } };
   const serving = (protocol: "UDP" | "SCTP") => {

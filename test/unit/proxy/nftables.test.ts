@@ -314,13 +314,13 @@ describe("syncs", () => {
   });
 
   test.each([
-    ["the table", (nft: FakeNft): void => void (nft.chains = undefined)],
-    ["a chain's rules", (nft: FakeNft) => nft.chains?.set("services", [])],
-    ["the rules of a service's chain", (nft: FakeNft) => nft.chains?.set(nodePortChain, [])],
-    ["the rules of a shared chain", (nft: FakeNft) => nft.chains?.set("count-1", [])],
-    ["an element", (nft: FakeNft) => nft.sets.get("service-ips")?.elements.clear()],
-    ["all elements", (nft: FakeNft) => nft.sets.forEach(({ elements }) => elements.clear())],
-  ] as const)("notices that somebody took away %s", async (_, damage) => {
+    ["the table", (nft: FakeNft): void => void (nft.chains = undefined), /table was deleted|no such rule/],
+    ["a chain's rules", (nft: FakeNft) => nft.chains?.set("services", []), /\bservices\b/],
+    ["the rules of a service's chain", (nft: FakeNft) => nft.chains?.set(nodePortChain, []), /external-/],
+    ["the rules of a shared chain", (nft: FakeNft) => nft.chains?.set("count-1", []), /count-1/],
+    ["an element", (nft: FakeNft) => nft.sets.get("service-ips")?.elements.clear(), /service-ips/],
+    ["all elements", (nft: FakeNft) => nft.sets.forEach(({ elements }) => elements.clear()), /no element/],
+  ] as const)("notices that somebody took away %s", async (_, damage, told) => {
     for (const isKnown of [false, true]) {
       const setup = new Setup();
       setup.put(makeService("svc1"), makeSlice("svc1", ["10.244.1.5"]));
@@ -328,7 +328,7 @@ describe("syncs", () => {
       await setup.sync();
       if (isKnown) expect(await setup.rules.findDamage(signal)).toBeUndefined();
       damage(setup.nft);
-      expect(await setup.rules.findDamage(signal)).toBeDefined();
+      expect(await setup.rules.findDamage(signal)).toMatch(told);
       await setup.sync(true);
       expect(await setup.rules.findDamage(signal)).toBeUndefined();
     }
