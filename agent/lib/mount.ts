@@ -16,8 +16,12 @@ export interface MountEntry {
   mountPoint: string;
   /** Path of the mount's root inside its file system; differs from "/" for bind mounts. */
   root: string;
+  /** `8:1`: the same for all mounts of one file system. */
+  device: string;
   fsType: string;
   source: string;
+  /** Options of the file system, the same wherever it is mounted. */
+  options: readonly string[];
   /** True if mounts made beneath it reach its peers (`shared:` in the optional fields). */
   isShared: boolean;
 }
@@ -38,15 +42,23 @@ export function parseMountinfo(text: string, under?: string): MountEntry[] {
   const entries: MountEntry[] = [];
   for (const line of text.split("\n")) {
     const fields = line.split(" ");
-    const [, , , root, escapedPoint] = fields;
-    if (root === undefined || escapedPoint === undefined) continue;
+    const [, , device, root, escapedPoint] = fields;
+    if (device === undefined || root === undefined || escapedPoint === undefined) continue;
     const mountPoint = unescapeOctal(escapedPoint);
     if (under !== undefined && !isAtOrBeneath(mountPoint, under)) continue;
     const separator = fields.indexOf("-", 6);
-    const [fsType, source] = fields.slice(separator + 1);
+    const [fsType, source, options = ""] = fields.slice(separator + 1);
     if (separator === -1 || fsType === undefined || source === undefined) continue;
     const isShared = fields.slice(6, separator).some((field) => field.startsWith("shared:"));
-    entries.push({ mountPoint, root: unescapeOctal(root), fsType, source: unescapeOctal(source), isShared });
+    entries.push({
+      mountPoint,
+      root: unescapeOctal(root),
+      device,
+      fsType,
+      source: unescapeOctal(source),
+      options: options.split(","),
+      isShared,
+    });
   }
   return entries;
 }

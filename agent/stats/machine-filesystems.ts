@@ -1,3 +1,4 @@
+import { parseMountinfo } from "../lib/mount.ts";
 import type { DeviceFilesystem } from "./cadvisor-rows.ts";
 import { parseDiskstats } from "./parse.ts";
 import type { FileReader } from "./read.ts";
@@ -10,21 +11,13 @@ import type { RemoteFilesystems } from "./remote-filesystem.ts";
  */
 export function blockDeviceMounts(mountinfo: string): Map<string, string> {
   const mounts = new Map<string, string>();
-  for (const line of mountinfo.split("\n")) {
-    const [before = "", after = ""] = line.split(" - ");
-    const [, , number = "", , mountPoint = ""] = before.split(" ");
-    const [type = "", device = ""] = after.split(" ");
-    if (!device.startsWith("/dev/") || type.startsWith("fuse")) continue;
-    if (number.startsWith("0:") && type !== "btrfs") continue;
-    const known = mounts.get(device);
-    if (known === undefined || mountPoint.length < known.length) mounts.set(device, unescaped(mountPoint));
+  for (const { device: number, mountPoint, fsType, source } of parseMountinfo(mountinfo)) {
+    if (!source.startsWith("/dev/") || fsType.startsWith("fuse")) continue;
+    if (number.startsWith("0:") && fsType !== "btrfs") continue;
+    const known = mounts.get(source);
+    if (known === undefined || mountPoint.length < known.length) mounts.set(source, mountPoint);
   }
   return mounts;
-}
-
-/** Mount points have blanks and the like as octal numbers. */
-function unescaped(path: string): string {
-  return path.replaceAll(/\\([0-7]{3})/g, (_all, octal: string) => String.fromCharCode(Number.parseInt(octal, 8)));
 }
 
 /**

@@ -312,8 +312,24 @@ describe("parseMountinfo", () => {
     ]));
   test("only at a directory and beneath it", () => {
     expect(parseMountinfo(text, "/pods/a")).toEqual([
-      { mountPoint: "/pods/a/vol ume", root: "/", fsType: "tmpfs", source: "tmpfs", isShared: true },
-      { mountPoint: "/pods/a", root: "/src", fsType: "ext4", source: "/dev/vda", isShared: false },
+      {
+        mountPoint: "/pods/a/vol ume",
+        root: "/",
+        device: "0:50",
+        fsType: "tmpfs",
+        source: "tmpfs",
+        options: ["rw", "size=1k"],
+        isShared: true,
+      },
+      {
+        mountPoint: "/pods/a",
+        root: "/src",
+        device: "254:0",
+        fsType: "ext4",
+        source: "/dev/vda",
+        options: ["rw"],
+        isShared: false,
+      },
     ]);
   });
 });
