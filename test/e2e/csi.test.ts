@@ -150,6 +150,14 @@ describe.skipIf(!inject("isLocal"))("a CSI volume", () => {
     await env.cluster.deletePod("stuck");
     await env.cluster.deletePod("free", 0);
     await env.cluster.waitForPodGone("free");
+    // The driver may have the volume by now: its pod stays until that is known, and nothing is taken away meanwhile.
+    const stuck = await env.cluster.waitForPod("stuck", "is being deleted", ({ metadata }) => {
+      return metadata.deletionTimestamp !== undefined;
+    });
+    expect(stuck.status?.phase).toBe("Pending");
+    const unpublished = (await driver.calls("NodeUnpublishVolume")).map(({ request }) => request["volume_id"]);
+    expect(unpublished).not.toContain("handle-stuck");
+    expect((await left()).length).toBeGreaterThan(0);
     await driver.heal();
     await env.cluster.waitForPodGone("stuck");
     await nothingIsLeft();
