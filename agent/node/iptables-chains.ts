@@ -4,6 +4,7 @@ import { hasCode, messageOf } from "../lib/errors.ts";
 import type { Logger } from "../lib/log.ts";
 import { ignoreAbort } from "../lib/loop.ts";
 import type { Family } from "../proxy/ip.ts";
+import { martianComment, martianRule } from "../proxy/iptables/fixed.ts";
 import type { ChainsByTable, Iptables } from "../proxy/iptables/port.ts";
 import { type AnyTable, RestoreText } from "../proxy/iptables/text.ts";
 
@@ -24,9 +25,6 @@ const chainsOfAll: ChainsByTable = { mangle: [hintChain, canaryChain], nat: [can
 /** Where packets meet the firewall chain, first of all. */
 const entrances = ["INPUT", "OUTPUT"] as const;
 const jump = `-j ${firewallChain}`;
-// Node ports on loopback need route_localnet, which lets neighbours send to 127.0.0.0/8. IPv6 has no such setting.
-const martianComment = "block incoming localnet connections";
-const martianRule = `-m comment --comment "${martianComment}" -d 127.0.0.0/8 ! -s 127.0.0.0/8 -m conntrack ! --ctstate RELATED,ESTABLISHED,DNAT -j DROP`;
 
 /** What must be there, by family. */
 function wantedChains(family: Family): ChainsByTable {

@@ -49,6 +49,11 @@ export const ownChains: Readonly<Record<Table, readonly string[]>> = {
   filter: ["KUBE-SERVICES", "KUBE-EXTERNAL-SERVICES", "KUBE-NODEPORTS", "KUBE-FORWARD", "KUBE-PROXY-FIREWALL"],
 };
 
+/** By which others know the rule, too. */
+export const martianComment = "block incoming localnet connections";
+/** Node ports on loopback need route_localnet, which lets neighbours send to 127.0.0.0/8. IPv6 has no such setting. */
+export const martianRule = `-m comment --comment "${martianComment}" -d 127.0.0.0/8 ! -s 127.0.0.0/8 -m conntrack ! --ctstate RELATED,ESTABLISHED,DNAT -j DROP`;
+
 /** Tells a flush of the tables by somebody else: it takes this chain's only rule away. */
 export const canaryChain = "KUBE-PROXY-CANARY";
 export const canaryTables = ["mangle", "nat", "filter"] as const;
@@ -110,9 +115,7 @@ export function renderBase(context: FixedContext): Record<Table, Map<string, rea
     ],
   ]);
   if (context.family === "IPv4" && context.hasLocalhostNodePorts) {
-    filter.set("KUBE-FIREWALL", [
-      '-m comment --comment "block incoming localnet connections" -d 127.0.0.0/8 ! -s 127.0.0.0/8 -m conntrack ! --ctstate RELATED,ESTABLISHED,DNAT -j DROP',
-    ]);
+    filter.set("KUBE-FIREWALL", [martianRule]);
   }
   return { nat, filter };
 }

@@ -92,6 +92,19 @@ test("a flush by somebody else is mended within a minute, and told", async () =>
   expect(lines.filter((line) => line.includes("are back"))).toHaveLength(2);
 });
 
+test("without a whole listing nothing is added", async () => {
+  await start();
+  const want = tables.IPv4.dump();
+  const texts = tables.IPv4.texts.length;
+  tables.IPv4.listMany = async () => {
+    throw new AgentError("Unavailable", "list chains: printed other chains");
+  };
+  await aMinute();
+  await aMinute();
+  expect(tables.IPv4.dump()).toBe(want);
+  expect(tables.IPv4.texts).toHaveLength(texts);
+});
+
 test("a machine without iptables is told of once, and tried again", async () => {
   openError = new AgentError("Unavailable", "no iptables here");
   await start();
