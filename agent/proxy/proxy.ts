@@ -15,7 +15,7 @@ import { HealthCheckPorts, type ServeHealthChecks } from "./health-check-ports.t
 import { judgeProxyHealth } from "./health.ts";
 import { cleanupIptables } from "./iptables/cleanup.ts";
 import { createIptablesBackend } from "./iptables/backend.ts";
-import { whyNoIpset } from "./iptables/exec.ts";
+import { whyNoIpset } from "./iptables/ipset.ts";
 import { decideFlavour, observeFlavours } from "./iptables/flavour.ts";
 import { type Family, parseIP } from "./ip.ts";
 import { createNftablesBackend, expectNftables } from "./nftables/backend.ts";

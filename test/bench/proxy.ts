@@ -10,7 +10,8 @@
 import { readFileSync } from "node:fs";
 import { monitorEventLoopDelay } from "node:perf_hooks";
 import { createCommands } from "../../agent/proxy/commands.ts";
-import { createIptables, createServiceSet } from "../../agent/proxy/iptables/exec.ts";
+import { createIptables } from "../../agent/proxy/iptables/exec.ts";
+import { createServiceSet } from "../../agent/proxy/iptables/ipset.ts";
 import { serviceSetName } from "../../agent/proxy/iptables/fixed.ts";
 import type { Iptables } from "../../agent/proxy/iptables/port.ts";
 import { IptablesBackend } from "../../agent/proxy/iptables/sync.ts";

@@ -1,8 +1,9 @@
 import type { Logger } from "../../lib/log.ts";
 import { type Commands, expectSuccess } from "../commands.ts";
 import type { Family } from "../ip.ts";
-import { commandNames, createClientSets, createIptables, createServiceSet, type Flavour, whyNoIpset } from "./exec.ts";
+import { commandNames, createIptables, type Flavour } from "./exec.ts";
 import { canaryChain, canaryTables, jumps, ownChains, serviceSetName } from "./fixed.ts";
+import { createClientSets, createServiceSet, whyNoIpset } from "./ipset.ts";
 import { isJump, isServiceChain } from "./own.ts";
 import { deleteChains } from "./stale.ts";
 import { RestoreText } from "./text.ts";
