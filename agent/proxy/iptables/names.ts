@@ -1,8 +1,6 @@
-import { hash } from "node:crypto";
+import { base32Hash } from "../hash.ts";
 import type { Protocol } from "../service.ts";
 
-// RFC 4648 base32, without padding.
-const base32Alphabet = "ABCDEFGHIJKLMNOPQRSTUVWXYZ234567";
 const suffixLength = 16;
 
 /** The kernel's limit: XT_EXTENSION_MAXNAMELEN less the final NUL. */
@@ -26,17 +24,5 @@ export function endpointChain(servicePortName: string, protocol: Protocol, addre
 
 /** First 16 characters of the base32 form of the SHA-256 of `text`: 80 bits. */
 export function hashSuffix(text: string): string {
-  const digest = hash("sha256", text, "buffer");
-  let out = "";
-  let buffered = 0;
-  let bits = 0;
-  for (let i = 0; out.length < suffixLength; i++) {
-    buffered = ((buffered << 8) | (digest[i] ?? 0)) & 0xfff;
-    bits += 8;
-    while (bits >= 5 && out.length < suffixLength) {
-      bits -= 5;
-      out += base32Alphabet[(buffered >> bits) & 31] ?? "";
-    }
-  }
-  return out;
+  return base32Hash(text, suffixLength);
 }

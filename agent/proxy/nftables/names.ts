@@ -1,4 +1,4 @@
-import { hash } from "node:crypto";
+import { base32Hash } from "../hash.ts";
 import type { ServicePort } from "../model.ts";
 
 // kube-proxy's names: the chains and sets that belong to one service port or endpoint are recognised by the slash in them.
@@ -7,8 +7,6 @@ import type { ServicePort } from "../model.ts";
 const baseLengthMax = 240;
 const cutMark = "...";
 const hashLength = 8;
-// RFC 4648 base32.
-const base32Alphabet = "ABCDEFGHIJKLMNOPQRSTUVWXYZ234567";
 
 /** The part that the names of all chains of a service port share, `ULMVA6XW-ns1/svc1/tcp/p80`. */
 export function portBase(
@@ -34,13 +32,6 @@ export function isServiceObject(name: string): boolean {
 }
 
 function hashed(text: string): string {
-  const digest = hash("sha256", text, "buffer");
-  let bits = "";
-  for (const byte of digest.subarray(0, hashLength)) bits += byte.toString(2).padStart(8, "0");
-  let name = "";
-  for (let at = 0; at < hashLength; at += 1) {
-    name += base32Alphabet[Number.parseInt(bits.slice(at * 5, at * 5 + 5), 2)] ?? "";
-  }
-  name += `-${text}`;
+  const name = `${base32Hash(text, hashLength)}-${text}`;
   return name.length <= baseLengthMax ? name : name.slice(0, baseLengthMax - cutMark.length) + cutMark;
 }
