@@ -1,8 +1,9 @@
-import type { CSIPersistentVolumeSource, PersistentVolume } from "../kube/types.ts";
+import type { CSIPersistentVolumeSource, PersistentVolume, Volume } from "../kube/types.ts";
 import { AgentError } from "../lib/errors.ts";
+import type { BoundClaim } from "./kind.ts";
 
 /**
- * Kinds of volumes that were once part of Kubernetes and are CSI drivers now. PersistentVolumes of the common ones are
+ * Kinds of volumes that were once part of Kubernetes and are CSI drivers now. Those of the common kinds are
  * given to the driver as Kubernetes' own translation does, so that all parts of a cluster mean the same volume.
  */
 
@@ -20,29 +21,49 @@ export const csiDriverOfField: Readonly<Record<string, string>> = {
 type Source = Readonly<Record<string, unknown>>;
 type Translation = (source: Source, volume: PersistentVolume) => Omit<CSIPersistentVolumeSource, "driver">;
 
-const translations: Readonly<Record<string, Translation>> = {
-  gcePersistentDisk: (source, volume) => ({
-    ...common(source),
-    volumeHandle: gceHandle(textOf(source, "pdName"), volume),
-    volumeAttributes: { partition: partitionOf(source) },
-  }),
-  awsElasticBlockStore: (source) => ({
-    ...common(source),
-    volumeHandle: ebsHandle(textOf(source, "volumeID")),
-    volumeAttributes: { partition: partitionOf(source) },
-  }),
-  cinder: (source) => ({ ...common(source), volumeHandle: textOf(source, "volumeID"), volumeAttributes: {} }),
-  azureDisk: (source) => {
-    const [caching, fsType] = [textOf(source, "cachingMode"), textOf(source, "fsType")];
-    return {
+const translations: Readonly<Record<string, { plugin: string; diskField: string; translate: Translation }>> = {
+  gcePersistentDisk: {
+    plugin: "kubernetes.io/gce-pd",
+    diskField: "pdName",
+    translate: (source, volume) => ({
       ...common(source),
-      volumeHandle: textOf(source, "diskURI"),
-      volumeAttributes: {
-        kind: textOf(source, "kind") || "Managed",
-        ...(caching === "" ? {} : { cachingmode: caching }),
-        ...(fsType === "" ? {} : { fstype: fsType }),
-      },
-    };
+      volumeHandle: gceHandle(textOf(source, "pdName"), volume),
+      volumeAttributes: { partition: partitionOf(source) },
+    }),
+  },
+  awsElasticBlockStore: {
+    plugin: "kubernetes.io/aws-ebs",
+    diskField: "volumeID",
+    translate: (source) => ({
+      ...common(source),
+      volumeHandle: ebsHandle(textOf(source, "volumeID")),
+      volumeAttributes: { partition: partitionOf(source) },
+    }),
+  },
+  cinder: {
+    plugin: "kubernetes.io/cinder",
+    diskField: "volumeID",
+    translate: (source) => ({
+      ...common(source),
+      volumeHandle: textOf(source, "volumeID"),
+      volumeAttributes: {},
+    }),
+  },
+  azureDisk: {
+    plugin: "kubernetes.io/azure-disk",
+    diskField: "diskName",
+    translate: (source) => {
+      const [caching, fsType] = [textOf(source, "cachingMode"), textOf(source, "fsType")];
+      return {
+        ...common(source),
+        volumeHandle: textOf(source, "diskURI"),
+        volumeAttributes: {
+          kind: textOf(source, "kind") || "Managed",
+          ...(caching === "" ? {} : { cachingmode: caching }),
+          ...(fsType === "" ? {} : { fstype: fsType }),
+        },
+      };
+    },
   },
 };
 
@@ -51,7 +72,7 @@ const singleNodeFields = new Set(["gcePersistentDisk", "awsElasticBlockStore", "
 
 /** A PersistentVolume of an old kind as its CSI driver's; others as they are. Pure. Throws Invalid for a malformed one. */
 export function toCSI(volume: PersistentVolume): PersistentVolume {
-  for (const [field, translate] of Object.entries(translations)) {
+  for (const [field, { translate }] of Object.entries(translations)) {
     const source = volume.spec[field];
     if (!isSource(source)) continue;
     const csi = { driver: csiDriverOfField[field] ?? "", ...translate(source, volume) };
@@ -61,6 +82,32 @@ export function toCSI(volume: PersistentVolume): PersistentVolume {
     return { ...volume, spec };
   }
   return volume;
+}
+
+/** Plugins' names of the kinds that are translated, sorted: others of the cluster may count on their drivers here. */
+export const migratedPlugins: readonly string[] = Object.values(translations)
+  .map(({ plugin }) => plugin)
+  .toSorted();
+
+/**
+ * A pod's volume that is written in the pod as one of an old kind, as a PersistentVolume of its CSI driver, bound to a claim that
+ * is nobody's. Pure. @returns undefined for other volumes. Throws Invalid for a malformed one.
+ */
+export function inlineToCSI(volume: Volume): BoundClaim | undefined {
+  for (const [field, { diskField }] of Object.entries(translations)) {
+    const source = volume[field];
+    if (!isSource(source)) continue;
+    const id = textOf(source, diskField);
+    // A directory's name to us.
+    const disk = id.slice(id.lastIndexOf("/") + 1);
+    if (!/^[^.]/.test(disk)) throw new AgentError("Invalid", `${field} names no disk by its ${diskField} "${id}"`);
+    const isReadOnly = source["readOnly"] === true;
+    const name = `${csiDriverOfField[field]}-${disk}`;
+    const accessModes = [isReadOnly && field === "gcePersistentDisk" ? "ReadOnlyMany" : "ReadWriteOnce"];
+    const spec: PersistentVolume["spec"] = { accessModes, volumeMode: "Filesystem", [field]: source };
+    return { claim: { metadata: { name } }, volume: toCSI({ metadata: { name }, spec }), isReadOnly };
+  }
+  return undefined;
 }
 
 function common(source: Source): Pick<CSIPersistentVolumeSource, "fsType" | "readOnly"> {

@@ -9,6 +9,7 @@ import { namesIn } from "../lib/names-in.ts";
 import { awaiting } from "./awaits.ts";
 import { hasPublishedContent } from "./atomic-writer.ts";
 import { describeFailure, podFields, type VolumeFailure } from "./failures.ts";
+import { inlineToCSI } from "./in-tree.ts";
 import type { PersistentVolumeUsers } from "./in-use.ts";
 import type { BoundClaim, VolumeContext, VolumeDeps, VolumeKind } from "./kind.ts";
 import type { KindTable } from "./kinds.ts";
@@ -140,16 +141,19 @@ async function resolve(
   signal: AbortSignal,
 ): Promise<Resolved> {
   const isBlock = isUsedAsBlock(pod, volume.name);
+  const ofPersistent = (bound: BoundClaim): Resolved => {
+    return { kind: kinds.kindOfPersistent(bound.volume), specName: bound.volume.metadata.name, bound, isBlock };
+  };
   if (volume.persistentVolumeClaim === undefined && volume.ephemeral === undefined) {
-    const kind = kinds.kindOf(volume);
     if (isBlock) throw new AgentError("Invalid", `volume "${volume.name}" is no claim, volumeDevices cannot have it`);
-    return { kind, specName: volume.name, bound: undefined, isBlock };
+    const inline = inlineToCSI(volume);
+    if (inline !== undefined) return ofPersistent(inline);
+    return { kind: kinds.kindOf(volume), specName: volume.name, bound: undefined, isBlock };
   }
   if (claims === undefined) {
     throw new AgentError("Invalid", "a PersistentVolumeClaim needs an API server, and this node has none");
   }
-  const bound = await claims.resolve(pod, volume, signal);
-  return { kind: kinds.kindOfPersistent(bound.volume), specName: bound.volume.metadata.name, bound, isBlock };
+  return ofPersistent(await claims.resolve(pod, volume, signal));
 }
 
 /** Checks that this pod may use the PersistentVolume here, and notes that it does. @returns the other pods that do */

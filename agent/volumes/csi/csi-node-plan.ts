@@ -1,4 +1,5 @@
 import type { CSINode, Node } from "../../kube/types.ts";
+import { migratedPlugins } from "../in-tree.ts";
 import type { NodeInfo } from "./port.ts";
 
 /** What the cluster is to know: driver → what it said of the node, undefined for one that is gone. Others are left as they are. */
@@ -7,16 +8,9 @@ export type WantedDrivers = ReadonlyMap<string, NodeInfo | undefined>;
 export const nodeIDAnnotation = "csi.volume.kubernetes.io/nodeid";
 export const migratedPluginsAnnotation = "storage.alpha.kubernetes.io/migrated-plugins";
 
-// Kinds of volumes that were built in once. The controller manager attaches them through their CSI drivers where a node says so.
-const migratedPlugins = [
-  "kubernetes.io/aws-ebs",
-  "kubernetes.io/azure-disk",
-  "kubernetes.io/azure-file",
-  "kubernetes.io/cinder",
-  "kubernetes.io/gce-pd",
-  "kubernetes.io/portworx-volume",
-  "kubernetes.io/vsphere-volume",
-].join(",");
+// Kinds of volumes that were built in once. The controller manager attaches them through their CSI drivers where a node says so:
+// of those alone that the node mounts through them, too.
+const migrated = migratedPlugins.join(",");
 
 // `allocatable.count` is a 32-bit integer.
 const countMax = 2 ** 31 - 1;
@@ -78,7 +72,7 @@ export function newCSINode(node: Node, wanted: WantedDrivers): CSINode {
     kind: "CSINode",
     metadata: {
       name,
-      annotations: { [migratedPluginsAnnotation]: migratedPlugins },
+      annotations: { [migratedPluginsAnnotation]: migrated },
       ownerReferences: [{ apiVersion: "v1", kind: "Node", name, uid }],
     },
     spec: { drivers: mergedDrivers([], wanted) },
@@ -98,9 +92,9 @@ export function isForeign(csiNode: CSINode, node: Node): boolean {
 export function csiNodeUpdates(csiNode: CSINode, wanted: WantedDrivers): CSINode[] {
   const before: CSINodeDriver[] = csiNode.spec.drivers ?? [];
   const after = mergedDrivers(before, wanted);
-  const annotations = { ...csiNode.metadata.annotations, [migratedPluginsAnnotation]: migratedPlugins };
+  const annotations = { ...csiNode.metadata.annotations, [migratedPluginsAnnotation]: migrated };
   const metadata = { ...csiNode.metadata, annotations };
-  const isAnnotated = csiNode.metadata.annotations?.[migratedPluginsAnnotation] === migratedPlugins;
+  const isAnnotated = csiNode.metadata.annotations?.[migratedPluginsAnnotation] === migrated;
   if (isAnnotated && isEqual(before, after)) return [];
   const withDrivers = (drivers: CSINodeDriver[]): CSINode => ({ ...csiNode, metadata, spec: { drivers } });
   const replaced = new Set(

@@ -194,6 +194,49 @@ describe("a claim", () => {
   });
 });
 
+test.each([
+  {
+    source: { awsElasticBlockStore: { volumeID: "aws://eu-west-1a/vol-01", fsType: "xfs" } },
+    name: "ebs.csi.aws.com-vol-01",
+    csi: { driver: "ebs.csi.aws.com", volumeHandle: "vol-01", fsType: "xfs" },
+    accessModes: ["ReadWriteOnce"],
+  },
+  {
+    source: { gcePersistentDisk: { pdName: "d", readOnly: true } },
+    name: "pd.csi.storage.gke.io-d",
+    csi: { driver: "pd.csi.storage.gke.io", readOnly: true },
+    accessModes: ["ReadOnlyMany"],
+  },
+  {
+    source: { azureDisk: { diskName: "d", diskURI: "/subscriptions/d" } },
+    name: "disk.csi.azure.com-d",
+    csi: { driver: "disk.csi.azure.com", volumeHandle: "/subscriptions/d" },
+    accessModes: ["ReadWriteOnce"],
+  },
+])(
+  "a disk of an old kind that a pod names itself is its CSI driver's: $name",
+  async ({ source, name, csi, accessModes }) => {
+    const pod = podOf("a", { name: "v", ...source });
+    await manager.setUp(pod, never);
+    expect(contexts[0]).toMatchObject({
+      specName: name,
+      bound: { volume: { metadata: { name }, spec: { csi, accessModes } } },
+    });
+    await manager.tearDown("a");
+  },
+);
+
+test.each([
+  [{ awsElasticBlockStore: { volumeID: "../evil" } }, "is not the ID of an EBS volume"],
+  [{ cinder: { volumeID: "a/.." } }, 'cinder names no disk by its volumeID "a/.."'],
+  [{ cinder: {} }, 'cinder names no disk by its volumeID ""'],
+])("one that names no disk is refused: %o", async (source, why) => {
+  expect(await eventsOf(podOf("a", { name: "v", ...source }))).toMatchObject([
+    { message: expect.stringContaining(why) },
+  ]);
+  expect(contexts).toEqual([]);
+});
+
 describe("a block device", () => {
   const device = (uid: string): Pod =>
     makePod(

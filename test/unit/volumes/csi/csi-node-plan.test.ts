@@ -35,7 +35,7 @@ describe("the CSINode of a new node", () => {
         name: "n1",
         annotations: {
           "storage.alpha.kubernetes.io/migrated-plugins":
-            "kubernetes.io/aws-ebs,kubernetes.io/azure-disk,kubernetes.io/azure-file,kubernetes.io/cinder,kubernetes.io/gce-pd,kubernetes.io/portworx-volume,kubernetes.io/vsphere-volume",
+            "kubernetes.io/aws-ebs,kubernetes.io/azure-disk,kubernetes.io/cinder,kubernetes.io/gce-pd",
         },
         ownerReferences: [{ apiVersion: "v1", kind: "Node", name: "n1", uid: "u1" }],
       },
