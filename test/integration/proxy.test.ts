@@ -88,7 +88,7 @@ for (const flavour of ["nft", "legacy"] as const) {
       expect(await rulesOf(net, flavour)).not.toContain("ns1/old");
     });
 
-    test("cleanup leaves exactly what was there before", async () => {
+    test("cleanup leaves exactly what was there before, and the guard of loopback", async () => {
       await publish(
         { net, running },
         "web",
@@ -98,7 +98,9 @@ for (const flavour of ["nft", "legacy"] as const) {
       await running.stop();
       expect(await rulesOf(net, flavour)).toContain("KUBE-SEP-");
       expect(await cleanup({ log: silentLogger, commands: net.commands }, new AbortController().signal)).toEqual([]);
-      expect(await rulesOf(net, flavour)).toBe(before);
+      const after = (await rulesOf(net, flavour)).split("\n");
+      expect(after.filter((line) => !line.includes("KUBE-FIREWALL")).join("\n")).toBe(before);
+      expect(after.filter((line) => line.includes("block incoming localnet connections"))).toHaveLength(1);
       expect(await net.onNode("ipset", ["list", "-name"])).toBe("");
       running = new RunningProxy(net, { iptablesFlavour: flavour }).markSynced();
       await running.settled();
