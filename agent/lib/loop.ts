@@ -19,6 +19,11 @@ export interface LoopOptions {
   resyncMs: number;
   /** Shortest time between the ends of one pass and the start of the next, in ms. Merges bursts. */
   minIntervalMs?: number;
+  /**
+   * Passes that may follow each other without that rest after quiet; each rest gives one of them back, so that the average
+   * stays. Default 1: every pass is followed by the rest.
+   */
+  burst?: number;
 }
 
 /**
@@ -42,12 +47,15 @@ export class Loop {
 
   /** Runs passes until `signal` aborts; resolves when the last pass has ended. */
   async run(signal: AbortSignal): Promise<void> {
-    const { pass, onError, retryMs, failureFloorMs, resyncMs, minIntervalMs = 0, clock } = this.#options;
+    const { pass, onError, retryMs, failureFloorMs, resyncMs, minIntervalMs = 0, burst = 1, clock } = this.#options;
     let failures = 0;
+    let left = burst;
+    let countedAtMs = clock.monotonic();
     while (!signal.aborted) {
       this.#dirty = false; // before the pass: a change during it asks for another
       let restMs: number;
-      let floorMs = minIntervalMs;
+      left = Math.min(burst, left + (clock.monotonic() - countedAtMs) / Math.max(1, minIntervalMs)) - 1;
+      let floorMs = 0;
       try {
         restMs = (await pass(signal)) ?? resyncMs;
         failures = 0;
@@ -58,6 +66,8 @@ export class Loop {
         restMs = retryMs(failures);
         floorMs = Math.max(floorMs, failureFloorMs?.(failures) ?? 0);
       }
+      countedAtMs = clock.monotonic();
+      floorMs = Math.max(floorMs, left < 1 ? (1 - left) * minIntervalMs : 0);
       if (floorMs > 0) await clock.sleep(floorMs, signal).catch(ignoreAbort);
       if (!this.#dirty && !signal.aborted) await this.#sleep(restMs - floorMs, signal);
     }

@@ -93,6 +93,9 @@ const failureFloorMaxMs = 10_000;
 const flowRetryMaxMs = 60_000;
 // Warnings about one service that are worth a line each; the rest is counted.
 const warningsPerServiceMax = 3;
+// A new Service with its endpoints is a handful of changes within a second. Until it is programmed its address leads nowhere, and who
+// asks too early hangs. Syncs of changes are cheap; storms still get one per minSyncPeriod.
+export const syncBurst = 10;
 const zoneLabel = "topology.kubernetes.io/zone";
 
 /**
@@ -145,6 +148,7 @@ export class FamilyProxy {
       failureFloorMs: (failures) => backoffMs(failures, { baseMs: retryBaseMs, maxMs: failureFloorMaxMs }),
       resyncMs: options.syncPeriodMs,
       minIntervalMs: options.minSyncPeriodMs,
+      burst: syncBurst,
     });
     this.#watch = new RuleWatch({
       clock,

@@ -45,3 +45,41 @@ test("after failures, no wake ends the rest before its floor", async () => {
   await done;
   expect(clock.waiting).toBe(0);
 });
+
+test("after quiet, as many passes as the burst follow at once; then the rest gives them back one by one", async () => {
+  const clock = new FakeClock();
+  const beginMs = clock.now();
+  const passes: number[] = [];
+  const loop = new Loop({
+    clock,
+    pass: async () => {
+      passes.push(clock.now() - beginMs);
+      return undefined;
+    },
+    onError: () => {},
+    retryMs: () => 1_000,
+    resyncMs: 600_000,
+    minIntervalMs: 1_000,
+    burst: 3,
+  });
+  const stop = new AbortController();
+  const done = loop.run(stop.signal);
+  const storm = async (wakes: number) => {
+    for (let n = 0; n < wakes; n += 1) {
+      loop.wake();
+      await settle();
+      await clock.advance(10);
+    }
+  };
+  await settle();
+  await storm(300);
+  expect(passes.filter((atMs) => atMs < 500)).toHaveLength(3);
+  expect(passes.slice(3)).toEqual([1_000, 2_000, 3_000]);
+  await clock.advance(10_000);
+  const before = passes.length;
+  await storm(10);
+  expect(passes).toHaveLength(before + 3);
+  stop.abort();
+  await done;
+  expect(clock.waiting).toBe(0);
+});

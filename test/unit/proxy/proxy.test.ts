@@ -2,7 +2,7 @@ import { afterEach, beforeEach, describe, expect, test } from "vitest";
 import type { EndpointSlice, Node, Service } from "../../../agent/kube/types.ts";
 import { AgentError } from "../../../agent/lib/errors.ts";
 import { createLogger } from "../../../agent/lib/log.ts";
-import type { SyncEvent } from "../../../agent/proxy/family.ts";
+import { syncBurst, type SyncEvent } from "../../../agent/proxy/family.ts";
 import { hostIPs } from "../../../agent/node/addresses.ts";
 import { type ProxyOptions, proxyOptionsDefault } from "../../../agent/proxy/options.ts";
 import { cleanup, createProxy, type Proxy } from "../../../agent/proxy/proxy.ts";
@@ -197,10 +197,12 @@ describe("changes", () => {
     await clock.advance(options.minSyncPeriodMs);
   });
 
-  test("after quiet are applied at once, a storm together after the minimum period", async () => {
-    endpointSlices.put(makeSlice("web", ["10.244.1.6"]));
-    await quiet();
-    expect(rules()).toContain("10.244.1.6:8080");
+  test("after quiet are applied at once, a handful of them too, a storm together after the minimum period", async () => {
+    for (let n = 0; n <= syncBurst; n++) {
+      endpointSlices.put(makeSlice("web", [n % 2 === 0 ? "10.244.1.6" : "10.244.1.5"]));
+      await quiet();
+      if (n < syncBurst - 1) expect(rules()).toContain(n % 2 === 0 ? "10.244.1.6:8080" : "10.244.1.5:8080");
+    }
     const before = restores();
     for (let n = 7; n < 30; n++) endpointSlices.put(makeSlice("web", [`10.244.1.${n}`]));
     await quiet();
