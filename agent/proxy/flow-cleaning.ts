@@ -24,6 +24,9 @@ interface FlowCleaningDeps {
 // A look reads all flows of the machine: after one that failed, also a sync waits this long. Doubles up to the maximum.
 const retryBaseMs = 5_000;
 
+// Failures name the endpoint: of so many different ones, each is told again.
+const toldMax = 100;
+
 /**
  * Removes stale flows after syncs, beside them: a table of a million flows takes seconds to look through, for which no change of a
  * service should wait. What a sync renders is staged; it counts once that sync is in the kernel.
@@ -47,6 +50,7 @@ export class FlowCleaning {
       onError: (err) => {
         const text = messageOf(err);
         log[this.#told.has(text) ? "debug" : "warn"]({ err: text }, "stale flows could not be removed; trying again");
+        if (this.#told.size >= toldMax) this.#told.clear();
         this.#told.add(text);
       },
       retryMs: rest,
