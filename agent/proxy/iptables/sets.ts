@@ -51,32 +51,39 @@ export class Sets {
 
   /** Makes the set of services' addresses anew. Without it the tree alone decides; then it is tried again by a later call. */
   async fill(members: Iterable<string>, signal: AbortSignal): Promise<void> {
-    const { set, clock, log } = this.#deps;
+    const { set, clock } = this.#deps;
     this.#isUsed = false;
     if (set === undefined || clock.monotonic() < this.#matchOffUntilMs) return;
     try {
       await set.replace(members, signal);
-      if (!this.#canMatch) await this.#probeMatch(set.name, signal);
-      this.#isUsed = true;
-      this.#trouble = undefined;
     } catch (err) {
       if (hasCode(err, "Canceled")) throw err;
-      const trouble = messageOf(err);
-      if (trouble !== this.#trouble) {
-        log.warn({ set: set.name, err: trouble }, "service address set is unusable; going on without it");
-      }
-      this.#trouble = trouble;
+      this.#tell(set.name, err);
+      return;
     }
+    if (!this.#canMatch) {
+      try {
+        await this.#probe([`-m set --match-set ${set.name} dst,dst -j RETURN`], signal);
+      } catch (err) {
+        // A lock that somebody holds says nothing of sets: the sync fails, and the next one asks again.
+        if (!hasCode(err, "Invalid")) throw err;
+        this.#matchOffUntilMs = clock.monotonic() + retryMs;
+        this.#tell(set.name, err);
+        return;
+      }
+      this.#canMatch = true;
+    }
+    this.#isUsed = true;
+    this.#trouble = undefined;
   }
 
-  async #probeMatch(name: string, signal: AbortSignal): Promise<void> {
-    try {
-      await this.#probe([`-m set --match-set ${name} dst,dst -j RETURN`], signal);
-      this.#canMatch = true;
-    } catch (err) {
-      if (hasCode(err, "Invalid")) this.#matchOffUntilMs = this.#deps.clock.monotonic() + retryMs;
-      throw err;
+  /** Once for each kind of trouble. */
+  #tell(set: string, err: unknown): void {
+    const trouble = messageOf(err);
+    if (trouble !== this.#trouble) {
+      this.#deps.log.warn({ set, err: trouble }, "service address set is unusable; going on without it");
     }
+    this.#trouble = trouble;
   }
 
   /** Makes sets of clients. A failure fails the sync; the next one goes without them, and so does every one for an hour. */
@@ -84,8 +91,10 @@ export class Sets {
     const { clientSets, clock } = this.#deps;
     const [first] = names;
     if (first === undefined || clientSets === undefined) return;
+    let isMade = false;
     try {
       await clientSets.create(names, signal);
+      isMade = true;
       if (this.#canAdd) return;
       await this.#probe(
         [`-m set --match-set ${first} src -j RETURN`, `-j SET --add-set ${first} src --exist --timeout 1`],
@@ -93,7 +102,9 @@ export class Sets {
       );
       this.#canAdd = true;
     } catch (err) {
-      if (!hasCode(err, "Canceled")) this.#clientsOffUntilMs = clock.monotonic() + retryMs;
+      // Whatever ipset says; but a lock of iptables that somebody holds says nothing of sets.
+      const isAboutSets = hasCode(err, "Invalid") || !(isMade || hasCode(err, "Canceled"));
+      if (isAboutSets) this.#clientsOffUntilMs = clock.monotonic() + retryMs;
       throw err;
     }
   }

@@ -148,6 +148,23 @@ describe("a kernel that does not match sets", () => {
     expect(bench.iptables.dump()).toBe((await bench.fresh()).dump);
   });
 
+  test("is not what a lock looks like that somebody holds while it is asked", async () => {
+    const bench = new Bench();
+    bench.put("web", "10.96.0.1", ["10.244.1.5"]);
+    const { restore } = bench.iptables;
+    let isHeld = true;
+    bench.iptables.restore = async (text) => {
+      if (isHeld && text.includes("--match-set")) {
+        isHeld = false;
+        throw new AgentError("Unavailable", "somebody holds the lock");
+      }
+      await restore.call(bench.iptables, text);
+    };
+    await expect(bench.sync()).rejects.toThrow("lock");
+    await bench.sync();
+    expect(bench.iptables.dump()).toContain("--match-set KUBE-SERVICE-IPS dst,dst -j KUBE-SVC-AT");
+  });
+
   test("remembers clients without sets, and refuses no service", async () => {
     const names = new Set<string>();
     const clientSets: ClientSets = {
