@@ -77,7 +77,8 @@ test("an abort ends what the command started, too", async () => {
   };
   await execStream("sh", ["-c", "sleep 30 & echo $!; wait"], { write, signal: stop.signal });
   const pid = Number(out.text());
-  const isGone = async () => /^State:\s+Z|^$/m.test(await readFile(`/proc/${pid}/status`, "utf8").catch(() => ""));
+  const isGone = async () =>
+    /^State:\s+Z|^gone/m.test(await readFile(`/proc/${pid}/status`, "utf8").catch(() => "gone"));
   await expect.poll(isGone, { interval: 5 }).toBe(true);
 });
 

@@ -504,7 +504,8 @@ describe("commands", () => {
     };
     const script = "sleep 30 & echo $!; wait";
     await commands.lines("sh", ["-c", script], { timeoutMs: 5_000, signal: stop.signal, onLine });
-    const isGone = async () => /^State:\s+Z|^$/m.test(await readFile(`/proc/${pid}/status`, "utf8").catch(() => ""));
+    const isGone = async () =>
+      /^State:\s+Z|^gone/m.test(await readFile(`/proc/${pid}/status`, "utf8").catch(() => "gone"));
     await expect.poll(isGone, { interval: 5 }).toBe(true);
   });
 });
