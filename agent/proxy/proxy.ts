@@ -1,4 +1,4 @@
-import { cpus, networkInterfaces, release } from "node:os";
+import { cpus, networkInterfaces } from "node:os";
 import { readFile } from "node:fs/promises";
 import type { EventRecorder, Store } from "../kube/port.ts";
 import type { EndpointSlice, Node, Service, ServiceCIDR } from "../kube/types.ts";
@@ -14,17 +14,14 @@ import { FamilyProxy, type FamilyStats, type SyncObserver } from "./family.ts";
 import { HealthCheckPorts, type ServeHealthChecks } from "./health-check-ports.ts";
 import { judgeProxyHealth } from "./health.ts";
 import { cleanupIptables } from "./iptables/cleanup.ts";
-import { createIptablesBackend } from "./iptables/backend.ts";
-import { whyNoIpset } from "./iptables/ipset.ts";
-import { decideFlavour, observeFlavours } from "./iptables/flavour.ts";
 import { type Family, parseIP } from "./ip.ts";
-import { createNftablesBackend, expectNftables } from "./nftables/backend.ts";
+import { prepareMode, type Tools } from "./modes.ts";
 import { cleanupNftables } from "./nftables/cleanup.ts";
 import { healthCheckIPs, nodePortAddressesOf, readNodePortAddresses } from "./node-ports.ts";
 import { followNodeFacts, type NodeFacts, waitForPodCIDRs } from "./node-facts.ts";
 import type { ProxyOptions } from "./options.ts";
 import { findRivals, type RivalProcess, RivalWatch } from "./rivals.ts";
-import { applySysctls, decideConntrackSysctls, decideProxySysctls, type Sysctls, systemSysctls } from "./sysctl.ts";
+import { decideConntrackSysctls, type Sysctls, systemSysctls } from "./sysctl.ts";
 
 /** What the proxy works with. */
 export interface ProxyDeps {
@@ -209,9 +206,6 @@ export async function cleanup(deps: { log: Logger; commands?: Commands }, signal
   ];
 }
 
-/** Makes the backend of one family; rejects if this machine cannot do the family. */
-type BackendMaker = (family: Family, log: Logger) => Promise<Backend>;
-
 interface BuiltFamily {
   readonly family: FamilyProxy;
   readonly healthChecks: HealthCheckPorts | undefined;
@@ -249,7 +243,7 @@ async function prepare(
   const { options } = facts;
   const primary = parseIP(options.nodeIPs[0] ?? "")?.family ?? "IPv4";
   const tools: Tools = { commands, sysctls, localIPs };
-  const makeBackend = await (options.mode === "nftables" ? nftables : iptables)(options, deps, tools, signal);
+  const makeBackend = await prepareMode(options, deps, tools, signal);
 
   const about = { kind: "Node", name: options.nodeName, uid: options.nodeName };
   const rivals = new RivalWatch({
@@ -341,78 +335,9 @@ function createHealthCheckPorts(
   return new HealthCheckPorts({ family, hosts, isProxyHealthy, serve, recorder, clock, log });
 }
 
-interface Tools {
-  readonly commands: Commands;
-  readonly sysctls: Sysctls;
-  readonly localIPs: () => readonly string[];
-}
-
-async function iptables(
-  options: ProxyOptions,
-  deps: ProxyDeps,
-  { commands, sysctls, localIPs }: Tools,
-  signal: AbortSignal,
-): Promise<BackendMaker> {
-  const { log, clock } = deps;
-  const flavour = options.iptablesFlavour ?? decideFlavour(await observeFlavours(commands, signal));
-  const noIpset = await whyNoIpset(commands, signal);
-  if (noIpset !== undefined) {
-    log.warn({ err: noIpset }, "no ipset: packets find their service by the dispatch tree alone");
-  }
-  const ipv4Ports = readNodePortAddresses(options.nodePortAddresses, options.nodeIPs, "IPv4");
-  const hasLocalhostNodePorts = options.localhostNodePorts && ipv4Ports.hasLoopback;
-  await applySysctls(decideProxySysctls(hasLocalhostNodePorts), sysctls, log);
-  const liberal = await sysctls.read("net/netfilter/nf_conntrack_tcp_be_liberal").catch(() => "0");
-  // It may be set only when the rules have brought connection tracking.
-  const isLiberal = options.conntrack.tcpBeLiberal || Number(liberal) !== 0;
-  log.info({ iptables: flavour ?? "default", ipset: noIpset === undefined }, "iptables commands found");
-  return async (family, familyLog) =>
-    await createIptablesBackend(
-      {
-        family,
-        options,
-        flavour,
-        hasIpset: noIpset === undefined,
-        dropsInvalid: !isLiberal,
-        hasLocalhostNodePorts: family === "IPv4" && hasLocalhostNodePorts,
-        localIPs,
-        commands,
-        clock,
-        log: familyLog,
-        onRefused: tellRefused(options, deps, family),
-      },
-      signal,
-    );
-}
-
-async function nftables(
-  options: ProxyOptions,
-  deps: ProxyDeps,
-  { commands, localIPs }: Tools,
-  signal: AbortSignal,
-): Promise<BackendMaker> {
-  await expectNftables(commands, signal, options.skipsKernelCheck ? undefined : release());
-  const { clock, serviceCIDRs } = deps;
-  const cidrs = () => [...(serviceCIDRs?.list() ?? [])].flatMap(({ spec }) => spec?.cidrs ?? []);
-  return async (family, log) => {
-    const onRefused = tellRefused(options, deps, family);
-    return createNftablesBackend({ family, options, localIPs, serviceCIDRs: cidrs, commands, clock, log, onRefused });
-  };
-}
-
 async function expectIPv6(sysctls: Sysctls): Promise<void> {
   await readFile("/proc/net/if_inet6");
   if ((await sysctls.read("net/ipv6/conf/all/disable_ipv6")) === "1") throw new Error("IPv6 is disabled");
-}
-
-/** Tells of a service whose rules the kernel refuses in an event about it. */
-function tellRefused({ nodeName }: ProxyOptions, { recorder, services }: ProxyDeps, family: Family) {
-  return (key: string, reason: string) => {
-    const [namespace = "", name = ""] = key.split("/");
-    const uid = services.get(key)?.metadata.uid;
-    const about = { kind: "Service", namespace, name, ...(uid === undefined ? {} : { uid }) };
-    recorder?.event(about, "Warning", "FailedToProgram", `${family} rules on node ${nodeName}: ${reason}`);
-  };
 }
 
 function interfaceAddresses(): readonly string[] {
