@@ -9,6 +9,7 @@ import { silentLogger } from "../../agent/lib/log.ts";
 import { untilAborted } from "../../agent/lib/loop.ts";
 import { IptablesChains } from "../../agent/node/iptables-chains.ts";
 import { type Commands, createCommands } from "../../agent/proxy/commands.ts";
+import { syncBurst } from "../../agent/proxy/family.ts";
 import { cleanupIptables } from "../../agent/proxy/iptables/cleanup.ts";
 import { createIptables } from "../../agent/proxy/iptables/exec.ts";
 import { observeFlavours } from "../../agent/proxy/iptables/flavour.ts";
@@ -226,7 +227,7 @@ for (const flavour of ["nft", "legacy"] as const) {
       }
       await running.settled();
       const seconds = (performance.now() - startedAt) / 1_000;
-      expect(ipv4().syncs - before).toBeLessThanOrEqual(2 + seconds / 0.5);
+      expect(ipv4().syncs - before).toBeLessThanOrEqual(syncBurst + 2 + seconds / 0.5);
       expect(ipv4().failures).toBe(0);
       for (const n of [0, 49]) expect(await net.pod1.ask("tcp", `10.96.3.${n}`, 80)).toMatch(/^pod2 /);
     });
