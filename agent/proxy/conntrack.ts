@@ -101,16 +101,32 @@ interface ConntrackCleanerDeps {
 export class ConntrackCleaner {
   readonly #deps: ConntrackCleanerDeps;
   #isMissing = false;
-  /** By service: where it could be reached when it was looked at last. A new agent knows of none, and removes what it can tell only. */
+  /**
+   * By service: where it could be reached since it was looked at last. A new agent knows of none, and removes what it can tell
+   * only.
+   */
   readonly #targets = new Map<string, Targets>();
 
   constructor(deps: ConntrackCleanerDeps) {
     this.#deps = deps;
   }
 
-  /** Whether this service could be reached when it was looked at last, at something that flows are pinned to. */
+  /** Whether this service could be reached since it was looked at last, at something that flows are pinned to. */
   knows(key: string): boolean {
     return this.#targets.has(key);
+  }
+
+  /** Notes where a service can be reached from now on: flows may begin before anybody looks. */
+  learn(key: string, targets: Targets): void {
+    if (targets.size === 0) return;
+    const known = this.#targets.get(key);
+    if (known === undefined) {
+      this.#targets.set(key, targets);
+      return;
+    }
+    const all = new Map(known);
+    for (const [target, serving] of targets) all.set(target, new Set([...(known.get(target) ?? []), ...serving]));
+    this.#targets.set(key, all);
   }
 
   /**
@@ -127,10 +143,13 @@ export class ConntrackCleaner {
   ): Promise<number> {
     if (this.#isMissing) return 0;
     const deadlineMs = this.#deps.clock.monotonic() + cleanTimeoutMs;
+    const known = new Map([...services.keys()].map((key) => [key, this.#targets.get(key)]));
     const stale = await this.#findStale(services, localIPs, signal);
     if (stale === undefined) return 0;
     const removed = await this.#removeAll(stale, deadlineMs, signal);
     for (const [key, targets] of services) {
+      // What was learned meanwhile is for the next look.
+      if (this.#targets.get(key) !== known.get(key)) continue;
       if (targets.size === 0) this.#targets.delete(key);
       else this.#targets.set(key, targets);
     }

@@ -75,7 +75,10 @@ export class FlowCleaning {
   /** The sync is in the kernel. */
   settle(): void {
     if (this.#staged.size === 0) return;
-    for (const [key, targets] of this.#staged) this.#pending.set(key, targets);
+    for (const [key, targets] of this.#staged) {
+      this.#cleaner.learn(key, targets);
+      this.#pending.set(key, targets);
+    }
     this.reset();
     this.#loop.wake();
   }
