@@ -211,6 +211,9 @@ describe.each(["IPv4", "IPv6"] as const)("relay, %s", (family) => {
       });
     });
     const closed = new Promise((resolve) => socket.on("error", () => {}).on("close", resolve));
+    // It has to have found its endpoint.
+    socket.write("hello");
+    await new Promise((resolve) => socket.once("data", resolve));
     relay.set("ns1/web", []);
     await until(
       "nobody listens",
