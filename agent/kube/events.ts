@@ -7,6 +7,7 @@ import type { ApiClient, EventRecorder, KubeDeps } from "./port.ts";
 import { RateLimiter } from "./rate-limit.ts";
 import { events } from "./resources.ts";
 import type { CoreEvent, ObjectReference } from "./types.ts";
+import { rfc3339 } from "../lib/rfc3339.ts";
 
 export interface EventRecorderOptions extends KubeDeps {
   client: Pick<ApiClient, "create" | "patch">;
@@ -192,8 +193,8 @@ export function buildEvent(
     reason,
     message,
     source: { component, host },
-    firstTimestamp: timestamp(firstAtMs),
-    lastTimestamp: timestamp(lastAtMs),
+    firstTimestamp: rfc3339(firstAtMs),
+    lastTimestamp: rfc3339(lastAtMs),
     eventTime: null,
     count,
     type,
@@ -201,9 +202,4 @@ export function buildEvent(
     reportingComponent: component,
     reportingInstance: host,
   };
-}
-
-/** metav1.Time: RFC 3339 with whole seconds. */
-function timestamp(ms: number): string {
-  return `${new Date(ms).toISOString().slice(0, 19)}Z`;
 }

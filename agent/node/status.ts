@@ -7,6 +7,7 @@ import { buildConditions, type Pressure } from "./conditions.ts";
 import type { NodeFacts } from "./facts.ts";
 import { buildNodeImages } from "./images.ts";
 import { type RuntimeHealthState, runtimeProblems } from "./runtime-health.ts";
+import { rfc3339 } from "../lib/rfc3339.ts";
 
 /** Everything that one heartbeat is made of. */
 export interface NodeStatusInputs {
@@ -113,11 +114,6 @@ export function buildNodeStatus(existing: Node, inputs: NodeStatusInputs, nowMs:
     status,
   };
   return { node, problems };
-}
-
-/** RFC 3339 with whole seconds: the resolution of the API's times. */
-export function rfc3339(ms: number): string {
-  return new Date(ms).toISOString().replace(/\.\d+Z$/, "Z");
 }
 
 function nodeInfo({ facts, runtime, kubeletVersion }: NodeStatusInputs): NodeSystemInfo {

@@ -8,6 +8,7 @@ import { type ContainerKind, specContainers } from "./names.ts";
 import { canRestartAll, restartingAllReason } from "./restart-all.ts";
 import { initExitCode, restartsAfter, shouldRestart } from "./restart-policy.ts";
 import type { StatusInputs } from "./status.ts";
+import { rfc3339 } from "../lib/rfc3339.ts";
 
 /** Exit code that stands for "we do not know": 128 + SIGKILL. */
 export const unknownExitCode = 137;
@@ -248,7 +249,7 @@ function stateOf(
 ): ContainerState {
   switch (container.state) {
     case "running":
-      return { running: { startedAt: formatSeconds(container.startedAtMs) } };
+      return { running: { startedAt: rfc3339(container.startedAtMs) } };
     case "exited": {
       const bytesMax = Math.floor(podMessageBytesMax / specContainers(pod).length);
       const message = cut(terminationMessages.get(container.id) ?? container.message, bytesMax);
@@ -291,10 +292,5 @@ function cut(text: string, bytesMax: number): string {
 
 /** RFC 3339 in whole seconds, as the API stores times; null for 0 ("not yet"). */
 function formatTime(ms: number): string | null {
-  return ms === 0 ? null : formatSeconds(ms);
-}
-
-/** RFC 3339 in whole seconds of a Unix time in ms. */
-export function formatSeconds(ms: number): string {
-  return `${new Date(ms).toISOString().slice(0, 19)}Z`;
+  return ms === 0 ? null : rfc3339(ms);
 }

@@ -2,12 +2,13 @@ import { isSidecar, qosClass } from "../kube/pod-resources.ts";
 import type { Container, ContainerStatus, Pod, PodPhase, PodStatus } from "../kube/types.ts";
 import type { PodSnapshot, ContainerStatus as RuntimeContainer } from "../runtime/port.ts";
 import { disruptionTarget, ownConditionTypes, podConditions } from "./conditions.ts";
-import { containerStatuses, formatSeconds, unknownExitCode } from "./container-status.ts";
+import { containerStatuses, unknownExitCode } from "./container-status.ts";
 import type { PodEnding } from "./ending.ts";
 import { podPhase } from "./phase.ts";
 import type { PodResources } from "./resize/allocation.ts";
 import { resizeConditions, type ResizeStates } from "./resize/conditions.ts";
 import { restartAllTrigger } from "./restart-all.ts";
+import { rfc3339 } from "../lib/rfc3339.ts";
 
 export interface StatusInputs {
   pod: Pod;
@@ -54,7 +55,7 @@ export function buildPodStatus(inputs: StatusInputs, nowMs: number): PodStatus {
   if (isTerminalPhase(previous.phase) && previous.containerStatuses === undefined && observed.containers.length === 0) {
     return previous; // never taken, by this agent or the one before it: nothing is to be said of its containers
   }
-  const now = formatSeconds(nowMs);
+  const now = rfc3339(nowMs);
   const startTime = previous.startTime ?? now;
   if (ending?.isRejection === true) return rejectedStatus(pod, ending, startTime);
   const { isTerminated, replaced } = inputs;
@@ -89,7 +90,7 @@ export function buildPodStatus(inputs: StatusInputs, nowMs: number): PodStatus {
     },
     now,
   );
-  const resizes = isTerminated ? [] : resizeConditions(inputs.resize?.states ?? {}, formatSeconds);
+  const resizes = isTerminated ? [] : resizeConditions(inputs.resize?.states ?? {}, rfc3339);
   // The node's addresses are unknown for a moment after a start of the agent.
   const hostIPs = inputs.hostIPs.length > 0 ? inputs.hostIPs : (previous.hostIPs ?? []).map(({ ip }) => ip);
   const [hostIP] = hostIPs;

@@ -9,6 +9,7 @@ import { type Coordinates, type ImageCredential, stripSource } from "./images-au
 import { parseImageName } from "./images-name.ts";
 import { createPullRecordMetrics } from "./metrics.ts";
 import type { ImageService } from "./port.ts";
+import { rfc3339 } from "../lib/rfc3339.ts";
 
 /** `imagePullCredentialsVerificationPolicy` of the configuration. */
 export type VerificationPolicy =
@@ -131,7 +132,7 @@ export function addPull(
 ): ImagePulledRecord {
   const { imageRef, repository, credential, nowMs } = pull;
   return {
-    lastUpdatedTime: formatTime(nowMs),
+    lastUpdatedTime: rfc3339(nowMs),
     imageRef,
     credentialMapping: {
       ...record?.credentialMapping,
@@ -153,11 +154,6 @@ function withCredential(known: RepositoryCredentials, credential: ImageCredentia
   if (secret === undefined) return known;
   const others = (known.kubernetesSecrets ?? []).filter((other) => !isSame(other, secret));
   return { ...known, kubernetesSecrets: [...others, { ...secret, credentialHash: credentialHash(credential) }] };
-}
-
-/** RFC 3339 in whole seconds. */
-function formatTime(ms: number): string {
-  return `${new Date(ms).toISOString().slice(0, 19)}Z`;
 }
 
 /** Which images the agent pulled, and with what; survives restarts. */
@@ -286,7 +282,7 @@ export async function openPullRecords(options: PullRecordsOptions): Promise<Pull
             await inTurn(async () => {
               const record = await readRecord(present.id);
               const credentialMapping = { [repositoryOf(image)]: {}, ...record?.credentialMapping };
-              await writeRecord({ lastUpdatedTime: formatTime(now()), imageRef: present.id, credentialMapping });
+              await writeRecord({ lastUpdatedTime: rfc3339(now()), imageRef: present.id, credentialMapping });
             });
           }
           await rm(path, { force: true });

@@ -4,7 +4,8 @@ import { nodeEvents, readyCondition } from "../../../agent/node/conditions.ts";
 import { buildNodeImages } from "../../../agent/node/images.ts";
 import { buildInitialNode, type InitialNodeOptions, reconcileExistingNode } from "../../../agent/node/initial-node.ts";
 import { buildNodePatch } from "../../../agent/node/patch.ts";
-import { buildNodeStatus, type NodeStatusInputs, rfc3339 } from "../../../agent/node/status.ts";
+import { rfc3339 } from "../../../agent/lib/rfc3339.ts";
+import { buildNodeStatus, type NodeStatusInputs } from "../../../agent/node/status.ts";
 import type { Condition, Node } from "../../../agent/kube/types.ts";
 import { facts, healthy, statusInputs } from "./status-inputs.ts";
 

@@ -1,6 +1,6 @@
 import { describe, expect, test } from "vitest";
 import type { ContainerStatus } from "../../../../agent/runtime/port.ts";
-import { formatSeconds } from "../../../../agent/pods/container-status.ts";
+import { rfc3339 } from "../../../../agent/lib/rfc3339.ts";
 import {
   inProgressState,
   pendingState,
@@ -54,10 +54,10 @@ test("a resize that waits has the time of its reason, and says what is new", () 
 
 describe("conditions", () => {
   const pending = state("Deferred", "full", 3, 1);
-  const shown = resizeConditions({ pending, inProgress: started }, formatSeconds);
+  const shown = resizeConditions({ pending, inProgress: started }, rfc3339);
 
   test("are there while something is to be said", () => {
-    expect(resizeConditions({}, formatSeconds)).toEqual([]);
+    expect(resizeConditions({}, rfc3339)).toEqual([]);
     expect(shown).toEqual([
       {
         type: "PodResizePending",
