@@ -44,6 +44,8 @@ const getsubidsTimeoutMs = 10_000;
 export class UserNamespaces {
   readonly #options: UserNamespacesOptions;
   readonly #taken = new Map<string, IDMappings>();
+  /** Pods whose record could not be read when all were: somebody may have mended it since. */
+  readonly #unread = new Set<string>();
   #ready: Promise<IDRange> | undefined;
 
   constructor(options: UserNamespacesOptions) {
@@ -57,7 +59,8 @@ export class UserNamespaces {
   async mappings(pod: Pod): Promise<IDMappings> {
     const uid = uidOf(pod);
     const range = await this.#load();
-    const known = this.#taken.get(uid) ?? (await this.#read(uid));
+    const known = this.#taken.get(uid) ?? (this.#unread.has(uid) ? await this.#read(uid) : undefined);
+    this.#unread.delete(uid);
     const mappings = known ?? this.#choose(range);
     this.#taken.set(uid, mappings);
     if (known !== undefined) return known;
@@ -75,6 +78,7 @@ export class UserNamespaces {
   /** Nothing of the pod runs any more: others may have its IDs. Files of volumes never carry them. */
   async release(podUID: string): Promise<void> {
     this.#taken.delete(podUID);
+    this.#unread.delete(podUID);
     await rm(this.#pathOf(podUID), { force: true }).catch(ignoreErrno("ENOTDIR"));
   }
 
@@ -100,6 +104,7 @@ export class UserNamespaces {
         const mappings = await this.#read(uid);
         if (mappings !== undefined) this.#taken.set(uid, mappings);
       } catch (err) {
+        this.#unread.add(uid);
         log.warn({ podUID: uid, err: messageOf(err) }, "IDs of a pod's user namespace not known");
       }
     }
