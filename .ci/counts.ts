@@ -6,9 +6,14 @@ export interface Counts {
 }
 
 interface FileReport {
+  name?: string;
   status?: string;
-  assertionResults?: { status?: string }[];
+  message?: string;
+  assertionResults?: { fullName?: string; status?: string; failureMessages?: string[] }[];
 }
+
+/** Lines of a failure's message that are worth repeating: what went wrong and where, not the whole stack. */
+const messageLinesMax = 4;
 
 /**
  * Counts one vitest run. What fails without being a test counts as one failed: a file that cannot be loaded, a run
@@ -34,6 +39,26 @@ export function countsOfReport(report: string | undefined, exitCode: number): Co
 
 export function addCounts(a: Counts, b: Counts): Counts {
   return { passed: a.passed + b.passed, failed: a.failed + b.failed, skipped: a.skipped + b.skipped };
+}
+
+/**
+ * Each failure of one vitest run, its message cut to a few lines. They stand at the end of all output, where a person
+ * looks first and where a log that was cut short still has them.
+ */
+export function failuresOfReport(report: string | undefined): string[] {
+  return parseReport(report).flatMap(({ name = "", status, message = "", assertionResults = [] }) => {
+    const file = name.replace(/^.*\/(?=test\/)/, "");
+    const failed = assertionResults.filter((test) => test.status === "failed");
+    if (failed.length === 0) return status === "failed" ? [failureText(file, message)] : [];
+    return failed.map(({ fullName = "", failureMessages = [] }) =>
+      failureText(`${file}: ${fullName}`, failureMessages.join("\n")),
+    );
+  });
+}
+
+function failureText(what: string, message: string): string {
+  const lines = message.split("\n").filter((line) => line.trim() !== "");
+  return [what, ...lines.slice(0, messageLinesMax).map((line) => `    ${line.trim()}`)].join("\n");
 }
 
 /** "12 passed, 0 failed", and how many were skipped if any were. */

@@ -6,12 +6,13 @@ import { mkdtemp, readFile, rm } from "node:fs/promises";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { capture, type Ended, show } from "./command.ts";
-import { addCounts, type Counts, countsOfReport, summaryLine } from "./counts.ts";
+import { addCounts, type Counts, countsOfReport, failuresOfReport, summaryLine } from "./counts.ts";
 
 const node = process.execPath;
 const isRoot = process.getuid?.() === 0;
 const dir = await mkdtemp(join(tmpdir(), "nodelet-test-"));
 const summary: string[] = [];
+const failures: string[] = [];
 let total: Counts = { passed: 0, failed: 0, skipped: 0 };
 
 try {
@@ -30,6 +31,7 @@ try {
   await rm(dir, { recursive: true, force: true });
 }
 
+for (const failure of failures) console.log(`\nFAILED ${failure}`);
 console.log(`\n${summary.join("\n")}\n${summaryLine(total)}`);
 process.exitCode = total.failed === 0 ? 0 : 1;
 
@@ -47,7 +49,9 @@ async function suite(project: string): Promise<void> {
     ...["node_modules/vitest/vitest.mjs", "run", "--config", "test/vitest.config.ts", "--project", project],
     ...["--reporter=default", "--reporter=json", `--outputFile.json=${report}`],
   ]);
-  const counts = countsOfReport(await readFile(report, "utf8").catch(() => undefined), code);
+  const text = await readFile(report, "utf8").catch(() => undefined);
+  const counts = countsOfReport(text, code);
+  failures.push(...failuresOfReport(text));
   total = addCounts(total, counts);
   summary.push(
     `${counts.failed === 0 ? "ok    " : "FAILED"} ${project}: ${summaryLine(counts)}, ${seconds.toFixed(0)} s`,
