@@ -1,8 +1,9 @@
 import { isScalar, parseAllDocuments } from "yaml";
 import { messageOf } from "../lib/errors.ts";
+import { isObject } from "../lib/json.ts";
 import type { ConfigHost } from "./host.ts";
 import { ConfigError, show } from "./problems.ts";
-import { isRecord, type Values } from "./schema.ts";
+import { type Values } from "./schema.ts";
 
 /** What a configuration file must be. */
 export interface DocumentType {
@@ -63,6 +64,6 @@ export function parseDocument(text: string, path: string): Values {
   } catch (err) {
     throw new ConfigError([`${path}: is not valid YAML: ${messageOf(err)}`]);
   }
-  if (!isRecord(value)) throw new ConfigError([`${path}: must be an object with fields, not ${show(value)}`]);
+  if (!isObject(value)) throw new ConfigError([`${path}: must be an object with fields, not ${show(value)}`]);
   return value;
 }

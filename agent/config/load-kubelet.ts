@@ -1,5 +1,6 @@
 import { dirname, isAbsolute, join } from "node:path";
 import { messageOf } from "../lib/errors.ts";
+import { isObject } from "../lib/json.ts";
 import { parseCPUSet } from "./cpuset.ts";
 import { readDocument } from "./document.ts";
 import { type Flag, flagsOf } from "./flags.ts";
@@ -8,7 +9,7 @@ import { defaultEvictionHard, type KubeletConfiguration, kubeletFields } from ".
 import { cadvisorFlagFields, type KubeletFlags, kubeletFlagFields } from "./kubelet-flags.ts";
 import { mergePatch } from "./merge-patch.ts";
 import { ConfigError } from "./problems.ts";
-import { encodeTable, fieldsOf, isRecord, setValueAt, type Values, valueAt, withDefaults } from "./schema.ts";
+import { encodeTable, fieldsOf, setValueAt, type Values, valueAt, withDefaults } from "./schema.ts";
 import { decodeFields, deprecatedFlagWarnings, fail, noteSources, type Sources, supportWarnings } from "./sources.ts";
 import { validateKubelet, validateKubeletFlags } from "./validate-kubelet.ts";
 
@@ -138,7 +139,7 @@ function applyFlags(
   for (const [{ table, path, flag }, value] of given) {
     if (table !== kubeletFields) continue;
     // Gates merge one by one; every other map is replaced as a whole.
-    const isGates = path[0] === "featureGates" && isRecord(value);
+    const isGates = path[0] === "featureGates" && isObject(value);
     setValueAt(result, path, isGates ? { ...config.featureGates, ...value } : value);
     sources.set(path.join("."), `--${flag}`);
   }

@@ -1,4 +1,5 @@
-import { isRecord, type Values } from "./schema.ts";
+import { isObject } from "../lib/json.ts";
+import { type Values } from "./schema.ts";
 
 /** A JSON merge patch (RFC 7386): objects merge by key, `null` deletes, anything else replaces. Changes neither argument. */
 export function mergePatch(target: Values, patch: Values): Values {
@@ -6,7 +7,7 @@ export function mergePatch(target: Values, patch: Values): Values {
   for (const [key, value] of Object.entries(patch)) {
     const before = merged[key];
     if (value === null) delete merged[key];
-    else if (isRecord(value)) merged[key] = mergePatch(isRecord(before) ? before : {}, value);
+    else if (isObject(value)) merged[key] = mergePatch(isObject(before) ? before : {}, value);
     else merged[key] = value;
   }
   return merged;

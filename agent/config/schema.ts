@@ -1,3 +1,4 @@
+import { isObject } from "../lib/json.ts";
 import { type At, show, suggestion } from "./problems.ts";
 
 /**
@@ -101,11 +102,6 @@ export function isGroup(entry: Field<unknown> | Group): entry is Group {
   return "fields" in entry;
 }
 
-/** True for a JSON object: not null, not a list. */
-export function isRecord(raw: unknown): raw is Values {
-  return typeof raw === "object" && raw !== null && !Array.isArray(raw);
-}
-
 /** A field and where it stands. `flag` is its flag's name without dashes, if it has one. */
 export interface FieldAt {
   path: readonly string[];
@@ -134,7 +130,7 @@ export function* fieldsOf(table: Table, prefix: readonly string[] = []): Generat
 export function decodeTable(table: Table, raw: unknown, at: At): Values {
   const given: Values = {};
   if (raw === null || raw === undefined) return given;
-  if (!isRecord(raw)) {
+  if (!isObject(raw)) {
     at.fail(`must be an object with fields, not ${show(raw)}`);
     return given;
   }
@@ -175,7 +171,7 @@ export function withDefaults<T extends Table>(table: T, given: Values): ValuesOf
   const values: Values = {};
   for (const [name, entry] of Object.entries(table)) {
     const value = given[name];
-    if (isGroup(entry)) values[name] = withDefaults(entry.fields, isRecord(value) ? value : {});
+    if (isGroup(entry)) values[name] = withDefaults(entry.fields, isObject(value) ? value : {});
     else values[name] = value === undefined ? structuredClone(entry.default) : value;
   }
   return values as ValuesOf<T>;
@@ -187,7 +183,7 @@ export function encodeTable(table: Table, values: Values): Values {
   for (const [name, entry] of Object.entries(table)) {
     const value = values[name];
     if (value === undefined) continue;
-    json[name] = isGroup(entry) ? encodeTable(entry.fields, isRecord(value) ? value : {}) : entry.kind.encode(value);
+    json[name] = isGroup(entry) ? encodeTable(entry.fields, isObject(value) ? value : {}) : entry.kind.encode(value);
   }
   return json;
 }
@@ -195,7 +191,7 @@ export function encodeTable(table: Table, values: Values): Values {
 /** The value at `path`, or undefined. */
 export function valueAt(values: Values, path: readonly string[]): unknown {
   let value: unknown = values;
-  for (const name of path) value = isRecord(value) ? value[name] : undefined;
+  for (const name of path) value = isObject(value) ? value[name] : undefined;
   return value;
 }
 
@@ -207,7 +203,7 @@ export function setValueAt(values: Values, path: readonly string[], value: unkno
     return;
   }
   const inner = values[name];
-  const nested = isRecord(inner) ? inner : {};
+  const nested = isObject(inner) ? inner : {};
   values[name] = nested;
   setValueAt(nested, rest, value);
 }

@@ -1,9 +1,10 @@
 import { parseQuantity } from "../kube/quantity.ts";
+import { isObject } from "../lib/json.ts";
+import { int, list, map, oneOf, quantity, type Range, string } from "./kinds.ts";
 import { type At, show } from "./problems.ts";
 import {
   decodeTable,
   encodeTable,
-  isRecord,
   type Kind,
   type Table,
   type Values,
@@ -11,7 +12,6 @@ import {
   withDefaults,
   works,
 } from "./schema.ts";
-import { int, list, map, oneOf, quantity, string, type Range } from "./kinds.ts";
 
 /** A list of objects with the fields of `table`; `required` ones must be there. As a flag, one `parse` understands. */
 function objects<T extends Table>(
@@ -21,7 +21,7 @@ function objects<T extends Table>(
 ): Kind<ValuesOf<T>[]> {
   const read = (raw: unknown, at: At): ValuesOf<T> => {
     const given = decodeTable(table, raw, at);
-    const missing = required.filter((name) => !isRecord(raw) || raw[name] === undefined || raw[name] === null);
+    const missing = required.filter((name) => !isObject(raw) || raw[name] === undefined || raw[name] === null);
     for (const name of missing) at.child(name).fail("must be set");
     return withDefaults(table, given);
   };

@@ -1,6 +1,7 @@
 import { dirname, isAbsolute, resolve } from "node:path";
 import { AgentError } from "../lib/errors.ts";
 import { exec } from "../lib/exec.ts";
+import { isObject } from "../lib/json.ts";
 
 /** What an exec credential plugin answered. Token and key are secret: never log. */
 export interface ExecCredential {
@@ -71,12 +72,12 @@ export function parseExecCredential(
   } catch {
     throw fail("its output is not JSON"); // the parser's message would quote the output, which may hold a token
   }
-  if (!isRecord(parsed) || parsed["kind"] !== "ExecCredential") throw fail("its output is not an ExecCredential");
+  if (!isObject(parsed) || parsed["kind"] !== "ExecCredential") throw fail("its output is not an ExecCredential");
   if (parsed["apiVersion"] !== plugin.apiVersion) {
     throw fail(`it answered apiVersion ${String(parsed["apiVersion"])}, the kubeconfig says ${plugin.apiVersion}`);
   }
   const status = parsed["status"];
-  if (!isRecord(status)) throw fail("its answer has no status");
+  if (!isObject(status)) throw fail("its answer has no status");
   const { token, clientCertificateData, clientKeyData, expirationTimestamp } = status;
   const text = (value: unknown) => (typeof value === "string" && value !== "" ? value : undefined);
   const certificate = text(clientCertificateData);
@@ -96,8 +97,4 @@ export function parseExecCredential(
     ...(key === undefined ? {} : { key: Buffer.from(key) }),
     ...(expiresAtMs === undefined ? {} : { expiresAtMs }),
   };
-}
-
-function isRecord(value: unknown): value is Record<string, unknown> {
-  return typeof value === "object" && value !== null && !Array.isArray(value);
 }

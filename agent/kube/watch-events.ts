@@ -1,4 +1,5 @@
 import { AgentError } from "../lib/errors.ts";
+import { isObject } from "../lib/json.ts";
 import type { KubeObject } from "./types.ts";
 
 /** One line of a watch. `object` of ERROR is a metav1.Status; of BOOKMARK it has metadata only. */
@@ -12,15 +13,15 @@ const initialEventsEnd = "k8s.io/initial-events-end";
 
 /** Checks one parsed line. Throws Invalid if it is no watch event. Pure. */
 export function parseWatchEvent<T extends KubeObject>(value: unknown): WatchEvent<T> {
-  if (!isRecord(value)) throw new AgentError("Invalid", "a watch event is not an object");
+  if (!isObject(value)) throw new AgentError("Invalid", "a watch event is not an object");
   const { type, object } = value;
   if (type === "ERROR") return { type, status: object };
-  const metadata = isRecord(object) ? object["metadata"] : undefined;
-  if (!isRecord(metadata)) throw new AgentError("Invalid", `a watch event of type ${String(type)} has no metadata`);
+  const metadata = isObject(object) ? object["metadata"] : undefined;
+  if (!isObject(metadata)) throw new AgentError("Invalid", `a watch event of type ${String(type)} has no metadata`);
   const { resourceVersion, name, annotations } = metadata;
   if (type === "BOOKMARK") {
     if (typeof resourceVersion !== "string") throw new AgentError("Invalid", "a bookmark has no resourceVersion");
-    const isInitialEnd = isRecord(annotations) && annotations[initialEventsEnd] === "true";
+    const isInitialEnd = isObject(annotations) && annotations[initialEventsEnd] === "true";
     return { type, resourceVersion, isInitialEnd };
   }
   if (type !== "ADDED" && type !== "MODIFIED" && type !== "DELETED") {
@@ -30,8 +31,4 @@ export function parseWatchEvent<T extends KubeObject>(value: unknown): WatchEven
     throw new AgentError("Invalid", `a watch event of type ${type} has an object without name`);
   }
   return { type, object: object as T }; // beyond metadata, the API server's schema is the type's source
-}
-
-function isRecord(value: unknown): value is Record<string, unknown> {
-  return typeof value === "object" && value !== null && !Array.isArray(value);
 }

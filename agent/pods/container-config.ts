@@ -1,6 +1,6 @@
 import { mkdir, readdir } from "node:fs/promises";
 import { join } from "node:path";
-import { linuxResources } from "../kube/pod-resources.ts";
+import { linuxResources, uidOf } from "../kube/pod-resources.ts";
 import { keyOf } from "../kube/port.ts";
 import type { Container, EphemeralContainer, Pod } from "../kube/types.ts";
 import { AgentError } from "../lib/errors.ts";
@@ -13,7 +13,7 @@ import { expandCommand } from "./expand.ts";
 import { kernelHostname, podHostname } from "./hosts.ts";
 import { mountedImages } from "./image-volumes.ts";
 import type { ReadyImage } from "./local.ts";
-import { podLogDirName, uidOf } from "./names.ts";
+import { podLogDirName } from "./names.ts";
 import { namespaceIndex, type PodDeps } from "./port.ts";
 import { containerSecurityContext, sandboxNamespaces } from "./security.ts";
 import type { IDMappings } from "./user-namespaces.ts";

@@ -2,12 +2,12 @@ import { randomBytes } from "node:crypto";
 import { constants } from "node:fs";
 import { chmod, mkdir, open, readFile, unlink } from "node:fs/promises";
 import { dirname, join, posix } from "node:path";
+import { uidOf } from "../kube/pod-resources.ts";
 import type { Container, Pod } from "../kube/types.ts";
 import { messageOf } from "../lib/errors.ts";
 import type { Logger } from "../lib/log.ts";
 import type { Mount } from "../runtime/port.ts";
 import { needsHostsFile, type PodHostname, renderHostNetworkHosts, renderHosts } from "./hosts.ts";
-import { uidOf } from "./names.ts";
 
 /** Files of the node that a container is given beside its volumes: /etc/hosts and its termination log. */
 

@@ -1,12 +1,12 @@
 import { mkdir } from "node:fs/promises";
 import { join } from "node:path";
+import { namespaceOf, uidOf } from "../kube/pod-resources.ts";
 import type { Container, LifecycleHandler, Pod } from "../kube/types.ts";
-import { namespaceOf } from "../kube/pod-resources.ts";
 import { AgentError, hasCode, isAbort, messageOf } from "../lib/errors.ts";
-import { PodDirError, VolumesError } from "../volumes/failures.ts";
 import { ImagePullError, type ImageUser } from "../runtime/images.ts";
 import { authsFor, type Keyring, keyringFromSecrets } from "../runtime/images-auth.ts";
 import type { PodSandboxConfig, PodSnapshot } from "../runtime/port.ts";
+import { PodDirError, VolumesError } from "../volumes/failures.ts";
 import { buildContainerConfig, nextRestartCount } from "./container-config.ts";
 import { removeTerminationLog } from "./container-files.ts";
 import { linkLog, removeLogs } from "./container-logs.ts";
@@ -21,12 +21,11 @@ import {
   podReference,
   type SpecContainer,
   specContainers,
-  uidOf,
 } from "./names.ts";
 import type { PodAction } from "./plan.ts";
 import type { PodDeps } from "./port.ts";
-import { runResize } from "./resize/run.ts";
 import type { PodResizes } from "./resize/port.ts";
+import { runResize } from "./resize/run.ts";
 import { buildSandboxConfig } from "./sandbox.ts";
 import type { IDMappings, UserNamespaces } from "./user-namespaces.ts";
 

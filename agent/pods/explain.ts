@@ -1,10 +1,11 @@
+import { uidOf } from "../kube/pod-resources.ts";
 import type { ContainerStatus, Pod, PodStatus } from "../kube/types.ts";
 import type { PodSnapshot } from "../runtime/port.ts";
 import { type Blocker, blockersOf } from "./blockers.ts";
 import type { PodLocal } from "./local.ts";
-import { specContainers, uidOf } from "./names.ts";
-import type { Obstacle } from "./predecessors.ts";
+import { specContainers } from "./names.ts";
 import { podStateWord } from "./pod-state.ts";
+import type { Obstacle } from "./predecessors.ts";
 import { isTerminalPhase } from "./status.ts";
 import { shortened, type Timeline, type TimelineEntry } from "./timeline.ts";
 

@@ -1,8 +1,8 @@
+import { uidOf } from "../kube/pod-resources.ts";
 import type { Container, Pod } from "../kube/types.ts";
 import type { EnsuredImage, ImageUser } from "../runtime/images.ts";
 import { ImagePullError } from "../runtime/images.ts";
 import type { MountedImage } from "../runtime/port.ts";
-import { uidOf } from "./names.ts";
 
 /** An image volume that a container mounts, as the image manager is asked for it. */
 interface ImageVolume {

@@ -1,9 +1,10 @@
+import { uidOf } from "../kube/pod-resources.ts";
 import type { Pod } from "../kube/types.ts";
 import type { Clock } from "../lib/clock.ts";
 import { type Executor, StepError } from "./executor.ts";
 import { imageVolumesOf } from "./image-volumes.ts";
 import { containerType, type PodMetrics } from "./metrics.ts";
-import { specContainers, uidOf } from "./names.ts";
+import { specContainers } from "./names.ts";
 import type { PodAction } from "./plan.ts";
 
 /** The executor, with its steps counted and timed. */

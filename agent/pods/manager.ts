@@ -1,6 +1,6 @@
+import { isStaticPod, uidOf } from "../kube/pod-resources.ts";
 import { keyOf, type StoreChange } from "../kube/port.ts";
 import { nodes } from "../kube/resources.ts";
-import { isStaticPod } from "../kube/pod-resources.ts";
 import type { Pod, PodStatus } from "../kube/types.ts";
 import { hasCode, messageOf } from "../lib/errors.ts";
 import { ignoreAbort } from "../lib/loop.ts";
@@ -15,7 +15,7 @@ import { Executor, type ExecutorDeps } from "./executor.ts";
 import type { PodFacts, WorkerFacts } from "./explain.ts";
 import { instrumentExecutor } from "./instrumented-executor.ts";
 import type { WorkerView } from "./metrics-gauges.ts";
-import { nodeReference, podReference, specContainers, uidOf } from "./names.ts";
+import { nodeReference, podReference, specContainers } from "./names.ts";
 import { Orphans } from "./orphans.ts";
 import type { PodDeps } from "./port.ts";
 import { Predecessors } from "./predecessors.ts";

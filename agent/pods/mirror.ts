@@ -1,4 +1,4 @@
-import { configMirrorAnnotation } from "../kube/pod-resources.ts";
+import { configMirrorAnnotation, uidOf } from "../kube/pod-resources.ts";
 import type { ApiClient, Store } from "../kube/port.ts";
 import { pods } from "../kube/resources.ts";
 import type { Node, Pod } from "../kube/types.ts";
@@ -7,7 +7,6 @@ import type { Clock } from "../lib/clock.ts";
 import { hasCode, isAbort, messageOf } from "../lib/errors.ts";
 import type { Logger } from "../lib/log.ts";
 import { Loop } from "../lib/loop.ts";
-import { uidOf } from "./names.ts";
 import type { MirrorSet } from "./sources/port.ts";
 
 /** Calls under way at once: a node's first hundred static pods are shown quickly, and others get their turn. */

@@ -1,8 +1,6 @@
 import { uidOf } from "../kube/pod-resources.ts";
 import type { Container, EphemeralContainer, ObjectReference, Pod } from "../kube/types.ts";
 
-export { uidOf };
-
 /** `name_namespace(uid)`: how messages of the field name a pod. */
 export function describePod(pod: Pod): string {
   return `${pod.metadata.name}_${pod.metadata.namespace ?? ""}(${uidOf(pod)})`;

@@ -1,4 +1,4 @@
-import { isStaticPod } from "../kube/pod-resources.ts";
+import { isStaticPod, uidOf } from "../kube/pod-resources.ts";
 import type { ApiClient } from "../kube/port.ts";
 import { pods } from "../kube/resources.ts";
 import type { Pod } from "../kube/types.ts";
@@ -6,7 +6,6 @@ import { backoffMs } from "../lib/backoff.ts";
 import type { Clock } from "../lib/clock.ts";
 import { hasCode, messageOf } from "../lib/errors.ts";
 import type { Logger } from "../lib/log.ts";
-import { uidOf } from "./names.ts";
 import { isTerminalPhase } from "./status.ts";
 
 /** Rest after a failed deletion: 1 s doubling to the 10 s after which kubelet's status manager goes over all pods again. */

@@ -1,9 +1,10 @@
+import { uidOf } from "../kube/pod-resources.ts";
 import type { Pod } from "../kube/types.ts";
 import { backoffMs } from "../lib/backoff.ts";
 import type { Clock } from "../lib/clock.ts";
 import type { Logger } from "../lib/log.ts";
 import { ignoreAbort } from "../lib/loop.ts";
-import { podReference, uidOf } from "./names.ts";
+import { podReference } from "./names.ts";
 
 /** Rest after a failed attempt: as often as the runtime is listed in the end, and sooner at first. */
 export const clearRetry = { baseMs: 500, maxMs: 10_000, jitter: 0.2 };

@@ -1,11 +1,11 @@
 import { join } from "node:path";
-import { configSourceAnnotation, podSandboxResources } from "../kube/pod-resources.ts";
+import { configSourceAnnotation, podSandboxResources, uidOf } from "../kube/pod-resources.ts";
 import type { Pod } from "../kube/types.ts";
 import type { PodSandboxConfig, PodSnapshot, SandboxStatus } from "../runtime/port.ts";
 import { sysctlName } from "./admission/sysctls.ts";
-import { sandboxHostname } from "./hosts.ts";
-import { podLogDirName, uidOf } from "./names.ts";
 import type { DNSConfig } from "./dns.ts";
+import { sandboxHostname } from "./hosts.ts";
+import { podLogDirName } from "./names.ts";
 import type { PodSettings } from "./port.ts";
 import { sandboxSecurityContext } from "./security.ts";
 import type { IDMappings } from "./user-namespaces.ts";

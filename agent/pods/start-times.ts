@@ -1,7 +1,6 @@
-import { isSidecar } from "../kube/pod-resources.ts";
+import { isSidecar, uidOf } from "../kube/pod-resources.ts";
 import type { Pod, PodStatus } from "../kube/types.ts";
 import type { Clock } from "../lib/clock.ts";
-import { uidOf } from "./names.ts";
 import { isTerminalPhase } from "./status.ts";
 
 /** What is measured of a pod's start, in seconds. */

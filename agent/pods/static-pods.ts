@@ -1,8 +1,8 @@
-import { isStaticPod } from "../kube/pod-resources.ts";
+import { isStaticPod, uidOf } from "../kube/pod-resources.ts";
 import { keyOf, type StoreChange } from "../kube/port.ts";
 import type { Pod } from "../kube/types.ts";
 import { hashOf, Mirrors } from "./mirror.ts";
-import { podReference, uidOf } from "./names.ts";
+import { podReference } from "./names.ts";
 import type { PodDeps } from "./port.ts";
 import { StaticTurns } from "./sources/turns.ts";
 import type { StatusWriter } from "./status-writer.ts";

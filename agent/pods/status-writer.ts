@@ -1,3 +1,4 @@
+import { uidOf } from "../kube/pod-resources.ts";
 import type { ApiClient } from "../kube/port.ts";
 import { pods } from "../kube/resources.ts";
 import type { Pod, PodStatus } from "../kube/types.ts";
@@ -6,7 +7,6 @@ import type { Clock, Timer } from "../lib/clock.ts";
 import { hasCode, isAbort, messageOf } from "../lib/errors.ts";
 import type { Logger } from "../lib/log.ts";
 import type { PodMetrics } from "./metrics.ts";
-import { uidOf } from "./names.ts";
 import { statusPatch } from "./status-patch.ts";
 
 /** Patches under way at once, over all pods: enough to use one connection well, few enough to be fair. */

@@ -1,13 +1,14 @@
+import { uidOf } from "../kube/pod-resources.ts";
 import type { ApiClient, EventRecorder } from "../kube/port.ts";
 import type { ObjectReference, Pod, PodStatus } from "../kube/types.ts";
 import type { Clock } from "../lib/clock.ts";
 import { isAbort, messageOf } from "../lib/errors.ts";
 import type { PodSnapshot } from "../runtime/port.ts";
-import { type Executor, type StepContext, StepError } from "./executor.ts";
 import { awaitedBy } from "../volumes/awaits.ts";
+import { type Executor, type StepContext, StepError } from "./executor.ts";
 import { imageVolumesOf } from "./image-volumes.ts";
 import { newlyExited, type PodMetrics } from "./metrics.ts";
-import { specContainers, uidOf } from "./names.ts";
+import { specContainers } from "./names.ts";
 import type { PodAction } from "./plan.ts";
 import { podStateWord } from "./pod-state.ts";
 import { isTerminalPhase } from "./status.ts";

@@ -1,7 +1,7 @@
-import type { Awaited } from "../volumes/awaits.ts";
+import { uidOf } from "../kube/pod-resources.ts";
 import type { Pod } from "../kube/types.ts";
 import type { Clock } from "../lib/clock.ts";
-import { uidOf } from "./names.ts";
+import type { Awaited } from "../volumes/awaits.ts";
 
 /**
  * What happened to one pod, for people: the steps of its life with their durations, errors and repeats. Kept small, so

@@ -1,5 +1,6 @@
 import { mkdir, readdir, readFile, rm } from "node:fs/promises";
 import { dirname, join } from "node:path";
+import { uidOf } from "../kube/pod-resources.ts";
 import type { Pod } from "../kube/types.ts";
 import { writeFileAtomic } from "../lib/atomic-file.ts";
 import { ignoreErrno } from "../lib/errno.ts";
@@ -7,7 +8,6 @@ import { AgentError, messageOf } from "../lib/errors.ts";
 import { exec } from "../lib/exec.ts";
 import type { Logger } from "../lib/log.ts";
 import type { IDMapping } from "../runtime/port.ts";
-import { uidOf } from "./names.ts";
 
 /** Which IDs of the node stand behind those in a pod's user namespace. */
 export interface IDMappings {

@@ -1,4 +1,4 @@
-import { isStaticPod } from "../kube/pod-resources.ts";
+import { isStaticPod, uidOf } from "../kube/pod-resources.ts";
 import type { Container, Pod, PodStatus } from "../kube/types.ts";
 import { backoffMs } from "../lib/backoff.ts";
 import type { Clock } from "../lib/clock.ts";
@@ -17,7 +17,7 @@ import type { WorkerFacts } from "./explain.ts";
 import { Instances } from "./instances.ts";
 import type { PodLocal, ReadyImage } from "./local.ts";
 import type { WorkerView } from "./metrics-gauges.ts";
-import { graceSecondsOf, specContainers, uidOf } from "./names.ts";
+import { graceSecondsOf, specContainers } from "./names.ts";
 import { ObjectDeletion } from "./object-deletion.ts";
 import { PodObserver } from "./observer.ts";
 import { actionKey, instanceOf, isAlive, type Plan, type PodAction } from "./plan.ts";
@@ -38,8 +38,8 @@ import {
   withheldUntilStopped,
   withoutPostStart,
 } from "./status-inputs.ts";
-import { steadyClock } from "./steady-clock.ts";
 import type { StatusWriter } from "./status-writer.ts";
+import { steadyClock } from "./steady-clock.ts";
 import { Steps } from "./steps.ts";
 import { VolumeProgress } from "./volume-progress.ts";
 

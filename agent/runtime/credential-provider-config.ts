@@ -5,9 +5,10 @@ import { basename, join } from "node:path";
 import { parseDocument } from "../config/document.ts";
 import { bool, duration, list, oneOf, string } from "../config/kinds.ts";
 import { type At, ConfigError, show } from "../config/problems.ts";
-import { decodeTable, isRecord, type Kind, type Table, type ValuesOf, withDefaults, works } from "../config/schema.ts";
+import { decodeTable, type Kind, type Table, type ValuesOf, withDefaults, works } from "../config/schema.ts";
 import { decodeFields } from "../config/sources.ts";
 import { messageOf } from "../lib/errors.ts";
+import { isObject } from "../lib/json.ts";
 
 /** A credential provider plugin as configured. `env` may hold secrets: never log it. */
 export interface CredentialProvider {
@@ -250,7 +251,7 @@ function object<T extends Table>(table: T, required: readonly string[]): Kind<Va
     type: "object",
     decode: (raw, at) => {
       const given = decodeTable(table, raw, at);
-      const missing = required.filter((name) => !isRecord(raw) || raw[name] === undefined || raw[name] === null);
+      const missing = required.filter((name) => !isObject(raw) || raw[name] === undefined || raw[name] === null);
       for (const name of missing) at.child(name).fail("must be set");
       return withDefaults(table, given);
     },

@@ -1,6 +1,7 @@
 import { parseDuration } from "../config/duration.ts";
 import { AgentError } from "../lib/errors.ts";
 import { exec } from "../lib/exec.ts";
+import { isObject } from "../lib/json.ts";
 import type { CredentialProvider } from "./credential-provider-config.ts";
 
 /** What a plugin is asked. */
@@ -66,7 +67,7 @@ export function parseResponse(
   } catch {
     throw failed(name, "its output is not JSON"); // the parser's message would quote the output
   }
-  if (!isRecord(parsed) || parsed["kind"] !== "CredentialProviderResponse") {
+  if (!isObject(parsed) || parsed["kind"] !== "CredentialProviderResponse") {
     throw failed(name, "its output is not a CredentialProviderResponse");
   }
   if (parsed["apiVersion"] !== apiVersion) {
@@ -83,10 +84,10 @@ export function parseResponse(
 }
 
 function readAuths(value: unknown, name: string): ProviderResponse["auths"] {
-  if (!isRecord(value)) throw failed(name, "auth is not a map");
+  if (!isObject(value)) throw failed(name, "auth is not a map");
   return Object.entries(value).map(([registry, entry]) => {
-    const { username = "", password = "" } = isRecord(entry) ? entry : {};
-    if (!isRecord(entry) || typeof username !== "string" || typeof password !== "string") {
+    const { username = "", password = "" } = isObject(entry) ? entry : {};
+    if (!isObject(entry) || typeof username !== "string" || typeof password !== "string") {
       throw failed(name, `auth of ${registry} has no username and password`);
     }
     return { registry, auth: { username, password } };
@@ -95,8 +96,4 @@ function readAuths(value: unknown, name: string): ProviderResponse["auths"] {
 
 function failed(name: string, what: string): AgentError {
   return new AgentError("Unavailable", `image credential provider ${name}: ${what}`);
-}
-
-function isRecord(value: unknown): value is Record<string, unknown> {
-  return typeof value === "object" && value !== null && !Array.isArray(value);
 }

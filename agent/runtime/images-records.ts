@@ -3,13 +3,14 @@ import { mkdir, readdir, readFile, rm } from "node:fs/promises";
 import { join } from "node:path";
 import { writeFileAtomic } from "../lib/atomic-file.ts";
 import { messageOf } from "../lib/errors.ts";
+import { isObject } from "../lib/json.ts";
 import type { Logger } from "../lib/log.ts";
 import type { MetricsRegistry } from "../lib/metrics.ts";
+import { rfc3339 } from "../lib/rfc3339.ts";
 import { type Coordinates, type ImageCredential, stripSource } from "./images-auth.ts";
 import { parseImageName } from "./images-name.ts";
 import { createPullRecordMetrics } from "./metrics.ts";
 import type { ImageService } from "./port.ts";
-import { rfc3339 } from "../lib/rfc3339.ts";
 
 /** `imagePullCredentialsVerificationPolicy` of the configuration. */
 export type VerificationPolicy =
@@ -346,8 +347,4 @@ function parseObject(text: string): Record<string, unknown> | undefined {
   } catch {
     return undefined;
   }
-}
-
-function isObject(value: unknown): value is Record<string, unknown> {
-  return typeof value === "object" && value !== null && !Array.isArray(value);
 }

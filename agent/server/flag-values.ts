@@ -1,9 +1,10 @@
 import type { Flags } from "../config/flags.ts";
 import { kubeletFields } from "../config/kubelet-config.ts";
 import { type KubeletSettings, kubeletCommandFlags } from "../config/load-kubelet.ts";
-import { proxyCommandFlags, type ProxySettings } from "../config/load-proxy.ts";
+import { type ProxySettings, proxyCommandFlags } from "../config/load-proxy.ts";
 import { proxyFields } from "../config/proxy-config.ts";
-import { isRecord, type Table, valueAt, type Values } from "../config/schema.ts";
+import { type Table, type Values, valueAt } from "../config/schema.ts";
+import { isObject } from "../lib/json.ts";
 
 /** The kubelet's flags with the values in use, as /flagz shows them. Those that may hold secrets say `CLASSIFIED`. */
 export function kubeletFlagValues(settings: KubeletSettings): Map<string, string> {
@@ -34,7 +35,7 @@ function flagValues(
 // As flags are written on a command line.
 function flagText(value: unknown): string {
   if (Array.isArray(value)) return value.map(flagText).join(",");
-  if (isRecord(value)) {
+  if (isObject(value)) {
     return Object.entries(value)
       .map(([name, one]) => `${name}=${flagText(one)}`)
       .join(",");

@@ -1,5 +1,5 @@
+import { allContainers, claimNameOf } from "../kube/pod-resources.ts";
 import type { ApiClient } from "../kube/port.ts";
-import { allContainers } from "../kube/pod-resources.ts";
 import { persistentVolumeClaims, persistentVolumes } from "../kube/resources.ts";
 import type { NodeSelectorTerm, PersistentVolume, PersistentVolumeClaim, Pod, Volume } from "../kube/types.ts";
 import { AgentError, hasCode, isAbort, withContext } from "../lib/errors.ts";
@@ -26,6 +26,7 @@ export function createClaimResolver({ client, matchesNode }: ClaimResolverOption
     async resolve(pod, volume, signal) {
       const { namespace = "" } = pod.metadata;
       const name = claimNameOf(pod, volume);
+      if (name === undefined) throw new AgentError("Invalid", `volume ${volume.name} names no claim`);
       const ask = async <T>(what: string, get: Promise<T>): Promise<T> => {
         try {
           return await get;
@@ -55,11 +56,6 @@ export function createClaimResolver({ client, matchesNode }: ClaimResolverOption
       return required === undefined || matchesNode(required.nodeSelectorTerms);
     },
   };
-}
-
-/** The claim of an `ephemeral` volume is made from the pod's template, under this name. */
-function claimNameOf(pod: Pod, volume: Volume): string {
-  return volume.persistentVolumeClaim?.claimName ?? `${pod.metadata.name}-${volume.name}`;
 }
 
 /** Throws an `AgentError` for a claim that the pod cannot have (yet). */

@@ -1,8 +1,7 @@
-import { isStaticPod } from "../../kube/pod-resources.ts";
+import { isStaticPod, uidOf } from "../../kube/pod-resources.ts";
 import type { Node, Pod } from "../../kube/types.ts";
 import { messageOf } from "../../lib/errors.ts";
 import type { Logger } from "../../lib/log.ts";
-import { uidOf } from "../names.ts";
 import { admit } from "./admit.ts";
 import type { Admission, AdmissionContext, Rejection } from "./port.ts";
 

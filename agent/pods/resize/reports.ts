@@ -1,8 +1,9 @@
+import { uidOf } from "../../kube/pod-resources.ts";
 import type { EventRecorder } from "../../kube/port.ts";
 import type { Pod } from "../../kube/types.ts";
 import type { Clock } from "../../lib/clock.ts";
-import { podReference, uidOf } from "../names.ts";
-import { inProgressState, pendingState, reportedStates, resizeMessage, type ResizeStates } from "./conditions.ts";
+import { podReference } from "../names.ts";
+import { inProgressState, pendingState, type ResizeStates, reportedStates, resizeMessage } from "./conditions.ts";
 import type { ResizeMetrics } from "./metrics.ts";
 
 export interface ResizeReportsDeps {

@@ -1,10 +1,10 @@
 import { join } from "node:path";
+import { uidOf } from "../../kube/pod-resources.ts";
 import type { Container, Pod } from "../../kube/types.ts";
 import type { Clock, Timer } from "../../lib/clock.ts";
 import { messageOf } from "../../lib/errors.ts";
 import type { Logger } from "../../lib/log.ts";
 import type { AdmissionContext } from "../admission/port.ts";
-import { uidOf } from "../names.ts";
 import {
   changedResources,
   hasResources,
@@ -17,7 +17,7 @@ import {
 import { ResourceCheckpoint } from "./checkpoint.ts";
 import type { ResizeStates } from "./conditions.ts";
 import { evaluateResize, givesBack, inTurn, type PendingResize, type ResizePolicy } from "./evaluate.ts";
-import { requestedChanges, type RetryTrigger } from "./metrics.ts";
+import { type RetryTrigger, requestedChanges } from "./metrics.ts";
 import { ResizeReports, type ResizeReportsDeps } from "./reports.ts";
 
 // The reference's periods, for what no event tells: until all sources are known, and from then on.

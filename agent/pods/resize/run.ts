@@ -1,11 +1,10 @@
-import { linuxResources, podSandboxResources } from "../../kube/pod-resources.ts";
+import { linuxResources, podSandboxResources, uidOf } from "../../kube/pod-resources.ts";
 import type { Pod } from "../../kube/types.ts";
 import { hasCode, messageOf } from "../../lib/errors.ts";
 import type { Logger } from "../../lib/log.ts";
 import type { PodSnapshot, Runtime } from "../../runtime/port.ts";
 import type { PodCgroupPort, PodSettings } from "../port.ts";
-import { type ActuationInputs, planActuation, refusedShrink, type ResizeStep, shrinkingMemory } from "./actuate.ts";
-import { uidOf } from "../names.ts";
+import { type ActuationInputs, planActuation, type ResizeStep, refusedShrink, shrinkingMemory } from "./actuate.ts";
 import { type PodResources, resizableContainers } from "./allocation.ts";
 import type { PodResizes } from "./port.ts";
 

@@ -1,8 +1,9 @@
 import { isScalar, parseAllDocuments } from "yaml";
 import type { Pod } from "../../kube/types.ts";
 import { AgentError, hasCode } from "../../lib/errors.ts";
+import { isObject } from "../../lib/json.ts";
 import { podShape } from "./pod-shape.ts";
-import { isObject, kindOf, shapeProblem, withoutNulls } from "./shape.ts";
+import { kindOf, shapeProblem, withoutNulls } from "./shape.ts";
 
 /** What a manifest says, and what is odd about it. */
 export interface Manifest {

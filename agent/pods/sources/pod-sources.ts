@@ -1,10 +1,10 @@
 import { addAbortListener } from "node:events";
 import { isDeepStrictEqual } from "node:util";
-import { configSeenAnnotation, configSourceAnnotation, isMirrorPod } from "../../kube/pod-resources.ts";
+import { configSeenAnnotation, configSourceAnnotation, isMirrorPod, uidOf } from "../../kube/pod-resources.ts";
 import { keyOf, type Store, type StoreChange } from "../../kube/port.ts";
 import type { Pod } from "../../kube/types.ts";
 import type { Clock } from "../../lib/clock.ts";
-import { describePod, uidOf } from "../names.ts";
+import { describePod } from "../names.ts";
 import type { Deliver, MirrorSet, PodSet } from "./port.ts";
 import { type PodSourceName, rfc3339Nano, type StaticSourceName } from "./static-pod.ts";
 

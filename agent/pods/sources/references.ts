@@ -1,5 +1,5 @@
 import type { Container, Pod, Volume } from "../../kube/types.ts";
-import { isObject } from "./shape.ts";
+import { isObject } from "../../lib/json.ts";
 
 // Volumes that are, or are found by, objects of the API server.
 const objectVolumes = [

@@ -1,3 +1,5 @@
+import { isObject } from "../../lib/json.ts";
+
 /**
  * Shapes of JSON values that come from people. What a shape does not name passes through untouched, as it does with the
  * reference's decoder: manifests of newer versions keep working.
@@ -36,11 +38,6 @@ export function shapeProblem(value: unknown, shape: Shape, path: string): string
   return firstOf(Object.entries(shape.fields), ([name, inner]) =>
     shapeProblem(Object.hasOwn(value, name) ? value[name] : undefined, inner, path === "" ? name : `${path}.${name}`),
   );
-}
-
-/** True for a JSON object: not null, not a list. */
-export function isObject(value: unknown): value is Record<string, unknown> {
-  return typeof value === "object" && value !== null && !Array.isArray(value);
 }
 
 const names = {

@@ -1,7 +1,6 @@
-import { isStaticPod } from "../../kube/pod-resources.ts";
+import { isStaticPod, uidOf } from "../../kube/pod-resources.ts";
 import { keyOf } from "../../kube/port.ts";
 import type { Pod } from "../../kube/types.ts";
-import { uidOf } from "../names.ts";
 
 /**
  * Of the static pods of one name, only one is worked on at a time: an edited manifest is a new pod of the old name, and the

@@ -1,9 +1,9 @@
 import { createHash } from "node:crypto";
 import type { Clock } from "../../lib/clock.ts";
 import { AgentError, messageOf } from "../../lib/errors.ts";
+import { isObject } from "../../lib/json.ts";
 import type { Logger } from "../../lib/log.ts";
 import type { UserInfo } from "../port.ts";
-import { isObject } from "./json.ts";
 import { ExpiringCache, SharedLookups } from "./lookups.ts";
 import { createReviewer, type ReviewerOptions } from "./review.ts";
 

@@ -1,9 +1,10 @@
 import { createHmac, randomBytes } from "node:crypto";
 import type { Clock } from "../../lib/clock.ts";
 import { AgentError } from "../../lib/errors.ts";
+import { isObject } from "../../lib/json.ts";
 import { defaultBuckets, type MetricsRegistry } from "../../lib/metrics.ts";
 import type { UserInfo } from "../port.ts";
-import { isObject, stringsOf } from "./json.ts";
+import { stringsOf } from "./json.ts";
 import { ExpiringCache, SharedLookups } from "./lookups.ts";
 import type { Reviewer } from "./review.ts";
 

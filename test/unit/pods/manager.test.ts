@@ -1,10 +1,10 @@
 import { afterEach, expect, test } from "vitest";
+import { uidOf } from "../../../agent/kube/pod-resources.ts";
 import type { Pod } from "../../../agent/kube/types.ts";
 import { silentLogger } from "../../../agent/lib/log.ts";
 import { MetricsRegistry } from "../../../agent/lib/metrics.ts";
 import { createPodManager, type PodManager } from "../../../agent/pods/manager.ts";
 import type { PodDeps } from "../../../agent/pods/port.ts";
-import { uidOf } from "../../../agent/pods/names.ts";
 import { clearRetry } from "../../../agent/pods/predecessors.ts";
 import { PodSources } from "../../../agent/pods/sources/pod-sources.ts";
 import type { PodSourceName } from "../../../agent/pods/sources/static-pod.ts";

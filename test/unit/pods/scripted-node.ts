@@ -1,13 +1,13 @@
+import { uidOf } from "../../../agent/kube/pod-resources.ts";
 import type { ApiClient } from "../../../agent/kube/port.ts";
 import type { Condition, Container, Pod, PodStatus } from "../../../agent/kube/types.ts";
 import { AgentError } from "../../../agent/lib/errors.ts";
 import { silentLogger } from "../../../agent/lib/log.ts";
 import { annotations } from "../../../agent/pods/container-annotations.ts";
 import { StepError } from "../../../agent/pods/executor.ts";
-import { uidOf } from "../../../agent/pods/names.ts";
 import type { PodAction } from "../../../agent/pods/plan.ts";
-import { StatusWriter } from "../../../agent/pods/status-writer.ts";
 import type { PodResizes } from "../../../agent/pods/resize/port.ts";
+import { StatusWriter } from "../../../agent/pods/status-writer.ts";
 import { PodWorker, type WorkerDeps } from "../../../agent/pods/worker.ts";
 import type { ProbeType, Verdict } from "../../../agent/probes/port.ts";
 import type { ContainerStatus, PodSnapshot, SandboxStatus } from "../../../agent/runtime/port.ts";
