@@ -4,17 +4,13 @@
  */
 import { readFile } from "node:fs/promises";
 import { setTimeout as sleep } from "node:timers/promises";
-import { createApiClient } from "../../agent/kube/client.ts";
-import { createInformerFactory } from "../../agent/kube/informer.ts";
-import { loadKubeconfig } from "../../agent/kube/kubeconfig.ts";
-import { nodes, pods } from "../../agent/kube/resources.ts";
+import { pods } from "../../agent/kube/resources.ts";
 import type { Pod } from "../../agent/kube/types.ts";
-import { systemClock } from "../../agent/lib/clock.ts";
-import { silentLogger } from "../../agent/lib/log.ts";
 import { startLocalCluster } from "../support/cluster/local-cluster.ts";
 import { busyboxImageName } from "../support/images/images.ts";
 import { containerConfig, sandboxConfig } from "../support/runtime/configs.ts";
 import { connectRuntime } from "../support/runtime/connect.ts";
+import { clientOf, readyPods } from "./cluster.ts";
 import { isReady, until } from "./until.ts";
 
 const rounds = 20;
@@ -27,14 +23,8 @@ const command = ["sh", "-c", "trap 'exit 0' TERM; while true; do sleep 1000 & wa
 const cluster = await startLocalCluster();
 const stop = new AbortController();
 try {
-  const access = await loadKubeconfig(cluster.kubeconfig);
-  const deps = { clock: systemClock, log: silentLogger };
-  await using client = createApiClient({ access, userAgent: "bench", qps: -1, burst: -1, ...deps });
-  const informer = createInformerFactory({ client, ...deps });
-  const { store } = informer(pods, { namespace }, stop.signal);
-  const nodeStore = informer(nodes, {}, stop.signal).store;
-  await until(nodeStore, (node) => node?.status?.conditions?.some(isReady) === true, cluster.node.name);
-  await store.synced();
+  await using client = await clientOf(cluster);
+  const store = await readyPods(cluster, client, namespace, stop.signal);
   const run = async (name: string) => await startAndEnd(name);
 
   await run("warm-up");

@@ -13,20 +13,18 @@ import { text } from "node:stream/consumers";
 import { setTimeout as sleep } from "node:timers/promises";
 import { setFlagsFromString } from "node:v8";
 import { runInNewContext } from "node:vm";
-import { createApiClient, type KubeClient } from "../../agent/kube/client.ts";
-import { createInformerFactory } from "../../agent/kube/informer.ts";
-import { loadKubeconfig } from "../../agent/kube/kubeconfig.ts";
+import type { KubeClient } from "../../agent/kube/client.ts";
 import type { Store } from "../../agent/kube/port.ts";
-import { nodes, pods } from "../../agent/kube/resources.ts";
+import { pods } from "../../agent/kube/resources.ts";
 import type { Container, Pod, Probe } from "../../agent/kube/types.ts";
 import { type Clock, systemClock } from "../../agent/lib/clock.ts";
-import { silentLogger } from "../../agent/lib/log.ts";
 import { MetricsRegistry } from "../../agent/lib/metrics.ts";
 import { createProbeManager } from "../../agent/probes/manager.ts";
 import { createProber } from "../../agent/probes/run.ts";
 import { type LocalCluster, startLocalCluster } from "../support/cluster/local-cluster.ts";
 import { busyboxImageName } from "../support/images/images.ts";
 import { connectRuntime } from "../support/runtime/connect.ts";
+import { clientOf, readyPods } from "./cluster.ts";
 import { isReady, until } from "./until.ts";
 
 const probesMax = 500;
@@ -154,14 +152,8 @@ async function benchPods(): Promise<void> {
   const cluster = await startLocalCluster({ kubelet: { logging: { verbosity: 4 } } });
   const stop = new AbortController();
   try {
-    const access = await loadKubeconfig(cluster.kubeconfig);
-    const deps = { clock: systemClock, log: silentLogger };
-    await using client = createApiClient({ access, userAgent: "bench", qps: -1, burst: -1, ...deps });
-    const informer = createInformerFactory({ client, ...deps });
-    const { store } = informer(pods, { namespace }, stop.signal);
-    const nodeStore = informer(nodes, {}, stop.signal).store;
-    await until(nodeStore, (node) => node?.status?.conditions?.some(isReady) === true, cluster.node.name);
-    await store.synced();
+    await using client = await clientOf(cluster);
+    const store = await readyPods(cluster, client, namespace, stop.signal);
     await benchReadiness(cluster, client, store);
     await benchRestart(cluster, client, store);
   } finally {

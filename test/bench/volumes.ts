@@ -5,16 +5,12 @@
 import { execFile } from "node:child_process";
 import { join } from "node:path";
 import { promisify } from "node:util";
-import { createApiClient } from "../../agent/kube/client.ts";
-import { createInformerFactory } from "../../agent/kube/informer.ts";
-import { loadKubeconfig } from "../../agent/kube/kubeconfig.ts";
-import { configMaps, nodes, pods, secrets } from "../../agent/kube/resources.ts";
+import { configMaps, pods, secrets } from "../../agent/kube/resources.ts";
 import type { Pod, Volume, VolumeMount } from "../../agent/kube/types.ts";
-import { systemClock } from "../../agent/lib/clock.ts";
-import { silentLogger } from "../../agent/lib/log.ts";
 import type { ExplainedEntry, Explanation } from "../../agent/pods/explain.ts";
 import { projectRoot, startLocalCluster } from "../support/cluster/local-cluster.ts";
 import { busyboxImageName } from "../support/images/images.ts";
+import { clientOf, readyPods } from "./cluster.ts";
 import { isReady, until } from "./until.ts";
 
 const rounds = 20;
@@ -50,14 +46,8 @@ const volumeMounts: VolumeMount[] = [
 const cluster = await startLocalCluster();
 const stop = new AbortController();
 try {
-  const access = await loadKubeconfig(cluster.kubeconfig);
-  const deps = { clock: systemClock, log: silentLogger };
-  await using client = createApiClient({ access, userAgent: "bench", qps: -1, burst: -1, ...deps });
-  const informer = createInformerFactory({ client, ...deps });
-  const { store } = informer(pods, { namespace }, stop.signal);
-  const nodeStore = informer(nodes, {}, stop.signal).store;
-  await until(nodeStore, (node) => node?.status?.conditions?.some(isReady) === true, cluster.node.name);
-  await store.synced();
+  await using client = await clientOf(cluster);
+  const store = await readyPods(cluster, client, namespace, stop.signal);
   const metadata = (name: string) => ({ name, namespace });
   for (let i = 0; i < 4; i += 1) {
     await client.create(configMaps, {
