@@ -1,15 +1,16 @@
+import { forEachChunk } from "../../lib/chunks.ts";
 import type { Clock, Timer } from "../../lib/clock.ts";
 import { AgentError, messageOf } from "../../lib/errors.ts";
 import { SpdyConnection } from "../../lib/spdy/connection.ts";
 import type { SpdyStream } from "../../lib/spdy/stream.ts";
+import type { MessagePiece, Peer } from "../../lib/websocket/connection.ts";
 import type { Upgrade } from "../port.ts";
-import { forEachChunk } from "./chunks.ts";
 import { askRuntime } from "./dial.ts";
 import { headerOf } from "./http-head.ts";
 import { readBody } from "./refusal.ts";
 import { remoteCommandProtocol, type WantedStreams } from "./request.ts";
 import { internalError, statusOf } from "./status.ts";
-import { acceptWebSocket, type MessagePiece, type Peer } from "./websocket.ts";
+import { acceptWebSocket } from "./websocket.ts";
 
 /** Channels of a session: the first byte of each message. */
 const channel = { stdin: 0, stdout: 1, stderr: 2, error: 3, resize: 4, close: 255 } as const;

@@ -1,4 +1,5 @@
 import type { IncomingMessage } from "node:http";
+import { offeredProtocols } from "../../lib/websocket/handshake.ts";
 import { HttpError } from "../port.ts";
 
 /** The streams that a client asks for. */
@@ -42,21 +43,10 @@ export function wantedPorts(query: URLSearchParams): number[] {
   });
 }
 
-/** True if the client wants to speak WebSocket on this connection. */
-export function isWebSocket({ headers }: Pick<IncomingMessage, "headers">): boolean {
-  return tokens(headers.connection).includes("upgrade") && headers.upgrade?.toLowerCase() === "websocket";
-}
-
 /** The WebSocket subprotocol for which this agent, not the runtime, is the server: it can close one stream of a session. */
 export const remoteCommandProtocol = "v5.channel.k8s.io";
 
 const tunnelPrefix = "SPDY/3.1+";
-
-/** WebSocket subprotocols that the client offers, in its order. */
-export function offeredProtocols({ headers }: Pick<IncomingMessage, "headers">): string[] {
-  const offered = headers["sec-websocket-protocol"];
-  return offered === undefined ? [] : offered.split(",").map((protocol) => protocol.trim());
-}
 
 /** The SPDY protocols whose connection the client offers to carry in WebSocket messages. */
 export function offeredTunnels(request: Pick<IncomingMessage, "headers">): string[] {
@@ -68,8 +58,4 @@ export function offeredTunnels(request: Pick<IncomingMessage, "headers">): strin
 /** The WebSocket subprotocol that carries this SPDY protocol. */
 export function tunnelOf(protocol: string): string {
   return tunnelPrefix + protocol;
-}
-
-function tokens(value: string | undefined): string[] {
-  return (value ?? "").split(",").map((token) => token.trim().toLowerCase());
 }

@@ -1,18 +1,11 @@
 import type { Clock } from "../../lib/clock.ts";
 import type { MetricsRegistry } from "../../lib/metrics.ts";
+import { isWebSocket, offeredProtocols } from "../../lib/websocket/handshake.ts";
 import type { Runtime, StreamingRequest } from "../../runtime/port.ts";
 import { type Exchange, type Handler, HttpError, type ServedPods, type Upgrade, type UpgradeHandler } from "../port.ts";
 import { plainError } from "../respond.ts";
 import { serveRemoteCommand } from "./remote-command.ts";
-import {
-  isWebSocket,
-  offeredProtocols,
-  offeredTunnels,
-  remoteCommandProtocol,
-  wantedPorts,
-  type WantedStreams,
-  wantedStreams,
-} from "./request.ts";
+import { offeredTunnels, remoteCommandProtocol, wantedPorts, type WantedStreams, wantedStreams } from "./request.ts";
 import { createRun } from "./run.ts";
 import { splice } from "./splice.ts";
 import { containerOf, hasTerminal, podOf, sandboxOf, sessionURL } from "./target.ts";

@@ -1,12 +1,13 @@
 import type { Duplex } from "node:stream";
+import { forEachChunk } from "../../lib/chunks.ts";
 import type { Clock } from "../../lib/clock.ts";
+import type { Peer } from "../../lib/websocket/connection.ts";
 import { HttpError, type Upgrade } from "../port.ts";
-import { forEachChunk } from "./chunks.ts";
 import { headerOf, requestHead } from "./http-head.ts";
 import { relayRefusal } from "./refusal.ts";
 import { offeredTunnels, tunnelOf } from "./request.ts";
 import { askForClient } from "./splice.ts";
-import { acceptWebSocket, type Peer } from "./websocket.ts";
+import { acceptWebSocket } from "./websocket.ts";
 
 // The WebSocket handshake is ours, that with the runtime is SPDY's.
 const webSocketHeaders = [

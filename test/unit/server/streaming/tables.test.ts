@@ -1,7 +1,8 @@
 import { expect, test } from "vitest";
 import { HttpError } from "../../../../agent/server/port.ts";
 import { parseResponseHead, requestHead } from "../../../../agent/server/streaming/http-head.ts";
-import { isWebSocket, offeredTunnels, wantedPorts, wantedStreams } from "../../../../agent/server/streaming/request.ts";
+import { isWebSocket } from "../../../../agent/lib/websocket/handshake.ts";
+import { offeredTunnels, wantedPorts, wantedStreams } from "../../../../agent/server/streaming/request.ts";
 import { type SessionEnd, statusOf } from "../../../../agent/server/streaming/status.ts";
 
 const query = (text: string) => new URLSearchParams(text);

@@ -5,7 +5,7 @@ import { renderMetrics } from "../../../../agent/lib/metrics-text.ts";
 import { SpdyConnection } from "../../../../agent/lib/spdy/connection.ts";
 import { systemClock } from "../../../../agent/lib/clock.ts";
 import { runtimePingIntervalMs, sessionIdleMs } from "../../../../agent/server/streaming/remote-command.ts";
-import { closeTimeoutMs, messageBytesMax, pongIntervalMs } from "../../../../agent/server/streaming/websocket.ts";
+import { closeTimeoutMs, messageBytesMax, pongIntervalMs } from "../../../../agent/lib/websocket/connection.ts";
 import {
   type AgentServerOptions,
   fakeRuntimeCalls,

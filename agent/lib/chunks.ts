@@ -1,6 +1,6 @@
 import type { Readable } from "node:stream";
-import { AgentError } from "../../lib/errors.ts";
-import { release } from "../../lib/spdy/release.ts";
+import { AgentError } from "./errors.ts";
+import { release } from "./spdy/release.ts";
 
 /**
  * Hands each chunk of a stream to `handle`, the next one once that is done, and gives its memory back then. (`for await`

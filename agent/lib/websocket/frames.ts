@@ -152,7 +152,7 @@ function unmask(bytes: Buffer, mask: Buffer, offset: number): void {
 }
 
 /** The head of a frame that a server sends. */
-export function frameHead(kind: "binary" | "close" | "ping" | "pong", payloadBytes: number): Buffer {
+export function frameHead(kind: "text" | "binary" | "close" | "ping" | "pong", payloadBytes: number): Buffer {
   const lengthBytes = payloadBytes < 126 ? 0 : payloadBytes < 65_536 ? 2 : 8;
   const head = Buffer.alloc(2 + lengthBytes);
   head[0] = 0x80 | opcode[kind];

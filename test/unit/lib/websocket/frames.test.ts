@@ -1,10 +1,6 @@
 import { randomBytes } from "node:crypto";
 import { expect, test } from "vitest";
-import {
-  frameHead,
-  type WebSocketFrame,
-  WebSocketParser,
-} from "../../../../agent/server/streaming/websocket-frames.ts";
+import { frameHead, type WebSocketFrame, WebSocketParser } from "../../../../agent/lib/websocket/frames.ts";
 
 const limit = 100_000;
 
