@@ -1,6 +1,7 @@
 import { constants } from "node:fs";
 import { type FileHandle, open, readdir, stat } from "node:fs/promises";
 import { basename, dirname, join } from "node:path";
+import { Readable } from "node:stream";
 import { createGunzip } from "node:zlib";
 import { errnoOf, ignoreErrno } from "../../lib/errno.ts";
 import { AgentError } from "../../lib/errors.ts";
@@ -14,9 +15,14 @@ export interface LogFile {
    * @returns bytes read
    */
   read(buffer: Buffer, offset: number, position: number): Promise<number>;
+  /** Wherever `read` stands. Empty if the file is. */
+  firstLine(): Promise<FirstLine>;
   isAt(identity: FileIdentity): boolean;
   close(): Promise<void>;
 }
+
+/** A file's first line with its newline, or its first {@link firstLineBytesMax} bytes if the line is longer. */
+export type FirstLine = Buffer;
 
 /** What stays the same when a file is renamed. */
 export interface FileIdentity {
@@ -27,8 +33,16 @@ export interface FileIdentity {
 // Without O_NONBLOCK a fifo in a file's place would hold a thread for good.
 const openFlags = constants.O_RDONLY | constants.O_NONBLOCK | constants.O_NOCTTY;
 
-// kubelet's suffix of a rotated file: local time; ".gz" once it was compressed.
-const rotatedSuffix = /^\.\d{8}-\d{6}(\.gz)?$/;
+// Suffixes of rotated files, with ".gz" once they are compressed. Kubelet's is the local time.
+const datedSuffix = /^\.\d{8}-\d{6}(\.gz)?$/;
+// Docker's json-file driver counts: the largest number is the oldest file.
+const numberedSuffix = /^\.([1-9]\d{0,3})(\.gz)?$/;
+
+// Docker cuts lines at 16 KiB, which are up to six times that in JSON.
+const firstLineBytesMax = 128 * 1024;
+const firstLineStepBytes = 4 * 1024;
+
+const lf = 0x0a;
 
 /** Opens the file that is written to now. Rejects with NotFound, or Invalid if it is no regular file. */
 export async function openActive(path: string): Promise<LogFile & { handle: FileHandle }> {
@@ -62,9 +76,12 @@ export async function identify(path: string): Promise<(FileIdentity & { readonly
 export async function rotatedFiles(path: string): Promise<string[]> {
   const base = basename(path);
   const names = (await readdir(dirname(path)).catch(ignoreErrno("ENOENT", "ENOTDIR"))) ?? [];
-  const rotated = names.filter((name) => name.startsWith(base) && rotatedSuffix.test(name.slice(base.length)));
+  const own = names.filter((name) => name.startsWith(base));
   // While it is being compressed a file is there in both forms.
-  return rotated.filter((name) => !name.endsWith(".gz") || !rotated.includes(plainName(name))).sort();
+  const whole = own.filter((name) => !name.endsWith(".gz") || !own.includes(plainName(name)));
+  const numberOf = (name: string) => Number(numberedSuffix.exec(name.slice(base.length))?.[1] ?? 0);
+  const numbered = whole.filter((name) => numberOf(name) > 0).sort((a, b) => numberOf(b) - numberOf(a));
+  return [...numbered, ...whole.filter((name) => datedSuffix.test(name.slice(base.length))).sort()];
 }
 
 /** The name that a rotated file had before it was compressed. */
@@ -93,6 +110,7 @@ function plainFile(handle: FileHandle, { dev, ino }: FileIdentity): LogFile {
   return {
     read: async (buffer, offset, position) =>
       (await handle.read(buffer, offset, buffer.length - offset, position)).bytesRead,
+    firstLine: async () => await firstLineIn(bytesOf(handle)),
     isAt: (identity) => identity.dev === dev && identity.ino === ino,
     close: async () => await handle.close(),
   };
@@ -119,6 +137,17 @@ function compressedFile(handle: FileHandle): LogFile {
       }
       return o - offset;
     },
+    firstLine: async () => {
+      const source = Readable.from(bytesOf(handle));
+      const unpacked = source.pipe(createGunzip());
+      source.on("error", (err) => unpacked.destroy(err));
+      try {
+        return await firstLineIn(unpacked);
+      } finally {
+        source.destroy();
+        unpacked.destroy();
+      }
+    },
     isAt: () => false,
     close: async () => {
       plain.destroy();
@@ -126,4 +155,28 @@ function compressedFile(handle: FileHandle): LogFile {
       await handle.close();
     },
   };
+}
+
+/** A file from its start, in small pieces, without moving where others read it. */
+async function* bytesOf(handle: FileHandle): AsyncGenerator<Buffer> {
+  for (let position = 0; ; ) {
+    const buffer = Buffer.allocUnsafeSlow(firstLineStepBytes);
+    const { bytesRead } = await handle.read(buffer, 0, buffer.length, position);
+    if (bytesRead === 0) return;
+    position += bytesRead;
+    yield buffer.subarray(0, bytesRead);
+  }
+}
+
+async function firstLineIn(chunks: AsyncIterable<Buffer>): Promise<FirstLine> {
+  const parts: Buffer[] = [];
+  let length = 0;
+  for await (const chunk of chunks) {
+    const end = chunk.indexOf(lf);
+    const part = chunk.subarray(0, Math.min(end < 0 ? chunk.length : end + 1, firstLineBytesMax - length));
+    parts.push(part);
+    length += part.length;
+    if (end >= 0 || length >= firstLineBytesMax) break;
+  }
+  return Buffer.concat(parts);
 }

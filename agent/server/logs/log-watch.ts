@@ -18,20 +18,17 @@ export class LogWatch {
   readonly #base: string;
   readonly #clock: Clock;
   readonly #log: Logger;
-  readonly #onReplaced: () => void;
   #watcher: FSWatcher | undefined;
   #failures = 0;
   #isWoken = false;
   #isReplaced = false;
   #rest: AbortController | undefined;
 
-  /** @param onReplaced called at once when another file may have taken the log's name */
-  constructor(path: string, clock: Clock, log: Logger, onReplaced: () => void) {
+  constructor(path: string, clock: Clock, log: Logger) {
     this.#path = path;
     this.#base = basename(path);
     this.#clock = clock;
     this.#log = log;
-    this.#onReplaced = onReplaced;
   }
 
   /** Begins to watch, unless it does or failed too often. Never throws. */
@@ -83,10 +80,7 @@ export class LogWatch {
 
   #onEvent(event: string, name: string | Buffer | null): void {
     if (name !== null && String(name) !== this.#base) return;
-    if (event === "rename") {
-      this.#isReplaced = true;
-      this.#onReplaced();
-    }
+    if (event === "rename") this.#isReplaced = true;
     this.wake();
   }
 

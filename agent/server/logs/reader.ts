@@ -1,10 +1,11 @@
-import { realpath } from "node:fs/promises";
-import { dirname, join } from "node:path";
+import { readlink, realpath } from "node:fs/promises";
+import { basename, dirname, isAbsolute, join } from "node:path";
 import type { Clock } from "../../lib/clock.ts";
 import { errnoOf } from "../../lib/errno.ts";
 import { AgentError, hasCode, messageOf } from "../../lib/errors.ts";
 import type { Logger } from "../../lib/log.ts";
 import { identify, type LogFile, openActive, openRotated, plainName, rotatedFiles } from "./log-file.ts";
+import { filesAfter } from "./log-row.ts";
 import { LogWatch } from "./log-watch.ts";
 import type { LogOptions } from "./options.ts";
 import { RecordReader } from "./records.ts";
@@ -52,6 +53,7 @@ const openRetryMs = 100;
  * ```
  *   0.log.20260102-030405   drained to its end    then those that came after it     then the active file from its start
  *   ^ the open file was renamed to this          0.log.20260102-030407(.gz)        0.log
+ *   id-json.log.3                                id-json.log.2(.gz) id-json.log.1  id-json.log
  * ```
  *
  * Rejects if there is no such file, or if it cannot be read.
@@ -64,7 +66,7 @@ export async function readLog(
 ): Promise<void> {
   try {
     // Docker's log is behind a link. Resolved once: a rotation replaces what the link points to, in its own directory.
-    const real = await retryMissing(path, deps.clock, signal, async () => await realpath(path).catch(asMissing(path)));
+    const real = await retryMissing(path, deps.clock, signal, async () => await realLog(path));
     const file = await retryMissing(real, deps.clock, signal, async () => await openActive(real));
     await using reader = new LogReader(real, file, options, deps, signal);
     if (options.tailLines !== undefined) {
@@ -93,12 +95,9 @@ class LogReader {
   #bufferBytes: number;
   /** For the next read; nothing in it is needed. */
   #spare: Buffer | undefined;
-  #locating: Promise<void> | undefined;
   /** What the runtime said last: the container has ended, or why it cannot say. */
   #liveness: "running" | "ended" | { failure: unknown } = "running";
   #isAsking = false;
-  /** Of the open file, once it was renamed. */
-  #ownName: string | undefined;
 
   constructor(path: string, file: LogFile, options: LogOptions, deps: LogReadDeps, signal: AbortSignal) {
     this.#path = path;
@@ -114,7 +113,7 @@ class LogReader {
       ...(options.since === undefined ? {} : { since: options.since }),
       ...(options.follow || options.tailLines === undefined ? {} : { linesMax: options.tailLines }),
     });
-    this.#watch = new LogWatch(path, deps.clock, deps.log, () => void this.#findOwnName());
+    this.#watch = new LogWatch(path, deps.clock, deps.log);
   }
 
   seek(position: number): void {
@@ -168,7 +167,6 @@ class LogReader {
 
   async [Symbol.asyncDispose](): Promise<void> {
     this.#watch.close();
-    await this.#locating;
     await this.#file.close();
     const { malformed } = this.#records;
     if (malformed > 0) this.#deps.log.warn({ path: this.#path, lines: malformed }, "malformed lines of a log skipped");
@@ -246,8 +244,7 @@ class LogReader {
       this.#startOver(); // truncated in place
       return "again";
     }
-    await this.#findOwnName();
-    if (present === undefined && (await this.#successors()).length === 0) return "none";
+    if (present === undefined && (await filesAfter(this.#path, this.#file)).length === 0) return "none";
     if (this.#file.rotatedAs === undefined) {
       await this.#deps.clock.sleep(rotationSettleMs, this.#signal);
       if (await this.#drain()) return "done";
@@ -260,21 +257,24 @@ class LogReader {
     }
     await this.#file.close();
     this.#file = next;
-    this.#ownName = next.rotatedAs;
     this.#startOver();
     return "again";
   }
 
   async #openSuccessor(): Promise<LogFile | undefined> {
     for (;;) {
-      const [rotated] = await this.#successors();
+      const [rotated] = await filesAfter(this.#path, this.#file);
       const opening = rotated === undefined ? openActive(this.#path) : openRotated(dirname(this.#path), rotated);
       const next = await opening.catch((err: unknown) => {
         if (hasCode(err, "NotFound")) return undefined; // the next one is on its way, or this one was compressed
         throw err;
       });
-      if (next === undefined || rotated !== undefined || (await this.#successors()).length === 0) return next;
-      await next.close(); // another rotation came between list and open
+      if (next === undefined) return undefined;
+      // Another rotation may have come between list and open, and given the name to another file.
+      const [stillNext] = await filesAfter(this.#path, this.#file);
+      if (plainName(stillNext ?? "") === plainName(rotated ?? "")) return next;
+      await next.close();
+      this.#signal.throwIfAborted();
     }
   }
 
@@ -282,39 +282,6 @@ class LogReader {
     this.#position = 0;
     this.#isSkipping = false;
     this.#unfinished = Buffer.alloc(0);
-  }
-
-  /** Rotated files that are newer than the open one, oldest first. */
-  async #successors(): Promise<string[]> {
-    const own = this.#ownName;
-    if (own === undefined) return [];
-    return (await rotatedFiles(this.#path)).filter((name) => plainName(name) > plainName(own));
-  }
-
-  /**
-   * Finds out what the open file is called now. This happens as soon as it was renamed, even while the client is slow to
-   * take what was read: later the file may be compressed, and nothing would tell where in the row it stood.
-   */
-  async #findOwnName(): Promise<void> {
-    this.#locating ??= this.#locate().finally(() => {
-      this.#locating = undefined;
-    });
-    await this.#locating;
-  }
-
-  async #locate(): Promise<void> {
-    const file = this.#file;
-    if (this.#ownName !== undefined) return;
-    try {
-      for (const name of (await rotatedFiles(this.#path)).reverse()) {
-        const identity = await identify(join(dirname(this.#path), name));
-        if (identity === undefined || !file.isAt(identity)) continue;
-        if (file === this.#file) this.#ownName = name;
-        return;
-      }
-    } catch (err) {
-      this.#deps.log.debug({ path: this.#path, err: messageOf(err) }, "rotated files of a log not listed");
-    }
   }
 }
 
@@ -342,10 +309,16 @@ async function retryMissing<T>(path: string, clock: Clock, signal: AbortSignal, 
   }
 }
 
-function asMissing(path: string): (err: unknown) => never {
-  return (err) => {
+/** Where the log is, behind links. Between Docker's rename and its new file, where it will be. */
+async function realLog(path: string): Promise<string> {
+  try {
+    return await realpath(path);
+  } catch (err) {
+    const target = await readlink(path).catch(() => undefined);
+    const dir = target === undefined ? undefined : await realpath(dirname(target)).catch(() => undefined);
+    if (target !== undefined && dir !== undefined && isAbsolute(target)) return join(dir, basename(target));
     const isMissing = errnoOf(err) === "ENOENT";
     const why = isMissing ? "no such file or directory" : messageOf(err);
     throw new AgentError(isMissing ? "NotFound" : "Internal", `open ${path}: ${why}`, { cause: err });
-  };
+  }
 }
