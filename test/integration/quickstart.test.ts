@@ -1,5 +1,5 @@
 import { spawn } from "node:child_process";
-import { access, readdir, readFile } from "node:fs/promises";
+import { access, readdir, readFile, readlink } from "node:fs/promises";
 import { dirname, join } from "node:path";
 import { expect, test } from "vitest";
 import { projectRoot } from "../support/cluster/local-cluster.ts";
@@ -40,7 +40,12 @@ function start(...args: string[]) {
 
 /** What of a test node's directory is still in use somewhere on the machine. */
 async function leftOf(dir: string): Promise<string[]> {
-  const links = await readdir("/var/log/containers").catch(() => []);
+  const linksDir = "/var/log/containers";
+  const links = await Promise.all(
+    (await readdir(linksDir).catch(() => [])).map(async (name) => {
+      return await readlink(join(linksDir, name)).catch(() => "");
+    }),
+  );
   const commands = await Promise.all(
     (await readdir("/proc"))
       .filter((name) => /^\d+$/.test(name))
@@ -56,7 +61,7 @@ async function leftOf(dir: string): Promise<string[]> {
     ...(isThere ? [dir] : []),
     ...(await mountsBelow(dir)),
     ...commands.filter((command) => command.includes(`${dir}/`)),
-    ...links.filter((name) => name.startsWith("web-1_default")),
+    ...links.filter((target) => target.startsWith(`${dir}/`)), // those of other clusters on the machine are theirs
   ];
 }
 
