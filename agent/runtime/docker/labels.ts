@@ -1,0 +1,176 @@
+import { join } from "node:path";
+import type { ContainerConfig, PodSandboxConfig } from "../port.ts";
+import { attemptOfName } from "./names.ts";
+
+// The field's own, which cri-dockerd and kubelets of old set too.
+const typeLabel = "io.kubernetes.docker.type";
+const sandboxIDLabel = "io.kubernetes.sandbox.id";
+const logPathLabel = "io.kubernetes.container.logpath";
+const annotationPrefix = "annotation.";
+const podNameLabel = "io.kubernetes.pod.name";
+const podNamespaceLabel = "io.kubernetes.pod.namespace";
+const podUIDLabel = "io.kubernetes.pod.uid";
+const containerNameLabel = "io.kubernetes.container.name";
+
+// Ours: what Docker would forget otherwise.
+const attemptLabel = "io.nodelet.attempt";
+const imageLabel = "io.nodelet.image";
+const runtimeHandlerLabel = "io.nodelet.runtime-handler";
+const portMappingsLabel = "io.nodelet.port-mappings";
+// Docker adds the image's labels to the container's; this one tells which keys the pod gave, as a JSON list.
+const keysLabel = "io.nodelet.keys";
+
+/** What a sandbox's or container's labels tell of the pod that it belongs to. */
+interface PodIdentity {
+  podUID: string;
+  podName: string;
+  podNamespace: string;
+  attempt: number;
+  labels: Record<string, string>;
+  annotations: Record<string, string>;
+}
+
+export interface SandboxIdentity extends PodIdentity {
+  runtimeHandler: string;
+  portMappings: PodSandboxConfig["portMappings"];
+}
+
+export interface ContainerIdentity extends PodIdentity {
+  name: string;
+  sandboxID: string;
+  /** Image as the pod named it. */
+  image: string;
+  /** Full path of the log in the pod's log directory. */
+  logPath: string;
+}
+
+/**
+ * Filters for `/containers/json` and `/events`: only what belongs to pods, of one pod if `podUID` is given. With them the
+ * daemon does not tell of other people's containers at all.
+ */
+export function podFilters(podUID?: string): { label: string[] } {
+  return { label: [typeLabel, podUID === undefined ? podUIDLabel : `${podUIDLabel}=${podUID}`] };
+}
+
+/** The containers of one sandbox, for `/containers/json`. */
+export function sandboxContainersFilter(sandboxID: string): { label: string[] } {
+  return { label: [`${typeLabel}=container`, `${sandboxIDLabel}=${sandboxID}`] };
+}
+
+/** "sandbox" or "container" for what belongs to a pod, `undefined` for everything else on the daemon. */
+export function kindOf(labels: Readonly<Record<string, string>>): "sandbox" | "container" | undefined {
+  if ((labels[podUIDLabel] ?? "") === "") return undefined;
+  if (labels[typeLabel] === "podsandbox") return "sandbox";
+  return labels[typeLabel] === "container" ? "container" : undefined;
+}
+
+/** All labels of a sandbox's pause container. */
+export function sandboxLabels(config: PodSandboxConfig, runtimeHandler: string): Record<string, string> {
+  return {
+    ...podLabels(config.labels, config.annotations),
+    ...identityLabels(config),
+    [typeLabel]: "podsandbox",
+    [attemptLabel]: String(config.attempt),
+    [runtimeHandlerLabel]: runtimeHandler,
+    [portMappingsLabel]: JSON.stringify(config.portMappings),
+  };
+}
+
+/** All labels of an app container. */
+export function containerLabels(
+  sandboxID: string,
+  config: ContainerConfig,
+  sandboxConfig: PodSandboxConfig,
+): Record<string, string> {
+  return {
+    ...podLabels(config.labels, config.annotations),
+    ...identityLabels(sandboxConfig),
+    [containerNameLabel]: config.name,
+    [typeLabel]: "container",
+    [sandboxIDLabel]: sandboxID,
+    [logPathLabel]: join(sandboxConfig.logDirectory, config.logPath),
+    [attemptLabel]: String(config.attempt),
+    [imageLabel]: config.userSpecifiedImage,
+  };
+}
+
+/** @param name the Docker name; objects of other tools tell their attempt there */
+export function readSandbox(labels: Readonly<Record<string, string>>, name: string): SandboxIdentity {
+  return {
+    ...readIdentity(labels, name),
+    runtimeHandler: labels[runtimeHandlerLabel] ?? "",
+    portMappings: parseList(labels[portMappingsLabel]).filter(isPortMapping),
+  };
+}
+
+/** @param name see {@link readSandbox} */
+export function readContainer(labels: Readonly<Record<string, string>>, name: string): ContainerIdentity {
+  return {
+    ...readIdentity(labels, name),
+    name: labels[containerNameLabel] ?? "",
+    sandboxID: labels[sandboxIDLabel] ?? "",
+    image: labels[imageLabel] ?? "",
+    logPath: labels[logPathLabel] ?? "",
+  };
+}
+
+/** The pod's own labels and annotations in one map, and the list of their keys. */
+function podLabels(
+  labels: Readonly<Record<string, string>>,
+  annotations: Readonly<Record<string, string>>,
+): Record<string, string> {
+  const prefixed = Object.entries(annotations).map(([key, value]) => [annotationPrefix + key, value] as const);
+  const all: Record<string, string> = { ...labels, ...Object.fromEntries(prefixed) };
+  return { ...all, [keysLabel]: JSON.stringify(Object.keys(all).sort()) };
+}
+
+function identityLabels({ name, namespace, uid }: PodSandboxConfig): Record<string, string> {
+  return { [podNameLabel]: name, [podNamespaceLabel]: namespace, [podUIDLabel]: uid };
+}
+
+function readIdentity(all: Readonly<Record<string, string>>, name: string): PodIdentity {
+  const labels: Record<string, string> = {};
+  const annotations: Record<string, string> = {};
+  for (const key of podKeys(all)) {
+    const value = all[key];
+    if (value === undefined) continue;
+    if (key.startsWith(annotationPrefix)) annotations[key.slice(annotationPrefix.length)] = value;
+    else labels[key] = value;
+  }
+  const attempt = all[attemptLabel];
+  return {
+    podUID: all[podUIDLabel] ?? "",
+    podName: all[podNameLabel] ?? "",
+    podNamespace: all[podNamespaceLabel] ?? "",
+    attempt: attempt !== undefined && /^\d+$/.test(attempt) ? Number(attempt) : attemptOfName(name),
+    labels,
+    annotations,
+  };
+}
+
+/** The keys that the pod gave; of an object that another tool made, all but the tradition's own. */
+function podKeys(all: Readonly<Record<string, string>>): string[] {
+  if (all[keysLabel] !== undefined) return parseList(all[keysLabel]).filter((key) => typeof key === "string");
+  const internal = new Set([typeLabel, sandboxIDLabel, logPathLabel]);
+  return Object.keys(all).filter((key) => !internal.has(key));
+}
+
+function parseList(text: string | undefined): unknown[] {
+  try {
+    const parsed: unknown = JSON.parse(text ?? "[]");
+    return Array.isArray(parsed) ? parsed : [];
+  } catch {
+    return []; // someone's label of the same name
+  }
+}
+
+function isPortMapping(value: unknown): value is PodSandboxConfig["portMappings"][number] {
+  if (typeof value !== "object" || value === null) return false;
+  const { protocol, containerPort, hostPort, hostIP } = value as Record<string, unknown>;
+  return (
+    ["TCP", "UDP", "SCTP"].includes(String(protocol)) &&
+    typeof containerPort === "number" &&
+    typeof hostPort === "number" &&
+    typeof hostIP === "string"
+  );
+}

@@ -1,0 +1,36 @@
+import type { ContainerConfig, PodSandboxConfig } from "../port.ts";
+
+/** What of a sandbox its objects' names are made of. */
+export type SandboxIdentity = Pick<PodSandboxConfig, "name" | "namespace" | "uid" | "attempt">;
+
+// The sandbox's container in names, as with every kubelet that drove Docker.
+const sandboxWord = "POD";
+
+/** `k8s_POD_<pod>_<namespace>_<uid>_<attempt>` */
+export function sandboxName({ name, namespace, uid, attempt }: SandboxIdentity): string {
+  return ["k8s", sandboxWord, name, namespace, uid, attempt].join("_");
+}
+
+/** `k8s_<container>_<pod>_<namespace>_<uid>_<attempt>`; the attempt is the container's own. */
+export function containerName(
+  { name, attempt }: Pick<ContainerConfig, "name" | "attempt">,
+  pod: Omit<SandboxIdentity, "attempt">,
+): string {
+  return ["k8s", name, pod.name, pod.namespace, pod.uid, attempt].join("_");
+}
+
+/** Another name for the same object, for when the first is taken by what cannot be removed. */
+export function withRandomSuffix(name: string, random: () => number = Math.random): string {
+  return `${name}_${Math.floor(random() * 0x1_0000_0000)
+    .toString(16)
+    .padStart(8, "0")}`;
+}
+
+/**
+ * The attempt that a name tells, with or without a random suffix; for objects that other tools of the same tradition
+ * made. 0 if it tells none.
+ */
+export function attemptOfName(name: string): number {
+  const attempt = Number(name.replace(/^\//, "").split("_")[5]);
+  return Number.isSafeInteger(attempt) && attempt >= 0 ? attempt : 0;
+}

@@ -1,0 +1,113 @@
+import { describe, expect, test } from "vitest";
+import {
+  containerLabels,
+  kindOf,
+  readContainer,
+  readSandbox,
+  sandboxLabels,
+} from "../../../agent/runtime/docker/labels.ts";
+import { attemptOfName, containerName, sandboxName, withRandomSuffix } from "../../../agent/runtime/docker/names.ts";
+import type { ContainerConfig, PodSandboxConfig } from "../../../agent/runtime/port.ts";
+
+const sandbox = {
+  name: "web",
+  namespace: "shop",
+  uid: "u-1",
+  attempt: 2,
+  logDirectory: "/var/log/pods/shop_web_u-1",
+  labels: { app: "web", "io.kubernetes.pod.uid": "u-1" },
+  annotations: { note: "a\nb", "example.com/x": "" },
+  portMappings: [{ protocol: "TCP", containerPort: 80, hostPort: 8080, hostIP: "" }],
+} as unknown as PodSandboxConfig;
+
+const container = {
+  name: "app",
+  attempt: 3,
+  userSpecifiedImage: "registry/app:1",
+  imageRef: "sha256:abc",
+  logPath: "app/3.log",
+  labels: { "io.kubernetes.container.name": "app" },
+  annotations: { hash: "1" },
+} as unknown as ContainerConfig;
+
+describe("names", () => {
+  test("are the field's", () => {
+    expect(sandboxName(sandbox)).toBe("k8s_POD_web_shop_u-1_2");
+    expect(containerName(container, sandbox)).toBe("k8s_app_web_shop_u-1_3");
+  });
+
+  test("tell their attempt, also with a suffix; foreign names tell none", () => {
+    expect(attemptOfName("/k8s_app_web_shop_u-1_3")).toBe(3);
+    expect(attemptOfName(withRandomSuffix("k8s_app_web_shop_u-1_3", () => 0.5))).toBe(3);
+    expect(attemptOfName("/happy_hopper")).toBe(0);
+  });
+
+  test("a suffix makes another name", () => {
+    expect(withRandomSuffix("a", () => 0)).toBe("a_00000000");
+    expect(withRandomSuffix("a", () => 0.999999)).toMatch(/^a_[0-9a-f]{8}$/);
+  });
+});
+
+describe("labels", () => {
+  test("a sandbox is read back as it was written", () => {
+    const labels = sandboxLabels(sandbox, "kata");
+    expect(kindOf(labels)).toBe("sandbox");
+    expect(readSandbox(labels, "any")).toEqual({
+      podUID: "u-1",
+      podName: "web",
+      podNamespace: "shop",
+      attempt: 2,
+      labels: sandbox.labels,
+      annotations: sandbox.annotations,
+      runtimeHandler: "kata",
+      portMappings: sandbox.portMappings,
+    });
+  });
+
+  test("a container is read back as it was written, without what its image adds", () => {
+    const labels = {
+      maintainer: "someone",
+      "annotation.hash2": "from the image",
+      ...containerLabels("s-1", container, sandbox),
+    };
+    expect(kindOf(labels)).toBe("container");
+    expect(readContainer(labels, "any")).toEqual({
+      podUID: "u-1",
+      podName: "web",
+      podNamespace: "shop",
+      name: "app",
+      sandboxID: "s-1",
+      attempt: 3,
+      image: "registry/app:1",
+      labels: container.labels,
+      annotations: container.annotations,
+      logPath: "/var/log/pods/shop_web_u-1/app/3.log",
+    });
+  });
+
+  test("other people's containers are nobody's", () => {
+    expect(kindOf({})).toBeUndefined();
+    expect(kindOf({ "io.kubernetes.docker.type": "container" })).toBeUndefined();
+    expect(kindOf({ "io.kubernetes.pod.uid": "u-1" })).toBeUndefined();
+    expect(kindOf({ "io.kubernetes.pod.uid": "u-1", "io.kubernetes.docker.type": "else" })).toBeUndefined();
+  });
+
+  test("an object that another tool of the tradition made tells its attempt in its name", () => {
+    const labels = {
+      "io.kubernetes.docker.type": "container",
+      "io.kubernetes.pod.uid": "u",
+      "annotation.a": "b",
+      c: "d",
+    };
+    expect(readContainer(labels, "/k8s_app_web_shop_u_4")).toMatchObject({
+      attempt: 4,
+      annotations: { a: "b" },
+      labels: { c: "d", "io.kubernetes.pod.uid": "u" },
+    });
+  });
+
+  test("labels that are broken are read as empty", () => {
+    const labels = { ...sandboxLabels(sandbox, ""), "io.nodelet.port-mappings": "{", "io.nodelet.keys": "1" };
+    expect(readSandbox(labels, "x")).toMatchObject({ portMappings: [], labels: {} });
+  });
+});
