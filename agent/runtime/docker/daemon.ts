@@ -23,6 +23,8 @@ export interface DaemonInfo {
   pidsLimit: boolean;
   liveRestore: boolean;
   loggingDriver: string;
+  /** Whether it gives containers devices by their CDI names: where it does, it names the directories of their descriptions. */
+  hasCDI: boolean;
   /** Containers of everybody on this daemon. */
   containers: number;
 }
@@ -94,12 +96,13 @@ export function readDaemonInfo(version: unknown, info: unknown): DaemonInfo {
     pidsLimit: fields["PidsLimit"] === true,
     liveRestore: fields["LiveRestoreEnabled"] === true,
     loggingDriver: textOf(fields, "LoggingDriver"),
+    hasCDI: textsOf(fields["CDISpecDirs"]).length > 0,
     containers: typeof fields["Containers"] === "number" ? fields["Containers"] : 0,
   };
 }
 
-/** Compares "1.9" and "1.41" by number. */
-function compareVersions(a: string, b: string): number {
+/** Compares "1.9" and "1.41" by number: negative if `a` is the older. */
+export function compareVersions(a: string, b: string): number {
   const [majorA = 0, minorA = 0] = a.split(".").map(Number);
   const [majorB = 0, minorB = 0] = b.split(".").map(Number);
   return majorA - majorB || minorA - minorB;
