@@ -8,7 +8,7 @@
 import { chmod, copyFile, mkdir, readdir, readFile, rename, rm, stat, writeFile } from "node:fs/promises";
 import { dirname, join, resolve } from "node:path";
 import { parseArgs } from "node:util";
-import { build } from "esbuild";
+import { build, type Plugin } from "esbuild";
 import protobuf from "protobufjs";
 import { capture } from "./command.ts";
 
@@ -27,6 +27,25 @@ const attemptsMax = 3;
 const blobName = "NODE_SEA_BLOB";
 const postject = join(root, "node_modules/postject/dist/cli.js");
 const fuse = "NODE_SEA_FUSE_fce680ab2cc467b6e072b8b5df1996b2";
+
+// What dockerode brings along for logging in over ssh and for building images: half a megabyte that nobody here calls.
+const uncalled = /^(?:ssh2|tar-fs|@balena\/dockerignore|\.\/session|\.\/buildkit)$/;
+
+/** Leaves those out of the bundle: what stands in their place says so when it is called. */
+const withoutUncalled: Plugin = {
+  name: "without-uncalled",
+  setup: ({ onResolve, onLoad }) => {
+    onResolve({ filter: uncalled }, ({ path, importer }) =>
+      /\/node_modules\/(?:dockerode|docker-modem)\//.test(importer) ? { path, namespace: "uncalled" } : undefined,
+    );
+    onLoad({ filter: /.*/, namespace: "uncalled" }, ({ path }) => {
+      const message = JSON.stringify(`${path} is no part of this build`);
+      const refuse = `function refuse() { throw new Error(${message}); }`;
+      const contents = `module.exports = new Proxy(${refuse}, { get: (target) => target });`;
+      return { contents };
+    });
+  },
+};
 
 const { values } = parseArgs({
   options: {
@@ -103,6 +122,7 @@ async function bundle(entry: string, script: string): Promise<string[]> {
     sourcesContent: false,
     legalComments: "none", // licensesOf() has all of them, in full
     metafile: true,
+    plugins: [withoutUncalled],
     banner: { js: `globalThis.NODELET_PROTO_JSON = ${await protoObject()};` },
     define: {
       // Code that reads files beside its source has a build constant instead; this keeps such expressions valid.
