@@ -2,6 +2,7 @@ import type { Store } from "../kube/port.ts";
 import type { Node } from "../kube/types.ts";
 import type { Clock } from "../lib/clock.ts";
 import { AgentError } from "../lib/errors.ts";
+import type { Logger } from "../lib/log.ts";
 import type { ProxyOptions } from "./options.ts";
 
 /** What rules depend on that the Node says, as it was and as it is. */
@@ -64,7 +65,7 @@ export function followNodeFacts(
 /** In NodeCIDR mode, waits for the Node to have pod CIDRs. Rejects with Unavailable if it gets none in time. */
 export async function waitForPodCIDRs(
   { options, update }: NodeFacts,
-  { nodes, clock }: { readonly nodes: Store<Node>; readonly clock: Clock },
+  { nodes, clock, log }: { readonly nodes: Store<Node>; readonly clock: Clock; readonly log: Logger },
   signal: AbortSignal,
 ): Promise<void> {
   const { nodeName } = options;
@@ -77,6 +78,7 @@ export async function waitForPodCIDRs(
   });
   try {
     if (hasThem()) return;
+    log.info({ node: nodeName, waitMs: podCIDRsTimeoutMs }, "waiting for the Node to have pod CIDRs");
     await clock.sleep(podCIDRsTimeoutMs, AbortSignal.any([signal, found.signal])).catch(() => {});
   } finally {
     unsubscribe();

@@ -7,6 +7,7 @@ import { backoffMs } from "../lib/backoff.ts";
 import { AgentError, hasCode, messageOf } from "../lib/errors.ts";
 import type { Logger } from "../lib/log.ts";
 import { ignoreAbort, untilAborted } from "../lib/loop.ts";
+import { matchFamilies } from "./address-families.ts";
 import type { Backend } from "./backend.ts";
 import { type Commands, createCommands } from "./commands.ts";
 import { ConntrackSettings } from "./conntrack-settings.ts";
@@ -313,6 +314,9 @@ async function buildFamilies(
   if (built.length + heldUp.length === 0) {
     throw new AgentError("Unavailable", "no IP family can be programmed on this machine");
   }
+  const { fatal, warnings } = matchFamilies(options, [...built.map((one) => one.family.family), ...heldUp], primary);
+  if (fatal !== undefined) throw new AgentError("Invalid", fatal);
+  for (const warning of warnings) log.warn(warning);
   log.info({ families: built.map(({ family }) => family.family), primary }, `proxy mode ${options.mode}`);
   return { built, heldUp };
 }

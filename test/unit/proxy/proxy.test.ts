@@ -2,8 +2,10 @@ import { afterEach, beforeEach, describe, expect, test } from "vitest";
 import type { EndpointSlice, Node, Service } from "../../../agent/kube/types.ts";
 import { AgentError } from "../../../agent/lib/errors.ts";
 import { createLogger } from "../../../agent/lib/log.ts";
+import { matchFamilies } from "../../../agent/proxy/address-families.ts";
 import { syncBurst, type SyncEvent } from "../../../agent/proxy/family.ts";
 import { hostIPs } from "../../../agent/node/addresses.ts";
+import type { Family } from "../../../agent/proxy/ip.ts";
 import { type ProxyOptions, proxyOptionsDefault } from "../../../agent/proxy/options.ts";
 import { cleanup, createProxy, type Proxy } from "../../../agent/proxy/proxy.ts";
 import type { Sysctls } from "../../../agent/proxy/sysctl.ts";
@@ -183,9 +185,82 @@ describe("a start", () => {
     endpointSlices.put(makeSlice("web", ["10.244.1.5"])).markSynced();
     await start({ detectLocal: { ...options.detectLocal, mode: "NodeCIDR" } });
     expect(restores()).toBe(0);
+    expect(lines.map(({ msg }) => msg)).toContain("waiting for the Node to have pod CIDRs");
     nodes.put({ metadata: { name: "n1" }, spec: { podCIDRs: ["10.244.1.0/24"] } });
     await quiet();
     expect(rules()).toContain("! -s 10.244.1.0/24 -j KUBE-MARK-MASQ");
+  });
+});
+
+describe("ranges of another IP family than the machine's", () => {
+  const withCIDRs = (...cidrs: string[]) => ({ detectLocal: { ...options.detectLocal, cidrs } });
+  beforeEach(() => {
+    services.put(makeService("web")).markSynced();
+    endpointSlices.put(makeSlice("web", ["10.244.1.5"])).markSynced();
+  });
+
+  test("end the start before a rule is written, for all pods would be strangers", async () => {
+    await start(withCIDRs("fd00:10:244::/56"));
+    await expect(done).rejects.toThrow(
+      "clusterCIDR fd00:10:244::/56 has no IPv4 range, and only IPv4 services can be programmed on this machine",
+    );
+    expect(restores()).toBe(0);
+  });
+
+  test("are warned about where another family has its range", async () => {
+    await start({ ...withCIDRs("fd00:10:244::/56"), families: ["IPv4", "IPv6"] });
+    expect(warnings().join()).toContain("has no range of the node's primary family IPv4");
+    expect(rules()).toContain("--to-destination 10.244.1.5:8080");
+  });
+
+  test("that a node port answers on too many addresses is told", async () => {
+    await start({ nodePortAddresses: ["192.0.2.0/24"], families: ["IPv4", "IPv6"] });
+    expect(warnings().join()).toContain("nodePortAddresses has no IPv6 range");
+    expect(warnings().join()).not.toContain("nodePortAddresses is not set");
+  });
+
+  const cases: {
+    name: string;
+    given: Partial<ProxyOptions>;
+    families?: Family[];
+    fatal?: RegExp;
+    warned?: RegExp[];
+  }[] = [
+    { name: "nothing is configured", given: {}, warned: [/nodePortAddresses is not set/] },
+    { name: "nftables answers on the node's own address by default", given: { mode: "nftables" } },
+    { name: "the one word", given: { nodePortAddresses: ["primary"] } },
+    {
+      name: "both families, two ranges",
+      given: { nodePortAddresses: ["primary"], ...withCIDRs("10.0.0.0/8", "fd00::/48") },
+    },
+    {
+      name: "two ranges where one family works",
+      given: { nodePortAddresses: ["primary"], ...withCIDRs("10.0.0.0/8", "fd00::/48") },
+      families: ["IPv4"],
+    },
+    {
+      name: "a node whose pod CIDRs are all of the other family",
+      given: {
+        nodePortAddresses: ["primary"],
+        detectLocal: { ...options.detectLocal, mode: "NodeCIDR", cidrs: ["fd00::/64"] },
+      },
+      fatal: /^the pod CIDRs fd00::\/64 of node n1 have none of its primary family IPv4$/,
+    },
+    {
+      name: "ranges that no interface mode asks for",
+      given: {
+        nodePortAddresses: ["primary"],
+        detectLocal: { ...options.detectLocal, mode: "BridgeInterface", cidrs: ["fd00::/64"] },
+      },
+      families: ["IPv4"],
+    },
+  ];
+  test.each(cases)("$name", ({ given, families = ["IPv4", "IPv6"], fatal, warned = [] }) => {
+    const match = matchFamilies({ ...options, ...given }, families, "IPv4");
+    if (fatal === undefined) expect(match.fatal).toBeUndefined();
+    else expect(match.fatal).toMatch(fatal);
+    expect(match.warnings).toHaveLength(warned.length);
+    for (const [at, text] of warned.entries()) expect(match.warnings[at]).toMatch(text);
   });
 });
 
