@@ -1,6 +1,6 @@
 import { isIP } from "node:net";
-import { parseArgs } from "node:util";
 import { ConfigError } from "./problems.ts";
+import { readWordArguments } from "./word-arguments.ts";
 
 /** `nodelet rules`: what the kernel has for one service. */
 export interface RulesCommand {
@@ -45,6 +45,14 @@ const protocols = ["tcp", "udp", "sctp"] as const;
 const rulesUsage = "say which service: nodelet rules NAMESPACE/SERVICE, or one of its addresses";
 const traceUsage = "say from where to where: nodelet trace SOURCE ADDRESS:PORT, such as 10.244.0.7 10.96.0.10:53";
 
+const flags = {
+  namespace: { type: "string", short: "n" },
+  output: { type: "string", short: "o" },
+  proto: { type: "string" },
+  "in-interface": { type: "string" },
+  help: { type: "boolean", short: "h" },
+} as const;
+
 /**
  * Reads the arguments of `nodelet rules` and `nodelet trace`.
  *
@@ -56,7 +64,7 @@ export function parseRulesCommand(
   word: "rules" | "trace",
   args: readonly string[],
 ): RulesCommand | TraceCommand | "help" {
-  const { values, positionals } = parsed(word, args);
+  const { values, positionals } = readWordArguments(word, args, flags);
   if (values.help === true) return "help";
   const output = values.output ?? "text";
   if (output !== "text" && output !== "json") throw new ConfigError([`--output: must be text or json, not ${output}`]);
@@ -71,25 +79,6 @@ export function parseRulesCommand(
   const protocol = protocols.find((one) => one === (proto ?? "tcp").toLowerCase());
   if (protocol === undefined) throw new ConfigError([`--proto: must be tcp, udp or sctp, not ${proto}`]);
   return { kind: "trace", ...wayOf(positionals), protocol, inInterface, output };
-}
-
-function parsed(word: string, args: readonly string[]) {
-  try {
-    return parseArgs({
-      args: [...args],
-      allowPositionals: true,
-      options: {
-        namespace: { type: "string", short: "n" },
-        output: { type: "string", short: "o" },
-        proto: { type: "string" },
-        "in-interface": { type: "string" },
-        help: { type: "boolean", short: "h" },
-      },
-    });
-  } catch (err) {
-    const [message = ""] = (err instanceof Error ? err.message : String(err)).split(". ");
-    throw new ConfigError([`${message}; see nodelet ${word} --help`]);
-  }
 }
 
 // `svc ns/name`, `ns/name`, `name -n ns`, `svc/name`, or an address.

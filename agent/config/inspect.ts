@@ -1,6 +1,6 @@
-import { parseArgs } from "node:util";
 import { kubeletFlagFields } from "./kubelet-flags.ts";
 import { ConfigError } from "./problems.ts";
+import { readWordArguments } from "./word-arguments.ts";
 
 /** `nodelet explain pod` or `nodelet pods`: asks an agent that runs on this machine. */
 export type InspectCommand =
@@ -31,6 +31,13 @@ Flags:
 The exit code is 0 if there is an answer, 1 if the pod is not on this node or no agent answers.
 `;
 
+const flags = {
+  namespace: { type: "string", short: "n" },
+  output: { type: "string", short: "o" },
+  "root-dir": { type: "string" },
+  help: { type: "boolean", short: "h" },
+} as const;
+
 /**
  * Reads the arguments of `nodelet explain` and `nodelet pods`.
  *
@@ -39,7 +46,7 @@ The exit code is 0 if there is an answer, 1 if the pod is not on this node or no
  * @throws ConfigError
  */
 export function parseInspectCommand(word: "explain" | "pods", args: readonly string[]): InspectCommand | "help" {
-  const { values, positionals } = parsed(word, args);
+  const { values, positionals } = readWordArguments(word, args, flags);
   if (values.help === true) return "help";
   const output = values.output ?? "text";
   if (output !== "text" && output !== "json") throw new ConfigError([`--output: must be text or json, not ${output}`]);
@@ -50,24 +57,6 @@ export function parseInspectCommand(word: "explain" | "pods", args: readonly str
     return { kind: "pods", rootDir, namespace: values.namespace ?? "", output };
   }
   return { kind: "explain", rootDir, ...podOf(positionals, values.namespace), output };
-}
-
-function parsed(word: string, args: readonly string[]) {
-  try {
-    return parseArgs({
-      args: [...args],
-      allowPositionals: true,
-      options: {
-        namespace: { type: "string", short: "n" },
-        output: { type: "string", short: "o" },
-        "root-dir": { type: "string" },
-        help: { type: "boolean", short: "h" },
-      },
-    });
-  } catch (err) {
-    const [message = ""] = (err instanceof Error ? err.message : String(err)).split(". ");
-    throw new ConfigError([`${message}; see nodelet ${word} --help`]);
-  }
 }
 
 const usage = "say which pod: nodelet explain pod NAMESPACE/NAME";

@@ -1,0 +1,23 @@
+import { parseArgs, type ParseArgsOptionsConfig } from "node:util";
+import { messageOf } from "../lib/errors.ts";
+import { ConfigError } from "./problems.ts";
+
+/**
+ * Reads the arguments that follow a word of the command line, such as `explain`.
+ *
+ * @returns flags by their long names, and all that is no flag
+ * @throws ConfigError with where to read more, for a flag that the word does not have
+ */
+export function readWordArguments<T extends ParseArgsOptionsConfig>(
+  word: string,
+  args: readonly string[],
+  options: T,
+): ReturnType<typeof parseArgs<{ args: string[]; allowPositionals: true; options: T }>> {
+  try {
+    return parseArgs({ args: [...args], allowPositionals: true, options });
+  } catch (err) {
+    // What follows is advice on how to pass such words on, which is of no use here.
+    const [message = ""] = messageOf(err).split(". ");
+    throw new ConfigError([`${message}; see nodelet ${word} --help`]);
+  }
+}
