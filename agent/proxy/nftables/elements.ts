@@ -17,10 +17,6 @@ export class Elements {
   /** By key that changed since the last `takeChanges`: the value that the kernel has, undefined for none. */
   readonly #before = new Map<string, string | undefined>();
 
-  get size(): number {
-    return this.#claims.size;
-  }
-
   keys(): Iterable<string> {
     return this.#claims.keys();
   }

@@ -117,10 +117,6 @@ export class RuleState {
     return sets;
   }
 
-  counts(): ReadonlySet<number> {
-    return this.#counts;
-  }
-
   /** Names and keys of all elements; for checks. */
   *elementKeys(): Generator<readonly [set: string, key: string], void> {
     for (const [set, elements] of this.#elements) for (const key of elements.keys()) yield [set, key];
