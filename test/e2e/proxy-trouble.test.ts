@@ -135,12 +135,9 @@ describe.skipIf(!inject("isLocal"))("a node whose service proxy is in trouble", 
       });
       await agent.start();
       for (const reason of ["FailedToStartProxierHealthcheck", "FailedToStartMetricServer"]) {
-        const [event] = await until(reason, async () => {
-          const found = await nodeEvents(reason);
-          return found.length > 0 && found;
-        });
+        const event = await until(reason, async () => (await nodeEvents(reason))[0]);
         expect(event).toMatchObject({ type: "Warning", source: { component: "kube-proxy" } });
-        expect(event?.message).toContain("EADDRINUSE");
+        expect(event.message).toContain("EADDRINUSE");
       }
       await cluster.createPod(sleeperOf("beside"));
       await cluster.waitForPod("beside", "ready", isReady);
