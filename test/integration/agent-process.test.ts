@@ -9,7 +9,7 @@ import { createTestNode, type TestNode } from "../support/node/node.ts";
 const nodelet = join(projectRoot, "dist/nodelet");
 
 /** Looks again until `check` holds. */
-async function until(what: string, check: () => Promise<boolean>, waitMs = 15_000): Promise<void> {
+async function until(what: string, check: () => Promise<boolean>, waitMs = 30_000): Promise<void> {
   const deadline = performance.now() + waitMs;
   while (!(await check())) {
     if (performance.now() > deadline) throw new Error(`not within ${waitMs} ms: ${what}`);

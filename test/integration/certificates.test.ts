@@ -27,7 +27,7 @@ const bootstrapUser = { name: "system:bootstrap:abcdef", groups: ["system:bootst
 const authorizer = ({ user, resource, path }: { user: { name: string }; resource: string; path?: string }) =>
   user.name !== bootstrapUser.name || path !== undefined || resource === "certificatesigningrequests";
 
-async function until(what: string, check: () => boolean | Promise<boolean>, waitMs = 15_000): Promise<void> {
+async function until(what: string, check: () => boolean | Promise<boolean>, waitMs = 30_000): Promise<void> {
   const deadline = performance.now() + waitMs;
   while (!(await check())) {
     if (performance.now() > deadline) throw new Error(`not within ${waitMs} ms: ${what}`);
@@ -163,7 +163,7 @@ describe("a machine that kubeadm has prepared", () => {
     const approvedAt = performance.now();
     approve(requests()[0]?.metadata.name ?? "");
     await untilSo("the Node", () => server.objects.find(nodes, { name: node.name }) !== undefined);
-    expect(performance.now() - approvedAt).toBeLessThan(2_000);
+    expect(performance.now() - approvedAt).toBeLessThan(10_000);
     await untilSo("a Ready node", isReady);
     expect(server.requests.filter({ method: "POST", resource: "nodes" }).at(-1)?.user).toBe(`system:node:${node.name}`);
     const kubeconfig = await exec(
@@ -267,7 +267,7 @@ test("certificates that live for 20 s are replaced again and again, and no watch
       await client.get(configMaps, { namespace: "default", name: `m${n}` }).catch((err: unknown) => failures.push(err));
       await sleep(50);
     }
-    await until("every event", () => made.every((key) => seen.has(key)), 5_000);
+    await until("every event", () => made.every((key) => seen.has(key)), 20_000);
     expect(failures).toEqual([]);
     expect(server.objects.list(certificateSigningRequests).length).toBeGreaterThanOrEqual(3);
     const users = server.requests

@@ -181,7 +181,7 @@ describe.skipIf(!isV1 || !isRoot)("cgroup v1 of this machine", () => {
         pod([container("a", both, both)], {}, { uid: `22222222-0000-0000-0000-0000000000${10 + i}` }),
       );
     }
-    expect((performance.now() - startedAt) / rounds).toBeLessThan(25); // about 1 ms on an idle machine
+    expect((performance.now() - startedAt) / rounds).toBeLessThan(250); // about 1 ms on an idle machine
   });
 
   test.skipIf(hasSystemd)("the systemd driver says that there is no systemd", async () => {

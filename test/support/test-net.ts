@@ -46,7 +46,7 @@ class Peer {
   }
 
   /** Asks a server; the error's message is the error code (`ECONNREFUSED`, `ETIMEDOUT`). */
-  async ask(proto: "tcp" | "udp", host: string, port: number, waitMs = 1_000, from?: string): Promise<string> {
+  async ask(proto: "tcp" | "udp", host: string, port: number, waitMs = 5_000, from?: string): Promise<string> {
     const source = from === undefined ? {} : { from };
     return this.request({ op: "ask", proto, host, port, timeoutMs: waitMs, ...source });
   }
@@ -200,7 +200,7 @@ export class TestNet {
 }
 
 /** Calls `check` until it returns something other than undefined or false, or throws no more. */
-export async function until<T>(what: string, check: () => Promise<T>, waitMs = 5_000): Promise<NonNullable<T>> {
+export async function until<T>(what: string, check: () => Promise<T>, waitMs = 20_000): Promise<NonNullable<T>> {
   const endAt = performance.now() + waitMs;
   let last: unknown;
   while (performance.now() < endAt) {
