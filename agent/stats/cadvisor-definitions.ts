@@ -1,7 +1,7 @@
 import type { MetricType } from "../lib/metrics.ts";
 import type { DeviceFilesystem, Row } from "./cadvisor-rows.ts";
 import type { CPUSample, MemorySample } from "./cgroup-sample.ts";
-import type { DeviceIO, DiskCounters, InterfaceCounters, Pressure } from "./parse.ts";
+import type { DeviceIO, DiskCounters, InterfaceCounters, IOCost, Pressure } from "./parse.ts";
 
 /** A value of one row, with the labels it has beside the six of all, by name. */
 interface Value {
@@ -138,6 +138,19 @@ function filesystem(
 
 const usPerSecond = 1e6;
 
+function ioCost(name: string, help: string, pick: (cost: IOCost) => number): Definition {
+  return {
+    name: `container_fs_io_cost_${name}_seconds_total`,
+    help,
+    type: "counter",
+    values: ({ reading }, { deviceNames }) =>
+      (reading.io?.devices ?? []).flatMap(({ major, minor, cost }) => {
+        const device = deviceNames.get(`${major}:${minor}`) ?? "";
+        return cost === undefined ? [] : [{ value: pick(cost) / usPerSecond, labels: { device } }];
+      }),
+  };
+}
+
 function pressure(
   resource: "cpu" | "memory" | "io",
   kind: "waiting" | "stalled",
@@ -210,6 +223,10 @@ export const definitions: readonly Definition[] = [
   },
   filesystem("inodes_free", "Inodes that are free", ({ figures }) => figures.inodesFree),
   filesystem("inodes_total", "Inodes that there are", ({ figures }) => figures.inodes),
+  ioCost("indebt", "Device time in seconds owed for transfers that could not wait", (c) => c.indebtUs),
+  ioCost("indelay", "Time in seconds that tasks were held back to pay what is owed", (c) => c.indelayUs),
+  ioCost("usage", "Device time in seconds that was paid for", (c) => c.usageUs),
+  ioCost("wait", "Time in seconds that transfers waited to be paid for", (c) => c.waitUs),
   filesystem("io_current", "Transfers under way", ({ disk }) => disk?.inProgress),
   filesystem(
     "io_time_seconds_total",

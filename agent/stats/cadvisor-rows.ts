@@ -47,11 +47,13 @@ export interface RowSources {
   filesystems: readonly DeviceFilesystem[];
   /** By container ID. */
   processes: ReadonlyMap<string, ProcessDetails>;
+  /** Names of images by container ID, as far as they are known. */
+  images: ReadonlyMap<string, string>;
 }
 
 /** The rows of `/metrics/cadvisor`: the machine, cgroups by name, pods, sandboxes, containers. */
 export function cadvisorRows(observation: Observation, sources: RowSources): Row[] {
-  const { machineNetwork, filesystems, processes } = sources;
+  const { machineNetwork, filesystems, processes, images } = sources;
   const nothing = { container: "", id: "/", image: "", name: "", namespace: "", pod: "" };
   const rows: Row[] = [
     {
@@ -82,7 +84,7 @@ export function cadvisorRows(observation: Observation, sources: RowSources): Row
           ...labels,
           container: container.name,
           id: reading.path,
-          image: container.image,
+          image: images.get(container.id) ?? container.image,
           name: container.id,
         },
         reading,

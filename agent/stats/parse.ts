@@ -21,6 +21,16 @@ export interface DeviceIO {
   writtenBytes: number;
   reads: number;
   writes: number;
+  /** What the cgroup pays for them; only where the kernel's cost model for the device is on. */
+  cost?: IOCost;
+}
+
+/** Cumulative microseconds of a device's time: used, waited for, and owed for what could not wait. */
+export interface IOCost {
+  usageUs: number;
+  waitUs: number;
+  indebtUs: number;
+  indelayUs: number;
 }
 
 /** Cumulative counters of one network interface. */
@@ -100,9 +110,19 @@ export function parseIOStat(text: string | undefined): DeviceIO[] {
         writtenBytes: value("wbytes"),
         reads: value("rios"),
         writes: value("wios"),
+        ...(values.has("cost.usage") ? { cost: costOf(value) } : {}),
       },
     ];
   });
+}
+
+function costOf(value: (key: string) => number): IOCost {
+  return {
+    usageUs: value("cost.usage"),
+    waitUs: value("cost.wait"),
+    indebtUs: value("cost.indebt"),
+    indelayUs: value("cost.indelay"),
+  };
 }
 
 /** cgroup v1 `…io_service_bytes` and `…io_serviced`: lines `8:0 Read 4096`. */

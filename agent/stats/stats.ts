@@ -41,7 +41,7 @@ export interface StatsDeps {
   nodeName: string;
   /** Unix ms at which the agent started. */
   startedAtMs: number;
-  pods: Pick<ServedPods, "list">;
+  pods: Pick<ServedPods, "list" | "status">;
   runtime: Pick<Runtime, "list" | "containerStats" | "sandboxProcess"> & { images: Pick<ImageService, "fsInfo"> };
   facts: Pick<
     NodeFacts,
@@ -133,7 +133,12 @@ export async function createStats(deps: StatsDeps): Promise<Stats> {
     const nowMs = clock.now();
     const interfaces = parseNetDev(netDev);
     const machineNetwork = interfaces === undefined ? undefined : { atMs: nowMs, interfaces };
-    const rows = cadvisorRows(observation, { machineNetwork, filesystems: devices, processes: details });
+    const rows = cadvisorRows(observation, {
+      machineNetwork,
+      filesystems: devices,
+      processes: details,
+      images: imageNames(deps.pods),
+    });
     return cadvisorFamilies(rows, { nowMs, deviceNames: parsePartitions(partitions) });
   };
 
@@ -159,6 +164,24 @@ export async function createStats(deps: StatsDeps): Promise<Stats> {
       }
     },
   };
+}
+
+/**
+ * Names of containers' images by container ID. The runtime's list of containers has only what each was made with, which is
+ * the image's ID; the name that it is known by stands in the pod's status.
+ */
+function imageNames(pods: StatsDeps["pods"]): Map<string, string> {
+  const names = new Map<string, string>();
+  for (const pod of pods.list()) {
+    const { initContainerStatuses, containerStatuses, ephemeralContainerStatuses } = pods.status(pod) ?? {};
+    for (const statuses of [initContainerStatuses, containerStatuses, ephemeralContainerStatuses]) {
+      for (const { image, containerID } of statuses ?? []) {
+        // `<runtime>://<id>`
+        if (image !== "" && containerID !== undefined) names.set(containerID.replace(/^[^/]*:\/\//, ""), image);
+      }
+    }
+  }
+  return names;
 }
 
 function scrapeError(value: 0 | 1): MetricFamily {

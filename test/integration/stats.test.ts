@@ -66,7 +66,7 @@ beforeAll(async () => {
   stats = await createStats({
     nodeName: "node",
     startedAtMs: Date.now(),
-    pods: { list: () => [pod] },
+    pods: { list: () => [pod], status: () => undefined },
     runtime,
     facts: await readNodeFacts({ rootDir: node.dir }),
     cgroups: { driver: "cgroupfs", cgroupRoot: node.cgroupRoot, cgroupsPerQOS: true },

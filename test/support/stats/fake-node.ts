@@ -1,5 +1,5 @@
 import { mkdir } from "node:fs/promises";
-import type { Pod } from "../../../agent/kube/types.ts";
+import type { Pod, PodStatus } from "../../../agent/kube/types.ts";
 import type { Clock } from "../../../agent/lib/clock.ts";
 import { silentLogger } from "../../../agent/lib/log.ts";
 import type { ContainerStats, ContainerSummary, RuntimeList, SandboxSummary } from "../../../agent/runtime/port.ts";
@@ -12,6 +12,8 @@ export interface FakeNode {
   cgroupRoot: string;
   list: RuntimeList;
   pods: Pod[];
+  /** Of every pod; undefined at first. */
+  status: PodStatus | undefined;
   containerStats: ContainerStats[];
   /** Calls to the runtime by name. */
   calls: Record<string, number>;
@@ -45,7 +47,7 @@ export async function createFakeNode({ dir, clock }: FakeNodeOptions): Promise<F
   const deps: StatsDeps = {
     nodeName: "node",
     startedAtMs: clock.now(),
-    pods: { list: () => pods },
+    pods: { list: () => pods, status: () => node.status },
     runtime: {
       list: async () => {
         counted("list");
@@ -116,5 +118,16 @@ export async function createFakeNode({ dir, clock }: FakeNodeOptions): Promise<F
     }
     return pod;
   };
-  return { cgroupRoot, list, pods, containerStats, calls, deps, addPod, start: () => createStats(deps) };
+  const node: FakeNode = {
+    cgroupRoot,
+    list,
+    pods,
+    status: undefined,
+    containerStats,
+    calls,
+    deps,
+    addPod,
+    start: () => createStats(deps),
+  };
+  return node;
 }

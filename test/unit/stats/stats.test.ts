@@ -329,6 +329,38 @@ describe("/metrics/cadvisor", () => {
     expect(seen.every(({ timestampMs }) => timestampMs !== undefined)).toBe(true);
   });
 
+  test("a container's image by the name that its pod's status shows, where the runtime's list has only its ID", async () => {
+    for (const container of node.list.containers) container.image = "sha256:1";
+    const imageOf = async () => {
+      passedMs += 15_000;
+      const seen = samplesOf(await stats.cadvisorMetrics(), "container_memory_usage_bytes");
+      return seen.find(({ labels }) => labels.container === "app")?.labels.image;
+    };
+    expect(await imageOf()).toBe("sha256:1");
+    const shown = { name: "app", image: "registry.local/app:1", imageID: "sha256:1", ready: true, restartCount: 1 };
+    node.status = { containerStatuses: [{ ...shown, containerID: "containerd://c-web-before" }] };
+    expect(await imageOf()).toBe("sha256:1");
+    node.status = { containerStatuses: [{ ...shown, containerID: "containerd://c-web-app" }] };
+    expect(await imageOf()).toBe("registry.local/app:1");
+  });
+
+  test("what a cgroup pays for its transfers, where the kernel counts it", async () => {
+    const io = join(node.cgroupRoot, "kubepods/besteffort/poduid-web/c-web-app/io.stat");
+    const counted = "rbytes=1 wbytes=2 rios=3 wios=4 dbytes=0 dios=0";
+    const costOf = async (what: string) => {
+      passedMs += 15_000;
+      const series = samplesOf(await stats.cadvisorMetrics(), `container_fs_io_cost_${what}_seconds_total`);
+      return series.filter(({ labels }) => labels.container === "app").map(({ value }) => value);
+    };
+    await writeFile(io, `8:0 ${counted}\n`);
+    expect(await costOf("usage")).toEqual([]);
+    await writeFile(io, `8:0 ${counted} cost.usage=1500000 cost.wait=250000 cost.indebt=10 cost.indelay=20\n`);
+    expect(await costOf("usage")).toEqual([1.5]);
+    expect(await costOf("wait")).toEqual([0.25]);
+    expect(await costOf("indebt")).toEqual([0.000_01]);
+    expect(await costOf("indelay")).toEqual([0.000_02]);
+  });
+
   const ofContainer: [string, object, number, boolean][] = [
     ["container_cpu_usage_seconds_total", { cpu: "total" }, 20, true],
     ["container_cpu_user_seconds_total", {}, 14, true],
@@ -400,6 +432,8 @@ describe("/metrics/cadvisor", () => {
     const labels = { boot_id: "b", machine_id: "m", system_uuid: "u" };
     const families = [...(await stats.cadvisorMetrics())];
     expect(samplesOf(families, "machine_cpu_cores")).toEqual([{ labels, value: 4 }]);
+    expect(samplesOf(families, "machine_cpu_books")).toEqual([{ labels, value: 0 }]);
+    expect(samplesOf(families, "machine_cpu_drawers")).toEqual([{ labels, value: 0 }]);
     expect(samplesOf(families, "machine_memory_bytes")).toEqual([{ labels, value: memoryBytes }]);
     expect(samplesOf(families, "container_scrape_error")).toEqual([{ labels: {}, value: 0 }]);
     expect(samplesOf(families, "cadvisor_version_info")[0]?.labels).toMatchObject({ kernelVersion: "6.1.0" });
