@@ -33,7 +33,7 @@ const confined: { library: string; home: string; isLazy: boolean }[] = [
   { library: "pino", home: "agent/lib/log.ts", isLazy: false },
 ];
 
-const isAgent = (path: string) => path.startsWith("agent/") && path.endsWith(".ts");
+const isAgent = (path: string) => isUnder(path, ["agent/", "cni/"]) && path.endsWith(".ts");
 const isTest = (path: string) => path.startsWith("test/") && path.endsWith(".test.ts");
 const isUnder = (path: string, places: string[]) => places.some((place) => path.startsWith(place));
 
@@ -108,6 +108,7 @@ const bans: Ban[] = [
       "agent/kube/exec-credential.ts", // the plugin inherits it
       "agent/kube/kubeconfig.ts",
       "agent/kube/transport.ts", // DISABLE_HTTP2, as client-go
+      "cni/plugins.ts", // the plugin inherits it
     ],
   },
 ];
