@@ -191,6 +191,11 @@ function follow(server: Server | TlsServer, { tls, path, connections, clock, log
   });
   server.on("connect", (_request, socket) => refuse(socket, 404, clock));
   server.on("clientError", (err, socket) => {
+    if (errnoOf(err) === "ERR_SSL_HTTP_REQUEST" && socket instanceof Socket) {
+      const plain = bounded.under(socket)?.socket; // TLS has given up on it, and wrote nothing
+      if (plain !== undefined) refuse(plain, 400, clock, plainOnSecure);
+      return;
+    }
     const connection = connections.get(socket);
     if (socket.writableEnded) return; // refused already
     if (connection === undefined || connection.requests > 0 || !socket.writable) socket.destroy();
@@ -203,11 +208,14 @@ const statuses = new Map([
   ["ERR_HTTP_REQUEST_TIMEOUT", 408],
 ]);
 
+// What Go's server says, too: people look for it when they forgot the "s" of https.
+const plainOnSecure = "Client sent an HTTP request to an HTTPS server.\n";
+
 /** Answers what is no request, and closes: after a moment, so that bytes under way do not reset the answer. */
-function refuse(socket: Duplex, status: number, clock: Clock): void {
-  const text = `${status} ${STATUS_CODES[status]}`;
+function refuse(socket: Duplex, status: number, clock: Clock, body = `${status} ${STATUS_CODES[status]}`): void {
+  const head = `HTTP/1.1 ${status} ${STATUS_CODES[status]}`;
   socket.on("error", () => {});
-  socket.end(`HTTP/1.1 ${text}\r\nContent-Type: text/plain; charset=utf-8\r\nConnection: close\r\n\r\n${text}`);
+  socket.end(`${head}\r\nContent-Type: text/plain; charset=utf-8\r\nConnection: close\r\n\r\n${body}`);
   const timer = clock.after(refusalLingerMs, () => socket.destroy());
   socket.once("close", () => timer.cancel());
 }

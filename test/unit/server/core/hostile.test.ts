@@ -49,14 +49,18 @@ describe("bytes that are no request", () => {
     expect(await raw.until(/GET pods/)).toMatch(/200 OK/);
   });
 
+  test.each(["GET", "HEAD", "POST", "PUT"])("%s without TLS is told what is missing", async (method) => {
+    await using server = await startServer();
+    const long = "x".repeat(100_000); // nobody reads it, which must not reset the answer
+    await using raw = await RawClient.plain(server.ports.kubelet);
+    raw.socket.write(`${method} /healthz HTTP/1.1\r\nHost: a\r\nX: ${long}\r\n\r\n`);
+    await raw.closed;
+    expect(raw.text).toMatch(/^HTTP\/1.1 400 Bad Request\r\n.*\r\n\r\nClient sent an HTTP request to an HTTPS server/s);
+  });
+
   test("no TLS, or half of it", async () => {
     await using server = await startServer();
-    for (const bytes of [
-      "GET /pods HTTP/1.1\r\n\r\n",
-      "\x16\x03\x01\x02\0",
-      "\x16\x03\x03\xff\xff\x01\0\0",
-      "\0".repeat(99),
-    ]) {
+    for (const bytes of ["\x16\x03\x01\x02\0", "\x16\x03\x03\xff\xff\x01\0\0", "\0".repeat(99)]) {
       const raw = await RawClient.plain(server.ports.kubelet);
       raw.socket.end(bytes, "latin1");
       await raw.closed;
