@@ -49,7 +49,7 @@ class Manager implements ProbeManager {
       ...rest,
       clock,
       random,
-      metrics: createProbeMetrics(metrics, clock.now()),
+      metrics: createProbeMetrics(metrics),
       startedAt: { nowMs: clock.now(), monotonicMs: clock.monotonic() },
       track: (run) => {
         this.#running.add(run);

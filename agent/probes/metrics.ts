@@ -14,8 +14,8 @@ type DurationLabel = "probe_type" | "container" | "pod" | "namespace";
 const durationLabels: readonly DurationLabel[] = ["probe_type", "container", "pod", "namespace"];
 const results = ["successful", "failed", "unknown"] as const;
 
-/** @param startedAtMs Unix ms at which the process started */
-export function createProbeMetrics(registry: MetricsRegistry, startedAtMs: number): ProbeMetrics {
+/** Registers them. */
+export function createProbeMetrics(registry: MetricsRegistry): ProbeMetrics {
   const total = registry.counter(
     "prober_probe_total",
     "Liveness, readiness and startup probes carried out, by result.",
@@ -27,9 +27,6 @@ export function createProbeMetrics(registry: MetricsRegistry, startedAtMs: numbe
     defaultBuckets,
     durationLabels,
   );
-  registry
-    .gauge("process_start_time_seconds", "Start time of the process since the Unix epoch, in seconds.")
-    .set({}, startedAtMs / 1_000);
   const labels = ({ metadata }: Pod, { type, container }: ProbeSpec): Labels<DurationLabel> => ({
     probe_type: type,
     container: container.name,
