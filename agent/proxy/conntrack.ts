@@ -25,12 +25,12 @@ const removalsAtOnce = 4;
 const pinnedProtocols: readonly Protocol[] = ["udp", "sctp"];
 // Protocol, and of both directions what is needed. conntrack prints them in this order, with other words between.
 const flowRE =
-  /(?:^| )(udp|sctp) .*?\bsrc=\S+ dst=(\S+) sport=\d+ dport=(\d+) (?:.*? )??src=(\S+) dst=\S+ sport=(\d+) /;
+  /(?:^| )(tcp|udp|sctp) .*?\bsrc=\S+ dst=(\S+) sport=\d+ dport=(\d+) (?:.*? )??src=(\S+) dst=\S+ sport=(\d+) /;
 
 /** Reads one line of `conntrack -L`; undefined if it is no complete flow of a known protocol. Pure. */
 export function parseFlow(line: string): Flow | undefined {
   const [, protocol, dstIP = "", dstPort, replyIP = "", replyPort] = flowRE.exec(line) ?? [];
-  if (protocol !== "udp" && protocol !== "sctp") return undefined;
+  if (protocol !== "tcp" && protocol !== "udp" && protocol !== "sctp") return undefined;
   return {
     protocol,
     dstIP: canonical(dstIP),

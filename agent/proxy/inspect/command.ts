@@ -2,6 +2,7 @@ import type { RulesCommand, TraceCommand } from "../../config/inspect-rules.ts";
 import type { Terminal } from "../../explain/command.ts";
 import { AgentError, messageOf } from "../../lib/errors.ts";
 import { type Family, formatIP, parseIP } from "../ip.ts";
+import { countFlows } from "./flows.ts";
 import { type Kernel, readRecent, readRoutes, readRuleset, surroundingsOf, thisKernel } from "./read.ts";
 import type { Ruleset } from "./ruleset.ts";
 import { findServiceRules, type ServiceQuery, type ServiceRules } from "./service-rules.ts";
@@ -42,7 +43,14 @@ async function showRules({ service, output }: RulesCommand, terminal: Terminal, 
   const modes = new Set<string>();
   for (const family of families) {
     const ruleset = await readRuleset(kernel, family, { withForeign: false });
-    found.push(...findServiceRules(ruleset, query));
+    const all = findServiceRules(ruleset, query);
+    found.push(...all.filter(({ kind }) => kind !== "nft"));
+    const silent = all.filter(({ kind }) => kind === "nft");
+    if (silent.length > 0) {
+      const { rules, uncounted } = await countFlows(silent, family, kernel.commands);
+      found.push(...rules);
+      if (uncounted !== undefined) unread.push(uncounted);
+    }
     unread.push(...ruleset.unread);
     for (const mode of proxyModes(ruleset)) modes.add(mode);
   }

@@ -18,6 +18,8 @@ export interface SharedEndpoint {
   readonly chain: string | undefined;
   /** New connections that were sent to it, by whichever chain; undefined: nobody counts. */
   readonly counter: Counter | undefined;
+  /** Flows to it that connection tracking knows now, by whichever entrance of the port; absent: nobody looked. */
+  readonly flows?: number | undefined;
 }
 
 // As deep as the kernel lets chains nest.

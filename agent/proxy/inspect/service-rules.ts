@@ -29,6 +29,8 @@ export interface Entrance {
   /** The chain that packets are sent to, or what else becomes of them. */
   readonly leadsTo: string;
   readonly counter: Counter | undefined;
+  /** Flows that came in here and that connection tracking knows now; absent: nobody looked. */
+  readonly flows?: number | undefined;
   /** Whether the ipset that is asked first knows the address; undefined: no set is asked. */
   readonly isInSet: boolean | undefined;
 }

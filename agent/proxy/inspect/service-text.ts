@@ -18,7 +18,8 @@ const kinds = {
 export function renderServiceRules(found: readonly ServiceRules[], style: TextStyle): string {
   const blocks = found.map(({ service, family, kind, ports }) => {
     const head = `${painted(harmless(service), "bold", style)}  ${family}, ${kinds[kind]}`;
-    const counts = kind === "nft" ? ["nftables counts nothing here: no rule has a counter"] : [];
+    const isCounted = ports.some(({ entrances }) => entrances.some(({ flows }) => flows !== undefined));
+    const counts = isCounted ? ["no rule counts packets here; flows are those that conntrack knows now"] : [];
     return [head, ...counts, ...ports.flatMap((port) => ["", ...portLines(port, style)])];
   });
   return `${blocks.map((lines) => lines.join("\n")).join("\n\n")}\n`;
@@ -32,10 +33,14 @@ function portLines({ name, protocol, entrances, chains }: PortRules, style: Text
   ];
 }
 
-function entranceLines({ kind, destination, path, leadsTo, counter, isInSet }: Entrance, style: TextStyle): string[] {
+function entranceLines(
+  { kind, destination, path, leadsTo, counter, flows, isInSet }: Entrance,
+  style: TextStyle,
+): string[] {
   const isRefusal = leadsTo === "REJECT" || leadsTo === "DROP";
   const head = `  ${harmless(destination)}  ${harmless(kind)}${isRefusal ? `: ${leadsTo}` : ""}`;
-  const lines = [withCounter(isRefusal ? painted(head, "yellow", style) : head, head.length, counter, style)];
+  const text = isRefusal ? painted(head, "yellow", style) : head;
+  const lines = [withCounter(text, head.length, counter, flows, style)];
   lines.push(...hanging(path.map(harmless).join(" > ") + (isRefusal ? "" : ` > ${harmless(leadsTo)}`), 6, style));
   if (isInSet === false) {
     lines.push(painted("      is missing from the ipset: packets do not get here", "red", style));
@@ -53,7 +58,7 @@ function chainLines({ name, rules, endpoints, hasAffinity }: ServiceChain, style
     const [first = "", ...rest] = said.flatMap((line, at) =>
       line === "" ? [] : hanging(harmless(line), 4 + 2 * at, narrow),
     );
-    lines.push(withCounter(first, first.length, counter, style), ...rest);
+    lines.push(withCounter(first, first.length, counter, undefined, style), ...rest);
   }
   if (hasAffinity) lines.push("    a client that was here before goes to the endpoint that it had");
   const addressColumns = Math.max(0, ...endpoints.map(({ address }) => address.length));
@@ -66,23 +71,31 @@ function chainLines({ name, rules, endpoints, hasAffinity }: ServiceChain, style
 }
 
 function endpointLines(
-  { address, share, chain, counter }: SharedEndpoint,
+  { address, share, chain, counter, flows }: SharedEndpoint,
   addressColumns: number,
   style: TextStyle,
 ): string[] {
   const head = `    ${`${(share * 100).toFixed(1)}%`.padStart(6)}  ${harmless(address).padEnd(addressColumns)}`;
   const isShort = chain !== undefined && head.length + chain.length + 2 <= style.columns - counterColumns;
   const line = isShort ? `${head}  ${chain}` : head;
-  return [withCounter(line, line.length, counter, style)];
+  return [withCounter(line, line.length, counter, flows, style)];
 }
 
 // Room for "12345678 pkts" at the end of a line.
 const counterColumns = 16;
 
-function withCounter(text: string, length: number, counter: Counter | undefined, { columns }: TextStyle): string {
-  if (counter === undefined) return text.trimEnd();
-  const { packets } = counter;
-  return `${text}${`  ${packets} packet${packets === 1 ? "" : "s"}`.padStart(columns - length)}`;
+/** The counter stands at the end of the line; where nobody counts packets, the flows that there are. */
+function withCounter(
+  text: string,
+  length: number,
+  counter: Counter | undefined,
+  flows: number | undefined,
+  { columns }: TextStyle,
+): string {
+  const count = counter?.packets ?? flows;
+  if (count === undefined) return text.trimEnd();
+  const what = counter === undefined ? "flow" : "packet";
+  return `${text}${`  ${count} ${what}${count === 1 ? "" : "s"}`.padStart(columns - length)}`;
 }
 
 function hanging(text: string, by: number, { columns }: TextStyle): string[] {

@@ -87,6 +87,10 @@ describe("stale flows", () => {
       "sctp     132 9 ESTABLISHED src=10.244.1.9 dst=10.96.0.10 sport=4000 dport=53 packets=1 bytes=70 src=10.244.1.5 dst=10.244.1.9 sport=5353 dport=4000 packets=1 bytes=70 [ASSURED] mark=0 use=1",
       { ...flow, protocol: "sctp" },
     ],
+    [
+      "tcp      6 431999 ESTABLISHED src=10.244.1.9 dst=10.96.0.10 sport=4000 dport=53 src=10.244.1.5 dst=10.244.1.9 sport=5353 dport=4000 [ASSURED] mark=0 use=1",
+      { ...flow, protocol: "tcp" },
+    ],
     ["conntrack v1.4.7 (conntrack-tools): 3 flow entries have been shown.", undefined],
   ];
   for (const [line, want] of lines) {

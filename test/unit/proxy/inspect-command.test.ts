@@ -122,6 +122,15 @@ async function say(line: string, kernel: Kernel, columns = 80) {
   return said;
 }
 
+// Two to a cluster IP, one of them over; one to a node port by the node's address; others that only look alike.
+const flows = `tcp      6 431999 ESTABLISHED src=10.244.1.9 dst=10.96.0.10 sport=4000 dport=80 src=10.244.2.2 dst=10.244.1.9 sport=8080 dport=4000 [ASSURED] mark=0 use=1
+tcp      6 100 TIME_WAIT src=10.244.1.9 dst=10.96.0.10 sport=4001 dport=80 src=10.244.1.2 dst=10.244.1.9 sport=8080 dport=4001 [ASSURED] mark=0 use=1
+tcp      6 431999 ESTABLISHED src=198.51.100.7 dst=192.0.2.1 sport=4002 dport=30080 src=10.244.1.2 dst=198.51.100.7 sport=8080 dport=4002 [ASSURED] mark=0 use=1
+tcp      6 431999 ESTABLISHED src=10.244.1.9 dst=198.51.100.7 sport=4003 dport=30080 src=198.51.100.7 dst=10.244.1.9 sport=30080 dport=4003 [ASSURED] mark=0 use=1
+udp      17 20 src=10.244.1.9 dst=10.96.0.10 sport=5000 dport=80 [UNREPLIED] src=10.244.1.2 dst=10.244.1.9 sport=8080 dport=5000 mark=0 use=1
+icmp     1 29 src=10.244.1.9 dst=10.96.0.10 type=8 code=0 id=7 src=10.96.0.10 dst=10.244.1.9 type=0 code=0 id=7 mark=0 use=1
+`;
+
 describe.each(["iptables", "nftables"] as const)("%s", (mode) => {
   let kernel: Kernel;
   beforeAll(async () => {
@@ -139,6 +148,7 @@ describe.each(["iptables", "nftables"] as const)("%s", (mode) => {
         : {
             "nft --json list tables": tables("kube-proxy"),
             "nft --json list table ip kube-proxy": await file("nft-list.json"),
+            "conntrack -L -f ipv4": flows,
           },
       files,
     );
@@ -170,6 +180,15 @@ describe.each(["iptables", "nftables"] as const)("%s", (mode) => {
     expect(trace).toMatchObject({ service: "ns1/web:p80", ends: [{ share: 0.5 }, { share: 0.5 }], unjudged: [] });
   });
 
+  test("live figures: packets where rules count them, otherwise flows", async () => {
+    const [rules] = JSON.parse((await say("rules ns1/web -o json", kernel)).out) as [
+      { ports: { entrances: object[]; chains: { endpoints: { flows?: number; counter?: object }[] }[] }[] },
+    ];
+    const endpoints = rules.ports.flatMap(({ chains }) => chains.flatMap((chain) => chain.endpoints));
+    if (mode === "nftables") expect(endpoints.map((one) => one.flows)).toEqual([1, 1, 1, 0]);
+    else expect(endpoints.every(({ counter, flows: none }) => counter !== undefined && none === undefined)).toBe(true);
+  });
+
   test("a service that is not there", async () => {
     const { code, out, err } = await say("rules ns1/nix", kernel);
     expect({ code, out }).toEqual({ code: 1, out: "" });
@@ -180,6 +199,21 @@ describe.each(["iptables", "nftables"] as const)("%s", (mode) => {
 });
 
 describe("what cannot be read", () => {
+  test("flows: the rules are shown all the same", async () => {
+    const table = await readFile(new URL("kernel/nft-list.json", import.meta.url), "utf8");
+    const kernel = kernelOf({
+      "nft --json list tables": JSON.stringify({ nftables: [{ table: { family: "ip", name: "kube-proxy" } }] }),
+      "nft --json list table ip kube-proxy": table,
+    });
+    const { code, out, err } = await say("rules ns1/web", kernel);
+    expect({ code, err }).toEqual({
+      code: 0,
+      err: expect.stringMatching(/^nodelet: flows cannot be counted: conntrack/),
+    });
+    expect(out).toContain("10.244.1.2:8080\n");
+    expect(out).not.toContain("flow");
+  });
+
   test("nothing is installed", async () => {
     expect((await say("rules ns1/web", kernelOf({}))).err).toContain("there are no rules of a service proxy");
     const { code, err } = await say("trace 10.244.1.2 10.96.0.10:80", kernelOf({}, files));
