@@ -1,0 +1,140 @@
+import { mkdir, stat } from "node:fs/promises";
+import { posix } from "node:path";
+import type Docker from "dockerode";
+import { errnoOf } from "../../lib/errno.ts";
+import { AgentError, messageOf } from "../../lib/errors.ts";
+import type { Mount } from "../port.ts";
+import { type BindMount, type ContextOfDaemon, hasSecurityOption, knowsRecursiveReadOnly } from "./create-body.ts";
+import type { DaemonInfo } from "./daemon.ts";
+
+const propagations = { PRIVATE: "rprivate", HOST_TO_CONTAINER: "rslave", BIDIRECTIONAL: "rshared" } as const;
+
+/**
+ * Mounts of a container in Docker's words. Throws Invalid or Unimplemented for what Docker cannot mount. Pure.
+ *
+ * Of two mounts at one place the later wins, as it would by covering the other; Docker refuses such a pair.
+ */
+export function dockerMounts(
+  what: string,
+  mounts: readonly Mount[],
+  { daemon }: Pick<ContextOfDaemon, "daemon">,
+): Pick<Docker.HostConfig, "Mounts" | "Binds"> {
+  const places = new Map<string, Mount>();
+  for (const mount of mounts) {
+    checkMount(what, mount, daemon);
+    const target = cleanPath(mount.containerPath);
+    places.delete(target); // so that the later one keeps its own turn
+    places.set(target, mount);
+  }
+  const binds: string[] = [];
+  const others: BindMount[] = [];
+  for (const [target, mount] of places) {
+    if (mount.selinuxRelabel && hasSecurityOption(daemon, "selinux")) binds.push(relabelledBind(what, target, mount));
+    else others.push(bindMount(target, mount, daemon));
+  }
+  return { ...(others.length === 0 ? {} : { Mounts: others }), ...(binds.length === 0 ? {} : { Binds: binds }) };
+}
+
+function checkMount(what: string, mount: Mount, daemon: DaemonInfo): void {
+  const { containerPath, uidMappings = [], gidMappings = [], image, recursiveReadOnly, selinuxRelabel } = mount;
+  const refuse = (why: string): never => {
+    throw new AgentError("Unimplemented", `${what}: mount at ${containerPath}: ${why}`);
+  };
+  if (image !== undefined) refuse(noImageVolumes);
+  if (uidMappings.length > 0 || gidMappings.length > 0) refuse("Docker has no ID-mapped mounts");
+  if (!recursiveReadOnly) return;
+  if (!knowsRecursiveReadOnly(daemon)) refuse(noRecursiveReadOnly(daemon));
+  if (selinuxRelabel && hasSecurityOption(daemon, "selinux")) {
+    refuse("Docker cannot relabel a volume for SELinux and mount it recursively read-only");
+  }
+}
+
+/** Why a pod with an image volume is refused, for people. */
+export const noImageVolumes = "image volumes need a CRI runtime: Docker has no stable way to mount an image";
+
+/** Why a pod with a mount that must be recursively read-only is refused, for people. */
+export function noRecursiveReadOnly({ version }: Pick<DaemonInfo, "version">): string {
+  return `recursive read-only mounts need Docker Engine 25 or later; this is ${version}`;
+}
+
+function bindMount(target: string, mount: Mount, daemon: DaemonInfo): BindMount {
+  const source = cleanPath(mount.hostPath);
+  const { readonly: isReadOnly, recursiveReadOnly } = mount;
+  // Without a word about it newer daemons make submounts read-only as well, which Kubernetes does only when asked to.
+  const recursion = !knowsRecursiveReadOnly(daemon) || !isReadOnly ? undefined : recursiveReadOnly;
+  return {
+    Type: "bind",
+    Source: source,
+    Target: target,
+    ReadOnly: isReadOnly,
+    BindOptions: {
+      Propagation: propagationOf(mount, source, daemon),
+      ...(recursion === true ? { ReadOnlyForceRecursive: true } : {}),
+      ...(recursion === false ? { ReadOnlyNonRecursive: true } : {}),
+    },
+  };
+}
+
+/**
+ * Docker does not let a container hold mounts of its data root privately, since then it could not unmount them; a slave
+ * gives the container the same view and lets go. The comparison is Docker's own, of texts.
+ */
+function propagationOf({ propagation }: Mount, source: string, { rootDir }: DaemonInfo) {
+  const hasRoot = rootDir !== "" && (source.startsWith(rootDir) || rootDir.startsWith(source));
+  return propagation === "PRIVATE" && hasRoot ? "rslave" : propagations[propagation];
+}
+
+/** Only the older form of a mount can be relabelled. Without a propagation in it Docker takes the one that it needs. */
+function relabelledBind(what: string, target: string, mount: Mount): string {
+  const source = cleanPath(mount.hostPath);
+  for (const path of [source, target]) {
+    if (path.includes(":")) {
+      throw new AgentError(
+        "Invalid",
+        `${what}: Docker cannot relabel a mount for SELinux with a colon in its path: ${path}`,
+      );
+    }
+  }
+  const modes = [
+    "Z", // the pod's own label: CRI runtimes give volumes to one pod and no other, too
+    ...(mount.readonly ? ["ro"] : []),
+    ...(mount.propagation === "PRIVATE" ? [] : [propagations[mount.propagation]]),
+  ];
+  return `${source}:${target}:${modes.join(",")}`;
+}
+
+function cleanPath(path: string): string {
+  const clean = posix.normalize(path);
+  return clean.length > 1 && clean.endsWith("/") ? clean.slice(0, -1) : clean;
+}
+
+// What a CRI runtime gives a directory that it makes for a mount.
+const missingDirectoryMode = 0o755;
+
+/**
+ * Makes a directory for each mount whose path on the host does not exist, as CRI runtimes do and Docker does not.
+ * Rejects with Invalid, naming the path, if one cannot be made.
+ */
+export async function makeMissingSources(
+  what: string,
+  mounts: readonly Pick<Mount, "hostPath" | "image">[],
+): Promise<void> {
+  for (const { hostPath, image } of mounts) {
+    if (image !== undefined) continue;
+    try {
+      await stat(hostPath);
+    } catch (err) {
+      if (errnoOf(err) === "ENOENT") await makeDirectory(what, hostPath);
+      else throw new AgentError("Invalid", `${what}: path on the node: ${messageOf(err)}`, { cause: err });
+    }
+  }
+}
+
+async function makeDirectory(what: string, path: string): Promise<void> {
+  try {
+    await mkdir(path, { recursive: true, mode: missingDirectoryMode });
+  } catch (err) {
+    const message = `${what}: path on the node does not exist and cannot be made: ${messageOf(err)}`;
+    throw new AgentError("Invalid", message, { cause: err });
+  }
+}
