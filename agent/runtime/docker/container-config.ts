@@ -122,8 +122,9 @@ function pidMode(what: string, ofSandbox: string, { pid, targetID }: NamespaceOp
     case "CONTAINER":
       return {};
     case "TARGET":
-      if (targetID === "")
+      if (targetID === "") {
         throw new AgentError("Invalid", `${what}: the container whose processes it is to see is not named`);
+      }
       return { PidMode: `container:${targetID}` };
     default:
       return pid satisfies never;

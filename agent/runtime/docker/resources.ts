@@ -42,8 +42,9 @@ export function dockerResources(what: string, resources: LinuxResources): Docker
 function memory(what: string, resources: LinuxResources): DockerResources {
   const { memoryLimitBytes = 0, memorySwapLimitBytes, unified = {} } = resources;
   if (memoryLimitBytes <= 0) return {};
-  if (memoryLimitBytes < memoryBytesMin)
+  if (memoryLimitBytes < memoryBytesMin) {
     throw new AgentError("Invalid", `${what}: ${tooLittleMemory(memoryLimitBytes)}`);
+  }
   // Docker counts memory and swap together, as cgroup v1 does. Left out, it would give as much swap as memory.
   const swap = unified[memorySwapMax];
   const swapBytes = swap === undefined || swap === "max" ? undefined : memoryLimitBytes + Number(swap);

@@ -31,8 +31,9 @@ export function sandboxCreateBody(
   const { securityContext: security } = config;
   const { namespaceOptions: namespaces } = security;
   if (namespaces.userns?.mode === "POD") throw noUserNamespaces(what);
-  if (runtimeHandler !== "" && !daemon.runtimes.includes(runtimeHandler))
+  if (runtimeHandler !== "" && !daemon.runtimes.includes(runtimeHandler)) {
     throw unknownHandler(what, runtimeHandler, daemon);
+  }
   const isHostNetwork = namespaces.network === "NODE";
   const { runAsUser, runAsGroup } = security;
   return {

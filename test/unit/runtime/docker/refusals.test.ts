@@ -11,7 +11,7 @@ function pod(change: Partial<PodSpec> = {}, container: Partial<PodSpec["containe
   return {
     metadata: { name: "web", namespace: "shop", uid: "u1" },
     spec: { containers: [{ name: "app", image: "web:1", ...container }], ...change },
-  } as Pod;
+  };
 }
 
 const enabled = [{ name: "data", mountPath: "/data", readOnly: true, recursiveReadOnly: "Enabled" as const }];
@@ -55,7 +55,7 @@ const cases: { name: string; pod: Pod; engine?: string; want: RegExp | undefined
   { name: "just enough memory", pod: pod({}, { resources: memory("6Mi") }), want: undefined },
   {
     name: "too little memory in an init container",
-    pod: pod({ initContainers: [{ name: "init", image: "i", resources: memory("1Mi") }] } as Partial<PodSpec>),
+    pod: pod({ initContainers: [{ name: "init", image: "i", resources: memory("1Mi") }] }),
     want: /^container "init": /,
   },
   { name: "too little memory for the whole pod", pod: pod({ resources: memory("5Mi") }), want: /^container "app": / },
