@@ -51,7 +51,7 @@ export interface RowSources {
   images: ReadonlyMap<string, string>;
 }
 
-/** The rows of `/metrics/cadvisor`: the machine, cgroups by name, pods, sandboxes, containers. */
+/** The rows of `/metrics/cadvisor`: the machine, cgroups by name, pods with their sandboxes and containers. */
 export function cadvisorRows(observation: Observation, sources: RowSources): Row[] {
   const { machineNetwork, filesystems, processes, images } = sources;
   const nothing = { container: "", id: "/", image: "", name: "", namespace: "", pod: "" };
@@ -64,7 +64,7 @@ export function cadvisorRows(observation: Observation, sources: RowSources): Row
     },
   ];
   for (const [id, reading] of observation.named) rows.push({ labels: { ...nothing, id }, reading });
-  for (const pod of observation.pods) {
+  for (const pod of [...observation.pods, ...observation.idle]) {
     const { podName, podNamespace, id: sandboxID } = pod.sandbox;
     const labels = { ...nothing, namespace: podNamespace, pod: podName };
     const { cgroup, sandboxCgroup, sandboxImage, network } = pod;

@@ -30,6 +30,12 @@ export function runningPods({ sandboxes, containers }: RuntimeList): RunningPod[
   });
 }
 
+/** The pods whose sandbox is ready while no container runs: images are pulled, or a container waits to be started again. */
+export function idlePods({ sandboxes, containers }: RuntimeList): RunningPod[] {
+  const busy = new Set(containers.flatMap(({ state, sandboxID }) => (state === "running" ? [sandboxID] : [])));
+  return sandboxes.flatMap((sandbox) => (sandbox.ready && !busy.has(sandbox.id) ? [{ sandbox, containers: [] }] : []));
+}
+
 function newestSandboxFirst(a: RunningPod, b: RunningPod): number {
   return b.sandbox.createdAtMs - a.sandbox.createdAtMs;
 }

@@ -14,7 +14,7 @@ import {
   type SampleLevel,
   sampleLevels,
 } from "./cgroup-sample.ts";
-import { type RunningPod, runningPods } from "./inventory.ts";
+import { idlePods, type RunningPod, runningPods } from "./inventory.ts";
 import { type InterfaceCounters, parseBootTime, parseNetDev } from "./parse.ts";
 import { type FileReader, forEachLimited } from "./read.ts";
 import { moveBase, rateWindowMsMax, rateWindowMsMin, type UsagePoint, usageNanoCores } from "./usage-rate.ts";
@@ -27,6 +27,8 @@ export interface Observation {
   /** Of the whole machine. */
   root: CgroupReading;
   pods: ObservedPod[];
+  /** Ready sandboxes without a running container, whose cgroups and interfaces are there all the same. At level "all". */
+  idle: ObservedPod[];
   /** By path: the cgroups asked for by name, those that are there. */
   named: ReadonlyMap<string, CgroupReading>;
 }
@@ -108,8 +110,10 @@ export function createObserver(deps: ObserverDeps): Observer {
   const running = new Map<SampleLevel, Promise<Observation>>();
 
   /** What is where: from one list of the runtime. */
-  const locate = async () => {
-    const pods = runningPods(await runtime.list());
+  const locate = async (level: SampleLevel) => {
+    const list = await runtime.list();
+    const idle = idlePods(list);
+    const pods = [...runningPods(list), ...(level === "all" ? idle : [])];
     const byUID = new Map(deps.pods.list().map((pod) => [pod.metadata.uid, pod]));
     const ids = new Set<string>();
     const located = [];
@@ -123,9 +127,10 @@ export function createObserver(deps: ObserverDeps): Observer {
       const cgroups = path === undefined ? new Map<string, string>() : await places.find(path, own);
       located.push({ sandbox, containers, path, cgroups });
     }
+    for (const { sandbox } of idle) ids.add(sandbox.id); // what is known of them stays known
     places.keep(ids);
     for (const id of processes.keys()) if (!ids.has(id)) processes.delete(id);
-    const uids = new Set(pods.map(({ sandbox }) => sandbox.podUID));
+    const uids = new Set([...pods, ...idle].map(({ sandbox }) => sandbox.podUID));
     for (const uid of podCgroups.keys()) if (!uids.has(uid)) podCgroups.delete(uid);
     return located;
   };
@@ -201,7 +206,7 @@ export function createObserver(deps: ObserverDeps): Observer {
 
   const round = async (level: SampleLevel): Promise<Observation> => {
     const atMs = clock.now();
-    const located = await locate();
+    const located = await locate(level);
     const paths = pathsOf(located, level);
     for (const [path, { last }] of points) if (atMs - last.atMs > rateWindowMsMax) points.delete(path);
     const readings = new Map<string, CgroupReading>();
@@ -249,7 +254,14 @@ export function createObserver(deps: ObserverDeps): Observer {
         return reading === undefined ? [] : [[path, reading] as const];
       }),
     );
-    return { atMs, level, root: { ...root, ...(await completeRoot(root, context, machine)) }, pods, named };
+    return {
+      atMs,
+      level,
+      root: { ...root, ...(await completeRoot(root, context, machine)) },
+      pods: pods.filter(({ containers }) => containers.length > 0),
+      idle: pods.filter(({ containers }) => containers.length === 0),
+      named,
+    };
   };
 
   const baselineAtMs = (): number | undefined => {
@@ -261,7 +273,7 @@ export function createObserver(deps: ObserverDeps): Observer {
   };
 
   const takeBaseline = async () => {
-    const paths = pathsOf(await locate(), "summary");
+    const paths = pathsOf(await locate("summary"), "summary");
     await forEachLimited(paths, concurrency, async ([path, bornAtMs]) => void (await read(path, bornAtMs, "usage")));
   };
 

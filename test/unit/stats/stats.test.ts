@@ -329,6 +329,21 @@ describe("/metrics/cadvisor", () => {
     expect(seen.every(({ timestampMs }) => timestampMs !== undefined)).toBe(true);
   });
 
+  test("a pod between two runs of its container keeps its own rows and its sandbox's", async () => {
+    node.list.containers.length = 0;
+    const families = await stats.cadvisorMetrics();
+    const ids = (name: string) => samplesOf(families, name).map(({ labels }) => labels.id);
+    expect(ids("container_memory_usage_bytes").slice(-2)).toEqual([path, `${path}/s-web`]);
+    expect(new Set(ids("container_network_receive_bytes_total"))).toEqual(new Set(["/", `${path}/s-web`]));
+    expect((await stats.summary({ onlyCPUAndMemory: false })).pods).toEqual([]);
+    expect(samplesOf(await stats.resourceMetrics(), "pod_cpu_usage_seconds_total")).toEqual([]);
+    for (const sandbox of node.list.sandboxes) sandbox.ready = false;
+    passedMs += 15_000;
+    expect(
+      samplesOf(await stats.cadvisorMetrics(), "container_last_seen").map(({ labels }) => labels.pod),
+    ).not.toContain("web");
+  });
+
   test("a container's image by the name that its pod's status shows, where the runtime's list has only its ID", async () => {
     for (const container of node.list.containers) container.image = "sha256:1";
     const imageOf = async () => {
