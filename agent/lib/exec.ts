@@ -61,12 +61,20 @@ export async function exec(file: string, args: readonly string[], options: ExecO
       resolve({ code: null, signal: null });
       return;
     }
-    const child = spawn(file, [...args], {
-      stdio: [stdin === undefined ? "ignore" : "pipe", "pipe", "pipe"],
-      detached: true,
-      ...(env === undefined ? {} : { env }),
-      ...(cwd === undefined ? {} : { cwd }),
-    });
+    let child: ChildProcess;
+    try {
+      child = spawn(file, [...args], {
+        stdio: [stdin === undefined ? "ignore" : "pipe", "pipe", "pipe"],
+        detached: true,
+        ...(env === undefined ? {} : { env }),
+        ...(cwd === undefined ? {} : { cwd }),
+      });
+    } catch (err) {
+      // Node.js emits some of the kernel's answers as events and throws the others: ETXTBSY, E2BIG.
+      spawnError = err instanceof Error ? err : new Error(String(err));
+      resolve({ code: null, signal: null });
+      return;
+    }
     let exited: { code: number | null; signal: NodeJS.Signals | null } | undefined;
     let pipesTimer: NodeJS.Timeout | undefined;
     let killTimer: NodeJS.Timeout | undefined;

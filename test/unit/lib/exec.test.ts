@@ -50,6 +50,12 @@ test("says how a command ended, with what it wrote", async () => {
   expect(missing.message).toContain("ENOENT");
 });
 
+test("what the kernel refuses to start is an answer too, also where Node.js throws", async () => {
+  const tooLong = await exec("/bin/true", ["x".repeat(1 << 20)], { timeoutMs });
+  expect(tooLong).toMatchObject({ failure: "spawn", code: undefined });
+  expect(tooLong.message).toBe("/bin/true could not be started (spawn E2BIG)");
+});
+
 test("output is kept up to its limit, and the rest read and dropped", async () => {
   const cut = await exec("head", ["-c", "200000", "/dev/zero"], { timeoutMs, outputBytesMax: 10 });
   expect(cut).toMatchObject({ stdout: "\0".repeat(10), truncated: true, code: 0 });
