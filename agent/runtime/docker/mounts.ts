@@ -5,7 +5,7 @@ import { errnoOf } from "../../lib/errno.ts";
 import { AgentError, messageOf } from "../../lib/errors.ts";
 import type { Mount } from "../port.ts";
 import { type BindMount, type ContextOfDaemon, hasSecurityOption, knowsRecursiveReadOnly } from "./create-body.ts";
-import type { DaemonInfo } from "./daemon.ts";
+import { compareVersions, type DaemonInfo } from "./daemon.ts";
 
 const propagations = { PRIVATE: "rprivate", HOST_TO_CONTAINER: "rslave", BIDIRECTIONAL: "rshared" } as const;
 
@@ -51,6 +51,21 @@ function checkMount(what: string, mount: Mount, daemon: DaemonInfo): void {
 
 /** Why a pod with an image volume is refused, for people. */
 export const noImageVolumes = "image volumes need a CRI runtime: Docker has no stable way to mount an image";
+
+// Mounts can be made read-only with all below them since then (mount_setattr).
+const recursiveReadOnlyKernel = "5.12";
+
+/**
+ * True if a handler ("" is the daemon's default) mounts recursively read-only when told to: a daemon that knows how, runc, which every
+ * such daemon comes with, and a kernel that can. Pure.
+ *
+ * @param kernelVersion as `uname -r` tells it
+ */
+export function hasRecursiveReadOnly(handler: string, daemon: DaemonInfo, kernelVersion: string): boolean {
+  const [version = "0.0"] = /^\d+\.\d+/.exec(kernelVersion) ?? [];
+  const name = handler === "" ? daemon.defaultRuntime : handler;
+  return knowsRecursiveReadOnly(daemon) && name === "runc" && compareVersions(version, recursiveReadOnlyKernel) >= 0;
+}
 
 /** Why a pod with a mount that must be recursively read-only is refused, for people. */
 export function noRecursiveReadOnly({ version }: Pick<DaemonInfo, "version">): string {

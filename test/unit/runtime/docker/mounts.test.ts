@@ -2,10 +2,10 @@ import { mkdir, mkdtemp, rm, stat, symlink, writeFile } from "node:fs/promises";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { expect, onTestFinished, test } from "vitest";
-import { dockerMounts, makeMissingSources } from "../../../../agent/runtime/docker/mounts.ts";
+import { dockerMounts, hasRecursiveReadOnly, makeMissingSources } from "../../../../agent/runtime/docker/mounts.ts";
 import type { DaemonInfo } from "../../../../agent/runtime/docker/daemon.ts";
 import type { Mount } from "../../../../agent/runtime/port.ts";
-import { context, mount } from "./config-support.ts";
+import { context, daemonInfo, mount } from "./config-support.ts";
 
 const what = "container app in pod shop/web";
 const mapped = (mounts: Partial<Mount>[], daemon: Partial<DaemonInfo> = {}) =>
@@ -131,6 +131,19 @@ for (const { name, mount: one, daemon = {}, want } of refused) {
     expect(() => mapped([one], daemon)).toThrow(/^container app in pod shop\/web: /);
   });
 }
+
+test("recursive read-only mounts are promised where daemon, runtime and kernel have them", () => {
+  const has = (handler: string, kernel: string, daemon: Partial<DaemonInfo> = engine28) =>
+    hasRecursiveReadOnly(handler, daemonInfo({ runtimes: ["kata", "runc"], ...daemon }), kernel);
+  expect([has("", "6.1.0-18-amd64"), has("runc", "5.12.0")]).toEqual([true, true]);
+  expect([has("", "5.11.22"), has("kata", "6.1.0"), has("", "6.1.0", {}), has("", "odd")]).toEqual([
+    false,
+    false,
+    false,
+    false,
+  ]);
+  expect(has("", "6.1.0", { ...engine28, defaultRuntime: "kata" })).toBe(false);
+});
 
 test("a directory is made for a path that does not exist; what is there stays as it is", async () => {
   const dir = await mkdtemp(join(tmpdir(), "nodelet-mounts-"));
