@@ -90,6 +90,7 @@ export async function startPods(
       isAppArmorEnabled: facts.isAppArmorEnabled,
       declaredFeatures: declared,
       knowsPodLevelResources: isGateOn(settings.config.featureGates, "PodLevelResources"),
+      unsupportedByRuntime: (pod) => runtime.unsupported?.(pod),
       isShuttingDown: false,
     }),
     settings: podSettings(settings, { selinuxEnabled: options.selinuxEnabled, resources }),

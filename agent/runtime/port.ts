@@ -1,3 +1,5 @@
+import type { Pod } from "../kube/types.ts";
+
 /**
  * The one seam between pods and what runs them. Words are CRI's; shapes are ours. Implementations: cri/, docker/.
  *
@@ -73,6 +75,11 @@ export interface Runtime {
   checkpointContainer(containerID: string, path: string, timeoutSeconds: number): Promise<void>;
   /** URL of the runtime's streaming server for one session. */
   streamingURL(request: StreamingRequest): Promise<string>;
+  /**
+   * Why the pod cannot run with this runtime, as far as its spec alone tells, for people; undefined if nothing speaks against
+   * it. Runtimes that have no such pods leave it out.
+   */
+  unsupported?(pod: Pod): string | undefined;
   close(): void;
 }
 

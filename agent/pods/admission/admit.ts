@@ -18,7 +18,11 @@ export function admit(pod: Pod, context: AdmissionContext): Admission {
   if (fit.kind === "rejected") return fit;
   // Before anybody is ended to make room: that is no use to a pod which is turned away all the same.
   const late =
-    byAppArmor(pod, context) ?? byPodLevelResources(pod, context) ?? byFeatures(pod, context) ?? byShutdown(context);
+    byAppArmor(pod, context) ??
+    byPodLevelResources(pod, context) ??
+    byFeatures(pod, context) ??
+    byRuntime(pod, context) ??
+    byShutdown(context);
   return late === undefined ? fit : { kind: "rejected", rejection: late };
 }
 
@@ -126,6 +130,13 @@ function byFeatures(pod: Pod, { declaredFeatures }: AdmissionContext): Rejection
   if (missing.length === 0) return undefined;
   const message = `Pod requires node features that are not available: ${missing.join(", ")}`;
   return { reason: "PodFeatureUnsupported", message };
+}
+
+// It would fail all the same, again and again, and nobody would look for the cause in the choice of a runtime.
+function byRuntime(pod: Pod, { unsupportedByRuntime }: AdmissionContext): Rejection | undefined {
+  const why = unsupportedByRuntime?.(pod);
+  if (why === undefined) return undefined;
+  return { reason: "PodFeatureUnsupported", message: `This node's container runtime cannot run the pod: ${why}` };
 }
 
 function byShutdown({ isShuttingDown }: AdmissionContext): Rejection | undefined {

@@ -25,6 +25,8 @@ export interface AdmissionContext {
   declaredFeatures?: readonly string[] | undefined;
   /** Feature gate PodLevelResources; default: on. */
   knowsPodLevelResources?: boolean;
+  /** Why the container runtime cannot run a pod; absent, or undefined for a pod: nothing speaks against it. */
+  unsupportedByRuntime?: (pod: Pod) => string | undefined;
   /** A graceful shutdown of the machine is under way. */
   isShuttingDown: boolean;
 }

@@ -600,6 +600,27 @@ describe("resources of the pod itself", () => {
   ]);
 });
 
+describe("what the container runtime cannot run", () => {
+  const unsupportedByRuntime = ({ spec }: Pod) =>
+    spec.hostUsers === false ? "hostUsers: false needs another" : undefined;
+  const why = "This node's container runtime cannot run the pod: hostUsers: false needs another";
+  check([
+    {
+      name: "turns a pod away, in the runtime's words",
+      pod: podOf({ hostUsers: false }),
+      context: { unsupportedByRuntime },
+      want: rejection("PodFeatureUnsupported", why),
+    },
+    { name: "leaves other pods alone", context: { unsupportedByRuntime }, want: welcome },
+    {
+      name: "is looked at before anybody is ended for the pod",
+      pod: asking({ cpu: "2" }, { hostUsers: false, priority: critical }),
+      context: { unsupportedByRuntime, others: [named("other", asking({ cpu: "2" }).spec)] },
+      want: rejection("PodFeatureUnsupported", why),
+    },
+  ]);
+});
+
 describe("features that the node declares", () => {
   const rules = [{ action: "RestartAllContainers" as const, exitCodes: { operator: "In" as const, values: [42] } }];
   const restartsAll = podOf({ containers: [{ name: "app", restartPolicy: "Never", restartPolicyRules: rules }] });

@@ -179,3 +179,15 @@ test("records of pulls are counted on disk, unfinished files and directories tha
     await rm(dir, { recursive: true });
   }
 });
+
+test("what a runtime cannot run is asked of the runtime itself; one that has nothing to say stays silent", () => {
+  const { runtime } = fakeRuntime(new FakeClock());
+  const asked = { ...instrumented(runtime), unsupported: () => "no" };
+  expect(instrumented(asked).unsupported?.({} as never)).toBe("no");
+  const { unsupported: _, ...silent } = asked;
+  expect(instrumented(silent).unsupported).toBeUndefined();
+});
+
+function instrumented(runtime: Runtime): Runtime {
+  return instrumentRuntime(runtime, new MetricsRegistry(), new FakeClock());
+}
