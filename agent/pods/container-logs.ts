@@ -4,6 +4,7 @@ import { basename, dirname, join, posix } from "node:path";
 import { ignoreErrno } from "../lib/errno.ts";
 import type { Pod } from "../kube/types.ts";
 import type { ContainerStatus } from "../runtime/port.ts";
+import { parseRecord } from "../server/logs/json-record.ts";
 import { annotations } from "./container-annotations.ts";
 import { podLogDirName } from "./names.ts";
 import type { PodDeps } from "./port.ts";
@@ -78,11 +79,12 @@ export async function readTerminationMessage(status: ContainerStatus): Promise<s
   return text === "" ? status.message : `${status.message}: ${text}`;
 }
 
-// Lines of a CRI log: time, stream, tags, text. A cut first line has no time and is left out.
+// Lines of a CRI log: time, stream, tags, text; of Docker's: an object each. A cut first line is neither and is left out.
 function logText(tail: string): string {
   const lines = tail.split("\n").flatMap((line) => {
     const match = /^\S+T\S+ (?:stdout|stderr) ([FP])\S* ?(.*)$/.exec(line);
-    return match === null ? [] : [`${match[2] ?? ""}${match[1] === "P" ? "" : "\n"}`];
+    if (match === null) return parseRecord(line)?.log ?? [];
+    return `${match[2] ?? ""}${match[1] === "P" ? "" : "\n"}`;
   });
   const text = lines.slice(-terminationLogLinesMax).join("");
   return Buffer.from(text, "utf8").subarray(-terminationLogBytesMax).toString("utf8");

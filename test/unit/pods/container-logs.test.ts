@@ -23,7 +23,14 @@ describe("without last words of its own, a container that failed leaves the end 
   const header = (tag: "F" | "P") => `2026-01-01T00:00:00.123456789Z stderr ${tag} `;
   // Runtimes cut long lines into pieces of this size.
   const piece = 16 * 1024;
+  const json = (log: string) => `${JSON.stringify({ log, stream: "stderr", time: "2026-01-01T00:00:00.1Z" })}\n`;
   const cases = [
+    { name: "its lines, from Docker", log: `${json("first\n")}${json("la")}${json("st\n")}`, want: "first\nlast\n" },
+    {
+      name: "2048 bytes of a line without end, from Docker",
+      log: json("a".repeat(piece)).repeat(64),
+      want: "a".repeat(terminationLogBytesMax),
+    },
     { name: "its lines", log: `${header("F")}first\n${header("F")}last\n`, want: "first\nlast\n" },
     { name: "80 lines of many", log: `${header("F")}x\n`.repeat(200), want: "x\n".repeat(terminationLogLinesMax) },
     {
