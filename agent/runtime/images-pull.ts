@@ -5,7 +5,7 @@ import type { Logger } from "../lib/log.ts";
 import { type ImageCredential, stripSource } from "./images-auth.ts";
 import { PullRate, Turns } from "./images-limits.ts";
 import type { PullOutcome, PullRecords } from "./images-records.ts";
-import type { ImageInfo, ImageService, PodSandboxConfig } from "./port.ts";
+import type { ImageInfo, ImageService, PodSandboxConfig, PullProgress } from "./port.ts";
 
 export interface PullerOptions {
   images: ImageService;
@@ -89,7 +89,8 @@ export function createPuller(options: PullerOptions): Puller {
         const waitMs = rate.reserve(clock.monotonic());
         if (waitMs > 0) await clock.sleep(waitMs, signal);
       };
-      const outcome = await pullWithAny(images, request, { nextTurn, signal });
+      const onProgress = (now: PullProgress) => void (progress = now);
+      const outcome = await pullWithAny(images, request, { nextTurn, signal, onProgress });
       info = await images.imageStatus(outcome.imageRef).catch((err: unknown) => {
         log.debug({ err: messageOf(err), image }, "looking at a pulled image failed");
         return undefined;
@@ -97,7 +98,8 @@ export function createPuller(options: PullerOptions): Puller {
       // Runtimes may answer a pull with another name than that by which they know the image later.
       return { ...outcome, imageRef: info?.id ?? outcome.imageRef };
     };
-    using _told = tellWhileSlow(image, startedAt, { clock, log });
+    let progress: PullProgress | undefined;
+    using _told = tellWhileSlow(image, startedAt, { clock, log, progress: () => progress });
     const { imageRef } = await (records?.recordPull(image, work) ?? work());
     return { imageRef, image: info, durationMs: clock.monotonic() - startedAt };
   }
@@ -122,12 +124,16 @@ export function createPuller(options: PullerOptions): Puller {
 }
 
 /** A pull that seems to hang is told in the log while it does, and once more when it ends. */
-function tellWhileSlow(image: string, startedAt: number, { clock, log }: { clock: Clock; log: Logger }): Disposable {
+function tellWhileSlow(
+  image: string,
+  startedAt: number,
+  { clock, log, progress }: { clock: Clock; log: Logger; progress: () => PullProgress | undefined },
+): Disposable {
   const seconds = () => Math.round((clock.monotonic() - startedAt) / 1_000);
   let isTold = false;
   const tell = () => {
     isTold = true;
-    log.info({ image, seconds: seconds() }, "image pull is still under way");
+    log.info({ image, seconds: seconds(), ...progress() }, "image pull is still under way");
     timer = clock.after(slowPullRepeatMs, tell);
   };
   let timer = clock.after(slowPullMs, tell);
@@ -154,9 +160,10 @@ export function digestOf(credentials: readonly ImageCredential[]): string {
 async function pullWithAny(
   images: ImageService,
   { image, annotations, sandboxConfig, credentials }: PullRequest,
-  { nextTurn, signal }: { nextTurn: () => Promise<void>; signal: AbortSignal },
+  pull: { nextTurn: () => Promise<void>; signal: AbortSignal; onProgress(progress: PullProgress): void },
 ): Promise<PullOutcome> {
-  const request = { annotations, sandboxConfig, signal };
+  const { nextTurn, signal, onProgress } = pull;
+  const request = { annotations, sandboxConfig, signal, onProgress };
   if (credentials.length === 0) return { imageRef: await images.pullImage(image, request), credential: undefined };
   const different = withoutRepeats(credentials);
   const failures = new Set<string>();

@@ -392,6 +392,16 @@ export interface ImageFsInfo {
   containerFilesystems: FilesystemUsage[];
 }
 
+/** How far a pull has come. */
+export interface PullProgress {
+  layers: number;
+  /** Of these, there and unpacked. */
+  layersDone: number;
+  downloadedBytes: number;
+  /** Of the layers whose download has begun; it grows until all have. */
+  totalBytes: number;
+}
+
 export interface ImageService {
   listImages(): Promise<ImageInfo[]>;
   /** `undefined` if the runtime does not have it. */
@@ -404,6 +414,8 @@ export interface ImageService {
       annotations: Record<string, string>;
       sandboxConfig?: PodSandboxConfig;
       signal?: AbortSignal;
+      /** Called often. Never by CRI runtimes, which tell nothing before the end. */
+      onProgress?(progress: PullProgress): void;
     },
   ): Promise<string>;
   removeImage(image: string): Promise<void>;

@@ -115,6 +115,7 @@ test("a pull that seems to hang is told in the log, now and then and at its end"
   await clock.advance(slowPullMs - 1);
   expect(lines).toEqual([]);
   await clock.advance(1);
+  images.pulls[0]?.onProgress?.({ layers: 2, layersDone: 1, downloadedBytes: 500, totalBytes: 2000 });
   await clock.advance(slowPullRepeatMs);
   images.pulls[0]?.end();
   await slow;
@@ -124,6 +125,8 @@ test("a pull that seems to hang is told in the log, now and then and at its end"
     ["slow:1", 150, "image pull is still under way"],
     ["slow:1", 150, "slow image pull has ended"],
   ]);
+  expect(told[0]).not.toHaveProperty("layers");
+  expect(told[1]).toMatchObject({ layers: 2, layersDone: 1, downloadedBytes: 500, totalBytes: 2000 });
   const quick = ensure("quick:1");
   await settle();
   images.pulls[1]?.end();

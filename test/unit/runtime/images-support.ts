@@ -3,7 +3,13 @@ import type { Clock } from "../../../agent/lib/clock.ts";
 import { AgentError } from "../../../agent/lib/errors.ts";
 import { silentLogger } from "../../../agent/lib/log.ts";
 import { createImageManager, type ImageManagerOptions, ImagePullError } from "../../../agent/runtime/images.ts";
-import type { ImageAuth, ImageInfo, ImageService, PodSandboxConfig } from "../../../agent/runtime/port.ts";
+import type {
+  ImageAuth,
+  ImageInfo,
+  ImageService,
+  PodSandboxConfig,
+  PullProgress,
+} from "../../../agent/runtime/port.ts";
 import { FakeClock } from "../kube/fake-clock.ts";
 
 export const info = (id: string): ImageInfo => ({
@@ -24,6 +30,7 @@ class FakeImages implements ImageService {
     auth: ImageAuth | undefined;
     end: (err?: Error) => void;
     signal: AbortSignal | undefined;
+    onProgress: ((progress: PullProgress) => void) | undefined;
   }[] = [];
   statusError: Error | undefined;
   instant = true;
@@ -34,10 +41,10 @@ class FakeImages implements ImageService {
     if (this.statusError !== undefined) throw this.statusError;
     return this.present.get(image);
   };
-  pullImage: ImageService["pullImage"] = async (image, { auth, signal }) => {
+  pullImage: ImageService["pullImage"] = async (image, { auth, signal, onProgress }) => {
     const { promise, resolve, reject } = Promise.withResolvers<void>();
     const end = (err?: Error) => (err === undefined ? resolve() : reject(err));
-    this.pulls.push({ image, auth, end, signal });
+    this.pulls.push({ image, auth, end, signal, onProgress });
     signal?.addEventListener("abort", () => end(new AgentError("Canceled", "canceled")));
     const err = this.pullError?.(auth);
     if (this.instant || err !== undefined) end(err);
