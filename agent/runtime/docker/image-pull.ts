@@ -1,0 +1,94 @@
+import type Docker from "dockerode";
+import type { Clock } from "../../lib/clock.ts";
+import { AgentError, hasCode, messageOf } from "../../lib/errors.ts";
+import type { ImageName } from "../images-name.ts";
+import type { ImageAuth, PullProgress } from "../port.ts";
+import type { DockerClient } from "./client.ts";
+import { pullMessages, PullTracker } from "./pull-progress.ts";
+import { DockerHTTPError } from "./transport.ts";
+
+// A pull that tells nothing for so long hangs: `--image-pull-progress-deadline`'s default, of the days when kubelets drove
+// Docker. A busy daemon tells something several times a second.
+export const pullStallMs = 60_000;
+
+export interface DockerPull {
+  /** As asked for, for messages. */
+  image: string;
+  name: ImageName;
+  auth?: ImageAuth;
+  signal?: AbortSignal;
+  onProgress?(progress: PullProgress): void;
+  clock: Clock;
+}
+
+/**
+ * Pulls an image to its end. An abort of the request is how the daemon is told to give up.
+ *
+ * Rejects with what the daemon says, DeadlineExceeded if there was no progress for {@link pullStallMs}, Canceled once
+ * `signal` aborts.
+ */
+export async function pullFromRegistry(client: DockerClient, pull: DockerPull): Promise<void> {
+  const { image, name, auth, signal, onProgress, clock } = pull;
+  const stalled = new AbortController();
+  const startTimer = () => clock.after(pullStallMs, () => stalled.abort());
+  let timer = startTimer();
+  const tracker = new PullTracker();
+  const run = async (abortSignal: AbortSignal) => {
+    // Without a tag the daemon would pull all there are. A digest wins over a tag, as the CRI runtimes have it.
+    const from = { fromImage: name.repository, tag: name.digest === "" ? name.tag : name.digest };
+    const stream = (await client.docker.createImage(auth === undefined ? undefined : registryAuth(auth), {
+      ...from,
+      abortSignal,
+    })) as NodeJS.ReadableStream & AsyncIterable<Buffer>;
+    for await (const message of pullMessages(stream)) {
+      timer.cancel();
+      timer = startTimer();
+      if (message.error !== undefined) throw daemonError(message.error, undefined);
+      if (tracker.take(message)) onProgress?.(tracker.progress);
+    }
+  };
+  try {
+    const signals = signal === undefined ? [stalled.signal] : [stalled.signal, signal];
+    const options = { timeoutMs: Number.POSITIVE_INFINITY, signal: AbortSignal.any(signals) };
+    await client.call(`pull image ${image}`, run, options);
+  } catch (err) {
+    if (stalled.signal.aborted && signal?.aborted !== true) {
+      const { layersDone, layers, downloadedBytes } = tracker.progress;
+      const state = `${layersDone} of ${layers} layers done, ${downloadedBytes} bytes downloaded`;
+      const message = `pull image ${image}: no progress for ${pullStallMs / 1_000} s (${state}): given up`;
+      throw new AgentError("DeadlineExceeded", message, { cause: err });
+    }
+    // What the daemon says goes to people as it is, in the words they know from `docker pull`.
+    if (hasCode(err, "Canceled") || !(err instanceof AgentError) || !(err.cause instanceof DockerHTTPError)) throw err;
+    throw daemonError(messageOf(err.cause), err);
+  } finally {
+    timer.cancel();
+  }
+}
+
+function daemonError(words: string, cause: AgentError | undefined): AgentError {
+  const message = `Error response from daemon: ${words.trim()}`;
+  return new AgentError(cause?.code ?? "Internal", message, cause === undefined ? {} : { cause });
+}
+
+/**
+ * The daemon's form of a credential. It reads user and password only, never the two in one that `docker login` keeps: that
+ * is taken apart here.
+ */
+export function registryAuth(auth: ImageAuth): Docker.AuthConfig {
+  const { username = "", password = "", serverAddress, identityToken, registryToken } = auth;
+  const inOne = username === "" ? Buffer.from(auth.auth ?? "", "base64").toString("utf8") : "";
+  const colon = inOne.indexOf(":");
+  const user = colon < 0 ? { username, password } : splitAt(inOne, colon);
+  return {
+    ...(user.username === "" ? {} : user),
+    ...(serverAddress === undefined ? {} : { serveraddress: serverAddress }),
+    ...(identityToken === undefined ? {} : { identitytoken: identityToken }),
+    ...(registryToken === undefined ? {} : { registrytoken: registryToken }),
+  };
+}
+
+function splitAt(text: string, colon: number): { username: string; password: string } {
+  // Some tools pad the password with NULs.
+  return { username: text.slice(0, colon), password: text.slice(colon + 1).replace(/\0+$/, "") };
+}

@@ -1,0 +1,88 @@
+import { constants } from "node:fs";
+import { lstat, mkdir, open, readlink, rename, rm, symlink } from "node:fs/promises";
+import { basename, dirname, isAbsolute, join } from "node:path";
+import { ignoreErrno } from "../../lib/errno.ts";
+import { AgentError, withContext } from "../../lib/errors.ts";
+import { isObject } from "../../lib/json.ts";
+import type { DockerClient } from "./client.ts";
+import type { LogConfig } from "./create-body.ts";
+import { readContainer } from "./labels.ts";
+
+export interface DockerLogOptions {
+  /** `containerLogMaxSize` in bytes; negative: logs are not rotated. */
+  maxSizeBytes: number;
+  /** `containerLogMaxFiles`, the active one included. */
+  maxFiles: number;
+}
+
+// The driver takes no "unlimited", and a size left out would be the one of the daemon's own `log-opts`.
+const unlimitedBytes = Number.MAX_SAFE_INTEGER;
+
+// As of CRI runtimes: everybody may see which logs there are.
+const logDirMode = 0o755;
+
+/**
+ * Docker's own json-file driver, which rotates by itself. What the daemon has other defaults for is named: compressing holds up
+ * the container's output in older daemons, and the mode that does not loses lines.
+ */
+export function logConfig({ maxSizeBytes, maxFiles }: DockerLogOptions): LogConfig {
+  const isRotated = maxSizeBytes >= 0;
+  return {
+    Type: "json-file",
+    Config: {
+      "max-size": String(isRotated ? Math.max(1, maxSizeBytes) : unlimitedBytes),
+      "max-file": String(isRotated ? maxFiles : 1),
+      compress: "false",
+      mode: "blocking",
+    },
+  };
+}
+
+/**
+ * Puts a link to Docker's log file where the pod's logs lie. To be called once the container has started: only then the
+ * daemon tells where it writes. May be called again.
+ *
+ * Rejects with NotFound if there is no such container, Invalid if it has no log of ours.
+ */
+export async function linkLog(client: DockerClient, containerID: string): Promise<void> {
+  const answer: unknown = await client.call(
+    `inspect container ${containerID}`,
+    async (abortSignal) => await client.docker.getContainer(containerID).inspect({ abortSignal } as object),
+  );
+  const { LogPath, Config, Name } = isObject(answer) ? answer : {};
+  const labels = isObject(Config) && isObject(Config["Labels"]) ? (Config["Labels"] as Record<string, string>) : {};
+  const { logPath } = readContainer(labels, typeof Name === "string" ? Name : "");
+  if (typeof LogPath !== "string" || !isAbsolute(LogPath) || !isAbsolute(logPath)) {
+    const message = `link log of container ${containerID}: the daemon writes none for it; it has no log driver json-file or is no pod's`;
+    throw new AgentError("Invalid", message);
+  }
+  try {
+    await placeLink(LogPath, logPath);
+  } catch (err) {
+    throw withContext(err, `link log of container ${containerID} to ${logPath}`);
+  }
+}
+
+/** Removes the link; a file in its place, which another runtime wrote, stays. */
+export async function unlinkLog(logPath: string): Promise<void> {
+  const stats = await lstat(logPath).catch(ignoreErrno("ENOENT", "ENOTDIR"));
+  if (stats?.isSymbolicLink() === true) await rm(logPath, { force: true });
+}
+
+/** What is at `logPath` already, a log of an earlier runtime perhaps, is replaced at once. */
+async function placeLink(target: string, logPath: string): Promise<void> {
+  const dir = dirname(logPath);
+  await mkdir(dir, { recursive: true, mode: logDirMode });
+  // Through a descriptor, and not through a link: a pod that may write to the host's logs must not lead us elsewhere.
+  const handle = await open(dir, constants.O_RDONLY | constants.O_DIRECTORY | constants.O_NOFOLLOW);
+  try {
+    const link = join(`/proc/self/fd/${handle.fd}`, basename(logPath));
+    if ((await readlink(link).catch(() => undefined)) === target) return;
+    const temporary = `${link}.tmp`;
+    await rm(temporary, { force: true });
+    await symlink(target, temporary);
+    await rename(temporary, link);
+  } finally {
+    await handle.close();
+  }
+}

@@ -1,0 +1,124 @@
+import { readFile } from "node:fs/promises";
+import { isAbsolute } from "node:path";
+import type { Clock } from "../../lib/clock.ts";
+import { isObject } from "../../lib/json.ts";
+import type { ContainerStats, FilesystemUsage, SandboxProcess } from "../port.ts";
+import { type ContainerCgroup, parseContainerCgroup, readContainerCgroup } from "./cgroup-figures.ts";
+import type { DockerClient } from "./client.ts";
+import { ifThere } from "./errors.ts";
+import type { DockerDisk } from "./fs-usage.ts";
+import { podFilters } from "./labels.ts";
+import { forEachOf } from "./lanes.ts";
+
+// Containers that are looked at together: a look costs the daemon some 2 ms, reading a cgroup less.
+const looksAtOnce = 8;
+
+/** What does not change while a container runs. */
+interface KnownContainer {
+  cgroup: ContainerCgroup | undefined;
+  /** The directory with what it wrote; undefined where the storage driver has none. */
+  upperDir: string | undefined;
+}
+
+export interface DockerStats {
+  /** Of every running container of a pod: one list, a look at each new one, and the kernel's own files. */
+  containerStats(): Promise<ContainerStats[]>;
+}
+
+/**
+ * Figures of containers. They are read from their cgroups, as the daemon itself would do, but it would take a second for each
+ * and do one after the other. What containers wrote is measured in the background.
+ */
+export function createDockerStats(client: DockerClient, options: { disk: DockerDisk; clock: Clock }): DockerStats {
+  const { disk, clock } = options;
+  const known = new Map<string, KnownContainer>();
+  const layers = disk.layers(() => [...known.values()].flatMap(({ upperDir }) => upperDir ?? []));
+  const sizes = disk.sizes();
+
+  const look = async (id: string): Promise<KnownContainer | undefined> => {
+    const answer = await ifThere(inspect(client, id, `inspect container ${id}`));
+    if (answer === undefined) return undefined;
+    const pid = pidOf(answer);
+    const text = pid === undefined ? "" : await readFile(`/proc/${pid}/cgroup`, "utf8").catch(() => "");
+    return { cgroup: parseContainerCgroup(text, id, client.daemon.cgroupVersion), upperDir: upperDirOf(answer) };
+  };
+
+  const writableLayer = async ({ upperDir }: KnownContainer, id: string): Promise<FilesystemUsage | undefined> => {
+    const mountpoint = client.daemon.rootDir;
+    if (upperDir === undefined) {
+      const figure = await sizes.latest();
+      const usedBytes = figure?.value.get(id);
+      return figure === undefined || usedBytes === undefined
+        ? undefined
+        : { timestampMs: figure.atMs, mountpoint, usedBytes };
+    }
+    const figure = await layers.latest();
+    const usage = figure?.value.get(upperDir);
+    return figure === undefined || usage === undefined
+      ? undefined
+      : { timestampMs: figure.atMs, mountpoint, usedBytes: usage.bytes, inodesUsed: usage.inodes };
+  };
+
+  return {
+    containerStats: async () => {
+      const ids = await runningContainers(client);
+      const present = new Set(ids);
+      for (const id of known.keys()) if (!present.has(id)) known.delete(id);
+      await forEachOf(ids, looksAtOnce, async (id) => {
+        // One that was restarted by hand has another cgroup directory of the same name: nothing to learn anew.
+        if (known.get(id)?.cgroup !== undefined) return;
+        const found = await look(id);
+        if (found !== undefined) known.set(id, found);
+      });
+      const all = new Map<string, ContainerStats>();
+      await forEachOf(ids, looksAtOnce, async (id) => {
+        const container = known.get(id);
+        if (container === undefined) return;
+        const { cgroup } = container;
+        const figures = cgroup === undefined ? {} : await readContainerCgroup(cgroup, () => clock.now());
+        const layer = await writableLayer(container, id);
+        all.set(id, { containerID: id, ...figures, ...(layer === undefined ? {} : { writableLayer: layer }) });
+      });
+      return ids.flatMap((id) => all.get(id) ?? []);
+    },
+  };
+}
+
+/** Rejects with NotFound. */
+export async function sandboxProcess(client: DockerClient, sandboxID: string): Promise<SandboxProcess> {
+  const answer = await inspect(client, sandboxID, `inspect sandbox ${sandboxID}`);
+  const pid = pidOf(answer);
+  const image = isObject(answer["Config"]) ? answer["Config"]["Image"] : undefined;
+  return { ...(pid === undefined ? {} : { pid }), image: typeof image === "string" ? image : "" };
+}
+
+async function inspect(client: DockerClient, id: string, what: string): Promise<Record<string, unknown>> {
+  const answer: unknown = await client.call(
+    what,
+    async (abortSignal) => await client.docker.getContainer(id).inspect({ abortSignal } as object),
+  );
+  return isObject(answer) ? answer : {};
+}
+
+async function runningContainers(client: DockerClient): Promise<string[]> {
+  const filters = { status: ["running"], label: [...podFilters().label, "io.kubernetes.docker.type=container"] };
+  const answer: unknown = await client.call(
+    "list running containers",
+    async (abortSignal) => await client.docker.listContainers({ filters, abortSignal } as object),
+  );
+  const list: unknown[] = Array.isArray(answer) ? answer : [];
+  return list.flatMap((container) =>
+    isObject(container) && typeof container["Id"] === "string" ? container["Id"] : [],
+  );
+}
+
+function pidOf({ State }: Record<string, unknown>): number | undefined {
+  const pid = isObject(State) ? State["Pid"] : undefined;
+  return typeof pid === "number" && pid > 0 ? pid : undefined;
+}
+
+function upperDirOf({ GraphDriver }: Record<string, unknown>): string | undefined {
+  const data = isObject(GraphDriver) ? GraphDriver["Data"] : undefined;
+  const directory = isObject(data) ? data["UpperDir"] : undefined;
+  return typeof directory === "string" && isAbsolute(directory) ? directory : undefined;
+}

@@ -1,0 +1,71 @@
+import { lstat, mkdir, mkdtemp, readFile, readlink, rm, stat, symlink, writeFile } from "node:fs/promises";
+import { tmpdir } from "node:os";
+import { join } from "node:path";
+import { afterEach, beforeEach, expect, test } from "vitest";
+import { linkLog, logConfig, unlinkLog } from "../../../../agent/runtime/docker/logs.ts";
+import { fakeDocker } from "./fake-docker.ts";
+
+let dir: string;
+beforeEach(async () => {
+  dir = await mkdtemp(join(tmpdir(), "nodelet-docker-logs-"));
+});
+afterEach(async () => await rm(dir, { recursive: true, force: true }));
+
+test("the driver keeps as much as the kubelet's configuration says, whatever the daemon's defaults", () => {
+  const rest = { compress: "false", mode: "blocking" };
+  const cases = [
+    { options: { maxSizeBytes: 10_485_760, maxFiles: 5 }, want: { "max-size": "10485760", "max-file": "5", ...rest } },
+    { options: { maxSizeBytes: 0, maxFiles: 2 }, want: { "max-size": "1", "max-file": "2", ...rest } },
+    {
+      options: { maxSizeBytes: -1, maxFiles: 5 },
+      want: { "max-size": "9007199254740991", "max-file": "1", ...rest },
+    },
+  ];
+  for (const { options, want } of cases) expect(logConfig(options)).toEqual({ Type: "json-file", Config: want });
+});
+
+/** A daemon with one container, whose log is to lie in `logPath`. */
+async function withContainer(logPath: string, LogPath: string) {
+  const Labels = { "io.kubernetes.container.logpath": logPath, "io.kubernetes.docker.type": "container" };
+  return await fakeDocker(() => ({ Id: "c1", Name: "/k8s_app_web_default_u1_0", LogPath, Config: { Labels } }));
+}
+
+test("the link is made, with its directory, and made again over whatever is there", async () => {
+  const logPath = join(dir, "pods", "default_web_u1", "app", "0.log");
+  await using docker = await withContainer(logPath, "/data/c1/c1-json.log");
+  await linkLog(docker.client, "c1");
+  expect(await readlink(logPath)).toBe("/data/c1/c1-json.log");
+  expect((await stat(join(logPath, ".."))).mode & 0o777).toBe(0o755);
+  await linkLog(docker.client, "c1");
+
+  await rm(logPath);
+  await writeFile(logPath, "of a runtime that was here before");
+  await linkLog(docker.client, "c1");
+  expect(await readlink(logPath)).toBe("/data/c1/c1-json.log");
+
+  await unlinkLog(logPath);
+  await unlinkLog(logPath);
+  await expect(lstat(logPath)).rejects.toThrow("ENOENT");
+});
+
+test("a file in the link's place is not removed", async () => {
+  const logPath = join(dir, "0.log");
+  await writeFile(logPath, "kept");
+  await unlinkLog(logPath);
+  expect(await readFile(logPath, "utf8")).toBe("kept");
+});
+
+test("a log directory that is a link leads nowhere", async () => {
+  await mkdir(join(dir, "host"));
+  await symlink(join(dir, "host"), join(dir, "app"));
+  await using docker = await withContainer(join(dir, "app", "0.log"), "/data/c1/c1-json.log");
+  await expect(linkLog(docker.client, "c1")).rejects.toThrow(/^link log of container c1 to .*0\.log: E(LOOP|NOTDIR)/);
+  await expect(lstat(join(dir, "host", "0.log"))).rejects.toThrow("ENOENT");
+});
+
+test("a container without a log file is told as one", async () => {
+  await using docker = await withContainer(join(dir, "0.log"), "");
+  await expect(linkLog(docker.client, "c1")).rejects.toMatchObject({ code: "Invalid" });
+  await using gone = await fakeDocker(() => undefined);
+  await expect(linkLog(gone.client, "c1")).rejects.toMatchObject({ code: "NotFound" });
+});

@@ -1,0 +1,136 @@
+import { mkdir } from "node:fs/promises";
+import { join } from "node:path";
+import { expect, test } from "vitest";
+import { systemClock } from "../../../../agent/lib/clock.ts";
+import { silentLogger } from "../../../../agent/lib/log.ts";
+import { parseContainerCgroup } from "../../../../agent/runtime/docker/cgroup-figures.ts";
+import { createDockerDisk, type TreeUsage } from "../../../../agent/runtime/docker/fs-usage.ts";
+import { createDockerStats, sandboxProcess } from "../../../../agent/runtime/docker/stats.ts";
+import { type Answer, fakeDocker } from "./fake-docker.ts";
+
+const id = "c".repeat(64);
+
+test("a container's cgroup, with both drivers and versions", () => {
+  const cases: { name: string; version: 1 | 2; text: string; want: { cpu: string; memory: string } | undefined }[] = [
+    {
+      name: "v1",
+      version: 1,
+      text: `5:memory:/kubepods/burstable/podu1/${id}\n3:cpu,cpuacct:/kubepods/burstable/podu1/${id}\n0::/x\n`,
+      want: {
+        cpu: `/sys/fs/cgroup/cpuacct/kubepods/burstable/podu1/${id}`,
+        memory: `/sys/fs/cgroup/memory/kubepods/burstable/podu1/${id}`,
+      },
+    },
+    {
+      name: "v2, systemd, and a cgroup that the container made itself",
+      version: 2,
+      text: `0::/kubepods.slice/kubepods-podu1.slice/docker-${id}.scope/init\n`,
+      want: {
+        cpu: `/sys/fs/cgroup/kubepods.slice/kubepods-podu1.slice/docker-${id}.scope`,
+        memory: `/sys/fs/cgroup/kubepods.slice/kubepods-podu1.slice/docker-${id}.scope`,
+      },
+    },
+    {
+      name: "another process under the same number",
+      version: 2,
+      text: "0::/system.slice/ssh.service\n",
+      want: undefined,
+    },
+    { name: "nothing there", version: 1, text: "", want: undefined },
+  ];
+  for (const { name, version, text, want } of cases) {
+    const found = parseContainerCgroup(text, id, version);
+    expect(found, name).toEqual(want === undefined ? undefined : { version, ...want });
+  }
+});
+
+async function setUp(
+  answer: Answer,
+  info: Record<string, unknown> = {},
+  measured: TreeUsage = { bytes: 1, inodes: 1 },
+) {
+  const fake = await fakeDocker(answer, info);
+  const asked: string[] = [];
+  const disk = createDockerDisk(fake.client, {
+    measureTree: (directory) => {
+      asked.push(directory);
+      return Promise.resolve(measured);
+    },
+    clock: systemClock,
+    log: silentLogger,
+  });
+  return { ...fake, disk, asked, stats: createDockerStats(fake.client, { disk, clock: systemClock }) };
+}
+
+test("all running containers of pods cost one list, and a look at each new one", async () => {
+  const upper = "/data/overlay2/x/diff";
+  await using t = await setUp(({ path }) => {
+    if (path === "/containers/json") return [{ Id: id }, { Id: "gone" }];
+    if (path === `/containers/${id}/json`) {
+      return { Id: id, State: { Pid: process.pid }, GraphDriver: { Data: { UpperDir: upper } } };
+    }
+    return undefined;
+  });
+  const [stats, ...others] = await t.stats.containerStats();
+  expect(others).toEqual([]);
+  // This process is in no container's cgroup, so that nothing is told of its memory.
+  expect(stats).toEqual({
+    containerID: id,
+    writableLayer: {
+      timestampMs: expect.any(Number) as number,
+      mountpoint: t.client.daemon.rootDir,
+      usedBytes: 1,
+      inodesUsed: 1,
+    },
+  });
+  expect(t.asked).toEqual([upper]);
+  t.disk.close();
+});
+
+test("where layers are no directories the daemon is asked for sizes", async () => {
+  await using t = await setUp(
+    ({ path, query }) => {
+      if (path === "/containers/json") return [{ Id: id, ...(query.has("size") ? { SizeRw: 42 } : {}) }];
+      if (path === "/system/df") return { LayersSize: 4_200 };
+      return { Id: id, State: { Pid: 0 }, GraphDriver: { Name: "btrfs", Data: null } };
+    },
+    { Driver: "btrfs" },
+  );
+  const [stats] = await t.stats.containerStats();
+  expect(stats?.writableLayer).toMatchObject({ usedBytes: 42 });
+  expect(await t.disk.imageFs()).toMatchObject({ mountpoint: t.client.daemon.rootDir, usedBytes: 4_200 });
+  expect(t.asked).toEqual([]);
+  t.disk.close();
+});
+
+test("images and layers are measured where the storage driver keeps them", async () => {
+  await using t = await setUp(() => undefined, {}, { bytes: 77, inodes: 7 });
+  await mkdir(join(t.client.daemon.rootDir, "overlay2"));
+  expect(await t.disk.imageFs()).toEqual({
+    timestampMs: expect.any(Number) as number,
+    mountpoint: t.client.daemon.rootDir,
+    usedBytes: 77,
+    inodesUsed: 7,
+  });
+  t.disk.close();
+});
+
+test("a daemon that tells no size leaves it out", async () => {
+  await using t = await setUp(() => ({}), { Driver: "zfs" });
+  expect(await t.disk.imageFs()).toEqual({
+    timestampMs: expect.any(Number) as number,
+    mountpoint: t.client.daemon.rootDir,
+  });
+  t.disk.close();
+});
+
+test("a sandbox's process, while it has one", async () => {
+  const state = { Pid: 4_711 };
+  await using t = await setUp(({ path }) =>
+    path === "/containers/s1/json" ? { Id: "s1", State: state, Config: { Image: "pause:3" } } : undefined,
+  );
+  expect(await sandboxProcess(t.client, "s1")).toEqual({ pid: 4_711, image: "pause:3" });
+  state.Pid = 0;
+  expect(await sandboxProcess(t.client, "s1")).toEqual({ image: "pause:3" });
+  await expect(sandboxProcess(t.client, "s2")).rejects.toMatchObject({ code: "NotFound" });
+});
