@@ -14,14 +14,16 @@ export interface LocalhostRelayOptions {
   readonly log: Logger;
   /** In [0, 1), as `Math.random`. */
   readonly random?: () => number;
+  /** Connections at a time; default {@link connectionsMax}. */
+  readonly connectionsMax?: number;
 }
 
 // A port that another program holds is tried again after this long: the reference's interval for its own servers.
 export const listenRetryMs = 5_000;
 // Connections of one family at a time; each costs two descriptors, of which systemd gives a service 524 288.
-export const connectionsMax = 4_096;
+const connectionsMax = 4_096;
 // An endpoint that does not answer is given up long before the kernel does (127 s): whoever is on loopback expects an answer.
-const connectTimeoutMs = 30_000;
+export const connectTimeoutMs = 30_000;
 // Go's default, which servers of the field use: a connection whose other end vanished is found out.
 const keepAliveMs = 15_000;
 
@@ -49,10 +51,12 @@ export class LocalhostRelay {
   /** Keys that could not be listened on, which has been told; also the address itself. */
   readonly #told = new Set<string>();
   readonly #connections = new Set<Socket>();
+  readonly #connectionsMax: number;
   #isFullTold = false;
 
   constructor(options: LocalhostRelayOptions) {
     this.#options = options;
+    this.#connectionsMax = options.connectionsMax ?? connectionsMax;
     this.#host = options.family === "IPv4" ? "127.0.0.1" : "::1";
     this.#loop = new Loop({
       clock: options.clock,
@@ -148,9 +152,12 @@ export class LocalhostRelay {
   #relay(client: Socket, choice: EndpointChoice): void {
     const { log } = this.#options;
     const endpoint = choice.next();
-    if (endpoint === undefined || this.#connections.size >= connectionsMax) {
+    if (endpoint === undefined || this.#connections.size >= this.#connectionsMax) {
       if (endpoint !== undefined && !this.#isFullTold) {
-        log.warn({ connections: connectionsMax }, "too many connections to node ports on loopback; refusing more");
+        log.warn(
+          { connections: this.#connectionsMax },
+          "too many connections to node ports on loopback; refusing more",
+        );
       }
       this.#isFullTold ||= endpoint !== undefined;
       client.on("error", () => {}); // nobody is told twice
@@ -179,7 +186,7 @@ export class LocalhostRelay {
           else other.resetAndDestroy();
         }
         this.#connections.delete(client);
-        if (this.#connections.size < connectionsMax / 2) this.#isFullTold = false;
+        if (this.#connections.size < this.#connectionsMax / 2) this.#isFullTold = false;
       });
     }
   }

@@ -1,12 +1,18 @@
 import { createSocket, type Socket as UdpSocket } from "node:dgram";
 import { connect, createServer, type Server, type Socket } from "node:net";
+import { Worker } from "node:worker_threads";
 import { afterEach, beforeEach, describe, expect, test } from "vitest";
 import { pino } from "pino";
 import type { Clock } from "../../../agent/lib/clock.ts";
 import { messageOf } from "../../../agent/lib/errors.ts";
 import { EndpointChoice, type RelayTarget, relayTargets } from "../../../agent/proxy/localhost-choice.ts";
 import { flowIdleMs, flowsMax } from "../../../agent/proxy/localhost-datagrams.ts";
-import { listenRetryMs, LocalhostRelay } from "../../../agent/proxy/localhost-relay.ts";
+import {
+  connectionsMax,
+  connectTimeoutMs,
+  listenRetryMs,
+  LocalhostRelay,
+} from "../../../agent/proxy/localhost-relay.ts";
 import { ServiceModel } from "../../../agent/proxy/model.ts";
 import { makeService, makeSlice } from "../../support/service-objects.ts";
 import { until } from "../../support/test-net.ts";
@@ -79,9 +85,12 @@ describe.each(["IPv4", "IPv6"] as const)("relay, %s", (family) => {
     for (const cleanup of cleanups.splice(0).reverse()) await cleanup();
   });
 
-  function start(by: Clock): void {
+  function start(by: Clock, connectionsMax?: number): void {
     stop = new AbortController();
-    relay = new LocalhostRelay({ family, clock: by, log, random: () => 0 });
+    relay = new LocalhostRelay({
+      ...{ family, clock: by, log, random: () => 0 },
+      ...(connectionsMax === undefined ? {} : { connectionsMax }),
+    });
     done = relay.run(stop.signal);
   }
 
@@ -131,6 +140,15 @@ describe.each(["IPv4", "IPv6"] as const)("relay, %s", (family) => {
       socket.on("end", () => resolve(answer));
       socket.on("error", (err: NodeJS.ErrnoException) => reject(new Error(err.code)));
       socket.end(text);
+      cleanups.push(() => void socket.destroy());
+    });
+  }
+
+  /** A connection that stays; its errors are somebody else's business. */
+  async function opened(port: number): Promise<Socket> {
+    return await new Promise((resolve, reject) => {
+      const socket = connect({ host, port }, () => resolve(socket));
+      socket.on("error", reject);
       cleanups.push(() => void socket.destroy());
     });
   }
@@ -224,6 +242,67 @@ describe.each(["IPv4", "IPv6"] as const)("relay, %s", (family) => {
     expect(echo.toString()).toBe("still there");
     stop.abort();
     await closed;
+  });
+
+  test("an endpoint that does not answer is given up after a while, and the client is told", async () => {
+    // A server that takes no connection: the kernel keeps two for it, and then ignores who else comes.
+    const script = `
+      const { parentPort, workerData } = require("node:worker_threads");
+      const server = require("node:net").createServer();
+      server.listen({ port: 0, host: workerData.host, backlog: 1 }, () => {
+        parentPort.postMessage(server.address().port);
+        Atomics.wait(new Int32Array(workerData.shared), 0, 0);
+        process.exit();
+      });`;
+    const shared = new SharedArrayBuffer(4);
+    const worker = new Worker(script, { eval: true, workerData: { host, shared } });
+    const ended = new Promise((resolve) => worker.once("exit", resolve));
+    cleanups.push(async () => {
+      Atomics.store(new Int32Array(shared), 0, 1);
+      Atomics.notify(new Int32Array(shared), 0);
+      await ended;
+    });
+    const port = await new Promise<number>((resolve) => worker.once("message", resolve));
+    for (let n = 0; n < 2; n += 1) await opened(port);
+
+    const nodePort = await freePort();
+    relay.set("ns1/web", [target("tcp", nodePort, port)]);
+    const before = clock.pendingTimers;
+    const client = await until("the port answers", async () => await opened(nodePort));
+    let error: string | undefined;
+    client.on("error", (err: NodeJS.ErrnoException) => (error = err.code));
+    await until("the endpoint is tried", async () => clock.pendingTimers > before);
+    await clock.advance(connectTimeoutMs - 1);
+    expect(error).toBeUndefined();
+    await clock.advance(1);
+    await until("the client is told", async () => error === "ECONNRESET");
+  });
+
+  test("there are only so many connections: one more is refused, told once, and taken when there is room", async () => {
+    const connectionsMax = 16;
+    stop.abort();
+    await done;
+    start(clock, connectionsMax);
+    const { port } = await listen((socket) => void socket.resume().on("end", () => socket.end()));
+    const nodePort = await freePort();
+    relay.set("ns1/web", [target("tcp", nodePort, port)]);
+    const clients = [await until("the port answers", async () => await opened(nodePort))];
+    while (clients.length < connectionsMax) clients.push(await opened(nodePort));
+    const isRefused = async () =>
+      await ask(nodePort).then(
+        () => false,
+        (err: unknown) => messageOf(err) === "ECONNRESET",
+      );
+    expect([await isRefused(), await isRefused()]).toEqual([true, true]);
+    const told = () => lines.filter((line) => line.includes("too many connections")).length;
+    expect(told()).toBe(1);
+    expect(clients.every((client) => !client.destroyed)).toBe(true);
+    const room = connectionsMax / 2 + 1;
+    for (const client of clients.splice(0, room)) client.destroy();
+    await until("there is room", async () => !(await isRefused()));
+    for (let n = 0; n < room; n += 1) await opened(nodePort);
+    await until("it is full again", isRefused);
+    expect(told()).toBe(2);
   });
 
   test("a port that another program has is told of once, and answers when it is free", async () => {
