@@ -1,6 +1,7 @@
 import { join } from "node:path";
 import type { ContainerConfig, PodSandboxConfig } from "../port.ts";
 import { attemptOfName } from "./names.ts";
+import type { CgroupWrite } from "./resources.ts";
 
 // The field's own, which cri-dockerd and kubelets of old set too.
 const typeLabel = "io.kubernetes.docker.type";
@@ -17,6 +18,8 @@ const attemptLabel = "io.nodelet.attempt";
 const imageLabel = "io.nodelet.image";
 const runtimeHandlerLabel = "io.nodelet.runtime-handler";
 const portMappingsLabel = "io.nodelet.port-mappings";
+// Limits that are set by ourselves once the container runs, also by the next agent.
+const cgroupWritesLabel = "io.nodelet.cgroup-files";
 // Docker adds the image's labels to the container's; this one tells which keys the pod gave, as a JSON list.
 const keysLabel = "io.nodelet.keys";
 
@@ -92,6 +95,22 @@ export function containerLabels(
     [attemptLabel]: String(config.attempt),
     [imageLabel]: config.userSpecifiedImage,
   };
+}
+
+/**
+ * The labels, with what must be written into the container's cgroup when it runs. Also when that is nothing: else an image's
+ * label of this name would hold.
+ */
+export function withCgroupWrites(
+  labels: Readonly<Record<string, string>>,
+  writes: readonly CgroupWrite[],
+): Record<string, string> {
+  return { ...labels, [cgroupWritesLabel]: JSON.stringify(writes) };
+}
+
+/** What {@link withCgroupWrites} noted. */
+export function cgroupWritesOf(labels: Readonly<Record<string, string>>): CgroupWrite[] {
+  return parseList(labels[cgroupWritesLabel]).filter(isCgroupWrite);
 }
 
 /** @param name the Docker name; objects of other tools tell their attempt there */
@@ -172,5 +191,17 @@ function isPortMapping(value: unknown): value is PodSandboxConfig["portMappings"
     typeof containerPort === "number" &&
     typeof hostPort === "number" &&
     typeof hostIP === "string"
+  );
+}
+
+function isCgroupWrite(value: unknown): value is CgroupWrite {
+  if (typeof value !== "object" || value === null) return false;
+  const { controller, file, content, isOptional } = value as Record<string, unknown>;
+  return (
+    (controller === "memory" || controller === "hugetlb") &&
+    typeof file === "string" &&
+    /^(?:memory|hugetlb)\.[a-zA-Z0-9_.]+$/.test(file) &&
+    typeof content === "string" &&
+    typeof isOptional === "boolean"
   );
 }

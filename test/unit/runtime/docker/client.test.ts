@@ -2,9 +2,9 @@ import { createServer } from "node:net";
 import { join } from "node:path";
 import { text } from "node:stream/consumers";
 import { describe, expect, test } from "vitest";
-import { AgentError } from "../../../agent/lib/errors.ts";
-import { openDocker } from "../../../agent/runtime/docker/client.ts";
-import { negotiateVersion } from "../../../agent/runtime/docker/daemon.ts";
+import { AgentError } from "../../../../agent/lib/errors.ts";
+import { openDocker } from "../../../../agent/runtime/docker/client.ts";
+import { negotiateVersion } from "../../../../agent/runtime/docker/daemon.ts";
 import { answer, type FakeDaemon, type Handler, startFakeDaemon } from "./fake-daemon.ts";
 
 async function connect(daemon: FakeDaemon, requestTimeoutMs = 5_000) {

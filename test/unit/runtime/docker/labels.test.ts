@@ -5,9 +5,9 @@ import {
   readContainer,
   readSandbox,
   sandboxLabels,
-} from "../../../agent/runtime/docker/labels.ts";
-import { attemptOfName, containerName, sandboxName, withRandomSuffix } from "../../../agent/runtime/docker/names.ts";
-import type { ContainerConfig, PodSandboxConfig } from "../../../agent/runtime/port.ts";
+} from "../../../../agent/runtime/docker/labels.ts";
+import { attemptOfName, containerName, sandboxName, withRandomSuffix } from "../../../../agent/runtime/docker/names.ts";
+import type { ContainerConfig, PodSandboxConfig } from "../../../../agent/runtime/port.ts";
 
 const sandbox = {
   name: "web",

@@ -1,0 +1,106 @@
+import { createCNI } from "../../../cni/index.ts";
+import { type Clock, systemClock } from "../../lib/clock.ts";
+import { messageOf } from "../../lib/errors.ts";
+import type { Logger } from "../../lib/log.ts";
+import type { Runtime } from "../port.ts";
+import { type DockerClient, openDocker } from "./client.ts";
+import { createDockerDisk, type MeasureTree } from "./fs-usage.ts";
+import { readOOMScoreAdjMin } from "./host-limits.ts";
+import { createDockerImages } from "./images.ts";
+import { type DockerLogOptions, linkLog, logConfig, unlinkLog } from "./logs.ts";
+import { createCNINetwork } from "./network.ts";
+import { DockerRuntime } from "./runtime.ts";
+import { createDockerStats } from "./stats.ts";
+import { startDockerStreaming } from "./streaming/server.ts";
+
+export interface ConnectDockerOptions {
+  /** Absolute path of the daemon's unix socket. */
+  socketPath: string;
+  /** Image of the sandboxes' pause containers; pulled when it is not there. */
+  pauseImage: string;
+  /** How Docker is to rotate the containers' logs. */
+  logs: DockerLogOptions;
+  cni: CNIDirectories;
+  /** How to measure what a directory takes: agent/stats' way. */
+  measureTree: MeasureTree;
+  /** Deadline of an ordinary call in ms: `runtimeRequestTimeout`, 2 min by default. */
+  requestTimeoutMs: number;
+  /** A session of exec, attach or port-forward ends when nothing was said for this many ms. */
+  streamingIdleMs?: number;
+  /** The node's pod addresses became known; for a network of our own making. Default: the network knows its own. */
+  onPodCIDR?(podCIDR: string): Promise<void>;
+  log: Logger;
+  clock?: Clock;
+}
+
+/** Where CNI finds what it needs. */
+export interface CNIDirectories {
+  /** `/etc/cni/net.d` */
+  confDir: string;
+  /** `/opt/cni/bin` and the like; searched in this order. */
+  binDirs: readonly string[];
+  /** `/var/lib/cni` */
+  cacheDir: string;
+}
+
+/**
+ * Connects to a Docker daemon and makes a pod runtime of it.
+ *
+ * @returns the runtime; `close` ends its connections and sessions
+ * Rejects with Unavailable if nobody answers, Invalid if what answers cannot run pods (too old, rootless, not Linux).
+ */
+export async function connectDocker(options: ConnectDockerOptions): Promise<Runtime> {
+  const { socketPath, pauseImage, requestTimeoutMs, log, clock = systemClock } = options;
+  const client = await openDocker({ socketPath, requestTimeoutMs, clock });
+  try {
+    report(client, log);
+    const context = { daemon: client.daemon, oomScoreAdjMin: await readOOMScoreAdjMin() };
+    const cni = createCNI({ ...options.cni, log, clock });
+    const disk = createDockerDisk(client, { measureTree: options.measureTree, clock, log });
+    const streaming = await startDockerStreaming(client, {
+      clock,
+      ...(options.streamingIdleMs === undefined ? {} : { idleMs: options.streamingIdleMs }),
+    });
+    const stop = new AbortController();
+    const failed = (what: string) => (err: unknown) => log.error({ err: messageOf(err) }, what);
+    void cni.watch(stop.signal).catch(failed("following the CNI configuration failed"));
+    const close = () => {
+      stop.abort();
+      disk.close();
+      void cni.close().catch(failed("ending CNI failed"));
+      void streaming.close().catch(failed("ending the streaming server failed"));
+    };
+    return new DockerRuntime({
+      client,
+      context,
+      network: createCNINetwork(cni),
+      images: createDockerImages(client, { pauseImage, disk, clock }),
+      logs: {
+        config: logConfig(options.logs),
+        link: async (containerID) => await linkLog(client, containerID),
+        unlink: unlinkLog,
+      },
+      stats: createDockerStats(client, { disk, clock }),
+      streaming,
+      pauseImage,
+      requestTimeoutMs,
+      onPodCIDR: options.onPodCIDR ?? (async () => {}),
+      clock,
+      log,
+      close,
+    });
+  } catch (err) {
+    client.close();
+    throw err;
+  }
+}
+
+/** Says what the daemon is, and warns of what will hurt. */
+function report({ daemon }: DockerClient, log: Logger): void {
+  const { version, apiVersion, cgroupDriver, cgroupVersion, storageDriver, liveRestore } = daemon;
+  log.info({ version, apiVersion, cgroupDriver, cgroupVersion, storageDriver, liveRestore }, "using the Docker daemon");
+  if (storageDriver === "vfs") {
+    log.warn("Docker's storage driver vfs copies each image for each container: starts are slow and disks fill up");
+  }
+  if (!liveRestore) log.info("Docker's live-restore is off: a restart of the daemon ends all containers");
+}

@@ -1,0 +1,170 @@
+import { AgentError, hasCode, messageOf } from "../../lib/errors.ts";
+import type { Logger } from "../../lib/log.ts";
+import type { ContainerConfig, ContainerStatus, ImageService, LinuxResources, PodSandboxConfig } from "../port.ts";
+import type { DockerClient } from "./client.ts";
+import { containerCreateBody } from "./container-config.ts";
+import { createNamed, inspectContainer, removeForced } from "./create.ts";
+import type { ContextOfDaemon, LogConfig } from "./create-body.ts";
+import { alreadyIsFine, ifThere, isUnchanged } from "./errors.ts";
+import { writeCgroupFiles } from "./host-limits.ts";
+import { containerStatus, isOfPod, isRunning } from "./inspect.ts";
+import { cgroupWritesOf, readContainer, readSandbox, withCgroupWrites } from "./labels.ts";
+import { makeMissingSources } from "./mounts.ts";
+import { cgroupWrites, dockerResources } from "./resources.ts";
+import { readSeccompProfile } from "./seccomp-profile.ts";
+import type { WireInspect } from "./wire.ts";
+
+/** Where a container's log is found in its pod's log directory. */
+export interface ContainerLogs {
+  readonly config: LogConfig;
+  /** Makes the container's log visible at its pod's log path. Idempotent. */
+  link(containerID: string): Promise<void>;
+  /** Takes that away again; idempotent. @param logPath as the container's label has it */
+  unlink(logPath: string): Promise<void>;
+}
+
+export interface ContainersOptions {
+  client: DockerClient;
+  context: ContextOfDaemon;
+  images: Pick<ImageService, "imageStatus">;
+  logs: ContainerLogs;
+  /** Deadline of an ordinary call in ms. */
+  requestTimeoutMs: number;
+  log: Logger;
+}
+
+// Image IDs with the digests that registries know them by; a node has some dozens.
+const imageRefsMax = 1_024;
+
+/** App containers with Docker. */
+export class Containers {
+  readonly #options: ContainersOptions;
+  readonly #imageRefs = new Map<string, string>();
+
+  constructor(options: ContainersOptions) {
+    this.#options = options;
+  }
+
+  /** Rejects with NotFound if there is no such sandbox, Conflict if it does not run. */
+  async create(sandboxID: string, config: ContainerConfig, sandboxConfig: PodSandboxConfig): Promise<string> {
+    const { client, context, logs } = this.#options;
+    const pod = `${sandboxConfig.namespace}/${sandboxConfig.name}`;
+    const what = `create container ${config.name} of ${pod}`;
+    const [sandbox, seccompProfile] = await Promise.all([
+      inspectContainer(client, what, sandboxID),
+      readSeccompProfile(what, config.securityContext.seccomp),
+      makeMissingSources(what, config.mounts),
+    ]);
+    if (!isOfPod(sandbox, "sandbox")) throw new AgentError("NotFound", `${what}: ${sandboxID} is no pod's sandbox`);
+    if (!isRunning(sandbox.State)) throw new AgentError("Conflict", `${what}: sandbox ${sandboxID} does not run`);
+    const { runtimeHandler } = readSandbox(sandbox.Config?.Labels ?? {}, "");
+    const inputs = { logConfig: logs.config, seccompProfile, runtimeHandler };
+    const body = containerCreateBody(sandboxID, config, sandboxConfig, context, inputs);
+    const writes = cgroupWrites(what, config.resources, context.daemon.cgroupVersion);
+    return await createNamed(client, what, { ...body, Labels: withCgroupWrites(body.Labels ?? {}, writes) });
+  }
+
+  async start(id: string): Promise<void> {
+    const { client, logs, log } = this.#options;
+    const what = `start container ${id}`;
+    try {
+      await client.call(what, async (abortSignal) => {
+        await client.docker.getContainer(id).start({ abortSignal });
+      });
+    } catch (err) {
+      if (isUnchanged(err)) return;
+      // Why a program cannot be run is no fault of the request, for which Docker takes it.
+      throw hasCode(err, "Invalid") ? new AgentError("Internal", err.message, { cause: err }) : err;
+    }
+    await Promise.all([
+      this.#limit(id),
+      logs.link(id).catch((err: unknown) => {
+        // The container runs and its log is kept; only the path that people know lacks it.
+        log.warn(
+          { containerID: id, err: messageOf(err) },
+          "a container's log cannot be linked into its pod's directory",
+        );
+      }),
+    ]);
+  }
+
+  /** The stop signal, then SIGKILL after the grace, both by the daemon, which goes on if the agent ends meanwhile. */
+  async stop(id: string, graceSeconds: number): Promise<void> {
+    const { client, requestTimeoutMs } = this.#options;
+    const stop = client.call(
+      `stop container ${id}`,
+      async (abortSignal) => {
+        await client.docker.getContainer(id).stop({ t: graceSeconds, abortSignal });
+      },
+      { timeoutMs: requestTimeoutMs + graceSeconds * 1000 },
+    );
+    await alreadyIsFine(stop);
+  }
+
+  async remove(id: string): Promise<void> {
+    const { client, logs } = this.#options;
+    const inspect = await ifThere(inspectContainer(client, `look at container ${id}`, id));
+    if (inspect === undefined) return;
+    await removeForced(client, `remove container ${id}`, id);
+    const { logPath } = readContainer(inspect.Config?.Labels ?? {}, "");
+    if (logPath !== "") await logs.unlink(logPath);
+  }
+
+  /** Rejects with NotFound, also for what is no pod's container. */
+  async status(id: string): Promise<ContainerStatus> {
+    const { client } = this.#options;
+    const what = `status of container ${id}`;
+    const inspect = await inspectContainer(client, what, id);
+    if (!isOfPod(inspect, "container")) throw new AgentError("NotFound", `${what}: the container is no pod's`);
+    return containerStatus(inspect, await this.#imageRef(inspect.Image ?? ""));
+  }
+
+  /** Changes what Docker has words for by Docker, and the rest in the container's cgroup. */
+  async update(id: string, resources: LinuxResources): Promise<void> {
+    const { client, context } = this.#options;
+    const { cgroupVersion } = context.daemon;
+    const what = `update resources of container ${id}`;
+    const change = dockerResources(what, resources);
+    const writes = cgroupWrites(what, resources, cgroupVersion);
+    if (Object.keys(change).length > 0) {
+      await client.call(what, async (abortSignal) => {
+        await client.docker.getContainer(id).update({ ...change, abortSignal });
+      });
+    }
+    if (writes.length === 0) return;
+    const { State } = await inspectContainer(client, what, id);
+    if (isRunning(State)) await writeCgroupFiles(writes, { what, pid: State?.Pid ?? 0, version: cgroupVersion });
+  }
+
+  async reopenLog(id: string): Promise<void> {
+    await this.#options.logs.link(id);
+  }
+
+  /** Sets the limits that Docker has no word for. A container that cannot have them must not run. */
+  async #limit(id: string): Promise<void> {
+    const { client, context } = this.#options;
+    const what = `start container ${id}`;
+    const inspect: WireInspect | undefined = await ifThere(inspectContainer(client, what, id));
+    const writes = cgroupWritesOf(inspect?.Config?.Labels ?? {});
+    if (writes.length === 0 || !isRunning(inspect?.State)) return;
+    try {
+      await writeCgroupFiles(writes, { what, pid: inspect?.State?.Pid ?? 0, version: context.daemon.cgroupVersion });
+    } catch (err) {
+      await this.stop(id, 0);
+      throw err;
+    }
+  }
+
+  /** The image by its digest in a registry, as `imageID` of a container's status shows it; its ID if it has none. */
+  async #imageRef(id: string): Promise<string> {
+    const known = this.#imageRefs.get(id);
+    if (known !== undefined || id === "") return known ?? id;
+    const image = await this.#options.images.imageStatus(id).catch(() => undefined);
+    const [digest] = image?.repoDigests ?? [];
+    // An image that was loaded from a file may get its digest later, by a pull.
+    if (digest === undefined) return id;
+    if (this.#imageRefs.size >= imageRefsMax) this.#imageRefs.clear();
+    this.#imageRefs.set(id, digest);
+    return digest;
+  }
+}

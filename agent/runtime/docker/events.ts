@@ -1,0 +1,117 @@
+import { backoffMs } from "../../lib/backoff.ts";
+import type { Clock } from "../../lib/clock.ts";
+import { messageOf } from "../../lib/errors.ts";
+import type { Logger } from "../../lib/log.ts";
+import { ignoreAbort } from "../../lib/loop.ts";
+import type { RuntimeEvent } from "../port.ts";
+import type { DockerClient } from "./client.ts";
+import { kindOf, podFilters, readContainer } from "./labels.ts";
+import type { WireEvent } from "./wire.ts";
+
+export interface EventsOptions {
+  client: DockerClient;
+  clock: Clock;
+  log: Logger;
+  /** A sandbox was removed, by whomever: what lies outside of it, as its network's addresses, has no owner any more. */
+  onSandboxGone(sandboxID: string): void;
+}
+
+// After the daemon went away: 100 ms doubling to 3 s, as with CRI.
+const reconnect = { baseMs: 100, maxMs: 3_000, jitter: 0.2 };
+
+// A connection that held this long was no failed one: the next one that breaks begins the back-off anew.
+const steadyMs = 10_000;
+
+// The daemon answers before it subscribes us. It replays what it remembers (256 events) from this long before.
+const replaySeconds = 2;
+
+// An event has some labels and annotations of a pod; those are limited to 256 KiB in all.
+const lineBytesMax = 1 << 20;
+
+// What can change a pod. Executions and health checks are left out: a probe by exec would make three events each time.
+const actions: Readonly<Record<string, RuntimeEvent["kind"]>> = {
+  create: "created",
+  start: "started",
+  die: "exited",
+  oom: "unknown",
+  destroy: "deleted",
+};
+
+/**
+ * Delivers wake-ups until `signal` aborts. Each connection begins with a wake for all pods, as anything may have
+ * happened since the last one. By the time of an event the daemon's own view has what it tells.
+ */
+export async function followDockerEvents(
+  options: EventsOptions,
+  onEvent: (event: RuntimeEvent) => void,
+  signal: AbortSignal,
+): Promise<void> {
+  const { clock, log } = options;
+  let failures = 0;
+  while (!signal.aborted) {
+    const connectedAt = clock.monotonic();
+    let why = "closed by the daemon";
+    try {
+      await followOnce(options, onEvent, signal);
+    } catch (err) {
+      why = messageOf(err);
+    }
+    if (signal.aborted) return;
+    failures = clock.monotonic() - connectedAt >= steadyMs ? 1 : failures + 1;
+    if (failures === 1) log.warn({ why }, "the Docker daemon's event stream ended, reconnecting");
+    await clock.sleep(backoffMs(failures, reconnect), signal).catch(ignoreAbort);
+  }
+}
+
+async function followOnce(
+  { client, clock, log, onSandboxGone }: EventsOptions,
+  onEvent: (event: RuntimeEvent) => void,
+  signal: AbortSignal,
+): Promise<void> {
+  const since = Math.floor(clock.now() / 1000) - replaySeconds;
+  const filters = { type: ["container" as const], event: Object.keys(actions), ...podFilters() };
+  const stream: NodeJS.ReadableStream = await client.call(
+    "follow the Docker daemon's events",
+    async (abortSignal) => await client.docker.getEvents({ since, filters, abortSignal }),
+    { signal },
+  );
+  log.debug("following the Docker daemon's events");
+  onEvent({ kind: "unknown", podUID: undefined, containerID: undefined });
+  for await (const line of linesOf(stream)) {
+    const event = readEvent(line);
+    if (event === undefined) continue;
+    if (event.isSandboxGone) onSandboxGone(event.wake.containerID ?? "");
+    onEvent(event.wake);
+  }
+}
+
+/** One line of the stream; `undefined` for what concerns no pod and for what is no event. Pure. */
+export function readEvent(line: string): { wake: RuntimeEvent; isSandboxGone: boolean } | undefined {
+  const { Action = "", Actor } = parseEvent(line);
+  const kind = actions[Action];
+  const labels = Actor?.Attributes ?? {};
+  const owner = kindOf(labels);
+  if (kind === undefined || owner === undefined) return undefined;
+  const { podUID } = readContainer(labels, "");
+  return { wake: { kind, podUID, containerID: Actor?.ID }, isSandboxGone: kind === "deleted" && owner === "sandbox" };
+}
+
+function parseEvent(line: string): WireEvent {
+  try {
+    const parsed: unknown = JSON.parse(line);
+    return typeof parsed === "object" && parsed !== null ? parsed : {};
+  } catch {
+    return {};
+  }
+}
+
+async function* linesOf(stream: NodeJS.ReadableStream): AsyncGenerator<string> {
+  let rest = "";
+  stream.setEncoding("utf8");
+  for await (const chunk of stream) {
+    const lines = (rest + String(chunk)).split("\n");
+    rest = lines.pop() ?? "";
+    if (rest.length > lineBytesMax) throw new Error(`the daemon sent an event longer than ${lineBytesMax} bytes`);
+    yield* lines;
+  }
+}

@@ -1,0 +1,37 @@
+import { AgentError } from "../../lib/errors.ts";
+import type { RuntimeList, SandboxSummary } from "../port.ts";
+import type { DockerClient } from "./client.ts";
+import { containerSummary, sandboxSummary } from "./inspect.ts";
+import { kindOf, podFilters } from "./labels.ts";
+import type { SandboxNetwork } from "./network.ts";
+import type { WireContainer } from "./wire.ts";
+
+/**
+ * Everything that pods have on this daemon, or one pod: one call. Which containers are other people's the daemon sorts
+ * out itself, by label.
+ */
+export async function listPodObjects(
+  client: DockerClient,
+  network: Pick<SandboxNetwork, "ips">,
+  podUID?: string,
+): Promise<RuntimeList> {
+  const what = podUID === undefined ? "list the pods' containers" : `list containers of pod ${podUID}`;
+  const answer: unknown = await client.call(
+    what,
+    async (abortSignal) => await client.docker.listContainers({ all: true, filters: podFilters(podUID), abortSignal }),
+  );
+  if (!Array.isArray(answer)) throw new AgentError("Internal", `${what}: the Docker daemon answered something else`);
+  const all = answer as WireContainer[];
+  const ofKind = (kind: "sandbox" | "container") => all.filter(({ Labels }) => kindOf(Labels ?? {}) === kind);
+  return {
+    sandboxes: await Promise.all(ofKind("sandbox").map(async (sandbox) => await withNetwork(sandbox, network))),
+    containers: ofKind("container").map(containerSummary),
+  };
+}
+
+/** A sandbox whose process runs but which has no address was not finished: it is not ready. */
+async function withNetwork(sandbox: WireContainer, network: Pick<SandboxNetwork, "ips">): Promise<SandboxSummary> {
+  const { networkMode, ...summary } = sandboxSummary(sandbox);
+  if (!summary.ready || networkMode === "NODE") return summary;
+  return { ...summary, ready: (await network.ips(summary.id)).length > 0 };
+}

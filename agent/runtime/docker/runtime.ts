@@ -1,0 +1,259 @@
+import { release } from "node:os";
+import type { Pod } from "../../kube/types.ts";
+import type { Clock } from "../../lib/clock.ts";
+import { AgentError, hasCode, messageOf } from "../../lib/errors.ts";
+import type { Logger } from "../../lib/log.ts";
+import type {
+  ContainerStats,
+  ContainerStatus,
+  ImageService,
+  PodSnapshot,
+  Runtime,
+  RuntimeCondition,
+  RuntimeEvent,
+  RuntimeStatus,
+  RuntimeVersion,
+  SandboxProcess,
+  StreamingRequest,
+} from "../port.ts";
+import type { DockerClient } from "./client.ts";
+import { type ContainerLogs, Containers } from "./containers.ts";
+import type { ContextOfDaemon } from "./create-body.ts";
+import { ifThere } from "./errors.ts";
+import { followDockerEvents } from "./events.ts";
+import { execSync } from "./exec.ts";
+import { listPodObjects } from "./list.ts";
+import { hasRecursiveReadOnly } from "./mounts.ts";
+import type { SandboxNetwork } from "./network.ts";
+import { unsupported } from "./refusals.ts";
+import { Sandboxes } from "./sandboxes.ts";
+import { sandboxProcess } from "./stats.ts";
+
+export interface DockerRuntimeOptions {
+  client: DockerClient;
+  context: ContextOfDaemon;
+  network: SandboxNetwork;
+  images: ImageService;
+  logs: ContainerLogs;
+  stats: { containerStats(): Promise<ContainerStats[]> };
+  /** Sessions of exec, attach and port-forward. */
+  streaming: { url(request: StreamingRequest): string };
+  pauseImage: string;
+  /** Deadline of an ordinary call in ms. */
+  requestTimeoutMs: number;
+  /** The node's pod addresses became known: "10.1.0.0/24", or one of each family. Never rejects. */
+  onPodCIDR(podCIDR: string): Promise<void>;
+  clock: Clock;
+  log: Logger;
+  /** Ends what the parts keep running. */
+  close(): void;
+}
+
+// A sandbox that was removed behind our back is asked for once more before its network goes: an ID is never used again, but
+// events may come late. Several that go together are collected in one pass.
+const collectDelayMs = 1_000;
+
+/** Pods with a Docker daemon: the verbs of `Runtime`, each in the hands of a part. */
+export class DockerRuntime implements Runtime {
+  readonly images: ImageService;
+  readonly #options: DockerRuntimeOptions;
+  readonly #sandboxes: Sandboxes;
+  readonly #containers: Containers;
+  readonly #stop = new AbortController();
+  #isCollecting = false;
+
+  constructor(options: DockerRuntimeOptions) {
+    this.#options = options;
+    this.images = options.images;
+    this.#sandboxes = new Sandboxes(options);
+    this.#containers = new Containers(options);
+  }
+
+  async version(): Promise<RuntimeVersion> {
+    const { client } = this.#options;
+    const answer: unknown = await client.call(
+      "version of the Docker daemon",
+      // dockerode's types do not know that it takes options.
+      async (abortSignal) => await (client.docker.version as (options: object) => Promise<unknown>)({ abortSignal }),
+    );
+    const { Version } = typeof answer === "object" && answer !== null ? (answer as { Version?: unknown }) : {};
+    return {
+      runtimeName: "docker",
+      runtimeVersion: typeof Version === "string" ? Version : client.daemon.version,
+      runtimeApiVersion: client.daemon.apiVersion,
+    };
+  }
+
+  async status(): Promise<RuntimeStatus> {
+    const [runtimeReady, networkReady] = await Promise.all([this.#ping(), this.#options.network.status()]);
+    const { daemon } = this.#options.client;
+    return {
+      runtimeReady,
+      networkReady,
+      // "": the daemon's default.
+      handlers: ["", ...daemon.runtimes].map((name) => ({
+        name,
+        recursiveReadOnlyMounts: hasRecursiveReadOnly(name, daemon, release()),
+        userNamespaces: false,
+      })),
+      supplementalGroupsPolicy: false,
+    };
+  }
+
+  async cgroupDriver(): Promise<"systemd" | "cgroupfs" | undefined> {
+    const { cgroupDriver } = this.#options.client.daemon;
+    return cgroupDriver === "none" ? undefined : cgroupDriver;
+  }
+
+  async updateRuntimeConfig({ podCIDR }: { podCIDR: string }): Promise<void> {
+    await this.#options.onPodCIDR(podCIDR);
+  }
+
+  async runPodSandbox(config: Parameters<Runtime["runPodSandbox"]>[0], runtimeHandler: string): Promise<string> {
+    return await this.#sandboxes.run(config, runtimeHandler);
+  }
+
+  async stopPodSandbox(sandboxID: string): Promise<void> {
+    await this.#sandboxes.stop(sandboxID);
+  }
+
+  async removePodSandbox(sandboxID: string): Promise<void> {
+    await this.#sandboxes.remove(sandboxID);
+  }
+
+  async podSandboxStatus(sandboxID: string): ReturnType<Runtime["podSandboxStatus"]> {
+    return await this.#sandboxes.status(sandboxID);
+  }
+
+  async createContainer(
+    ...[sandboxID, config, sandboxConfig]: Parameters<Runtime["createContainer"]>
+  ): Promise<string> {
+    return await this.#containers.create(sandboxID, config, sandboxConfig);
+  }
+
+  async startContainer(containerID: string): Promise<void> {
+    await this.#containers.start(containerID);
+  }
+
+  async stopContainer(containerID: string, graceSeconds: number): Promise<void> {
+    await this.#containers.stop(containerID, graceSeconds);
+  }
+
+  async removeContainer(containerID: string): Promise<void> {
+    await this.#containers.remove(containerID);
+  }
+
+  async containerStatus(containerID: string): Promise<ContainerStatus> {
+    return await this.#containers.status(containerID);
+  }
+
+  async updateContainerResources(
+    ...[containerID, resources]: Parameters<Runtime["updateContainerResources"]>
+  ): Promise<void> {
+    await this.#containers.update(containerID, resources);
+  }
+
+  async updatePodSandboxResources(sandboxID: string): Promise<void> {
+    throw new AgentError("Unimplemented", `sandbox ${sandboxID}: Docker has no use for its pod's resources`);
+  }
+
+  async reopenContainerLog(containerID: string): Promise<void> {
+    await this.#containers.reopenLog(containerID);
+  }
+
+  async execSync(...[containerID, command, timeoutSeconds, signal]: Parameters<Runtime["execSync"]>) {
+    const { client, clock } = this.#options;
+    return await execSync(client, containerID, command, timeoutSeconds, signal, clock);
+  }
+
+  async list(podUID?: string): ReturnType<Runtime["list"]> {
+    return await listPodObjects(this.#options.client, this.#options.network, podUID);
+  }
+
+  async podSnapshot(podUID: string): Promise<PodSnapshot> {
+    const observedAtMs = this.#options.clock.now();
+    const list = await this.list(podUID);
+    const [sandboxes, containers] = await Promise.all([
+      Promise.all(list.sandboxes.map(async ({ id }) => await ifThere(this.#sandboxes.status(id)))),
+      Promise.all(list.containers.map(async ({ id }) => await ifThere(this.#containers.status(id)))),
+    ]);
+    return {
+      podUID,
+      observedAtMs,
+      sandboxes: sandboxes
+        .filter((sandbox) => sandbox !== undefined)
+        .sort((a, b) => b.attempt - a.attempt || b.createdAtMs - a.createdAtMs),
+      containers: containers
+        .filter((container) => container !== undefined)
+        .sort((a, b) => b.createdAtMs - a.createdAtMs || b.attempt - a.attempt),
+    };
+  }
+
+  async events(onEvent: (event: RuntimeEvent) => void, signal: AbortSignal): Promise<void> {
+    const { client, clock, log } = this.#options;
+    const onSandboxGone = () => this.#collectNetworks();
+    // What was removed while no agent ran.
+    this.#collectNetworks();
+    await followDockerEvents({ client, clock, log, onSandboxGone }, onEvent, signal);
+  }
+
+  async containerStats(): Promise<ContainerStats[]> {
+    return await this.#options.stats.containerStats();
+  }
+
+  async sandboxProcess(sandboxID: string): Promise<SandboxProcess> {
+    return await sandboxProcess(this.#options.client, sandboxID);
+  }
+
+  async checkpointContainer(containerID: string): Promise<void> {
+    throw new AgentError("Unimplemented", `checkpoint container ${containerID}: needs a CRI runtime, this is Docker`);
+  }
+
+  async streamingURL(request: StreamingRequest): Promise<string> {
+    return this.#options.streaming.url(request);
+  }
+
+  unsupported(pod: Pod): string | undefined {
+    return unsupported(pod, this.#options.client.daemon);
+  }
+
+  close(): void {
+    this.#stop.abort();
+    this.#options.close();
+    this.#options.client.close();
+  }
+
+  async #ping(): Promise<RuntimeCondition> {
+    const { client } = this.#options;
+    try {
+      await client.call("ping the Docker daemon", async (abortSignal) => {
+        await (client.docker.ping as (options: object) => Promise<unknown>)({ abortSignal });
+      });
+      return { status: true, reason: "", message: "" };
+    } catch (err) {
+      return { status: false, reason: "DockerDaemonNotReady", message: `docker: ${messageOf(err)}` };
+    }
+  }
+
+  /** Frees addresses of sandboxes that are no more; soon, and one pass at a time. */
+  #collectNetworks(): void {
+    if (this.#isCollecting) return;
+    this.#isCollecting = true;
+    const { network, clock, log } = this.#options;
+    const signal = this.#stop.signal;
+    const collect = async () => {
+      await clock.sleep(collectDelayMs, signal);
+      this.#isCollecting = false;
+      await network.collect(async () => (await this.list()).sandboxes.map(({ id }) => id), signal);
+    };
+    void collect().catch((err: unknown) => {
+      this.#isCollecting = false;
+      // Without a network there is nothing to collect, and the node's condition says so.
+      if (signal.aborted || hasCode(err, "Canceled", "Unavailable")) return;
+      log.warn(
+        { err: messageOf(err) },
+        "networks of removed sandboxes were not all taken down; the next removal tries again",
+      );
+    });
+  }
+}

@@ -1,0 +1,193 @@
+import { AgentError, hasCode, messageOf, withContext } from "../../lib/errors.ts";
+import type { Logger } from "../../lib/log.ts";
+import type { ImageService, PodSandboxConfig, SandboxStatus } from "../port.ts";
+import type { DockerClient } from "./client.ts";
+import { createNamed, inspectContainer, removeForced } from "./create.ts";
+import type { ContextOfDaemon } from "./create-body.ts";
+import { alreadyIsFine, ifThere } from "./errors.ts";
+import { isOfPod, isRunning, sandboxStatus } from "./inspect.ts";
+import { readSandbox, sandboxContainersFilter } from "./labels.ts";
+import type { NetworkTarget, SandboxNetwork } from "./network.ts";
+import { writeResolvConf } from "./resolv-conf.ts";
+import { sandboxCreateBody } from "./sandbox-config.ts";
+import type { WireContainer, WireInspect } from "./wire.ts";
+
+export interface SandboxesOptions {
+  client: DockerClient;
+  context: ContextOfDaemon;
+  network: SandboxNetwork;
+  images: Pick<ImageService, "imageStatus" | "pullImage">;
+  /** The image whose program waits for signals and does nothing else. */
+  pauseImage: string;
+  /** Deadline of an ordinary call in ms. */
+  requestTimeoutMs: number;
+  log: Logger;
+}
+
+/** A pod's sandbox with Docker: a pause container that holds the namespaces, and CNI's network in one of them. */
+export class Sandboxes {
+  readonly #options: SandboxesOptions;
+
+  constructor(options: SandboxesOptions) {
+    this.#options = options;
+  }
+
+  /**
+   * Image, container, resolv.conf, network: in this order. A sandbox that could not be finished is removed again; one that
+   * an agent left unfinished has no addresses, and is seen as not ready.
+   */
+  async run(config: PodSandboxConfig, runtimeHandler: string): Promise<string> {
+    const { client, context, pauseImage } = this.#options;
+    const pod = `${config.namespace}/${config.name}`;
+    const body = sandboxCreateBody(config, pauseImage, runtimeHandler, context);
+    await this.#ensurePauseImage(config);
+    const id = await createNamed(client, `create sandbox of ${pod}`, body);
+    try {
+      await client.call(`start sandbox of ${pod}`, async (abortSignal) => {
+        await client.docker.getContainer(id).start({ abortSignal });
+      });
+      await this.#furnish(id, config);
+      return id;
+    } catch (err) {
+      await this.#discard(id);
+      throw err;
+    }
+  }
+
+  /** Ends the sandbox's containers and takes its network down, then ends the pause container. */
+  async stop(id: string): Promise<void> {
+    const { client } = this.#options;
+    const inspect = await ifThere(this.#inspect(id));
+    if (inspect === undefined) return;
+    await Promise.all(
+      (await this.#containersOf(id)).filter(runs).map(async (container) => await this.#kill(container)),
+    );
+    await this.#takeNetworkDown(inspect);
+    // The pause program has nothing to say before its end.
+    await alreadyIsFine(
+      client.call(`stop sandbox ${id}`, async (abortSignal) => {
+        await client.docker.getContainer(id).stop({ t: 0, abortSignal });
+      }),
+    );
+  }
+
+  /** With its containers, running or not. */
+  async remove(id: string): Promise<void> {
+    const { client } = this.#options;
+    const inspect = await ifThere(this.#inspect(id));
+    const containers = await this.#containersOf(id);
+    await Promise.all(containers.map(async ({ Id }) => await removeForced(client, `remove container ${Id}`, Id)));
+    if (inspect === undefined) return;
+    await this.#takeNetworkDown(inspect);
+    await removeForced(client, `remove sandbox ${id}`, id);
+  }
+
+  async status(id: string): Promise<SandboxStatus> {
+    const { network } = this.#options;
+    const [inspect, ips] = await Promise.all([this.#inspect(id), network.ips(id)]);
+    return sandboxStatus(inspect, ips);
+  }
+
+  /** Rejects with NotFound, also for what is no sandbox. */
+  async #inspect(id: string): Promise<WireInspect> {
+    const what = `status of sandbox ${id}`;
+    const inspect = await inspectContainer(this.#options.client, what, id);
+    if (!isOfPod(inspect, "sandbox")) throw new AgentError("NotFound", `${what}: the container is no pod's sandbox`);
+    return inspect;
+  }
+
+  async #ensurePauseImage(sandboxConfig: PodSandboxConfig): Promise<void> {
+    const { images, pauseImage } = this.#options;
+    if ((await images.imageStatus(pauseImage)) !== undefined) return;
+    try {
+      await images.pullImage(pauseImage, {
+        annotations: {},
+        sandboxConfig,
+        // A registry that hangs must not hold the pod for good: it is tried again.
+        signal: AbortSignal.timeout(this.#options.requestTimeoutMs),
+      });
+    } catch (err) {
+      throw withContext(err, `pull image ${pauseImage} of the sandbox`);
+    }
+  }
+
+  async #furnish(id: string, config: PodSandboxConfig): Promise<void> {
+    const { network } = this.#options;
+    const pod = `${config.namespace}/${config.name}`;
+    const inspect = await this.#inspect(id);
+    const pid = inspect.State?.Pid ?? 0;
+    if (!isRunning(inspect.State) || pid === 0) {
+      const { ExitCode = 0, Error: why = "" } = inspect.State ?? {};
+      throw new AgentError(
+        "Internal",
+        `sandbox of ${pod} ended at once with exit code ${ExitCode}${why && `: ${why}`}`,
+      );
+    }
+    if (config.dns !== undefined && inspect.ResolvConfPath) await writeResolvConf(inspect.ResolvConfPath, config.dns);
+    if (config.securityContext.namespaceOptions.network === "NODE") return;
+    try {
+      await network.setUp({
+        ...targetOf(inspect),
+        dns: config.dns,
+        ...(config.cgroupParent === "" ? {} : { cgroupPath: config.cgroupParent }),
+      });
+    } catch (err) {
+      throw withContext(err, `set up network of ${pod}`);
+    }
+  }
+
+  /** After a failure: whatever goes wrong here, the failure before it is what people must hear of. */
+  async #discard(id: string): Promise<void> {
+    try {
+      await this.remove(id);
+    } catch (err) {
+      this.#options.log.warn({ sandboxID: id, err: messageOf(err) }, "an unfinished sandbox could not be removed");
+    }
+  }
+
+  async #takeNetworkDown(inspect: WireInspect): Promise<void> {
+    const { network } = this.#options;
+    if (inspect.HostConfig?.NetworkMode === "host") return;
+    // Without addresses and process nothing is left of it.
+    if (!isRunning(inspect.State) && (await network.ips(inspect.Id)).length === 0) return;
+    await network.tearDown(targetOf(inspect));
+  }
+
+  async #containersOf(id: string): Promise<WireContainer[]> {
+    const { client } = this.#options;
+    const filters = sandboxContainersFilter(id);
+    return (await client.call(
+      `list containers of sandbox ${id}`,
+      async (abortSignal) => await client.docker.listContainers({ all: true, filters, abortSignal }),
+    )) as unknown as WireContainer[];
+  }
+
+  async #kill({ Id }: WireContainer): Promise<void> {
+    const { client } = this.#options;
+    const call = client.call(`kill container ${Id}`, async (abortSignal) => {
+      await client.docker.getContainer(Id).kill({ signal: "SIGKILL", abortSignal });
+    });
+    await alreadyIsFine(call).catch((err: unknown) => {
+      // It ended between the list and this.
+      if (!hasCode(err, "Conflict")) throw err;
+    });
+  }
+}
+
+function runs({ State }: WireContainer): boolean {
+  return State === "running" || State === "paused";
+}
+
+function targetOf(inspect: WireInspect): NetworkTarget {
+  const { podName, podNamespace, podUID, portMappings, annotations } = readSandbox(inspect.Config?.Labels ?? {}, "");
+  const pid = isRunning(inspect.State) ? (inspect.State?.Pid ?? 0) : 0;
+  return {
+    containerID: inspect.Id,
+    netnsPath: pid === 0 ? "" : `/proc/${pid}/ns/net`,
+    podName,
+    podNamespace,
+    podUID,
+    portMappings,
+    annotations,
+  };
+}
