@@ -1,5 +1,5 @@
 import { lstat, readdir, readFile, readlink, statfs } from "node:fs/promises";
-import { join } from "node:path";
+import { basename, dirname, join } from "node:path";
 import { AgentError } from "../lib/errors.ts";
 
 /** A whole filesystem. Bytes and inodes. */
@@ -55,6 +55,28 @@ export async function filesDirectlyIn(directory: string): Promise<DiskUsage> {
   const entries = await readdir(directory, { withFileTypes: true }).catch(() => []);
   for (const entry of entries) {
     if (entry.isFile()) await addFile(join(directory, entry.name), usage, links);
+  }
+  return usage;
+}
+
+// Where Docker keeps a container's log, with what it rotated beside it.
+const dockerLogSuffix = "-json.log";
+
+/**
+ * Logs of one container in its log directory, rotated ones too. Docker's lie elsewhere, behind a link: they are the
+ * container's all the same.
+ */
+export async function logsIn(directory: string): Promise<DiskUsage> {
+  const usage = await filesDirectlyIn(directory);
+  const links = new Set<string>();
+  for (const entry of await readdir(directory, { withFileTypes: true }).catch(() => [])) {
+    if (!entry.isSymbolicLink()) continue;
+    const target = await readlink(join(directory, entry.name)).catch(() => "");
+    if (!target.endsWith(dockerLogSuffix)) continue;
+    const [home, base] = [dirname(target), basename(target)];
+    for (const name of await readdir(home).catch(() => [])) {
+      if (name === base || name.startsWith(`${base}.`)) await addFile(join(home, name), usage, links);
+    }
   }
   return usage;
 }

@@ -14,7 +14,14 @@ import { cadvisorFamilies } from "./cadvisor-metrics.ts";
 import { cadvisorRows } from "./cadvisor-rows.ts";
 import { type CgroupMounts, parseOwnCgroup, readCgroupMounts } from "./cgroup-mounts.ts";
 import type { SampleLevel } from "./cgroup-sample.ts";
-import { type DiskUsage, filesDirectlyIn, type FilesystemFigures, filesystemOf, fileUsage } from "./filesystem.ts";
+import {
+  type DiskUsage,
+  filesDirectlyIn,
+  type FilesystemFigures,
+  filesystemOf,
+  fileUsage,
+  logsIn,
+} from "./filesystem.ts";
 import { summaryHandler } from "./handler.ts";
 import { readMachineFilesystems } from "./machine-filesystems.ts";
 import { type Machine, machineFamilies } from "./machine-metrics.ts";
@@ -277,7 +284,7 @@ async function podFiles({ podLogsDir, rootDir }: StatsDeps, { sandbox, container
   const { podNamespace, podName, podUID } = sandbox;
   const logDir = join(podLogsDir, `${podNamespace}_${podName}_${podUID}`);
   const logs = new Map<string, DiskUsage>();
-  for (const { container } of containers) logs.set(container.name, await filesDirectlyIn(join(logDir, container.name)));
+  for (const { container } of containers) logs.set(container.name, await logsIn(join(logDir, container.name)));
   const other = sumUsage([await filesDirectlyIn(logDir), await fileUsage(join(rootDir, "pods", podUID, "etc-hosts"))]);
   return { logs, other };
 }

@@ -4,7 +4,7 @@ import { join } from "node:path";
 import { beforeEach, expect, onTestFinished, test } from "vitest";
 import { exec } from "../../../agent/lib/exec.ts";
 import { depthMax, directoryUsage, restEntries } from "../../../agent/stats/directory-usage.ts";
-import { filesDirectlyIn, fileUsage } from "../../../agent/stats/filesystem.ts";
+import { filesDirectlyIn, fileUsage, logsIn } from "../../../agent/stats/filesystem.ts";
 
 let dir: string;
 beforeEach(async () => {
@@ -117,4 +117,18 @@ test("logs: files directly in the directory, hard links once; what is not there 
   expect(await filesDirectlyIn(dir)).toEqual(one);
   expect(await filesDirectlyIn(join(dir, "gone"))).toEqual({ bytes: 0, inodes: 0 });
   expect(await fileUsage(join(dir, "link.log"))).toEqual({ bytes: 0, inodes: 0 });
+});
+
+test("logs that Docker keeps elsewhere count as the container's, other links do not", async () => {
+  const [logs, docker] = [join(dir, "app"), join(dir, "docker")];
+  for (const each of [logs, docker]) await mkdir(each);
+  const names = ["c1-json.log", "c1-json.log.1", "c1-json.log.2.gz", "c10-json.log", "config.v2.json"];
+  for (const name of names) await writeFile(join(docker, name), "x".repeat(100_000));
+  await symlink(join(docker, "c1-json.log"), join(logs, "1.log"));
+  await symlink(join(docker, "config.v2.json"), join(logs, "2.log"));
+  await symlink(join(docker, "gone-json.log"), join(logs, "3.log"));
+  await writeFile(join(logs, "0.log"), "y".repeat(100_000));
+  const one = await fileUsage(join(logs, "0.log"));
+  expect(await logsIn(logs)).toEqual({ bytes: 4 * one.bytes, inodes: 4 });
+  expect(await logsIn(join(logs, "gone"))).toEqual({ bytes: 0, inodes: 0 });
 });
