@@ -11,15 +11,27 @@ import { release } from "./spdy/release.ts";
 export async function forEachChunk(stream: Readable, handle: (chunk: Buffer) => Promise<void>): Promise<void> {
   if (stream.readableEnded) return;
   const { promise, resolve, reject } = Promise.withResolvers<void>();
-  const onClose = () => reject(stream.errored ?? new AgentError("Unavailable", "the connection was lost"));
+  const onClose = () => {
+    if (!hasEnded) reject(stream.errored ?? new AgentError("Unavailable", "the connection was lost"));
+  };
+  // A paused socket may tell its end all the same, which is not to overtake what is being handled.
+  let isBusy = false;
+  let hasEnded = false;
+  const onEnd = () => {
+    hasEnded = true;
+    if (!isBusy) resolve();
+  };
   const onData = (chunk: Buffer) => {
+    isBusy = true;
     stream.pause();
     handle(chunk).then(() => {
+      isBusy = false;
       release(chunk);
-      stream.resume();
+      if (hasEnded) resolve();
+      else stream.resume();
     }, reject);
   };
-  stream.on("end", resolve).on("close", onClose).on("error", reject).on("data", onData);
+  stream.on("end", onEnd).on("close", onClose).on("error", reject).on("data", onData);
   if (stream.destroyed) onClose();
   else stream.resume(); // it may come paused
   await promise;
