@@ -8,6 +8,7 @@ import { writeFileAtomic } from "./lib/atomic-file.ts";
 import { systemClock } from "./lib/clock.ts";
 import { messageOf } from "./lib/errors.ts";
 import { createLogger } from "./lib/log.ts";
+import { dialerRole, serveDials } from "./lib/namespace-dialer-role.ts";
 import { setUpProcess } from "./lib/process-setup.ts";
 import { runRulesInspection } from "./proxy/inspect/command.ts";
 import type { Surroundings } from "./roles/cluster.ts";
@@ -27,6 +28,10 @@ type Daemon = Extract<Command, { kind: "run" } | { kind: "proxy" }>;
 
 /** Command line → configuration → roles → run → drain. @returns the exit code */
 async function main(args: readonly string[]): Promise<number> {
+  if (args[0] === dialerRole) {
+    await serveDials();
+    return 0;
+  }
   await setUpProcess();
   const command = parseCommandLine(args);
   switch (command.kind) {

@@ -1,0 +1,250 @@
+import { readFile } from "node:fs/promises";
+import type { Duplex } from "node:stream";
+import type Docker from "dockerode";
+import { forEachChunk } from "../../lib/chunks.ts";
+import { type Clock, systemClock } from "../../lib/clock.ts";
+import { AgentError, hasCode, messageOf } from "../../lib/errors.ts";
+import type { ExecSyncResult } from "../port.ts";
+import type { DockerClient } from "./client.ts";
+import { outputParser } from "./streaming/frames.ts";
+
+// Of stdout and of stderr, each; the rest is read and dropped. containerd's limit, which is that of an answer over CRI.
+export const execOutputBytesMax = 16 << 20;
+
+// A command that is told to end gets this long until it is killed: Docker's own patience.
+export const termGraceMs = 10_000;
+
+// Between two looks at a command that is being started, or that closed its outputs and goes on: from a few ms, as the
+// daemon is done with it in so many, up to once a second.
+const lookMsMin = 5;
+const lookMsMax = 1_000;
+
+/**
+ * Keys that make Docker leave a session. There is no way to have none, and its own (Ctrl-P Ctrl-Q) hold back every
+ * Ctrl-P until the next key. Nobody types these, and a shell has little use for the first.
+ */
+export const detachKeys = "ctrl-@,ctrl-^,ctrl-@,ctrl-^,ctrl-@,ctrl-^";
+
+export interface ExecCommand {
+  readonly containerID: string;
+  readonly command: readonly string[];
+  readonly tty: boolean;
+  readonly stdin: boolean;
+}
+
+/** How a command ended: with an exit code, or not even started, and why. */
+export type ExecOutcome = { kind: "exited"; exitCode: number } | { kind: "failed"; message: string };
+
+/** What the daemon knows of a command. */
+interface ExecState {
+  readonly running: boolean;
+  readonly exitCode: number | undefined;
+  /** On the host; undefined until it runs. */
+  readonly pid: number | undefined;
+}
+
+/**
+ * A command in a container, from its start on. The connection carries its input and its output (`outputParser`); both
+ * outputs are always there, as the connection's end is that of the outputs.
+ */
+export class DockerExec {
+  readonly socket: Duplex;
+  readonly #client: DockerClient;
+  readonly #exec: Docker.Exec;
+  readonly #containerID: string;
+  readonly #clock: Clock;
+
+  private constructor(client: DockerClient, exec: Docker.Exec, containerID: string, socket: Duplex, clock: Clock) {
+    this.#client = client;
+    this.#exec = exec;
+    this.#containerID = containerID;
+    this.socket = socket;
+    this.#clock = clock;
+  }
+
+  /** Rejects with AgentError if the container does not run or is not there, Canceled when `signal` aborts. */
+  static async start(
+    client: DockerClient,
+    { containerID, command, tty, stdin }: ExecCommand,
+    signal: AbortSignal,
+    clock: Clock,
+  ): Promise<DockerExec> {
+    const { docker } = client;
+    const what = `exec in container ${containerID}`;
+    const create = {
+      ...{ AttachStdin: stdin, AttachStdout: true, AttachStderr: true, Tty: tty, DetachKeys: detachKeys },
+      Cmd: [...command],
+    };
+    const exec = await client.call(
+      what,
+      async (abortSignal) => await docker.getContainer(containerID).exec({ ...create, abortSignal }),
+      { signal },
+    );
+    const socket = await client.call(
+      what,
+      async (abortSignal) => await exec.start({ hijack: true, Detach: false, Tty: tty, abortSignal }),
+      { signal },
+    );
+    socket.on("error", () => {}); // who reads it is told by its end
+    return new DockerExec(client, exec, containerID, socket, clock);
+  }
+
+  /** True once the command runs or has run; false if it could not be started: what it says is the daemon's error then. */
+  async started(signal: AbortSignal): Promise<boolean> {
+    const { pid } = await this.#until(({ running, pid: known }) => !running || known !== undefined, signal);
+    return pid !== undefined;
+  }
+
+  /**
+   * Waits for the end of the command, which may come after that of its outputs.
+   *
+   * @param said what it wrote so far: the reason, if it could not be started
+   */
+  async outcome(said: string, signal: AbortSignal): Promise<ExecOutcome> {
+    const { pid, exitCode = 0 } = await this.#until(({ running }) => !running, signal);
+    if (pid !== undefined) return { kind: "exited", exitCode };
+    return { kind: "failed", message: said.trim() || `the container runtime could not start it (${exitCode})` };
+  }
+
+  async resize(width: number, height: number, signal: AbortSignal): Promise<void> {
+    await this.#client.call(
+      `terminal size of a command in container ${this.#containerID}`,
+      async (abortSignal) => void (await this.#exec.resize({ w: width, h: height, abortSignal })),
+      { signal },
+    );
+  }
+
+  /**
+   * Ends the command: at once, or with SIGTERM and {@link termGraceMs} before that. Docker has no call for it, so its
+   * process is signalled, with those of its group. Never rejects: there is nobody to tell, and a daemon that does not
+   * answer is asked anew by whoever comes next.
+   */
+  async kill(how: "SIGKILL" | "SIGTERM"): Promise<void> {
+    this.socket.destroy();
+    const patience = new AbortController();
+    const timer = this.#clock.after(termGraceMs, () => patience.abort());
+    try {
+      const { running, pid } = await this.#until((state) => !state.running || state.pid !== undefined, patience.signal);
+      if (!running || pid === undefined) return;
+      await this.#signal(pid, how);
+      if (how === "SIGKILL") return;
+      const ended = await this.#until((state) => !state.running, patience.signal).catch(() => undefined);
+      if (ended === undefined && (await this.#look()).running) await this.#signal(pid, "SIGKILL");
+    } catch {
+      // The container has ended, and with it the command, or the daemon is gone.
+    } finally {
+      timer.cancel();
+    }
+  }
+
+  /** The process is one of the container still: its number may have gone to another one since the daemon told it. */
+  async #signal(pid: number, signal: NodeJS.Signals): Promise<void> {
+    const cgroups = await readFile(`/proc/${pid}/cgroup`, "utf8");
+    if (!cgroups.includes(this.#containerID)) return;
+    try {
+      process.kill(-pid, signal); // it leads a session of its own
+    } catch {
+      process.kill(pid, signal);
+    }
+  }
+
+  async #until(isIt: (state: ExecState) => boolean, signal: AbortSignal): Promise<ExecState> {
+    for (let restMs = lookMsMin; ; restMs = Math.min(2 * restMs, lookMsMax)) {
+      const state = await this.#look(signal);
+      if (isIt(state)) return state;
+      await this.#clock.sleep(restMs, signal);
+    }
+  }
+
+  async #look(signal?: AbortSignal): Promise<ExecState> {
+    const what = `state of a command in container ${this.#containerID}`;
+    const { Running, ExitCode, Pid } = await this.#client.call(
+      what,
+      async (abortSignal) => await this.#exec.inspect({ abortSignal }),
+      signal === undefined ? {} : { signal },
+    );
+    return { running: Running, exitCode: ExitCode ?? undefined, pid: Pid > 0 ? Pid : undefined };
+  }
+}
+
+/**
+ * Runs a command to its end. Its outputs are cut at {@link execOutputBytesMax} each.
+ *
+ * Rejects with DeadlineExceeded when the time is over, Canceled when `signal` aborts: the command is killed then, with what
+ * it started; Internal if it could not be started, NotFound or Conflict if there is no such container that runs.
+ *
+ * @param timeoutSeconds 0: no limit
+ */
+export async function execSync(
+  client: DockerClient,
+  containerID: string,
+  command: readonly string[],
+  timeoutSeconds: number,
+  signal?: AbortSignal,
+  clock: Clock = systemClock,
+): Promise<ExecSyncResult> {
+  const late = new AbortController();
+  const timer = timeoutSeconds > 0 ? clock.after(timeoutSeconds * 1000, () => late.abort()) : undefined;
+  const stop = AbortSignal.any([late.signal, ...(signal === undefined ? [] : [signal])]);
+  let exec: DockerExec | undefined;
+  try {
+    exec = await DockerExec.start(client, { containerID, command, tty: false, stdin: false }, stop, clock);
+    return await collect(exec, containerID, stop);
+  } catch (err) {
+    void exec?.kill("SIGKILL");
+    if (late.signal.aborted) {
+      const message = `exec in container ${containerID}: timeout of ${timeoutSeconds} s exceeded`;
+      throw new AgentError("DeadlineExceeded", message, { cause: err });
+    }
+    if (stop.aborted) throw new AgentError("Canceled", `exec in container ${containerID}: canceled`, { cause: err });
+    throw err;
+  } finally {
+    timer?.cancel();
+  }
+}
+
+async function collect(exec: DockerExec, containerID: string, stop: AbortSignal): Promise<ExecSyncResult> {
+  const { socket } = exec;
+  const stdout = new CappedOutput();
+  const stderr = new CappedOutput();
+  const parser = outputParser(false);
+  const onStop = () => socket.destroy();
+  stop.addEventListener("abort", onStop);
+  if (stop.aborted) onStop();
+  try {
+    await forEachChunk(socket, async (chunk) => {
+      for (const { stream, payload } of parser.push(chunk)) {
+        if (stream === "system") throw new AgentError("Internal", payload.toString());
+        (stream === "stdout" ? stdout : stderr).add(payload);
+      }
+    });
+  } catch (err) {
+    throw hasCode(err, "Internal")
+      ? err
+      : new AgentError("Unavailable", `exec in container ${containerID}: ${messageOf(err)}`, { cause: err });
+  } finally {
+    stop.removeEventListener("abort", onStop);
+    socket.destroy();
+  }
+  const outcome = await exec.outcome(stdout.bytes().toString(), stop);
+  if (outcome.kind === "failed") {
+    throw new AgentError("Internal", `exec in container ${containerID}: ${outcome.message}`);
+  }
+  return { stdout: stdout.bytes(), stderr: stderr.bytes(), exitCode: outcome.exitCode };
+}
+
+class CappedOutput {
+  readonly #pieces: Buffer[] = [];
+  #room = execOutputBytesMax;
+
+  add(piece: Buffer): void {
+    if (this.#room === 0) return;
+    const kept = Buffer.from(piece.subarray(0, this.#room)); // a copy: the chunk it came in is given back
+    this.#pieces.push(kept);
+    this.#room -= kept.length;
+  }
+
+  bytes(): Buffer {
+    return Buffer.concat(this.#pieces);
+  }
+}
