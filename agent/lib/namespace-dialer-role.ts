@@ -75,5 +75,5 @@ function parseDialRequest(message: unknown): { id: number; port: number } {
 /** Reads the dialer's answer to one request. */
 export function parseDialAnswer(message: unknown): { id: number; error: string | undefined } {
   const { id, error } = message as { id: unknown; error?: unknown };
-  return { id: Number(id), error: error === undefined ? undefined : String(error) };
+  return { id: Number(id), error: typeof error === "string" ? error : undefined };
 }
