@@ -17,6 +17,8 @@ export interface RuntimeUnderTest {
   cgroupRoot: string;
   busyboxImage: string;
   webImage: string;
+  /** How a line of a container's log looks; CRI's way unless given. */
+  logLine?(stream: "stdout" | "stderr", text: string): RegExp;
   /** Where the runtime pulls images from whose names begin with `name`/. */
   registry: { name: string; push(image: Image): Promise<void> };
   /** Restarts the runtime's daemon; resolves when it serves again. Containers are meant to survive. */
@@ -26,6 +28,9 @@ export interface RuntimeUnderTest {
   dispose(): Promise<void>;
 }
 
+const time = "\\d{4}-\\d\\d-\\d\\dT[\\d:.]+(Z|[+-]\\d\\d:\\d\\d)";
+const criLogLine = (stream: string, text: string) => new RegExp(`^${time} ${stream} F ${text}$`, "m");
+
 const noSuchID = "0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcdef";
 
 /** What every implementation of `Runtime` must do, tried on a real one. */
@@ -33,9 +38,11 @@ export function runtimeContract(name: string, make: () => Promise<RuntimeUnderTe
   describe(`runtime contract: ${name}`, () => {
     let t: RuntimeUnderTest;
     let runtime: Runtime;
+    let logLine: NonNullable<RuntimeUnderTest["logLine"]>;
     beforeAll(async () => {
       t = await make();
       runtime = t.runtime;
+      logLine = t.logLine ?? criLogLine;
     });
     afterAll(async () => {
       await t?.dispose();
@@ -176,7 +183,8 @@ export function runtimeContract(name: string, make: () => Promise<RuntimeUnderTe
         const config = await containerConfig(sandbox.config, "nofile", t.busyboxImage, ["/no/such/program"]);
         const id = await runtime.createContainer(sandbox.id, config, sandbox.config);
         await expect(runtime.startContainer(id)).rejects.toThrow("/no/such/program");
-        expect(await exited(id)).toMatchObject({ exitCode: 128 });
+        // As runc's caller has it: containerd's 128, or Docker's 127 as a shell has it.
+        expect([127, 128]).toContain((await exited(id)).exitCode);
         await runtime.removeContainer(id);
       });
 
@@ -212,11 +220,10 @@ export function runtimeContract(name: string, make: () => Promise<RuntimeUnderTe
           name: "logs",
         });
         const { logPath } = await runtime.containerStatus(id);
-        const time = "\\d{4}-\\d\\d-\\d\\dT[\\d:.]+(Z|[+-]\\d\\d:\\d\\d)";
         await eventually(async () => {
           const log = await readFile(logPath, "utf8");
-          expect(log).toMatch(new RegExp(`^${time} stdout F one$`, "m"));
-          expect(log).toMatch(new RegExp(`^${time} stderr F two$`, "m"));
+          expect(log).toMatch(logLine("stdout", "one"));
+          expect(log).toMatch(logLine("stderr", "two"));
         });
         await rename(logPath, `${logPath}.1`);
         await runtime.reopenContainerLog(id);
@@ -434,7 +441,7 @@ export function runtimeContract(name: string, make: () => Promise<RuntimeUnderTe
       const sandbox = await newSandbox();
       const id = await startNew(sandbox, "id -u", { imageRef });
       const status = await exited(id);
-      expect(await readFile(status.logPath, "utf8")).toContain("stdout F 1000");
+      expect(await readFile(status.logPath, "utf8")).toMatch(logLine("stdout", "1000"));
       await removeSandbox(sandbox.id);
 
       await runtime.images.removeImage(imageRef);
@@ -454,7 +461,7 @@ export function runtimeContract(name: string, make: () => Promise<RuntimeUnderTe
       const err: unknown = await runtime.images.pullImage(name, { annotations: {} }).catch((e: unknown) => e);
       expect(err).toMatchObject({ code: "NotFound" });
       expect(messageOf(err)).toContain("no/such/image:1");
-      expect(messageOf(err)).toMatch(/^rpc error: code = NotFound desc = /);
+      expect(messageOf(err)).toMatch(/^(rpc error: code = NotFound desc = |Error response from daemon: )/);
     });
 
     test("a restart of the runtime keeps containers running, and events go on", async () => {
