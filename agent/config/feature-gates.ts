@@ -65,13 +65,39 @@ const gatesByState = {
     GangScheduling GenericWorkload HPAScaleToZero ImageVolumeWithDigest InPlacePodVerticalScalingExclusiveCPUs
     InPlacePodVerticalScalingExclusiveMemory KubeletInUserNamespace LoggingAlphaOptions
     ManifestBasedAdmissionControlConfig MemoryQoS MutablePodResourcesForSuspendedJobs MutablePVNodeAffinity
-    MutableSchedulingDirectivesForSuspendedJobs PodAndContainerStatsFromCRI PodLevelResourceManagers
+    MutableSchedulingDirectivesForSuspendedJobs NativeHistograms PodAndContainerStatsFromCRI PodLevelResourceManagers
     PodLogsQuerySplitStreams PodsAPI QOSReserved ReduceDefaultCrashLoopBackOffDecay RuntimeClassInImageCriApi
     ShardedListAndWatch StorageCapacityScoring StorageVersionAPI StrictIPCIDRValidation
     TaintTolerationComparisonOperators TopologyAwareWorkloadScheduling TopologyManagerPolicyAlphaOptions
     UnknownVersionInteroperabilityProxy UserNamespacesHostNetworkSupport VolumeLimitScaling WindowsCPUAndMemoryAffinity
     WorkloadAwarePreemption WorkloadWithJob`,
 } as const;
+
+// Gates of the kubelet that somebody has to switch on, and whose work is not there yet.
+const gatesLater: ReadonlySet<string> = new Set([
+  "CPUManagerPolicyAlphaOptions",
+  "CRIListStreaming",
+  "InPlacePodVerticalScalingExclusiveCPUs",
+  "InPlacePodVerticalScalingExclusiveMemory",
+  "KubeletInUserNamespace",
+  "LocalStorageCapacityIsolationFSQuotaMonitoring",
+  "MemoryQoS",
+  "NativeHistograms",
+  "PodAndContainerStatsFromCRI",
+  "PodLevelResourceManagers",
+  "PodsAPI",
+  "QOSReserved",
+  "RuntimeClassInImageCriApi",
+  "SELinuxMount",
+  "TopologyManagerPolicyAlphaOptions",
+]);
+
+/** One line for each gate that is switched on by its name and does nothing in the kubelet. */
+export function kubeletGateWarnings(set: Readonly<Record<string, boolean>>): string[] {
+  return Object.entries(set).flatMap(([gate, isOn]) =>
+    isOn && gatesLater.has(gate) ? [`featureGates.${gate} is not supported yet and has no effect`] : [],
+  );
+}
 
 type GateState = keyof typeof gatesByState;
 

@@ -3,6 +3,7 @@ import { messageOf } from "../lib/errors.ts";
 import { isObject } from "../lib/json.ts";
 import { parseCPUSet } from "./cpuset.ts";
 import { readDocument } from "./document.ts";
+import { kubeletGateWarnings } from "./feature-gates.ts";
 import { type Flag, flagsOf } from "./flags.ts";
 import type { ConfigHost } from "./host.ts";
 import { defaultEvictionHard, type KubeletConfiguration, kubeletFields } from "./kubelet-config.ts";
@@ -52,6 +53,7 @@ export function loadKubeletSettings(given: ReadonlyMap<Flag, unknown>, host: Con
     flags.config === "" ? "configuration" : flags.config,
   );
   warnings.push(...deprecatedFlagWarnings(given, kubeletFields), ...supportWarnings(kubeletFields, config, sources));
+  warnings.push(...kubeletGateWarnings(config.featureGates));
   const flagSources: Sources = new Map();
   for (const flag of given.keys()) {
     if (flag.table === kubeletFlagFields) flagSources.set(flag.path.join("."), `--${flag.flag}`);

@@ -363,6 +363,8 @@ describe("warnings", () => {
   const warned: [fields: string, args: string[], ...lines: string[]][] = [
     ["volumePluginDir: /m", [], "/etc/k.yaml: volumePluginDir is not supported yet and has no effect"],
     ["", ["--lock-file=/l"], "--lock-file is not supported yet and has no effect"],
+    ["featureGates: {PodsAPI: true}", [], "featureGates.PodsAPI is not supported yet and has no effect"],
+    ["featureGates: {PodsAPI: false, ImageVolumeWithDigest: true}", []],
     [
       "evictionHard: {memory.available: 1Gi}",
       [],

@@ -1,5 +1,5 @@
 import { describe, expect, test } from "vitest";
-import { isGateOn } from "../../../agent/config/feature-gates.ts";
+import { checkFeatureGate, isGateOn } from "../../../agent/config/feature-gates.ts";
 import { kubeletWith, problemsOf, runCommand } from "./support.ts";
 
 const refused: [fields: string, line: string][] = [
@@ -223,4 +223,8 @@ describe("feature gates", () => {
     [{}, "NeverHeardOf", false],
   ];
   test.each(cases)("%j: %s is %s", (set, gate, on) => expect(isGateOn(set, gate)).toBe(on));
+
+  test("those of the libraries are known, too", () => {
+    expect(checkFeatureGate("NativeHistograms", false)).toBeUndefined();
+  });
 });
