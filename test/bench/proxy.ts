@@ -11,9 +11,9 @@ import { readFileSync } from "node:fs";
 import { monitorEventLoopDelay } from "node:perf_hooks";
 import { createCommands } from "../../agent/proxy/commands.ts";
 import { createIptables } from "../../agent/proxy/iptables/exec.ts";
-import { createServiceSet } from "../../agent/proxy/iptables/ipset.ts";
-import { serviceSetName } from "../../agent/proxy/iptables/fixed.ts";
+import { createIpset } from "../../agent/proxy/iptables/ipset.ts";
 import type { Iptables } from "../../agent/proxy/iptables/port.ts";
+import { sharedSetNames } from "../../agent/proxy/iptables/set-names.ts";
 import { IptablesBackend } from "../../agent/proxy/iptables/sync.ts";
 import { ServiceModel } from "../../agent/proxy/model.ts";
 import { proxyOptionsDefault } from "../../agent/proxy/options.ts";
@@ -43,7 +43,8 @@ function clusterIP(i: number): string {
 function slice(i: number, firstEndpoint: number) {
   const endpoints = Array.from({ length: endpointsPerService }, (_, n) => {
     const at = i * endpointsPerService + n + firstEndpoint;
-    return `10.${128 + (at >> 16)}.${(at >> 8) & 255}.${at & 255}`;
+    // One of fifty is on this node: a cluster of as many.
+    return { address: `10.${128 + (at >> 16)}.${(at >> 8) & 255}.${at & 255}`, nodeName: at % 50 === 0 ? "n1" : "n2" };
   });
   return makeSlice(`svc${i}`, endpoints);
 }
@@ -92,8 +93,8 @@ async function benchmark(count: number): Promise<Record<string, string | number>
       return real.restore(text, stop);
     },
   };
-  const set = createServiceSet(commands, "IPv4", serviceSetName("IPv4"));
-  const backend = new IptablesBackend({ iptables, set, clock: systemClock, log: silentLogger });
+  const ipset = createIpset(commands, "IPv4");
+  const backend = new IptablesBackend({ iptables, ipset, clock: systemClock, log: silentLogger });
   const model = new ServiceModel("IPv4", { name: "n1", zone: undefined, ips: [] });
   for (let i = 0; i < count; i++) {
     const ports = [{ name: "p80", port: 80, protocol: "TCP" as const }];
@@ -148,7 +149,9 @@ async function benchmark(count: number): Promise<Record<string, string | number>
   const again =
     process.env["ADOPT"] === undefined
       ? undefined
-      : await measure(() => sync(new IptablesBackend({ iptables, set, clock: systemClock, log: silentLogger }), true));
+      : await measure(() =>
+          sync(new IptablesBackend({ iptables, ipset, clock: systemClock, log: silentLogger }), true),
+        );
   const check = await measure(async () => {
     for (let n = 0; n < looks; n++) await backend.findDamage(signal);
   });
@@ -156,14 +159,14 @@ async function benchmark(count: number): Promise<Record<string, string | number>
   const restMs = restAfterLook(lookMs, proxyOptionsDefault.syncPeriodMs);
 
   const fake = new FakeIptables();
-  await sync(new IptablesBackend({ iptables: fake, set: undefined, clock: systemClock, log: silentLogger }), true);
+  await sync(new IptablesBackend({ iptables: fake, ipset: undefined, clock: systemClock, log: silentLogger }), true);
   let visitedMax = 0;
   for (let i = 0; i < count; i += Math.ceil(count / 500)) {
     const packet = { src: "10.128.0.9", dst: clusterIP(i), proto: "tcp" as const, dport: 80, iface: "veth1" };
     visitedMax = Math.max(visitedMax, tracePacket(fake.tables, packet).visited.nat);
   }
   await renewNamespace();
-  await set.replace([], signal);
+  await ipset.create(Object.values(sharedSetNames("IPv4")), signal);
   const coldFloor = await measure(async () => {
     for (const text of coldTexts) await real.restore(text, signal);
   });

@@ -69,7 +69,7 @@ for (const family of ["IPv4", "IPv6"] as const) {
         };
         const backend = new IptablesBackend({
           iptables: noting,
-          set: undefined,
+          ipset: undefined,
           clock: systemClock,
           log: silentLogger,
         });

@@ -13,6 +13,8 @@ export class FakeCommands implements Commands {
   readonly tables = { iptables: new FakeIptables(), ip6tables: new FakeIptables() };
   readonly log: string[] = [];
   readonly sets = new Map<string, Set<string>>();
+  /** Types of `sets`. */
+  readonly setKinds = new Map<string, string>();
   /** Commands that are not there. */
   readonly missing = new Set<string>();
   /** How commands end, whatever they are asked. */
@@ -85,15 +87,21 @@ export class FakeCommands implements Commands {
   #ipset(args: readonly string[], stdin: string): ExecResult {
     const [verb, name = ""] = args;
     const absent = () => ended(1, "", "ipset v7.17: The set with the given name does not exist");
-    if (verb === "list" && name === "-name") return ended(0, [...this.sets.keys(), ""].join("\n"), "");
-    if (verb === "list") {
-      const set = this.sets.get(name);
-      return set === undefined ? absent() : ended(0, `Name: ${name}\nNumber of entries: ${set.size}\n`, "");
+    if (verb === "list" && name === "-terse") {
+      const kinds = (set: string) => this.setKinds.get(set) ?? "";
+      const headers = [...this.sets].map(
+        ([set, members]) => `Name: ${set}\nType: ${kinds(set)}\nNumber of entries: ${members.size}\n`,
+      );
+      return ended(0, headers.join("\n"), "");
     }
+    if (verb === "list" && name === "-name") return ended(0, [...this.sets.keys(), ""].join("\n"), "");
     if (verb === "destroy") return this.sets.delete(name) ? ended(0, "", "") : absent();
     for (const line of stdin.split("\n")) {
       const [what, set = "", member = ""] = line.split(" ");
-      if (what === "create" && !this.sets.has(set)) this.sets.set(set, new Set());
+      if (what === "create" && !this.sets.has(set)) {
+        this.sets.set(set, new Set());
+        this.setKinds.set(set, member);
+      }
       if (what === "flush") this.sets.get(set)?.clear();
       if (what === "add") this.sets.get(set)?.add(member);
       if (what === "del") this.sets.get(set)?.delete(member);
@@ -101,6 +109,11 @@ export class FakeCommands implements Commands {
       if (what === "swap") {
         const [a, b] = [this.sets.get(set), this.sets.get(member)];
         if (a !== undefined && b !== undefined) this.sets.set(set, b).set(member, a);
+      }
+      if (what === "rename") {
+        this.sets.set(member, this.sets.get(set) ?? new Set());
+        this.setKinds.set(member, this.setKinds.get(set) ?? "");
+        this.sets.delete(set);
       }
     }
     return ended(0, "", "");

@@ -1,4 +1,4 @@
-import type { ChainsByTable, Iptables, MissingChain, ServiceSet } from "../../agent/proxy/iptables/port.ts";
+import type { ChainsByTable, Ipset, Iptables, MissingChain, SetChanges } from "../../agent/proxy/iptables/port.ts";
 import { RefusedLine } from "../../agent/proxy/iptables/port.ts";
 import { AgentError } from "../../agent/lib/errors.ts";
 import { chainPrint } from "../../agent/proxy/iptables/print.ts";
@@ -109,41 +109,81 @@ export class FakeIptables implements Iptables {
   }
 }
 
-/** A set in memory. */
-export class FakeServiceSet implements ServiceSet {
-  readonly name: string;
-  members: Set<string> | undefined;
+/** Sets in memory. */
+export class FakeIpset implements Ipset {
+  readonly sets = new Map<string, Set<string>>();
   /** As {@link FakeIptables.onCommit}. */
   onCommit: (() => void) | undefined;
+  /** Changes that were made, one line each. */
+  readonly log: string[] = [];
+  /** More members than this are refused in changes, until the set is replaced. */
+  readonly sizes = new Map<string, number>();
   #failures: AgentError[] = [];
 
-  constructor(name: string) {
-    this.name = name;
+  /** The members of the set of service addresses. */
+  get members(): Set<string> | undefined {
+    return this.sets.get("KUBE-SERVICE-IPS");
   }
 
+  /** The next replacements and changes fail with these errors, before they change anything. */
   failNext(...errors: AgentError[]): void {
     this.#failures.push(...errors);
   }
 
-  async replace(members: Iterable<string>): Promise<void> {
+  /** Failures that have not happened do not. */
+  forgetFailures(): void {
+    this.#failures = [];
+  }
+
+  /** All of it as text, sorted. */
+  dump(): string {
+    const lines = [...this.sets].flatMap(([name, members]) => [name, ...[...members].map((one) => `${name} ${one}`)]);
+    return lines.sort().join("\n");
+  }
+
+  /** For the packet tracer. */
+  bySet(): Record<string, Set<string>> {
+    return Object.fromEntries(this.sets);
+  }
+
+  async create(names: Iterable<string>): Promise<void> {
+    for (const name of names) if (!this.sets.has(name)) this.sets.set(name, new Set());
+  }
+
+  async replace(sets: ReadonlyMap<string, Iterable<string>>): Promise<void> {
     this.#maybeFail();
-    this.members = new Set(members);
+    for (const [name, members] of sets) {
+      this.sets.set(name, new Set(members));
+      this.sizes.delete(name);
+      this.log.push(`replace ${name}`);
+    }
     this.onCommit?.();
   }
 
-  async change(add: Iterable<string>, remove: Iterable<string>): Promise<void> {
+  async change(sets: ReadonlyMap<string, SetChanges>): Promise<void> {
     this.#maybeFail();
-    for (const member of remove) this.members?.delete(member);
-    for (const member of add) this.members?.add(member);
+    for (const [name, { add, remove }] of sets) {
+      const members = this.sets.get(name);
+      if (members === undefined) throw invalid(`no set ${name}`);
+      for (const member of remove) {
+        members.delete(member);
+        this.log.push(`del ${name} ${member}`);
+      }
+      for (const member of add) {
+        if (members.size >= (this.sizes.get(name) ?? Number.POSITIVE_INFINITY)) throw invalid("Hash is full");
+        members.add(member);
+        this.log.push(`add ${name} ${member}`);
+      }
+    }
     this.onCommit?.();
   }
 
-  async count(): Promise<number | undefined> {
-    return this.members?.size;
+  async counts(): Promise<Map<string, number>> {
+    return new Map([...this.sets].map(([name, members]) => [name, members.size]));
   }
 
-  async destroy(): Promise<void> {
-    this.members = undefined;
+  async destroy(names: Iterable<string>): Promise<void> {
+    for (const name of names) this.sets.delete(name);
   }
 
   #maybeFail(): void {

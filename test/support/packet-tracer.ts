@@ -10,7 +10,7 @@ export interface Packet {
 }
 
 export interface TraceOptions {
-  /** Members by set, as `ip,proto:port`, or `ip` in sets of clients. */
+  /** Members by set, as ipset lists them: `ip,proto:port`, `net,proto:port`, `ip,proto:port,ip`, or `ip` and `net`. */
   sets?: Record<string, Set<string>>;
   /** This machine's addresses. */
   localIPs?: readonly string[];
@@ -162,11 +162,8 @@ function matches(args: readonly string[], state: State, options: TraceOptions, i
         break;
       case "--match-set":
         setName = value;
-        isMatch =
-          options.sets?.[value]?.has(
-            args[i + 2] === "src" ? packet.src : `${packet.dst},${packet.proto}:${packet.dport}`,
-          ) ?? false;
         if (options.sets?.[value] === undefined) throw new Error(`no set ${setName}`);
+        isMatch = isMember(options.sets[value], args[i + 2] ?? "", packet);
         i += 1; // "dst,dst" or "src"
         break;
       case "--probability":
@@ -205,6 +202,17 @@ function matches(args: readonly string[], state: State, options: TraceOptions, i
     not = false;
   }
   return target;
+}
+
+function isMember(members: ReadonlySet<string>, directions: string, packet: Packet): boolean {
+  const port = `${packet.proto}:${packet.dport}`;
+  if (directions === "src") {
+    return members.has(packet.src) || [...members].some((one) => one.includes("/") && inRange(packet.src, one));
+  }
+  if (directions === "dst,dst,src") return members.has(`${packet.dst},${port},${packet.src}`);
+  const halves = packet.dst.includes(":") ? ["::/1", "8000::/1"] : ["0.0.0.0/1", "128.0.0.0/1"];
+  const half = halves.find((one) => inRange(packet.dst, one)) ?? "";
+  return members.has(`${packet.dst},${port}`) || members.has(`${half},${port}`);
 }
 
 function inRange(ip: string, range: string): boolean {

@@ -1,5 +1,6 @@
 import { type Family, hostPort } from "../ip.ts";
-import { serviceSetName, treeChains } from "../iptables/fixed.ts";
+import { treeChains } from "../iptables/fixed.ts";
+import { serviceSetName } from "../iptables/set-names.ts";
 import { tableName } from "../nftables/fixed.ts";
 import { familyWords } from "../nftables/render.ts";
 import { endpointsBehind, type SharedEndpoint, type Target } from "./endpoints.ts";

@@ -46,13 +46,17 @@ export class Applier {
    * kernel checks everything that can be reached anew for every text.
    */
   readonly #present: Readonly<Partial<Record<AnyTable, ReadonlyMap<string, number>>>>;
+  readonly #beforeText: () => Promise<void>;
 
+  /** @param beforeText what the rules of a text depend on; called before each of them is applied */
   constructor(
     iptables: Iptables,
     signal: AbortSignal,
     present: Readonly<Partial<Record<AnyTable, ReadonlyMap<string, number>>>> = {},
+    beforeText: () => Promise<void> = async () => {},
   ) {
     this.#present = present;
+    this.#beforeText = beforeText;
     this.#iptables = iptables;
     this.#signal = signal;
   }
@@ -81,14 +85,19 @@ export class Applier {
     if (this.text.lines >= batchLinesMax) await this.#start();
   }
 
-  /** Writes chains of one service, which stay in one text. */
-  async writeService({ key, writes }: ServiceWrites): Promise<void> {
+  /**
+   * Writes chains of one service, which stay in one text.
+   *
+   * @param onRewrite called first if packets may meet some of these chains already, with other rules in them
+   */
+  async writeService({ key, writes }: ServiceWrites, onRewrite?: () => void): Promise<void> {
     const present = this.#present.nat;
     const differing = writes.filter(([chain, rules]) => {
       const print = present?.get(chain);
       return print === undefined || print !== chainPrint(rules);
     });
     if (differing.length === 0) return;
+    if (differing.some(([chain]) => present?.has(chain) === true)) onRewrite?.();
     for (const [chain, rules] of differing) this.text.write("nat", chain, rules);
     this.#services.push({ key, writes: differing });
     if (this.text.lines >= batchLinesMax) await this.#start();
@@ -127,6 +136,7 @@ export class Applier {
     await this.#running;
     const text = this.text.toString();
     if (text === "") return;
+    await this.#beforeText();
     this.#lines += this.text.lines;
     this.#natRules += this.text.ruleCount("nat");
     this.#filterRules += this.text.ruleCount("filter");

@@ -5,9 +5,9 @@ import type { Commands } from "../commands.ts";
 import type { Family } from "../ip.ts";
 import type { ProxyOptions } from "../options.ts";
 import { createIptables } from "./exec.ts";
-import { createClientSets, createServiceSet } from "./ipset.ts";
+import { createClientSets, createIpset } from "./ipset.ts";
 import { markText, nodePortIPs, readNodePortAddresses } from "../node-ports.ts";
-import { detectLocalMatch, serviceSetName } from "./fixed.ts";
+import { detectLocalMatch } from "./fixed.ts";
 import { IptablesBackend, type IptablesSyncRequest } from "./sync.ts";
 
 /** What decides the rules of an IP family, beyond the services. */
@@ -33,11 +33,11 @@ export async function createIptablesBackend(about: IptablesBackendOptions, signa
   const { family, options, commands, hasLocalhostNodePorts, dropsInvalid } = about;
   const iptables = await createIptables(commands, family, about.flavour, signal);
   if ((await iptables.listRules("nat", "POSTROUTING", signal)) === undefined) throw new Error("no nat table");
-  const set = about.hasIpset ? createServiceSet(commands, family, serviceSetName(family)) : undefined;
+  const ipset = about.hasIpset ? createIpset(commands, family) : undefined;
   const clientSets = about.hasIpset ? createClientSets(commands, family) : undefined;
   const rules = new IptablesBackend({
     iptables,
-    set,
+    ipset,
     clientSets,
     clock: about.clock,
     log: about.log,

@@ -2,8 +2,8 @@ import type { Logger } from "../../lib/log.ts";
 import { type Commands, expectSuccess } from "../commands.ts";
 import type { Family } from "../ip.ts";
 import { commandNames, createIptables, type Flavour } from "./exec.ts";
-import { canaryChain, canaryTables, jumps, ownChains, serviceSetName } from "./fixed.ts";
-import { createClientSets, createServiceSet, whyNoIpset } from "./ipset.ts";
+import { canaryChain, canaryTables, jumps, ownChains } from "./fixed.ts";
+import { createIpset, whyNoIpset } from "./ipset.ts";
 import { isJump, isServiceChain } from "./own.ts";
 import { deleteChains } from "./stale.ts";
 import { RestoreText } from "./text.ts";
@@ -79,15 +79,13 @@ export async function cleanupIptables(
   }
   if ((await whyNoIpset(commands, signal)) === undefined) {
     for (const family of families) {
-      const set = serviceSetName(family);
-      await createServiceSet(commands, family, set)
-        .destroy(signal)
-        .catch((err: unknown) => problems.push(`set ${set}: ${(err as Error).message}`));
-      const clientSets = createClientSets(commands, family);
-      await clientSets
-        .list(signal)
-        .then((names) => clientSets.destroy(names, signal))
-        .catch((err: unknown) => problems.push(`sets of clients: ${(err as Error).message}`));
+      const ipset = createIpset(commands, family);
+      await ipset
+        .counts(signal)
+        .then(async (counts) => await ipset.destroy(counts.keys(), signal))
+        .then(async () => await ipset.counts(signal))
+        .then((left) => problems.push(...[...left.keys()].map((set) => `set ${set} stays: a rule refers to it`)))
+        .catch((err: unknown) => problems.push(`sets: ${(err as Error).message}`));
     }
   }
   return problems;

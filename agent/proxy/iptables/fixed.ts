@@ -1,6 +1,7 @@
 import { type Family, parseCIDR } from "../ip.ts";
 import type { ProxyOptions } from "../options.ts";
 import type { RenderContext, TreeName } from "./render.ts";
+import type { SharedSetNames } from "./set-names.ts";
 
 /** The tables that hold services' rules. */
 export type Table = "nat" | "filter";
@@ -77,8 +78,10 @@ export interface FixedContext {
   readonly family: Family;
   /** `0x…` of the masquerade bit. */
   readonly mark: string;
-  /** The set of service addresses; undefined: there is no ipset here. */
-  readonly setName: string | undefined;
+  /** Sets that rules may refer to; undefined: none. */
+  readonly sets: SharedSetNames | undefined;
+  /** What matches those clients of cluster IPs that are masqueraded; see `masqueradedClients`. Looked at with sets only. */
+  readonly masqueradedClients: string | undefined;
   /** Addresses that accept node ports; undefined: all local ones. */
   readonly nodePortIPs: readonly string[] | undefined;
   /** Node ports on loopback addresses, and the rule against abuse of route_localnet that they need. */
@@ -91,12 +94,20 @@ export interface FixedContext {
 
 /** Chains that others need from the start; nothing leads to services through them. By table and chain. Pure. */
 export function renderBase(context: FixedContext): Record<Table, Map<string, readonly string[]>> {
-  const { mark } = context;
+  const { mark, sets } = context;
+  const hairpins =
+    sets === undefined
+      ? []
+      : [
+          // Only what was translated: a machine's own address may be an endpoint, too, and be reached without a service.
+          `-m comment --comment "kubernetes service traffic of an endpoint to itself" -m conntrack --ctstate DNAT -m set --match-set ${sets.hairpins} dst,dst,src -j KUBE-MARK-MASQ`,
+        ];
   const nat = new Map<string, readonly string[]>([
     ["KUBE-MARK-MASQ", [`-j MARK --or-mark ${mark}`]],
     [
       "KUBE-POSTROUTING",
       [
+        ...hairpins,
         `-m mark ! --mark ${mark}/${mark} -j RETURN`,
         // Cleared, so that a packet that passes here again (through a tunnel, say) is not masqueraded twice.
         `-j MARK --xor-mark ${mark}`,
@@ -122,22 +133,29 @@ export function renderBase(context: FixedContext): Record<Table, Map<string, rea
 
 /** Chains that lead into the trees; written last. By table and chain. Pure. */
 export function renderEntrances(context: FixedContext): Record<Table, Map<string, readonly string[]>> {
-  const { family, setName, nodePortIPs, hasLocalhostNodePorts } = context;
-  const toServices =
-    setName === undefined
-      ? `-j ${treeChains.natServices.root}`
-      : // One lookup; packets that are for no service leave here.
-        `-m set --match-set ${setName} dst,dst -j ${treeChains.natServices.root}`;
+  const { family, sets, nodePortIPs, hasLocalhostNodePorts, masqueradedClients } = context;
+  const toServices: string[] = [];
+  if (sets === undefined) toServices.push(`-j ${treeChains.natServices.root}`);
+  else {
+    if (masqueradedClients !== undefined) {
+      const match = `${masqueradedClients} -m set --match-set ${sets.clusterIPs} dst,dst`.trimStart();
+      toServices.push(`-m comment --comment "kubernetes cluster IPs" ${match} -j KUBE-MARK-MASQ`);
+    }
+    // One lookup; packets that are for no service leave here.
+    toServices.push(`-m set --match-set ${sets.serviceIPs} dst,dst -j ${treeChains.natServices.root}`);
+  }
   const about = '-m comment --comment "kubernetes service nodeports; this must be the last rule"';
+  // The lookup in the set comes first: most packets are for no node port, and whose address it is takes longer to tell.
+  const isNodePort = sets === undefined ? "" : `-m set --match-set ${sets.nodePorts} dst,dst `;
   const toNodePorts: string[] = [];
   if (nodePortIPs === undefined) {
     const notLoopback = family === "IPv6" ? "! -d ::1/128 " : hasLocalhostNodePorts ? "" : "! -d 127.0.0.0/8 ";
-    toNodePorts.push(`${about} -m addrtype --dst-type LOCAL ${notLoopback}-j KUBE-NODEPORTS`);
+    toNodePorts.push(`${about} ${isNodePort}-m addrtype --dst-type LOCAL ${notLoopback}-j KUBE-NODEPORTS`);
   } else {
-    for (const ip of nodePortIPs) toNodePorts.push(`${about} -d ${ip} -j KUBE-NODEPORTS`);
+    for (const ip of nodePortIPs) toNodePorts.push(`${about} -d ${ip} ${isNodePort}-j KUBE-NODEPORTS`);
   }
   return {
-    nat: new Map([["KUBE-SERVICES", [toServices, ...toNodePorts]]]),
+    nat: new Map([["KUBE-SERVICES", [...toServices, ...toNodePorts]]]),
     filter: new Map([
       [
         "KUBE-EXTERNAL-SERVICES",
@@ -145,11 +163,6 @@ export function renderEntrances(context: FixedContext): Record<Table, Map<string
       ],
     ]),
   };
-}
-
-/** The name of the set of service addresses. IPVS mode has sets of other names. */
-export function serviceSetName(family: Family): string {
-  return family === "IPv4" ? "KUBE-SERVICE-IPS" : "KUBE-6-SERVICE-IPS";
 }
 
 /** Which packets come from this node's pods, or undefined if that cannot be told for the family. Pure. */

@@ -52,15 +52,25 @@ export class RefusedLine {
   }
 }
 
-/** A set of `ip,proto:port`, as netfilter's ipset keeps it. Calls reject like those of {@link Iptables}. */
-export interface ServiceSet {
-  readonly name: string;
-  /** Makes the set have exactly these members; creates it. Readers see the old members or the new, never a mix. */
-  replace(members: Iterable<string>, signal: AbortSignal): Promise<void>;
-  /** Adding what is there and removing what is not is fine. */
-  change(add: Iterable<string>, remove: Iterable<string>, signal: AbortSignal): Promise<void>;
-  /** Number of members; undefined: the set does not exist. */
-  count(signal: AbortSignal): Promise<number | undefined>;
-  /** Removes the set, if it is there. No rule may refer to it. */
-  destroy(signal: AbortSignal): Promise<void>;
+/** Members that come to a set and that leave it. */
+export interface SetChanges {
+  readonly add: Iterable<string>;
+  readonly remove: Iterable<string>;
+}
+
+/**
+ * Sets of one IP family, as netfilter's ipset keeps them; their names say of which type they are. Calls reject like those of
+ * {@link Iptables}.
+ */
+export interface Ipset {
+  /** Creates those that are not there. What is in the others stays; one of another type is made anew if no rule refers to it. */
+  create(names: Iterable<string>, signal: AbortSignal): Promise<void>;
+  /** Makes each set have exactly these members; creates it. Readers see the old members or the new, never a mix. */
+  replace(sets: ReadonlyMap<string, Iterable<string>>, signal: AbortSignal): Promise<void>;
+  /** Adding what is there and removing what is not is fine. Invalid also if a set is full. */
+  change(sets: ReadonlyMap<string, SetChanges>, signal: AbortSignal): Promise<void>;
+  /** Numbers of members by the name of every set of ours, those of clients included. */
+  counts(signal: AbortSignal): Promise<ReadonlyMap<string, number>>;
+  /** Removes those that are there. One that a rule refers to stays. */
+  destroy(names: Iterable<string>, signal: AbortSignal): Promise<void>;
 }

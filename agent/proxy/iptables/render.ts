@@ -5,6 +5,7 @@ import { addressKey, portKey } from "./keys.ts";
 import { affinityGroup, clientSetName, needsClientSets } from "./affinity.ts";
 import { balance } from "./balance.ts";
 import { endpointChain, hashSuffix, portSuffix } from "./names.ts";
+import { nodePortMembers, rangeMember, rangeSetName, type SharedSet, sharedSetNames } from "./set-names.ts";
 import type { DispatchEntry } from "./tree.ts";
 
 /** The dispatch trees, each of which leads one kind of destination to the rules of its service. */
@@ -25,8 +26,16 @@ export interface RenderContext {
   readonly localPods: { readonly match: string; readonly notMatch: string } | undefined;
   /** Comments in endpoint chains and balancing rules: for people, at 40 % more text to load. */
   readonly withEndpointComments: boolean;
+  /** Sets say what rules would otherwise: see {@link RenderedService.members}. */
+  readonly hasSets: boolean;
   /** Sets of clients can be made; see {@link RenderedService.clientSets}. */
   readonly hasClientSets: boolean;
+}
+
+/** A member of a set, both as ipset names them. */
+export interface SetMember {
+  readonly set: string;
+  readonly member: string;
 }
 
 /** The rules of one service. */
@@ -34,8 +43,8 @@ export interface RenderedService {
   /** nat chains of the service: rule arguments, one rule each. */
   readonly chains: ReadonlyMap<string, readonly string[]>;
   readonly entries: readonly (DispatchEntry & { readonly tree: TreeName })[];
-  /** Members of the set of service addresses, `ip,proto:port`. */
-  readonly members: readonly string[];
+  /** Members of sets; none without sets. */
+  readonly members: readonly SetMember[];
   /** Sets of clients that the chains refer to. */
   readonly clientSets: readonly string[];
 }
@@ -49,15 +58,20 @@ export interface RenderedService {
 export function renderService(service: ServiceDescription, context: RenderContext): RenderedService {
   const chains = new Map<string, readonly string[]>();
   const entries: (DispatchEntry & { tree: TreeName })[] = [];
-  const members: string[] = [];
+  const members: SetMember[] = [];
   const clientSets = new Set<string>();
+  const rangeSet = context.hasSets ? rangeSetName(context.family, service.key) : undefined;
   for (const port of service.ports) {
-    renderDispatch(port, entries, members);
-    renderChains(port, context, chains);
+    renderDispatch(port, entries);
+    if (context.hasSets) members.push(...membersOf(port, context));
+    renderChains(port, context, rangeSet, chains);
     if (!hasClientSets(port, context)) continue;
     for (const endpoint of port.endpoints.reachable) clientSets.add(clientSetOf(port, endpoint, context));
   }
   const firstPort = service.ports[0];
+  if (rangeSet !== undefined && firstPort !== undefined) {
+    for (const range of gateOf(firstPort)) members.push({ set: rangeSet, member: rangeMember(context.family, range) });
+  }
   if (firstPort !== undefined && service.healthCheckNodePort !== 0) {
     entries.push({
       tree: "health",
@@ -68,7 +82,7 @@ export function renderService(service: ServiceDescription, context: RenderContex
   return { chains, entries, members, clientSets: [...clientSets] };
 }
 
-function renderDispatch(port: ServicePort, entries: (DispatchEntry & { tree: TreeName })[], members: string[]): void {
+function renderDispatch(port: ServicePort, entries: (DispatchEntry & { tree: TreeName })[]): void {
   const { name, protocol, endpoints } = port;
   const suffix = portSuffix(name, protocol);
   const { internal, external } = reachability(port);
@@ -77,7 +91,6 @@ function renderDispatch(port: ServicePort, entries: (DispatchEntry & { tree: Tre
   const add = (tree: TreeName, ip: string, text: string, target: string) => {
     const rule = `${comment(text)} ${protocolMatch(protocol)} -d ${ip} --dport ${port.port} -j ${target}`;
     entries.push({ tree, key: addressKey(parseIP(ip)?.bits ?? "", protocol, port.port), rule });
-    if (tree === "natServices") members.push(`${ip},${protocol}:${port.port}`);
   };
 
   if (internal) add("natServices", port.clusterIP, `${name} cluster IP`, internalChain(port));
@@ -104,7 +117,49 @@ function renderDispatch(port: ServicePort, entries: (DispatchEntry & { tree: Tre
   }
 }
 
-function renderChains(port: ServicePort, context: RenderContext, chains: Map<string, readonly string[]>): void {
+/** What the port puts into the sets that all services share. */
+function membersOf(port: ServicePort, context: RenderContext): SetMember[] {
+  const { protocol, endpoints } = port;
+  const { family } = context;
+  const names = sharedSetNames(family);
+  const members: SetMember[] = [];
+  const add = (set: SharedSet, member: string) => members.push({ set: names[set], member });
+  const address = (ip: string) => `${ip},${protocol}:${port.port}`;
+  if (reachability(port).internal) {
+    add("serviceIPs", address(port.clusterIP));
+    if (masqueradedClients(context) !== undefined) add("clusterIPs", address(port.clusterIP));
+  }
+  if (endpoints.hasAny) {
+    for (const ip of [...port.externalIPs, ...port.loadBalancerVIPs]) add("serviceIPs", address(ip));
+    if (port.nodePort !== 0) {
+      for (const member of nodePortMembers(family, protocol, port.nodePort)) add("nodePorts", member);
+    }
+  }
+  for (const { ip, port: number, isElsewhere } of endpoints.reachable) {
+    // One on another node cannot reach itself by way of this one.
+    if (!isElsewhere) add("hairpins", `${ip},${protocol}:${number},${ip}`);
+  }
+  return members;
+}
+
+/** Sources that may reach the port's load balancer; none: all may. */
+function gateOf({ loadBalancerVIPs, sourceRanges, sourceRangesIncludeNode }: ServicePort): readonly string[] {
+  if (sourceRanges.length === 0 || loadBalancerVIPs.length === 0) return [];
+  // The node's own connections to a VIP bound here carry the VIP itself as their source.
+  return sourceRangesIncludeNode ? [...sourceRanges, ...loadBalancerVIPs] : sourceRanges;
+}
+
+/** What matches those clients of cluster IPs that are masqueraded: "" is everybody, undefined nobody. */
+export function masqueradedClients({ masqueradeAll, localPods }: Pick<RenderContext, "masqueradeAll" | "localPods">) {
+  return masqueradeAll ? "" : localPods?.notMatch;
+}
+
+function renderChains(
+  port: ServicePort,
+  context: RenderContext,
+  rangeSet: string | undefined,
+  chains: Map<string, readonly string[]>,
+): void {
   const { name, protocol, endpoints } = port;
   const suffix = portSuffix(name, protocol);
   const { external } = reachability(port);
@@ -127,7 +182,7 @@ function renderChains(port: ServicePort, context: RenderContext, chains: Map<str
     chains.set(`KUBE-EXT-${suffix}`, externalRules(port, suffix, external, context));
   }
   if (endpoints.hasAny && port.loadBalancerVIPs.length > 0 && port.sourceRanges.length > 0) {
-    chains.set(`KUBE-FW-${suffix}`, firewallRules(port, suffix));
+    chains.set(`KUBE-FW-${suffix}`, firewallRules(port, suffix, rangeSet));
   }
 }
 
@@ -143,10 +198,11 @@ function internalChain(port: ServicePort): string {
 
 /** Replies must come back through this node if the client is no pod here: its own route may lead past the DNAT. */
 function clusterIPMasquerade(port: ServicePort, context: RenderContext): string[] {
+  const clients = masqueradedClients(context);
+  // With sets, one rule does this for all services before the packet gets here.
+  if (clients === undefined || context.hasSets) return [];
   const match = `${comment(`${port.name} cluster IP`)} ${protocolMatch(port.protocol)} -d ${port.clusterIP} --dport ${port.port}`;
-  if (context.masqueradeAll) return [`${match} -j KUBE-MARK-MASQ`];
-  if (context.localPods === undefined) return [];
-  return [`${match} ${context.localPods.notMatch} -j KUBE-MARK-MASQ`];
+  return [[match, clients, "-j KUBE-MARK-MASQ"].filter(Boolean).join(" ")];
 }
 
 /**
@@ -232,8 +288,8 @@ function endpointRules(port: ServicePort, endpoint: Endpoint, context: RenderCon
       ]
     : [];
   return [
-    // Hairpin: an endpoint that reaches itself must not see its own address as the source.
-    `${prefix}-s ${endpoint.ip} -j KUBE-MARK-MASQ`,
+    // Hairpin: an endpoint that reaches itself must not see its own address as the source. With sets, KUBE-POSTROUTING sees to it.
+    ...(context.hasSets ? [] : [`${prefix}-s ${endpoint.ip} -j KUBE-MARK-MASQ`]),
     ...remember,
     `${prefix}${affinity}${protocolMatch(port.protocol)} -j DNAT --to-destination ${endpoint.address}`,
   ];
@@ -259,13 +315,11 @@ function externalRules(port: ServicePort, suffix: string, hasEndpoints: boolean,
   return rules;
 }
 
-function firewallRules(port: ServicePort, suffix: string): string[] {
+function firewallRules(port: ServicePort, suffix: string, rangeSet: string | undefined): string[] {
   const about = comment(`${port.name} loadbalancer IP`);
-  const rules = port.sourceRanges.map((range) => `${about} -s ${range} -j KUBE-EXT-${suffix}`);
-  // The node's own connections to a VIP bound here carry the VIP itself as their source.
-  if (port.sourceRangesIncludeNode) {
-    for (const vip of port.loadBalancerVIPs) rules.push(`${about} -s ${vip} -j KUBE-EXT-${suffix}`);
-  }
+  const matches =
+    rangeSet === undefined ? gateOf(port).map((range) => `-s ${range}`) : [`-m set --match-set ${rangeSet} src`];
+  const rules = matches.map((match) => `${about} ${match} -j KUBE-EXT-${suffix}`);
   return [...rules, comment(`${port.name} other sources fall through to KUBE-PROXY-FIREWALL`)];
 }
 

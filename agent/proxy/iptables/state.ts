@@ -4,7 +4,8 @@ import type { Table } from "./fixed.ts";
 import { treeChains } from "./fixed.ts";
 import { addressKeys, portKeys } from "./keys.ts";
 import { fingerprint } from "./print.ts";
-import { type RenderContext, type RenderedService, renderService, type TreeName } from "./render.ts";
+import { type RenderContext, type RenderedService, renderService, type SetMember, type TreeName } from "./render.ts";
+import { sharedSetNames } from "./set-names.ts";
 import { type ChainChanges, DispatchTree } from "./tree.ts";
 
 /** The rules of a service as they were applied: enough to lead packets to them, not to write them again. */
@@ -12,7 +13,7 @@ export interface AppliedService {
   /** Fingerprint of the rules, by chain. */
   readonly chains: ReadonlyMap<string, number>;
   readonly entries: RenderedService["entries"];
-  readonly members: readonly string[];
+  readonly members: readonly SetMember[];
   /** Rules in `chains`. */
   readonly ruleCount: number;
   readonly clientSets: readonly string[];
@@ -30,12 +31,11 @@ export interface ServiceChanges {
   readonly removeSets: readonly string[];
 }
 
-/** How the trees and the set differ from what was staged before. */
-export interface DispatchChanges {
-  readonly chains: Readonly<Record<Table, ChainChanges>>;
-  readonly addMembers: ReadonlySet<string>;
-  readonly removeMembers: ReadonlySet<string>;
-}
+/** How the trees differ from what was staged before. */
+export type DispatchChanges = Readonly<Record<Table, ChainChanges>>;
+
+/** Members by the name of the set. */
+export type SetMembers = ReadonlyMap<string, ReadonlySet<string>>;
 
 /** Trees of rules that refuse what has no endpoints. */
 const refusingTrees: ReadonlySet<TreeName> = new Set(["noEndpoints", "noExternal", "noNodePort"]);
@@ -51,8 +51,12 @@ export class RuleState {
   /** What services were before they were staged since the last {@link settle}. */
   readonly #before = new Map<string, AppliedService | undefined>();
   readonly #trees: Readonly<Record<TreeName, DispatchTree>>;
-  /** How many services want each member of the set: two may, by mistake, claim one address. */
-  readonly #members = new Map<string, number>();
+  /** By the name of the set, how many services want each member: two may, by mistake, claim one address. */
+  readonly #sets = new Map<string, Map<string, number>>();
+  #addMembers = new Map<string, Set<string>>();
+  #removeMembers = new Map<string, Set<string>>();
+  /** Sets that were not there when a member was added first. */
+  #freshSets = new Set<string>();
   #changes = noChanges();
   #serviceRules = 0;
   /** Rules of each chain of the trees. */
@@ -60,6 +64,10 @@ export class RuleState {
 
   constructor(context: RenderContext) {
     this.#context = context;
+    // They are there also while they have no members.
+    if (context.hasSets) {
+      for (const name of Object.values(sharedSetNames(context.family))) this.#sets.set(name, new Map());
+    }
     const makeTree = (name: TreeName) => {
       const { root, inner, keys } = treeChains[name];
       return new DispatchTree(root, inner, keys === "port" ? portKeys : addressKeys[context.family]);
@@ -80,9 +88,9 @@ export class RuleState {
     return this.#services.keys();
   }
 
-  /** Number of members of the set of service addresses. */
-  get memberCount(): number {
-    return this.#members.size;
+  /** Numbers of members by the name of the set. */
+  memberCounts(): Map<string, number> {
+    return new Map([...this.#sets].map(([name, members]) => [name, members.size]));
   }
 
   /** Rules of services and of what leads to them. */
@@ -91,8 +99,35 @@ export class RuleState {
     return { nat: this.#serviceRules + sum(this.#dispatchRules.nat), filter: sum(this.#dispatchRules.filter) };
   }
 
-  members(): Iterable<string> {
-    return this.#members.keys();
+  /** All members of a set. */
+  membersOf(set: string): Iterable<string> {
+    return this.#sets.get(set)?.keys() ?? [];
+  }
+
+  /** All members of all sets. None of them counts as a change any more. */
+  takeAllMembers(): Map<string, Iterable<string>> {
+    this.#addMembers = new Map();
+    this.#removeMembers = new Map();
+    this.#freshSets = new Set();
+    return new Map([...this.#sets].map(([name, members]) => [name, members.keys()]));
+  }
+
+  /** Members that were added since this was asked last, and the sets among them that are new. They are wanted before any rule. */
+  takeAddedMembers(): { readonly members: SetMembers; readonly fresh: readonly string[] } {
+    const members = this.#addMembers;
+    const taken = { members, fresh: [...this.#freshSets].filter((name) => members.has(name)) };
+    this.#addMembers = new Map();
+    this.#freshSets = new Set();
+    return taken;
+  }
+
+  /** Members that nothing wants since this was asked last, and sets that are gone. They stay until no rule needs them. */
+  takeRemovedMembers(): { readonly members: SetMembers; readonly gone: readonly string[] } {
+    const removed = this.#removeMembers;
+    this.#removeMembers = new Map();
+    const gone = [...removed.keys()].filter((name) => !this.#sets.has(name));
+    for (const name of gone) removed.delete(name);
+    return { members: removed, gone };
   }
 
   /** Chains of all services, for telling stale ones. */
@@ -169,15 +204,15 @@ export class RuleState {
     };
   }
 
-  /** What the staged services changed in the trees and the set since this was asked last. */
+  /** What the staged services changed in the trees since this was asked last. */
   async takeDispatchChanges(pacer: Pacer): Promise<DispatchChanges> {
     for (const name of treeNames) {
-      for (const _ of this.#trees[name].update(this.#changes.chains[treeChains[name].table])) await pacer.breathe();
+      for (const _ of this.#trees[name].update(this.#changes[treeChains[name].table])) await pacer.breathe();
     }
     const changes = this.#changes;
     this.#changes = noChanges();
     for (const table of ["nat", "filter"] as const) {
-      const { writes, deletes } = changes.chains[table];
+      const { writes, deletes } = changes[table];
       for (const [chain, rules] of writes) this.#dispatchRules[table].set(chain, rules.length);
       for (const chain of deletes) this.#dispatchRules[table].delete(chain);
     }
@@ -190,35 +225,55 @@ export class RuleState {
     const before = new Set(old.map(id));
     for (const entry of old) {
       if (kept.has(id(entry))) continue;
-      this.#trees[entry.tree].remove(entry, this.#changes.chains[treeChains[entry.tree].table]);
+      this.#trees[entry.tree].remove(entry, this.#changes[treeChains[entry.tree].table]);
     }
     for (const entry of next) if (!before.has(id(entry))) this.#trees[entry.tree].insert(entry);
   }
 
-  #stageMembers(old: readonly string[], next: readonly string[]): void {
-    const { addMembers, removeMembers } = this.#changes;
-    for (const member of next) {
-      const count = this.#members.get(member) ?? 0;
-      this.#members.set(member, count + 1);
-      if (count === 0 && !removeMembers.delete(member)) addMembers.add(member);
+  #stageMembers(old: readonly SetMember[], next: readonly SetMember[]): void {
+    for (const { set, member } of next) {
+      let members = this.#sets.get(set);
+      if (members === undefined) {
+        this.#sets.set(set, (members = new Map<string, number>()));
+        this.#freshSets.add(set);
+      }
+      const count = members.get(member) ?? 0;
+      members.set(member, count + 1);
+      if (count === 0 && !take(this.#removeMembers, set, member)) put(this.#addMembers, set, member);
     }
-    for (const member of old) {
-      const count = (this.#members.get(member) ?? 1) - 1;
+    for (const { set, member } of old) {
+      const members = this.#sets.get(set);
+      const count = (members?.get(member) ?? 1) - 1;
       if (count > 0) {
-        this.#members.set(member, count);
+        members?.set(member, count);
         continue;
       }
-      this.#members.delete(member);
-      if (!addMembers.delete(member)) removeMembers.add(member);
+      members?.delete(member);
+      if (members?.size === 0 && !this.#isShared(set)) this.#sets.delete(set);
+      if (!take(this.#addMembers, set, member)) put(this.#removeMembers, set, member);
     }
+  }
+
+  #isShared(set: string): boolean {
+    return Object.values(sharedSetNames(this.#context.family)).includes(set);
   }
 }
 
-function noChanges() {
+function put(sets: Map<string, Set<string>>, set: string, member: string): void {
+  const members = sets.get(set);
+  if (members === undefined) sets.set(set, new Set([member]));
+  else members.add(member);
+}
+
+/** @returns whether it was there */
+function take(sets: Map<string, Set<string>>, set: string, member: string): boolean {
+  const members = sets.get(set);
+  if (members?.delete(member) !== true) return false;
+  if (members.size === 0) sets.delete(set);
+  return true;
+}
+
+function noChanges(): Record<Table, { writes: Map<string, readonly string[]>; deletes: Set<string> }> {
   const chains = () => ({ writes: new Map<string, readonly string[]>(), deletes: new Set<string>() });
-  return {
-    chains: { nat: chains(), filter: chains() },
-    addMembers: new Set<string>(),
-    removeMembers: new Set<string>(),
-  };
+  return { nat: chains(), filter: chains() };
 }

@@ -21,11 +21,12 @@ import {
 import { Guard } from "./guard.ts";
 import { isolate, type Refusal, serviceOfRefusedLine } from "./isolate.ts";
 import { isJump, isServiceChain } from "./own.ts";
-import { type Iptables, RefusedLine, type ServiceSet } from "./port.ts";
+import { type Ipset, type Iptables, RefusedLine } from "./port.ts";
 import { type RefusedDeps, RefusedServices } from "./refused.ts";
 import { filterFirst, natFirst, RestoreText, type TableOrder } from "./text.ts";
-import type { RenderContext, RenderedService } from "./render.ts";
-import { Sets } from "./sets.ts";
+import { masqueradedClients, type RenderContext, type RenderedService, type SetMember } from "./render.ts";
+import { sharedSetNames } from "./set-names.ts";
+import { Sets, SetsUnusable } from "./sets.ts";
 import { StaleChains } from "./stale.ts";
 import { RuleState } from "./state.ts";
 
@@ -34,9 +35,9 @@ export const endpointsWithCommentsMax = 1_000;
 
 /** A sync, and what decides the rules beyond the services. */
 export interface IptablesSyncRequest extends SyncRequest {
-  /** Without the set's name, which the backend knows. */
-  readonly fixed: Omit<FixedContext, "setName">;
-  readonly render: Omit<RenderContext, "withEndpointComments" | "hasClientSets">;
+  /** Without what the backend knows. */
+  readonly fixed: Omit<FixedContext, "sets" | "masqueradedClients">;
+  readonly render: Omit<RenderContext, "withEndpointComments" | "hasSets" | "hasClientSets">;
 }
 
 export interface IptablesBackendDeps extends Omit<RefusedDeps, "clock"> {
@@ -44,7 +45,7 @@ export interface IptablesBackendDeps extends Omit<RefusedDeps, "clock"> {
   readonly clock?: Clock;
   readonly iptables: Iptables;
   /** undefined: packets find their service by the dispatch tree alone. */
-  readonly set: ServiceSet | undefined;
+  readonly ipset: Ipset | undefined;
   /** undefined: new clients of services that remember clients pass a rule for each endpoint. */
   readonly clientSets?: ClientSets | undefined;
 }
@@ -54,12 +55,17 @@ const isolationRoundsMax = 4;
 
 /** `chainPrint` by chain, by table. */
 type PresentChains = Readonly<Record<Table, ReadonlyMap<string, number>>>;
-const noChains: ReadonlyMap<string, number> = new Map();
+
+/** What a full sync has made, and what it found. */
+interface FullSync {
+  readonly state: RuleState;
+  readonly present: PresentChains;
+  readonly applier: Applier;
+}
 
 /** What waits until nothing leads to it any more. */
 interface Leftovers {
   readonly chains: Readonly<Record<Table, Set<string>>>;
-  readonly members: Set<string>;
   readonly clientSets: string[];
 }
 
@@ -67,7 +73,7 @@ interface Leftovers {
  * Keeps one family's iptables rules equal to the services. Work for a change grows with the change. One sync at a
  * time; the caller serialises. Order inside a sync, so that no packet meets half a service:
  *
- *     chains of services ─▶ set: additions ─▶ trees, leaves first ─▶ entrances ─▶ jumps (full) ─▶ removals ─▶ set: removals
+ *     sets: additions ─▶ chains of services ─▶ trees, leaves first ─▶ entrances ─▶ jumps (full) ─▶ removals ─▶ sets: removals
  *
  * What is neither translated nor refused leaves the node for nowhere. So services that get endpoints change in the nat table
  * first, and those that lose them in the filter table. A full sync does not know who loses, and takes the nat table first.
@@ -142,7 +148,7 @@ export class IptablesBackend {
   }
 
   /**
-   * Looks whether the rules are still there. Cheap: one process for the rules, one for the set, however many services there are.
+   * Looks whether the rules are still there. Cheap: one process for the rules, one for the sets, however many services there are.
    *
    * @returns what is missing, or undefined. Rejects if that could not be found out.
    */
@@ -156,35 +162,45 @@ export class IptablesBackend {
     }
     const damage = guard.findDamage(listed);
     const state = this.#state;
-    const set = this.#sets.used;
-    if (damage !== undefined || set === undefined || state === undefined) return damage;
-    const count = await set.count(signal);
-    return count === state.memberCount
-      ? undefined
-      : `set ${set.name} has ${count ?? 0} of ${state.memberCount} members`;
+    if (damage !== undefined || state === undefined) return damage;
+    return await this.#sets.findDamage(state.memberCounts(), signal);
   }
 
   async #attempt(request: IptablesSyncRequest, appliers: Applier[], signal: AbortSignal): Promise<ApplyResult> {
     const state = request.isFull ? undefined : this.#state;
     this.#state = undefined; // until all of it worked
-    // Asked before anything is written: a clean machine answers at once.
-    const present = state === undefined ? await this.#readChains(signal) : { nat: noChains, filter: noChains };
-    const applier = new Applier(this.#iptables, signal, present);
-    appliers.push(applier);
     if (state !== undefined) {
+      const applier = new Applier(this.#iptables, signal, {}, async () => await this.#addMembers(state, signal));
+      appliers.push(applier);
       await this.#syncChanges(state, request, applier, signal);
       state.settle();
       this.#state = state;
       await this.#stale.remove({ nat: [], filter: [] }, signal);
       return applier.result();
     }
-    const made = await this.#syncFull(request, applier, present.nat, signal);
+    const { family } = request.render;
+    const canUseSets = await this.#sets.prepare(family, signal);
+    let full: FullSync;
+    try {
+      full = await this.#syncFull(request, canUseSets, appliers, signal);
+    } catch (err) {
+      if (!(err instanceof SetsUnusable)) throw err;
+      full = await this.#syncFull(request, false, appliers, signal);
+    }
+    const { state: made, present, applier } = full;
     made.settle();
     this.#state = made;
     // Services are programmed. What is left over is in nobody's way, and is no reason to do it all again.
     await this.#stale.remove(this.#stale.due(await findStale(made, present)), signal);
     await this.#sets.removeStaleClientSets(made.clientSets(), signal);
+    await this.#sets.removeStale(made.memberCounts(), family, signal);
     return applier.result();
+  }
+
+  /** Rules may depend on members that were added since the last text. */
+  async #addMembers(state: RuleState, signal: AbortSignal): Promise<void> {
+    const { members, fresh } = state.takeAddedMembers();
+    await this.#sets.add(members, fresh, (name) => state.membersOf(name), signal);
   }
 
   /** Which services a failed attempt failed for; empty: for none in particular. */
@@ -208,36 +224,55 @@ export class IptablesBackend {
     };
   }
 
+  /** Rejects with SetsUnusable if it was asked for sets and cannot have them. */
   async #syncFull(
     request: IptablesSyncRequest,
-    applier: Applier,
-    present: ReadonlyMap<string, number>,
+    hasSets: boolean,
+    appliers: Applier[],
     signal: AbortSignal,
-  ): Promise<RuleState> {
+  ): Promise<FullSync> {
+    // Asked before anything is written: a clean machine answers at once.
+    const present = await this.#readChains(signal);
     const withEndpointComments = request.endpointCount() <= endpointsWithCommentsMax;
     const { hasClientSets } = this.#sets;
-    const state = new RuleState({ ...request.render, withEndpointComments, hasClientSets });
-    const base = renderBase({ ...request.fixed, setName: undefined });
+    const state = new RuleState({ ...request.render, withEndpointComments, hasSets, hasClientSets });
+    // Sets are filled when everything is known, before anything new leads here; but what leads here already depends on them at once.
+    const early = new Map<string, string[]>();
+    const applier = new Applier(this.#iptables, signal, present, async () => {
+      await this.#sets.extend(early, signal);
+      early.clear();
+    });
+    appliers.push(applier);
+    const base = renderBase(fixedContext(request, hasSets));
     for (const table of ["filter", "nat"] as const) await applier.writeAll(table, base[table]);
 
     // What the services' chains lead to is there first, and is no part of what a refused service is looked for in.
     await applier.flush();
     const pacer = new Pacer();
+    const isShared = new Set<string>(Object.values(sharedSetNames(request.render.family)));
     for (const key of request.keys) {
-      const last = this.#refused.lastRules(key, present);
+      const last = this.#refused.lastRules(key, present.nat);
       if (last !== undefined) {
         state.adopt(key, last);
         continue;
       }
-      const { writes, addSets } = state.stage(key, state.render(request.describe(key)));
+      const rendered = state.render(request.describe(key));
+      const { writes, addSets } = state.stage(key, rendered);
       await this.#sets.createClientSets(addSets, signal);
-      await applier.writeService({ key, writes });
+      const addEarly = ({ set, member }: SetMember) => {
+        const members = early.get(set);
+        if (members === undefined) early.set(set, [member]);
+        else members.push(member);
+      };
+      // Its own sets must be there; it may be anybody's members that packets meet its chains for.
+      for (const one of rendered.members) if (!isShared.has(one.set)) addEarly(one);
+      await applier.writeService({ key, writes }, () => rendered.members.forEach(addEarly));
       await pacer.breathe();
     }
     await applier.flush();
-    await this.#sets.fill(state.members(), signal);
-    const { chains } = await state.takeDispatchChanges(pacer);
-    const entrances = renderEntrances(this.#fixed(request));
+    if (hasSets) await this.#sets.fill(state.takeAllMembers(), signal);
+    const chains = await state.takeDispatchChanges(pacer);
+    const entrances = renderEntrances(fixedContext(request, hasSets));
     await applier.changeOrder(natFirst);
     for (const table of ["nat", "filter"] as const) {
       await applier.writeAll(table, chains[table].writes);
@@ -260,7 +295,7 @@ export class IptablesBackend {
       guard.noteRoots(table, chains[table].writes);
     }
     this.#guard = guard;
-    return state;
+    return { state, present, applier };
   }
 
   async #syncChanges(
@@ -269,7 +304,7 @@ export class IptablesBackend {
     applier: Applier,
     signal: AbortSignal,
   ): Promise<void> {
-    const left: Leftovers = { chains: { nat: new Set(), filter: new Set() }, members: new Set(), clientSets: [] };
+    const left: Leftovers = { chains: { nat: new Set(), filter: new Set() }, clientSets: [] };
     const pacer = new Pacer();
     const losing: ServiceDescription[] = [];
     await applier.changeOrder(natFirst);
@@ -281,16 +316,16 @@ export class IptablesBackend {
       else await this.#stage(state, key, rendered, applier, left, signal);
       await pacer.breathe();
     }
-    await this.#writeDispatch(state, natFirst, applier, left, pacer, signal);
+    await this.#writeDispatch(state, natFirst, applier, left, pacer);
     if (losing.length > 0) {
       await applier.changeOrder(filterFirst);
       for (const service of losing) {
         await this.#stage(state, service.key, state.render(service), applier, left, signal);
         await pacer.breathe();
       }
-      await this.#writeDispatch(state, filterFirst, applier, left, pacer, signal);
+      await this.#writeDispatch(state, filterFirst, applier, left, pacer);
     }
-    const entrances = renderEntrances(this.#fixed(request));
+    const entrances = renderEntrances(fixedContext(request, state.context.hasSets));
     const entrancesText = JSON.stringify([...entrances.nat, ...entrances.filter]);
     if (entrancesText !== this.#entrances) {
       for (const table of ["nat", "filter"] as const) {
@@ -302,8 +337,10 @@ export class IptablesBackend {
     }
     for (const table of ["nat", "filter"] as const) await applier.deleteAll(table, [...left.chains[table]]);
     await applier.flush();
+    await this.#addMembers(state, signal); // those that no rule was written for
     await this.#sets.destroyClientSets(left.clientSets, signal);
-    await this.#sets.used?.change([], left.members, signal);
+    const { members, gone } = state.takeRemovedMembers();
+    await this.#sets.remove(members, gone, signal);
   }
 
   /** Writes the chains of one service; nothing leads to new ones yet. */
@@ -330,12 +367,8 @@ export class IptablesBackend {
     applier: Applier,
     left: Leftovers,
     pacer: Pacer,
-    signal: AbortSignal,
   ): Promise<void> {
-    const { chains, addMembers, removeMembers } = await state.takeDispatchChanges(pacer);
-    for (const member of removeMembers) left.members.add(member);
-    for (const member of addMembers) left.members.delete(member);
-    await this.#sets.used?.change(addMembers, [], signal);
+    const chains = await state.takeDispatchChanges(pacer);
     for (const table of order) {
       if (table === "mangle") continue;
       const { writes, deletes } = chains[table];
@@ -347,10 +380,6 @@ export class IptablesBackend {
         this.#stale.keep(table, chain);
       }
     }
-  }
-
-  #fixed(request: IptablesSyncRequest): FixedContext {
-    return { ...request.fixed, setName: this.#sets.used?.name };
   }
 
   /** Inserts the jumps that are missing at the head of their chains. Those that are there stay where they are. */
@@ -368,6 +397,11 @@ export class IptablesBackend {
     }
     await applier.flush();
   }
+}
+
+function fixedContext({ fixed, render }: IptablesSyncRequest, hasSets: boolean): FixedContext {
+  const sets = hasSets ? sharedSetNames(fixed.family) : undefined;
+  return { ...fixed, sets, masqueradedClients: masqueradedClients(render) };
 }
 
 /** Chains of services, as they were found, that nothing needs. */

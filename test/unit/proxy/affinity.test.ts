@@ -4,7 +4,7 @@ import { silentLogger } from "../../../agent/lib/log.ts";
 import type { ClientSets } from "../../../agent/proxy/iptables/affinity.ts";
 import { IptablesBackend } from "../../../agent/proxy/iptables/sync.ts";
 import { ServiceModel } from "../../../agent/proxy/model.ts";
-import { FakeIptables, FakeServiceSet } from "../../support/fake-iptables.ts";
+import { FakeIptables, FakeIpset } from "../../support/fake-iptables.ts";
 import { type Packet, tracePacket } from "../../support/packet-tracer.ts";
 import { makeService, makeSlice } from "../../support/service-objects.ts";
 import { FakeClock } from "../kube/fake-clock.ts";
@@ -32,13 +32,13 @@ class FakeClientSets implements ClientSets {
 
 class Bench {
   readonly iptables = new FakeIptables();
-  readonly set = new FakeServiceSet("KUBE-SERVICE-IPS");
+  readonly set = new FakeIpset();
   readonly clientSets = new FakeClientSets();
   readonly clock = new FakeClock();
   readonly #model = new ServiceModel("IPv4", { name: "n1", zone: undefined, ips: [] });
   readonly #backend = new IptablesBackend({
     iptables: this.iptables,
-    set: this.set,
+    ipset: this.set,
     clientSets: this.clientSets,
     clock: this.clock,
     log: silentLogger,
@@ -76,7 +76,7 @@ class Bench {
   }
 
   trace(random: (chance: number) => boolean, recent: ReadonlySet<string> = new Set(), more: Partial<Packet> = {}) {
-    const sets = { ...Object.fromEntries(this.clientSets.sets), "KUBE-SERVICE-IPS": this.set.members ?? new Set() };
+    const sets = { ...Object.fromEntries(this.clientSets.sets), ...this.set.bySet() };
     return tracePacket(this.iptables.tables, { ...packet, ...more }, { sets, random, recent });
   }
 }

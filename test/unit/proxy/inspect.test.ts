@@ -9,7 +9,7 @@ import type { Packet } from "../../../agent/proxy/inspect/match.ts";
 import { walk } from "../../../agent/proxy/inspect/walk.ts";
 import { IptablesBackend } from "../../../agent/proxy/iptables/sync.ts";
 import { ServiceModel } from "../../../agent/proxy/model.ts";
-import { FakeIptables, FakeServiceSet } from "../../support/fake-iptables.ts";
+import { FakeIptables, FakeIpset } from "../../support/fake-iptables.ts";
 import { makeService, makeSlice } from "../../support/service-objects.ts";
 import { fates, nftRuleset, routes, rulesetOf, savedSet, savedText, surroundings } from "./inspect-support.ts";
 
@@ -250,8 +250,8 @@ test("a thousand endpoints have equal shares, over all groups of the iptables mo
     ),
   );
   const iptables = new FakeIptables();
-  const set = new FakeServiceSet("KUBE-SERVICE-IPS");
-  await new IptablesBackend({ iptables, set, log: silentLogger }).sync(
+  const set = new FakeIpset();
+  await new IptablesBackend({ iptables, ipset: set, log: silentLogger }).sync(
     {
       isFull: true,
       keys: model.keys(),

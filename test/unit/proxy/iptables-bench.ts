@@ -5,7 +5,7 @@ import type { ClientSets } from "../../../agent/proxy/iptables/affinity.ts";
 import type { FixedContext } from "../../../agent/proxy/iptables/fixed.ts";
 import { IptablesBackend } from "../../../agent/proxy/iptables/sync.ts";
 import { ServiceModel } from "../../../agent/proxy/model.ts";
-import { FakeIptables, FakeServiceSet } from "../../support/fake-iptables.ts";
+import { FakeIptables, FakeIpset } from "../../support/fake-iptables.ts";
 import { makeService, makeSlice } from "../../support/service-objects.ts";
 
 const signal = new AbortController().signal;
@@ -13,9 +13,9 @@ const signal = new AbortController().signal;
 /** A backend, the tables it writes, and the model it reads. */
 export class Bench {
   readonly iptables: FakeIptables;
-  readonly set: FakeServiceSet | undefined;
+  readonly set: FakeIpset | undefined;
   readonly model = new ServiceModel("IPv4", { name: "n1", zone: undefined, ips: [] });
-  fixed: Omit<FixedContext, "setName"> = {
+  fixed: Omit<FixedContext, "sets" | "masqueradedClients"> = {
     family: "IPv4",
     mark: "0x004000",
     nodePortIPs: undefined,
@@ -30,16 +30,12 @@ export class Bench {
   /** What was logged. */
   readonly lines: string[] = [];
 
-  constructor(
-    iptables = new FakeIptables(),
-    set: FakeServiceSet | undefined = new FakeServiceSet("KUBE-SERVICE-IPS"),
-    clientSets?: ClientSets,
-  ) {
+  constructor(iptables = new FakeIptables(), set: FakeIpset | "none" = new FakeIpset(), clientSets?: ClientSets) {
     this.iptables = iptables;
-    this.set = set;
+    this.set = set === "none" ? undefined : set;
     this.backend = new IptablesBackend({
       iptables,
-      set,
+      ipset: this.set,
       clientSets,
       clock: this.clock,
       log: createLogger({ level: "info", stream: { write: (line) => void this.lines.push(line) } }),
@@ -80,11 +76,11 @@ export class Bench {
   }
 
   /** The tables that a start from nothing makes of the same model. */
-  async fresh(): Promise<{ dump: string; members: string[] }> {
+  async fresh(): Promise<{ dump: string; sets: string }> {
     const other = new Bench();
     other.fixed = this.fixed;
     Object.assign(other, { model: this.model });
     await other.sync(true);
-    return { dump: other.iptables.dump(), members: [...(other.set?.members ?? [])].sort() };
+    return { dump: other.iptables.dump(), sets: other.set?.dump() ?? "" };
   }
 }

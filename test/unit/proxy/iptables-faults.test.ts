@@ -1,7 +1,7 @@
 import { describe, expect, test } from "vitest";
 import { AgentError } from "../../../agent/lib/errors.ts";
 import type { ClientSets } from "../../../agent/proxy/iptables/affinity.ts";
-import { FakeIptables, FakeServiceSet } from "../../support/fake-iptables.ts";
+import { FakeIptables, FakeIpset } from "../../support/fake-iptables.ts";
 import { tracePacket } from "../../support/packet-tracer.ts";
 import { Bench } from "./iptables-bench.ts";
 
@@ -11,7 +11,7 @@ const hourMs = 3_600_000;
 function fateOf(bench: Bench, n: number): string {
   const packet = { src: "10.244.9.9", dst: `10.96.0.${n}`, dport: 80, proto: "tcp", iface: "veth1" } as const;
   const { dnat, verdict } = tracePacket(bench.iptables.tables, packet, {
-    sets: { "KUBE-SERVICE-IPS": bench.set?.members ?? new Set() },
+    sets: bench.set?.bySet() ?? {},
   });
   return dnat ?? verdict;
 }
@@ -140,7 +140,7 @@ describe("a kernel that does not match sets", () => {
     await bench.sync();
     await bench.sync(true);
     expect(bench.iptables.texts.filter((text) => text.includes("--match-set"))).toHaveLength(1);
-    expect(bench.lines.filter((line) => line.includes("set is unusable"))).toHaveLength(1);
+    expect(bench.lines.filter((line) => line.includes("sets are unusable"))).toHaveLength(1);
     bench.iptables.refuses = undefined;
     await bench.clock.advance(hourMs);
     await bench.sync(true);
@@ -172,7 +172,7 @@ describe("a kernel that does not match sets", () => {
       list: async () => [...names],
       destroy: async (some) => some.forEach((name) => names.delete(name)),
     };
-    const bench = new Bench(new FakeIptables(), new FakeServiceSet("KUBE-SERVICE-IPS"), clientSets);
+    const bench = new Bench(new FakeIptables(), new FakeIpset(), clientSets);
     bench.iptables.refuses = /-j SET /;
     const many = Array.from({ length: 20 }, (_, n) => `10.244.1.${n + 1}`);
     bench.put("web", "10.96.0.1", many, { sessionAffinity: "ClientIP" });
@@ -189,7 +189,7 @@ test("sets of clients that cannot be listed or removed fail no sync", async () =
     throw new AgentError("Unavailable", "no answer");
   };
   const clientSets: ClientSets = { create: async () => {}, list: fail, destroy: fail };
-  const bench = new Bench(new FakeIptables(), new FakeServiceSet("KUBE-SERVICE-IPS"), clientSets);
+  const bench = new Bench(new FakeIptables(), new FakeIpset(), clientSets);
   const many = Array.from({ length: 20 }, (_, n) => `10.244.1.${n + 1}`);
   bench.put("web", "10.96.0.1", many, { sessionAffinity: "ClientIP" });
   await bench.sync();

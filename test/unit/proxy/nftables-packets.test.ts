@@ -60,7 +60,7 @@ async function programIptables(
 ): Promise<FakeIptables> {
   const { masqueradeAll = false, hasDetector = true, nodePortIPs } = about;
   const iptables = new FakeIptables();
-  await new IptablesBackend({ iptables, set: undefined, clock: new FakeClock(), log: silentLogger }).sync(
+  await new IptablesBackend({ iptables, ipset: undefined, clock: new FakeClock(), log: silentLogger }).sync(
     {
       ...requestOf(model),
       fixed: {

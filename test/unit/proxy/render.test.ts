@@ -9,7 +9,7 @@ import { IptablesBackend } from "../../../agent/proxy/iptables/sync.ts";
 import { parseIP } from "../../../agent/proxy/ip.ts";
 import { ServiceModel } from "../../../agent/proxy/model.ts";
 import { markText, nodePortIPs, readNodePortAddresses } from "../../../agent/proxy/node-ports.ts";
-import { FakeIptables, FakeServiceSet } from "../../support/fake-iptables.ts";
+import { FakeIptables, FakeIpset } from "../../support/fake-iptables.ts";
 import { type Packet, tracePacket } from "../../support/packet-tracer.ts";
 import { makeService, makeSlice } from "../../support/service-objects.ts";
 
@@ -37,10 +37,10 @@ async function program(setup: Setup) {
   for (const service of setup.services) model.setService(`ns1/${service.metadata.name}`, service);
   for (const slice of setup.slices) model.setSlice(`ns1/${slice.metadata.name}`, slice);
   const iptables = new FakeIptables();
-  const set = new FakeServiceSet("KUBE-SERVICE-IPS");
+  const set = new FakeIpset();
   const backend = new IptablesBackend({
     iptables,
-    set: setup.withoutSet === true ? undefined : set,
+    ipset: setup.withoutSet === true ? undefined : set,
     clock: new FakeClock(),
     log: silentLogger,
   });
@@ -68,7 +68,7 @@ async function program(setup: Setup) {
     },
     signal,
   );
-  return { iptables, sets: { "KUBE-SERVICE-IPS": set.members ?? new Set<string>() } };
+  return { iptables, sets: set.bySet() };
 }
 
 type Case = {
@@ -80,6 +80,8 @@ type Case = {
   fixed?: Partial<FixedContext>;
   /** Packets and what becomes of them: `address` (masqueraded: `address m`), or the verdict. */
   packets: [packet: Partial<Packet>, want: string][];
+  /** Without sets it is known less exactly who reaches itself. */
+  onlyWithSets?: boolean;
 };
 
 const here = { nodeName: "n1" };
@@ -108,6 +110,21 @@ const cases: Case[] = [
       [{ ...fromPod, dst: "10.96.0.11" }, "ACCEPT"],
       [{ ...fromOutside, dst: "203.0.113.77", dport: 443 }, "ACCEPT"],
     ],
+  },
+  {
+    name: "clusterip-host-network",
+    endpoints: [{ address: nodeIP, ...here }],
+    packets: [
+      [fromNode, `${nodeIP}:8080 m`],
+      [{ ...fromNode, dst: nodeIP, dport: 8080 }, "ACCEPT"], // not by way of the service
+    ],
+  },
+  {
+    name: "clusterip-endpoint-elsewhere",
+    endpoints: [{ address: remotePod, ...there }],
+    // It would not come by here to reach itself.
+    packets: [[{ ...fromPod, src: remotePod }, `${remotePod}:8080`]],
+    onlyWithSets: true,
   },
   {
     name: "clusterip-no-endpoints",
@@ -248,8 +265,8 @@ const cases: Case[] = [
 ];
 
 describe("rules of one service", () => {
-  for (const { name, spec = {}, extra = {}, endpoints = [], packets, ...contexts } of cases) {
-    for (const withoutSet of [false, true]) {
+  for (const { name, spec = {}, extra = {}, endpoints = [], packets, onlyWithSets = false, ...contexts } of cases) {
+    for (const withoutSet of onlyWithSets ? [false] : [false, true]) {
       test(`${name}${withoutSet ? ", without ipset" : ""}`, async () => {
         const { iptables, sets } = await program({
           services: [makeService("web", spec, extra)],
@@ -310,10 +327,15 @@ describe("rules of one service", () => {
 });
 
 test("a packet visits few rules, however many services there are", async () => {
-  // As the API server hands them out: all over a /16.
+  // As many node ports as there are by default. Addresses as the API server hands them out: all over a /16.
   const count = 10_000;
+  const nodePorts = 2_768;
   const ipOf = (i: number) => `10.96.${((i * 40_503) >> 8) & 255}.${(i * 40_503) & 255}`;
-  const services = Array.from({ length: count }, (_, i) => makeService(`s${i}`, { clusterIP: ipOf(i) }));
+  const services = Array.from({ length: count }, (_, i) => {
+    const nodePort = i < nodePorts ? { nodePort: 30_000 + i } : {};
+    const ports = [{ name: "p80", port: 80, protocol: "TCP" as const, ...nodePort }];
+    return makeService(`s${i}`, { clusterIP: ipOf(i), ...(i < nodePorts ? { type: "NodePort" as const } : {}), ports });
+  });
   const five = Array.from({ length: 5 }, (_, n) => `10.244.1.${n + 5}`);
   const slices = services.map((service, i) => makeSlice(service.metadata.name, i % 7 === 0 ? five : ["10.244.1.5"]));
   const { iptables, sets } = await program({ services, slices });
@@ -323,14 +345,24 @@ test("a packet visits few rules, however many services there are", async () => {
     const result = tracePacket(iptables.tables, packet, { sets, localIPs });
     expect(result.dnat).toBe("10.244.1.9:8080"); // the last one: nothing can cost more
     visits.push(result.visited.nat);
+    if (i >= nodePorts) continue;
+    const toNode: Packet = { ...fromOutside, dst: nodeIP, dport: 30_000 + i, proto: "tcp" };
+    visits.push(tracePacket(iptables.tables, toNode, { sets, localIPs }).visited.nat);
   }
   // Jump and set (2), tree (4 · 6 levels + 8 in the leaf), service (5) and endpoint (2); kube-proxy's list has 10 000.
   expect(Math.max(...visits)).toBeLessThanOrEqual(40);
   expect(visits.reduce((a, b) => a + b) / visits.length).toBeLessThan(32);
   const stranger: Packet = { ...fromPod, dst: "203.0.113.9", dport: 443, proto: "tcp" };
   const visited = (packet: Packet) => tracePacket(iptables.tables, packet, { sets, localIPs }).visited.nat;
-  expect(visited(stranger)).toBe(3);
-  expect(visited({ ...fromOutside, dst: nodeIP, dport: 22, proto: "tcp" })).toBeLessThanOrEqual(6);
+  expect(visited(stranger)).toBe(4);
+  // A port that nobody has, also one among the node ports, or one that somebody has of another protocol: out after one lookup.
+  for (const [dport, proto] of [
+    [22, "tcp"],
+    [30_001, "udp"],
+    [45_000, "tcp"],
+  ] as const) {
+    expect(visited({ ...fromOutside, dst: nodeIP, dport, proto })).toBe(4);
+  }
 }, 60_000);
 
 test("a thousand endpoints are chosen evenly, by some twenty rules, and one that goes changes its own path only", async () => {
