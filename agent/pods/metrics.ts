@@ -184,9 +184,9 @@ export function createPodMetrics(registry: MetricsRegistry, clock: Clock): PodMe
       "Image volumes of containers whose images were not had, or that could not be started.",
     ),
     orphanedPods: counter("orphaned_runtime_pods_total", "Pods found running although nobody wants them."),
-    cleanedVolumes: registry.gauge("orphan_pod_cleaned_volumes", "Pods whose remains the last sweep found."),
+    cleanedVolumes: registry.gauge("kubelet_orphan_pod_cleaned_volumes", "Pods whose remains the last sweep found."),
     cleanedVolumeErrors: registry.gauge(
-      "orphan_pod_cleaned_volumes_errors",
+      "kubelet_orphan_pod_cleaned_volumes_errors",
       "Pods whose remains the last sweep could not remove.",
     ),
     seen: (pod) => {

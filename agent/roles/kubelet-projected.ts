@@ -48,7 +48,7 @@ function openCertificates(
     onEvent: (pod: Pod, { reason, message }) => recorder.event(podReference(pod), "Warning", reason, message),
   });
   parts.defer("watch of PodCertificateRequests", () => certificates.close());
-  const name = "podcertificate_states";
+  const name = "kubelet_podcertificate_states";
   const help = "Certificates of pods, by signer and by where they stand.";
   registry.collect(name, () => {
     const counts = new Map<string, { labels: Record<string, string>; value: number }>();

@@ -372,7 +372,10 @@ describe.skipIf(!inject("isLocal"))("the end of a volume", () => {
       const kubectl = openKubectl(local.kubeconfig, cluster.namespace);
       await until("the metrics count these two", async () => {
         const text = await kubectl.demand(["get", "--raw", `/api/v1/nodes/${local.node.name}/proxy/metrics`]);
-        return /^orphan_pod_cleaned_volumes 2$/m.test(text) && /^orphan_pod_cleaned_volumes_errors 2$/m.test(text);
+        return (
+          /^kubelet_orphan_pod_cleaned_volumes 2$/m.test(text) &&
+          /^kubelet_orphan_pod_cleaned_volumes_errors 2$/m.test(text)
+        );
       });
       expect(await readFile(join(foreign, "data"), "utf8")).toBe("precious");
       expect(await readFile(file, "utf8")).toBe("precious");

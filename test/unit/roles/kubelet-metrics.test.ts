@@ -4,7 +4,9 @@ import { silentLogger } from "../../../agent/lib/log.ts";
 import { renderMetrics } from "../../../agent/lib/metrics-text.ts";
 import type { PodCgroups } from "../../../agent/node/cgroups.ts";
 import { instrumentCgroups } from "../../../agent/node/metrics.ts";
+import type { Surroundings } from "../../../agent/roles/cluster.ts";
 import { createKubeletMetrics, registerNodeMetrics } from "../../../agent/roles/kubelet-metrics.ts";
+import { openProjectedKind, type ProjectedKindOptions } from "../../../agent/roles/kubelet-projected.ts";
 import { RunningParts } from "../../../agent/roles/parts.ts";
 import { instrumentPLEG, instrumentRuntime } from "../../../agent/runtime/instrumented.ts";
 import type { Runtime } from "../../../agent/runtime/port.ts";
@@ -31,6 +33,9 @@ function everything() {
   clientCertificateMetrics(registry, () => ({ current: () => undefined, subscribe: () => () => {} }), clock);
   const stats = { summary: async () => await Promise.resolve({ node: {}, pods: [] }) } as unknown as Stats;
   registerNodeMetrics(registry, clock, { nodeName: "n1", cgroupVersion: 2, gates: {}, stats });
+  const surroundings = { clock, log: silentLogger, parts } as Surroundings;
+  const featureGates = { PodCertificateRequest: true };
+  openProjectedKind({ featureGates, cluster: {}, nodeName: "n1", registry } as ProjectedKindOptions, surroundings);
   return registry;
 }
 
@@ -60,8 +65,12 @@ test("families that dashboards and alerts ask for are there, each once", async (
 });
 
 test("every family says what it means, under a name that Prometheus takes", async () => {
+  // What libraries count, and what is said of volumes and plugins, has no "kubelet_" in the reference either.
+  const own =
+    /^(?:kubelet|nodelet|go|process|kubernetes|registered|hidden|disabled|rest_client|storage|volume|csi|plugin)_/;
   for (const { name, help, type } of await everything().families()) {
     expect(name).toMatch(/^[a-z_][a-z0-9_]*$/);
+    expect(name).toMatch(own);
     expect(help, name).toMatch(/\.$/);
     if (type !== "counter") expect(name).not.toMatch(/_total$/);
   }
