@@ -1,0 +1,122 @@
+import { once } from "node:events";
+import type { ServerResponse } from "node:http";
+import { setTimeout as sleep } from "node:timers/promises";
+import { describe, expect, test } from "vitest";
+import { systemClock } from "../../../../agent/lib/clock.ts";
+import { silentLogger } from "../../../../agent/lib/log.ts";
+import { openDocker } from "../../../../agent/runtime/docker/client.ts";
+import { followDockerEvents, readEvent } from "../../../../agent/runtime/docker/events.ts";
+import type { RuntimeEvent } from "../../../../agent/runtime/port.ts";
+import { answer, type FakeDaemon, startFakeDaemon } from "./fake-daemon.ts";
+
+const attributes = { "io.kubernetes.docker.type": "container", "io.kubernetes.pod.uid": "u", name: "k8s_a" };
+const event = (Action: string, Attributes: object = attributes) =>
+  `${JSON.stringify({ Type: "container", Action, Actor: { ID: "c", Attributes } })}\n`;
+
+describe("one event", () => {
+  const cases: { action: string; kind: RuntimeEvent["kind"] | undefined }[] = [
+    { action: "create", kind: "created" },
+    { action: "start", kind: "started" },
+    { action: "die", kind: "exited" },
+    { action: "oom", kind: "unknown" },
+    { action: "destroy", kind: "deleted" },
+    { action: "exec_die", kind: undefined },
+    { action: "health_status: healthy", kind: undefined },
+  ];
+  for (const { action, kind } of cases) {
+    test(`${action} is ${kind ?? "no wake"}`, () => {
+      const wake = kind === undefined ? undefined : { kind, podUID: "u", containerID: "c" };
+      expect(readEvent(event(action))?.wake).toEqual(wake);
+    });
+  }
+
+  test("other people's containers wake nobody", () => {
+    expect(readEvent(event("die", { name: "db" }))).toBeUndefined();
+  });
+
+  test("the end of a sandbox is told apart", () => {
+    const sandbox = { ...attributes, "io.kubernetes.docker.type": "podsandbox" };
+    expect(readEvent(event("destroy", sandbox))).toMatchObject({ isSandboxGone: true });
+    expect(readEvent(event("die", sandbox))).toMatchObject({ isSandboxGone: false });
+  });
+
+  test("what is no event is passed over", () => {
+    for (const line of ["", "{", "null", "[]", '{"Action":"die"}']) expect(readEvent(line)).toBeUndefined();
+  });
+});
+
+async function follow(daemon: FakeDaemon) {
+  const client = await openDocker({ socketPath: daemon.socketPath, requestTimeoutMs: 5_000 });
+  const stop = new AbortController();
+  const seen: string[] = [];
+  const options = {
+    client,
+    clock: systemClock,
+    log: silentLogger,
+    onSandboxGone: (id: string) => void seen.push(`gone ${id}`),
+  };
+  const done = followDockerEvents(options, ({ kind, podUID }) => seen.push(`${kind} ${podUID}`), stop.signal);
+  return {
+    seen,
+    until: async (count: number) => {
+      while (seen.length < count) await sleep(5);
+      return [...seen];
+    },
+    end: async () => {
+      stop.abort();
+      await done;
+      client.close();
+    },
+  };
+}
+
+test("the daemon sorts out other people's containers, and each connection begins with a wake for all", async () => {
+  const streams: ServerResponse[] = [];
+  await using daemon = await startFakeDaemon((_request, response) => {
+    response.writeHead(200).flushHeaders();
+    streams.push(response);
+  });
+  const follower = await follow(daemon);
+  await follower.until(1);
+  const whole = event("die");
+  streams[0]?.write(whole.slice(0, 20));
+  await sleep(10);
+  streams[0]?.write(whole.slice(20) + event("exec_create: ls") + event("start"));
+  expect(await follower.until(3)).toEqual(["unknown undefined", "exited u", "started u"]);
+  const [request] = daemon.requests.filter((one) => one.includes("/events"));
+  const query = decodeURIComponent(request ?? "");
+  expect(query).toContain('"label":["io.kubernetes.docker.type","io.kubernetes.pod.uid"]');
+  expect(query).toContain('"event":["create","start","die","oom","destroy"]');
+
+  // The daemon closes the stream, then breaks the next one off.
+  streams[0]?.end();
+  expect((await follower.until(4))[3]).toBe("unknown undefined");
+  streams[1]?.destroy();
+  expect((await follower.until(5))[4]).toBe("unknown undefined");
+  await follower.end();
+});
+
+test("a daemon that answers 500 is asked again, and a stop ends the wait", async () => {
+  let asked = 0;
+  await using daemon = await startFakeDaemon((_request, response) => {
+    asked += 1;
+    if (asked < 3) answer(response, 500, { message: "no" });
+    else response.writeHead(200).flushHeaders();
+  });
+  const follower = await follow(daemon);
+  expect(await follower.until(1)).toEqual(["unknown undefined"]);
+  expect(asked).toBe(3);
+  await follower.end();
+});
+
+test("a stop ends an open stream", async () => {
+  const closed = Promise.withResolvers<void>();
+  await using daemon = await startFakeDaemon((_request, response) => {
+    response.writeHead(200).flushHeaders();
+    void once(response, "close").then(() => closed.resolve());
+  });
+  const follower = await follow(daemon);
+  await follower.until(1);
+  await follower.end();
+  await closed.promise;
+});
