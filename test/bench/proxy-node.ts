@@ -1,7 +1,8 @@
 /**
  * The proxy as people run it: dist/nodelet in a network namespace of its own, a test API server that already has 1 000 and
  * 10 000 services of 5 endpoints, and connections through a ClusterIP. Run as root after `npm run build`:
- * `.ci/node test/bench/proxy-node.ts [mode:services…]`, such as `nftables:10000`. One table, beside DESIGN's budgets.
+ * `.ci/node test/bench/proxy-node.ts [mode:services…]`, such as `nftables:10000`; with `:0` only connections are measured, through
+ * the one service that there is. One table, beside the budgets and what kube-proxy 1.36 takes on this kind of machine.
  *
  * A change is measured end to end: from the API server's store, by way of the watch, to a connection that reaches the new
  * endpoint. CPU counts the agent and the commands that it runs.
@@ -14,10 +15,11 @@ import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { setTimeout as sleep } from "node:timers/promises";
 import { endpointSlices, nodes, services } from "../../agent/kube/resources.ts";
-import type { EndpointSlice } from "../../agent/kube/types.ts";
+import type { EndpointSlice, Service } from "../../agent/kube/types.ts";
 import { exec } from "../../agent/lib/exec.ts";
 import { startTestApiServer, type TestApiServer } from "../support/apiserver/server.ts";
 import { makeService, makeSlice } from "../support/service-objects.ts";
+import { countReference, countVisited } from "./rules-visited.ts";
 
 const project = new URL("../..", import.meta.url).pathname;
 const bundle = join(project, "dist/nodelet.cjs");
@@ -34,11 +36,26 @@ const storms = 3;
 const stormUpdates = 5_000;
 const waitMs = Number(process.env["BENCH_WAIT_MS"] ?? 120_000);
 const ticksPerSecond = 100;
-const runsDefault = ["nftables:1000", "nftables:10000", "nft:1000", "nft:10000", "legacy:1000"];
-const budgets: Readonly<Record<string, string>> = {
-  "nftables:10000": "cold ≤ 800 ms, change ≤ 50 ms and 30 ms CPU, stall p99 ≤ 25 ms, RSS ≤ 100 MB",
-  "nft:10000": "cold ≤ 4000 ms, change ≤ 50 ms and 30 ms CPU, stall p99 ≤ 25 ms, RSS ≤ 100 MB",
-};
+const runsDefault = [0, 1_000, 10_000].flatMap((count) => [`nftables:${count}`, `nft:${count}`]);
+
+/** What is measured, with its budget and kube-proxy's figures at 10 000 services: nftables mode, then iptables mode with iptables-nft. */
+const figures = {
+  coldMs: ["cold start, ms", "≤ 800 / 4 000", "12 700 / 273 000"],
+  coldCpuMs: ["cold start, CPU ms (of it commands)", "", ""],
+  coldStalls: ["cold start, event loop stalls p99/max ms", "p99 ≤ 25", ""],
+  rss: ["resident MB after cold start / calm / peak", "≤ 100 idle", "312 / 265"],
+  anon: ["anonymous part of it, calm", "", ""],
+  rssAfterStorms: [`resident MB after storms of ${stormUpdates}`, "flat", ""],
+  changeMs: ["one change, p50/p99 ms", "≤ 50", "5 900 / 1 100"],
+  changeCpuMs: ["one change, CPU ms", "≤ 30", "3 800 / 1 240"],
+  fillMs: [`${filled} more services, ms (CPU ms)`, "", ""],
+  stormStalls: ["storms, event loop stalls p99/max ms", "p99 ≤ 25", ""],
+  idlePercent: ["idle, % of a core", "", ""],
+  connect: ["TCP connect, direct/through a ClusterIP µs", "", "123 / 138 at 1 000"],
+  connectRatio: ["ratio of the two", "as at 0", "1.12 at 1 000"],
+  visited: ["rules visited, to a service/to none", "≤ 40 / 6", ""],
+  visitedReference: ["the same in kube-proxy's layout", "", "6 / 6, 10 009 / 10 002"],
+} as const satisfies Record<string, readonly [what: string, budget: string, reference: string]>;
 
 // Everything happens in one namespace, which ends with the last process in it.
 if (process.env["BENCH_NAMESPACE"] === undefined) {
@@ -57,7 +74,7 @@ const die = () => {
 };
 process.on("SIGINT", die).on("SIGTERM", die);
 
-type Row = Record<string, string | number>;
+type Column = Partial<Record<keyof typeof figures, string>>;
 
 async function command(file: string, ...args: string[]): Promise<void> {
   const result = await exec(file, args, { timeoutMs: 60_000 });
@@ -80,9 +97,13 @@ function sliceOf(i: number, turn = 0): EndpointSlice {
   return makeSlice(`svc${i}`, addresses);
 }
 
+function serviceOf(i: number): Service {
+  return makeService(`svc${i}`, { clusterIP: clusterIP(i), clusterIPs: [clusterIP(i)] });
+}
+
 function fill(api: TestApiServer, count: number): void {
   for (let i = count - 1; i >= 0; i -= 1) {
-    api.objects.create(services, makeService(`svc${i}`, { clusterIP: clusterIP(i), clusterIPs: [clusterIP(i)] }));
+    api.objects.create(services, serviceOf(i));
     api.objects.create(endpointSlices, sliceOf(i));
   }
 }
@@ -191,11 +212,12 @@ function quantile(values: readonly number[], q: number): number {
   return sorted[Math.min(sorted.length - 1, Math.floor(sorted.length * q))] ?? Number.NaN;
 }
 
-const round = (value: number) => Math.round(value * 10) / 10;
+const round = (value: number) => `${Math.round(value * 10) / 10}`;
 
-async function measure(dir: string, run: string): Promise<Row> {
+async function measure(dir: string, run: string): Promise<Column> {
   const [mode = "", number = "0"] = run.split(":");
-  const count = Number(number);
+  const isAlone = Number(number) === 0;
+  const count = Math.max(1, Number(number));
   await using api = await startTestApiServer({ controllers: { endpointSlices: false }, historyMax: 20_000 });
   const cfg = {
     apiVersion: "kubeproxy.config.k8s.io/v1alpha1",
@@ -233,6 +255,11 @@ async function measure(dir: string, run: string): Promise<Row> {
     await sleep(idleMs);
     const idlePercent = (((await agent.cpuMs()) - idleFrom) / idleMs) * 100;
     const { directUs, throughUs } = await connectRatio("10.200.0.1", clusterIP(0));
+    const connecting = {
+      connect: `${Math.round(directUs)} / ${Math.round(throughUs)}`,
+      connectRatio: (throughUs / directUs).toFixed(2),
+    };
+    if (isAlone) return connecting;
 
     const walls: number[] = [];
     const changesFrom = await agent.cpuMs();
@@ -268,34 +295,59 @@ async function measure(dir: string, run: string): Promise<Row> {
     const filledAt = performance.now();
     const fillFrom = await agent.cpuMs();
     for (let i = count; i < count + filled; i += 1) {
-      const address = clusterIP(i);
-      api.objects.create(services, makeService(`svc${i}`, { clusterIP: address, clusterIPs: [address] }));
+      api.objects.create(services, serviceOf(i));
       const isLast = i === count + filled - 1;
       api.objects.create(endpointSlices, isLast ? makeSlice(`svc${i}`, ["10.200.0.1"]) : sliceOf(i));
     }
     await until("the last of the new services answers", () => ask(clusterIP(count + filled - 1), 80));
     const fillMs = performance.now() - filledAt;
     const fillCpuMs = (await agent.cpuMs()) - fillFrom;
+    const ofMode = mode === "nftables" ? "nftables" : "iptables";
+    const all = Array.from({ length: count }, (_, i) => i);
+    const visited = await countVisited(
+      ofMode,
+      all.map(serviceOf),
+      all.map((i) => sliceOf(i)),
+    );
+    const reference = countReference(ofMode, count, endpointsPerService);
     return {
-      mode,
-      services: count,
-      "cold ms": Math.round(coldMs),
-      "cold CPU ms (tools)": `${coldCpuMs} (${coldToolsMs})`,
-      [`fill +${filled} ms (CPU)`]: `${Math.round(fillMs)} (${fillCpuMs})`,
-      "stall p99/max": `${round(stalls.p99)}/${Math.round(stalls.max)}`,
-      "RSS cold/calm/peak (anon)": `${coldMemory.rss}/${calm.rss}/${(await agent.memoryMB()).peak} (${calm.anon})`,
-      "change p50/p99 ms": `${round(quantile(walls, 0.5))}/${round(quantile(walls, 0.99))}`,
-      "change CPU": round(changeCpuMs),
-      "idle %": round(idlePercent),
-      "connect µs direct/svc": `${Math.round(directUs)}/${Math.round(throughUs)} = ${round(throughUs / directUs)}`,
-      "RSS after storms": afterStorms.join(" "),
-      "storm stall p99/max": `${round(stormStalls.p99)}/${Math.round(stormStalls.max)}`,
+      ...connecting,
+      coldMs: `${Math.round(coldMs)}`,
+      coldCpuMs: `${coldCpuMs} (${coldToolsMs})`,
+      coldStalls: `${round(stalls.p99)} / ${Math.round(stalls.max)}`,
+      rss: `${coldMemory.rss} / ${calm.rss} / ${(await agent.memoryMB()).peak}`,
+      anon: `${calm.anon}`,
+      rssAfterStorms: afterStorms.join(" "),
+      changeMs: `${round(quantile(walls, 0.5))} / ${round(quantile(walls, 0.99))}`,
+      changeCpuMs: round(changeCpuMs),
+      fillMs: `${Math.round(fillMs)} (${fillCpuMs})`,
+      stormStalls: `${round(stormStalls.p99)} / ${Math.round(stormStalls.max)}`,
+      idlePercent: round(idlePercent),
+      visited: `${visited.toService} / ${visited.toNone}`,
+      visitedReference: `${reference.toService} / ${reference.toNone}`,
     };
   } finally {
     await agent.stop();
     await command(process.execPath, bundle, "proxy", "--cleanup");
     if (mode !== "nftables") await command(`iptables-${mode}`, "-t", "mangle", "-X", "KUBE-IPTABLES-HINT");
   }
+}
+
+/** A line a figure, a column a run. */
+function tableOf(columns: ReadonlyMap<string, Column>): string {
+  const lines = [["", ...columns.keys(), "budget at 10 000", "kube-proxy 1.36 at 10 000"]];
+  for (const [key, [what, budget, reference]] of Object.entries(figures)) {
+    const cells = [...columns.values()].map((column) => column[key as keyof typeof figures] ?? "");
+    if (cells.some((cell) => cell !== "")) lines.push([what, ...cells, budget, reference]);
+  }
+  const widths = (lines[0] ?? []).map((_, at) => Math.max(...lines.map((cells) => cells[at]?.length ?? 0)));
+  const text = lines.map((cells) =>
+    cells
+      .map((cell, at) => cell.padEnd(widths[at] ?? 0))
+      .join("  ")
+      .trimEnd(),
+  );
+  return `\n${text.join("\n")}\n\nBudgets and kube-proxy's figures: nftables mode / iptables mode with iptables-nft.`;
 }
 
 const dir = await mkdtemp(join(tmpdir(), "bench-proxy-"));
@@ -319,15 +371,13 @@ try {
     await once(server, "listening");
     servers.push(server);
   }
-  const rows: Row[] = [];
+  const columns = new Map<string, Column>();
   const runs = process.argv.slice(2);
   for (const run of runs.length > 0 ? runs : runsDefault) {
-    const row = await measure(dir, run);
-    rows.push(row);
-    console.log(JSON.stringify(row), budgets[run] === undefined ? "" : `budget: ${budgets[run]}`);
+    columns.set(run, await measure(dir, run));
+    console.log(run, JSON.stringify(columns.get(run)));
   }
-  console.table(rows);
-  for (const [run, budget] of Object.entries(budgets)) console.log(`budget of ${run}: ${budget}`);
+  console.log(tableOf(columns));
 } finally {
   for (const server of servers) server.close();
   await rm(dir, { recursive: true, force: true });
