@@ -120,11 +120,11 @@ for (const flavour of ["nft", "legacy"] as const) {
       await publish({ net, running }, "old", { clusterIP: "10.96.1.1" }, [pod1]);
       const chain = /:(KUBE-SEP-\w+)/.exec(await net.onNode(`iptables-${flavour}-save`, ["-t", "nat"]))?.[1] ?? "";
       await iptables("-t", "nat", "-A", "OUTPUT", "-d", "192.0.2.99", "-j", chain);
+      const { failures } = ipv4();
       running.services.remove("ns1/old");
       await publish({ net, running }, "web", { clusterIP: vip }, [pod1]);
       await until("the service answers", answers(), 15_000);
       await running.settled();
-      const { failures } = ipv4();
       await publish({ net, running }, "web", { clusterIP: vip }, [pod2]);
       await until("the change is there", answers("pod2"), 15_000);
       await running.settled();

@@ -1,3 +1,4 @@
+import { hasCode } from "../../lib/errors.ts";
 import type { Iptables } from "./port.ts";
 import { chainPrint } from "./print.ts";
 import { type AnyTable, filterFirst, RestoreText, type TableOrder } from "./text.ts";
@@ -37,6 +38,8 @@ export class Applier {
   #services: ServiceWrites[] = [];
   /** Those whose chains were in the text that failed. */
   failedServices: readonly ServiceWrites[] = [];
+  /** Chains that were to go and that something may hold. They may be there still, empty. */
+  readonly undeleted: { readonly table: AnyTable; readonly chain: string }[] = [];
   #natRules = 0;
   #filterRules = 0;
   #order = filterFirst;
@@ -134,8 +137,8 @@ export class Applier {
   /** Waits for the text before, then starts this one. */
   async #start(): Promise<void> {
     await this.#running;
-    const text = this.text.toString();
-    if (text === "") return;
+    const { text } = this;
+    if (text.lines === 0) return;
     await this.#beforeText();
     this.#lines += this.text.lines;
     this.#natRules += this.text.ruleCount("nat");
@@ -144,9 +147,25 @@ export class Applier {
     this.text = new RestoreText(this.#order);
     const services = this.#services;
     this.#services = [];
-    this.#running = this.#iptables.restore(text, this.#signal);
+    this.#running = this.#restore(text);
     this.#running.catch(() => {
       this.failedServices = services;
     });
+  }
+
+  /**
+   * What holds a chain that is to go is somebody else's rule, which says nothing of the change that no longer needs the chain. So it is
+   * deleted in the same text, which costs nothing, and a text that is refused is repeated without.
+   */
+  async #restore(text: RestoreText): Promise<void> {
+    try {
+      await this.#iptables.restore(text.toString(), this.#signal);
+    } catch (err) {
+      const deletions = text.deletions();
+      if (!hasCode(err, "Invalid") || deletions.length === 0) throw err;
+      const rest = text.withoutDeletions();
+      if (rest !== "") await this.#iptables.restore(rest, this.#signal);
+      this.undeleted.push(...deletions);
+    }
   }
 }

@@ -35,13 +35,9 @@ export async function deleteChains(
 ): Promise<UndeletedChain[]> {
   const tables = Object.entries(chains) as [AnyTable, readonly string[]][];
   let applier = new Applier(iptables, signal);
-  try {
-    for (const [table, names] of tables) await applier.deleteAll(table, names);
-    await applier.flush();
-    return [];
-  } catch (err) {
-    if (!hasCode(err, "Invalid")) throw err;
-  }
+  for (const [table, names] of tables) await applier.deleteAll(table, names);
+  await applier.flush();
+  if (applier.undeleted.length === 0) return [];
   applier = new Applier(iptables, signal);
   // Empty, none of them holds another: what cannot be deleted now is held by somebody else's rule.
   for (const [table, names] of tables) for (const chain of names) await applier.write(table, chain, []);
@@ -107,6 +103,15 @@ export class StaleChains {
   /** The chain has rules again. */
   keep(table: Table, chain: string): void {
     if (this.#stuck.size > 0) this.#stuck.delete(`${table} ${chain}`);
+  }
+
+  /** Takes over chains that could not be deleted together with others: each is tried once by itself. */
+  async removeHeld(
+    held: readonly { readonly table: AnyTable; readonly chain: string }[],
+    signal: AbortSignal,
+  ): Promise<void> {
+    const of = (table: Table) => held.filter((one) => one.table === table).map(({ chain }) => chain);
+    await this.remove({ nat: of("nat"), filter: of("filter") }, signal);
   }
 
   /** Deletes these chains, and those before them whose time has come. Rejects only if it is canceled. */

@@ -175,7 +175,7 @@ export class IptablesBackend {
       await this.#syncChanges(state, request, applier, signal);
       state.settle();
       this.#state = state;
-      await this.#stale.remove({ nat: [], filter: [] }, signal);
+      await this.#stale.removeHeld(applier.undeleted, signal);
       return applier.result();
     }
     const { family } = request.render;

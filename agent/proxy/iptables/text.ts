@@ -59,11 +59,28 @@ export class RestoreText {
     this.#lines += 1;
   }
 
+  /** Chains that the text deletes. */
+  deletions(): { table: AnyTable; chain: string }[] {
+    return this.#order.flatMap((table) =>
+      this.#tables[table].deletes.map((line) => ({ table, chain: line.slice("-X ".length) })),
+    );
+  }
+
   /** The text; "" if nothing was added. */
   toString(): string {
+    return this.#text(true);
+  }
+
+  /** The text, in which chains that it deletes are emptied only; "" if nothing else was added. */
+  withoutDeletions(): string {
+    return this.#text(false);
+  }
+
+  #text(withDeletions: boolean): string {
     let text = "";
     for (const table of this.#order) {
-      const { chains, rules, deletes } = this.#tables[table];
+      const { chains, rules } = this.#tables[table];
+      const deletes = withDeletions ? this.#tables[table].deletes : [];
       if (chains.length + rules.length + deletes.length === 0) continue;
       // iptables-nft keeps names in a sorted list and looks for a place from the front: backwards, that is the first one.
       // A quarter less time for a full text.

@@ -95,14 +95,29 @@ describe("a chain that somebody else's rule refers to", () => {
     expect(bench.lines.filter((line) => line.includes("stale chains"))).toHaveLength(1);
   });
 
-  test("costs one sync if it goes while the agent runs", async () => {
-    const { bench } = await withHeldChain();
-    await bench.sync().catch(() => {});
-    await bench.sync();
-    expect(bench.backend.needsFull).toBe(false);
+  test("fails no change, neither the one that leaves it nor what came with that", async () => {
+    const { bench, held } = await withHeldChain();
     bench.put("web", "10.96.0.2", ["10.244.1.7"]);
-    await bench.sync();
+    await bench.sync(false);
+    expect(bench.backend.needsFull).toBe(false);
     expect(fateOf(bench, 2)).toBe("10.244.1.7:8080");
+    expect(bench.iptables.tables.get("nat")?.get(held)).toEqual([]);
+    expect(bench.lines.filter((line) => line.includes("stale chains cannot be deleted"))).toHaveLength(1);
+    // All the others went.
+    expect(bench.iptables.dump().match(/:KUBE-SEP-/g)).toHaveLength(1);
+    const before = bench.iptables.texts.length;
+    bench.put("web", "10.96.0.2", ["10.244.1.8"]);
+    await bench.sync(false);
+    expect(bench.iptables.texts).toHaveLength(before + 1);
+  });
+
+  test("does not hide that another line is refused", async () => {
+    const { bench } = await withHeldChain();
+    bench.iptables.refuses = /--to-destination 10\.244\.66\./;
+    bench.put("web", "10.96.0.2", ["10.244.66.7"]);
+    await bench.sync(false);
+    expect(bench.refused).toEqual(["ns1/web: the kernel says no"]);
+    expect(fateOf(bench, 2)).toBe("10.244.1.6:8080");
   });
 
   test("goes when the rule is gone", async () => {
