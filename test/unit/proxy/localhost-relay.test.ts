@@ -7,12 +7,7 @@ import type { Clock } from "../../../agent/lib/clock.ts";
 import { messageOf } from "../../../agent/lib/errors.ts";
 import { EndpointChoice, type RelayTarget, relayTargets } from "../../../agent/proxy/localhost-choice.ts";
 import { flowIdleMs, flowsMax } from "../../../agent/proxy/localhost-datagrams.ts";
-import {
-  connectionsMax,
-  connectTimeoutMs,
-  listenRetryMs,
-  LocalhostRelay,
-} from "../../../agent/proxy/localhost-relay.ts";
+import { connectTimeoutMs, listenRetryMs, LocalhostRelay } from "../../../agent/proxy/localhost-relay.ts";
 import { ServiceModel } from "../../../agent/proxy/model.ts";
 import { makeService, makeSlice } from "../../support/service-objects.ts";
 import { until } from "../../support/test-net.ts";
