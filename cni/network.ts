@@ -2,7 +2,7 @@ import { AgentError, messageOf } from "../agent/lib/errors.ts";
 import type { CachedAttachment } from "./cache.ts";
 import type { NetworkConfig, PluginConfig } from "./config.ts";
 import type { JSONObject } from "./json.ts";
-import type { FoundPlugin, PluginOutcome, Plugins } from "./plugins.ts";
+import { type FoundPlugin, oneLine, type PluginOutcome, type Plugins } from "./plugins.ts";
 import { type CNITarget, type Command, pluginInput } from "./request.ts";
 import { type CNIResult, parseResult, renderResult } from "./result.ts";
 import { isAtLeast, negotiate, type SpecVersion } from "./version.ts";
@@ -187,7 +187,7 @@ function readResult(stdout: string, type: string, version: SpecVersion): { raw: 
       result: parsed.result,
     };
   } catch (err) {
-    const message = `plugin type="${type}" failed (add): its result cannot be read: ${messageOf(err)}`;
+    const message = `plugin type="${type}" failed (add): its result cannot be read: ${oneLine(messageOf(err))}`;
     throw new AgentError("Internal", message, { cause: err });
   }
 }

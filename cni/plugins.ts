@@ -220,8 +220,8 @@ function parseObject(text: string): JSONObject | undefined {
   }
 }
 
-/** Printable, on one line, and short. */
-function oneLine(text: string): string {
+/** What a plugin said, made printable, one line, and short. */
+export function oneLine(text: string): string {
   const line = text.replaceAll(/[\p{Cc}\s\u{FFFD}]+/gu, " ").trim();
   return line.length <= wordsMax ? line : `${line.slice(0, wordsMax)}…`;
 }
