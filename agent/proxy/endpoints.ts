@@ -80,11 +80,11 @@ export function mergeSlices(
     });
     for (const port of Array.isArray(slice.ports) ? slice.ports : []) {
       const number = port?.port;
-      // The API server fills in the empty name and TCP; do the same for objects that came another way.
-      const name = port?.name ?? "";
+      // The API server fills in the empty name and TCP. A port that has no name even so is no service's.
+      const name: unknown = port?.name;
       const protocol = sliceProtocols[port?.protocol ?? "TCP"];
       if (typeof number !== "number" || !Number.isInteger(number) || number < 1 || number > 65_535) continue;
-      if (protocol === undefined) continue;
+      if (protocol === undefined || typeof name !== "string") continue;
       const key = endpointsKey(name, protocol);
       let endpoints = merged.get(key);
       if (endpoints === undefined) merged.set(key, (endpoints = new Map<string, Endpoint>()));

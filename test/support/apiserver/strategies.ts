@@ -45,7 +45,7 @@ const strategies: Readonly<Record<string, Strategy>> = {
   namespaces: { create: createNamespace },
   secrets: { create: createSecret, update: updateSecret },
   configmaps: { update: refuseImmutable },
-  endpointslices: { create: createEndpointSlice },
+  endpointslices: { create: createEndpointSlice, update: defaultSlicePorts },
   persistentvolumes: { create: createStorage },
   persistentvolumeclaims: { create: createStorage },
   storageclasses: {
@@ -292,7 +292,15 @@ function createEndpointSlice(object: ApiObject): FieldError[] {
   const type = stringAt(object, "addressType");
   if (type === "") return [required("addressType")];
   object["endpoints"] ??= null;
-  object["ports"] ??= null;
+  return defaultSlicePorts(object);
+}
+
+function defaultSlicePorts(object: ApiObject): FieldError[] {
+  const ports = (object["ports"] ??= null);
+  for (const port of Array.isArray(ports) ? ports.filter(isObject) : []) {
+    port["name"] ??= "";
+    port["protocol"] ??= "TCP";
+  }
   return [];
 }
 

@@ -24,6 +24,23 @@ beforeEach(async () => {
   await client.post("/api/v1/namespaces", { metadata: { name: namespace } });
 });
 
+test("ports of endpoint slices get the empty name and TCP", async () => {
+  const slice = {
+    metadata: { name: "s-1", labels: { "kubernetes.io/service-name": "s" } },
+    addressType: "IPv4",
+    endpoints: [{ addresses: ["10.244.0.1"] }],
+    ports: [{ port: 80 }, { name: "dns", port: 53, protocol: "UDP" }],
+  };
+  const slices = `/apis/discovery.k8s.io/v1/namespaces/${namespace}/endpointslices`;
+  const want = [
+    { name: "", port: 80, protocol: "TCP" },
+    { name: "dns", port: 53, protocol: "UDP" },
+  ];
+  expect((await client.post(slices, slice)).body["ports"]).toEqual(want);
+  const patched = await client.patch(`${slices}/s-1`, "merge-patch+json", { ports: [{ port: 81 }] });
+  expect(patched.body["ports"]).toEqual([{ name: "", port: 81, protocol: "TCP" }]);
+});
+
 describe("services", () => {
   const create = (name: string, spec: Service["spec"]) => client.post(path("services"), { metadata: { name }, spec });
 

@@ -220,6 +220,15 @@ describe("endpoints", () => {
       want: all([]),
     },
     {
+      name: "a port without a name is skipped; the empty name is one",
+      spec: { ports: [{ port: 80 }] },
+      slices: [
+        makeSlice("web", ["10.0.0.1"], { ports: [{ port: 8080 }] }),
+        makeSlice("web", ["10.0.0.2"], { ports: [{ name: "", port: 8080 }], suffix: "b" }),
+      ],
+      want: all(["10.0.0.2"]),
+    },
+    {
       name: "malformed endpoints are left out",
       slices: [makeSlice("web", ["nonsense", "10.0.0.1", { address: "10.0.0.2", addresses: [] }])],
       want: all(["10.0.0.1"]),
