@@ -14,7 +14,7 @@ import { logTail, type NodeProcess } from "../node/containerd.ts";
 import { cniPluginDir, renderCNIConfig } from "../node/containerd-config.ts";
 import { createTestNode, type TestNode } from "../node/node.ts";
 
-/** Debian's dockerd in a test node of its own, with root, state, socket and containerd of its own. */
+/** Debian's dockerd in a test node of its own, with a containerd, root, state and socket of its own. */
 export interface TestDocker {
   readonly node: TestNode;
   readonly socketPath: string;
@@ -66,11 +66,12 @@ export async function startTestDocker({ liveRestore = true }: TestDockerOptions 
       ...["--oom-score-adjust", "0", "--iptables=false", "--ip6tables=false", "--bridge=none"],
       // overlayfs does not stack on itself, which is what a test in a container gets.
       ...["--storage-driver", type === overlayMagic ? "vfs" : "overlay2"],
-      ...["--insecure-registry", registryName],
+      ...["--insecure-registry", registryName, "--containerd", node.paths.containerdSocket],
       ...(liveRestore ? ["--live-restore"] : []),
     ];
     await writeFile(join(node.dir, "daemon.json"), "{}");
     const cni = await prepareCNI(node);
+    await startPlainContainerd(node);
     let running: NodeProcess | undefined;
     const docker: TestDocker = {
       node,
@@ -118,6 +119,23 @@ export async function startTestDocker({ liveRestore = true }: TestDockerOptions 
     await node.destroy();
     throw err;
   }
+}
+
+/** A containerd for dockerd alone, as distributions have it: it outlives dockerd, and so do the containers if they may. */
+async function startPlainContainerd(node: TestNode): Promise<void> {
+  const { containerdConfig, containerdRoot, containerdState, containerdSocket } = node.paths;
+  await writeFile(
+    containerdConfig,
+    [
+      "version = 2",
+      `root = ${JSON.stringify(containerdRoot)}`,
+      `state = ${JSON.stringify(containerdState)}`,
+      "oom_score = 0",
+      'disabled_plugins = ["io.containerd.grpc.v1.cri", "io.containerd.tracing.processor.v1.otlp"]',
+      `[grpc]\n  address = ${JSON.stringify(containerdSocket)}`,
+    ].join("\n"),
+  );
+  await node.start("containerd", ["--config", containerdConfig]);
 }
 
 /**
