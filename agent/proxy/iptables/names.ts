@@ -12,6 +12,9 @@ export const chainNameLengthMax = 28;
  */
 export const servicePrefixes = ["KUBE-SVC-", "KUBE-SVL-", "KUBE-EXT-", "KUBE-FW-", "KUBE-SEP-"] as const;
 
+/** Of services' chains before Kubernetes 1.24, in the nat table: all external traffic that stays on its node. */
+export const oldServicePrefix = "KUBE-XLB-";
+
 /** The suffix shared by the SVC, SVL, EXT and FW chains of a service port. */
 export function portSuffix(servicePortName: string, protocol: Protocol): string {
   return hashSuffix(servicePortName + protocol);

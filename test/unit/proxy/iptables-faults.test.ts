@@ -142,6 +142,16 @@ describe("a chain that somebody else's rule refers to", () => {
   });
 });
 
+test("chains that an old kube-proxy has left go with the first full sync", async () => {
+  const bench = new Bench();
+  await bench.iptables.restore(
+    "*nat\n:KUBE-XLB-FW5WK6PXQNBBTCNH - [0:0]\n:KUBE-SVC-OLD - [0:0]\n-A KUBE-XLB-FW5WK6PXQNBBTCNH -j KUBE-SVC-OLD\nCOMMIT\n",
+  );
+  bench.put("web", "10.96.0.1", ["10.244.1.5"]);
+  await bench.sync(true);
+  expect(bench.iptables.dump()).not.toMatch(/KUBE-XLB-|KUBE-SVC-OLD/);
+});
+
 describe("a kernel that does not match sets", () => {
   test("gets rules without them, and is asked again an hour later", async () => {
     const bench = new Bench();
