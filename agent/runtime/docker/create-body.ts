@@ -21,16 +21,22 @@ export interface BindMount {
   Target: string;
   ReadOnly: boolean;
   BindOptions: {
-    Propagation: "rprivate" | "rslave" | "rshared";
+    /** Absent: private, or what Docker needs. */
+    Propagation?: "rslave" | "rshared";
     ReadOnlyNonRecursive?: true;
     ReadOnlyForceRecursive?: true;
   };
 }
 
-/** Body of `POST /containers/create`; dockerode takes `name` from it for the query. */
-export interface CreateBody extends Docker.ContainerCreateOptions {
+/** Body of `POST /containers/create` with the name, which goes into the query. */
+export interface CreateBody extends Omit<Docker.ContainerCreateOptions, "HostConfig" | "abortSignal"> {
   name: string;
-  HostConfig: Docker.HostConfig & { CgroupnsMode: "host" | "private" };
+  HostConfig: HostConfig;
+}
+
+export interface HostConfig extends Omit<Docker.HostConfig, "Mounts"> {
+  CgroupnsMode: "host" | "private";
+  Mounts?: BindMount[];
 }
 
 // From here on a bind mount can say how its own submounts are to be treated when it is read-only.

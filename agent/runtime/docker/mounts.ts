@@ -1,13 +1,18 @@
 import { mkdir, stat } from "node:fs/promises";
 import { posix } from "node:path";
-import type Docker from "dockerode";
 import { errnoOf } from "../../lib/errno.ts";
 import { AgentError, messageOf } from "../../lib/errors.ts";
 import type { Mount } from "../port.ts";
-import { type BindMount, type ContextOfDaemon, hasSecurityOption, knowsRecursiveReadOnly } from "./create-body.ts";
+import {
+  type BindMount,
+  type ContextOfDaemon,
+  hasSecurityOption,
+  type HostConfig,
+  knowsRecursiveReadOnly,
+} from "./create-body.ts";
 import { compareVersions, type DaemonInfo } from "./daemon.ts";
 
-const propagations = { PRIVATE: "rprivate", HOST_TO_CONTAINER: "rslave", BIDIRECTIONAL: "rshared" } as const;
+const propagations = { HOST_TO_CONTAINER: "rslave", BIDIRECTIONAL: "rshared" } as const;
 
 /**
  * Mounts of a container in Docker's words. Throws Invalid or Unimplemented for what Docker cannot mount. Pure.
@@ -18,7 +23,7 @@ export function dockerMounts(
   what: string,
   mounts: readonly Mount[],
   { daemon }: Pick<ContextOfDaemon, "daemon">,
-): Pick<Docker.HostConfig, "Mounts" | "Binds"> {
+): Pick<HostConfig, "Mounts" | "Binds"> {
   const places = new Map<string, Mount>();
   for (const mount of mounts) {
     checkMount(what, mount, daemon);
@@ -73,30 +78,22 @@ export function noRecursiveReadOnly({ version }: Pick<DaemonInfo, "version">): s
 }
 
 function bindMount(target: string, mount: Mount, daemon: DaemonInfo): BindMount {
-  const source = cleanPath(mount.hostPath);
-  const { readonly: isReadOnly, recursiveReadOnly } = mount;
+  const { readonly: isReadOnly, recursiveReadOnly, propagation } = mount;
   // Without a word about it newer daemons make submounts read-only as well, which Kubernetes does only when asked to.
   const recursion = !knowsRecursiveReadOnly(daemon) || !isReadOnly ? undefined : recursiveReadOnly;
   return {
     Type: "bind",
-    Source: source,
+    Source: cleanPath(mount.hostPath),
     Target: target,
     ReadOnly: isReadOnly,
     BindOptions: {
-      Propagation: propagationOf(mount, source, daemon),
+      // Private is what Docker takes when nothing is said. It must not be: of a mount of its own data root it refuses that,
+      // and takes a slave where it can.
+      ...(propagation === "PRIVATE" ? {} : { Propagation: propagations[propagation] }),
       ...(recursion === true ? { ReadOnlyForceRecursive: true } : {}),
       ...(recursion === false ? { ReadOnlyNonRecursive: true } : {}),
     },
   };
-}
-
-/**
- * Docker does not let a container hold mounts of its data root privately, since then it could not unmount them; a slave
- * gives the container the same view and lets go. The comparison is Docker's own, of texts.
- */
-function propagationOf({ propagation }: Mount, source: string, { rootDir }: DaemonInfo) {
-  const hasRoot = rootDir !== "" && (source.startsWith(rootDir) || rootDir.startsWith(source));
-  return propagation === "PRIVATE" && hasRoot ? "rslave" : propagations[propagation];
 }
 
 /** Only the older form of a mount can be relabelled. Without a propagation in it Docker takes the one that it needs. */

@@ -14,8 +14,7 @@ const engine28 = { apiVersion: "1.48", version: "28.0.0" };
 const selinux = { securityOptions: ["name=seccomp,profile=default", "name=selinux"] };
 
 function bind(change: object = {}, options: object = {}) {
-  const BindOptions = { Propagation: "rprivate", ...options };
-  return { Type: "bind", Source: "/srv/data", Target: "/data", ReadOnly: false, BindOptions, ...change };
+  return { Type: "bind", Source: "/srv/data", Target: "/data", ReadOnly: false, BindOptions: options, ...change };
 }
 
 const cases: { name: string; mounts: Partial<Mount>[]; daemon?: Partial<DaemonInfo>; want: object }[] = [
@@ -54,20 +53,13 @@ const cases: { name: string; mounts: Partial<Mount>[]; daemon?: Partial<DaemonIn
     want: { Mounts: [bind({ Source: "/srv/a:b c", Target: "/x/y:z" })] },
   },
   {
-    name: "Docker's data root, what contains it and what lies in it, which Docker refuses to mount privately",
+    name: "Docker's data root and what contains it: Docker refuses any word for private there",
     mounts: [
       { hostPath: "/", containerPath: "/a" },
-      { hostPath: "/var", containerPath: "/b" },
-      { hostPath: "/var/lib/docker/containers", containerPath: "/c" },
-      { hostPath: "/var/log", containerPath: "/d" },
+      { hostPath: "/var/lib/docker/containers", containerPath: "/b" },
     ],
     want: {
-      Mounts: [
-        bind({ Source: "/", Target: "/a" }, { Propagation: "rslave" }),
-        bind({ Source: "/var", Target: "/b" }, { Propagation: "rslave" }),
-        bind({ Source: "/var/lib/docker/containers", Target: "/c" }, { Propagation: "rslave" }),
-        bind({ Source: "/var/log", Target: "/d" }),
-      ],
+      Mounts: [bind({ Source: "/", Target: "/a" }), bind({ Source: "/var/lib/docker/containers", Target: "/b" })],
     },
   },
   {
