@@ -64,6 +64,11 @@ export const differences: readonly Difference[] = [
       "Its handler must be one of the daemon's `runtimes` (`docker info`); else the sandbox is not made, and an event says so.",
   },
   {
+    subject: "Privileged containers, capability `ALL`",
+    outcome:
+      "With Docker Engine 20.10 they do not start where the daemon itself lacks a capability (inside a container); from 23 on they get what there is.",
+  },
+  {
     subject: "CDI devices",
     outcome:
       'Need Docker Engine 25 with the feature `"cdi"` on; else the container is not made, and its waiting reason says so.',
