@@ -165,26 +165,27 @@ test("other people's containers are neither listed nor counted nor told of", asy
 });
 
 describe("a network that fails", () => {
-  const bridge = () => join(docker.cni.binDirs[0] ?? "", "bridge");
   const plugins = [
     { name: "prints garbage", script: "cat >/dev/null; echo '{not json'; exit 0" },
     { name: "exits 255 after half its work", script: "echo half >&2; exit 255" },
   ];
-  for (const { name, script } of plugins) {
-    test(`a plugin that ${name}: the sandbox is refused, naming the pod, and nothing is left`, async () => {
-      const good = await readFile(bridge(), "utf8");
+  test.each(plugins)(
+    "a plugin that $name: the sandbox is refused, naming the pod, and nothing is left",
+    async ({ script }) => {
+      const bridge = join(docker.cni.binDirs[0] ?? "", "bridge");
+      const good = await readFile(bridge, "utf8");
       // DEL works, as it does when only ADD is broken.
-      await writeFile(bridge(), good.replace("exec ", `if [ "$CNI_COMMAND" = ADD ]; then ${script}; fi\nexec `));
+      await writeFile(bridge, good.replace("exec ", `if [ "$CNI_COMMAND" = ADD ]; then ${script}; fi\nexec `));
       try {
         const config = await sandboxConfig(docker.node.dir, docker.node.cgroupRoot);
         await expect(runtime.runPodSandbox(config, "")).rejects.toThrow(`set up network of default/${config.name}`);
         expect(await runtime.podSnapshot(config.uid)).toMatchObject({ sandboxes: [], containers: [] });
       } finally {
-        await writeFile(bridge(), good);
+        await writeFile(bridge, good);
       }
       expect(await addressesInUse()).toEqual([]);
-    });
-  }
+    },
+  );
 });
 
 describe("the daemon", () => {

@@ -1,4 +1,3 @@
-import type Docker from "dockerode";
 import { AgentError, hasCode } from "../../lib/errors.ts";
 import type { DockerClient } from "./client.ts";
 import type { CreateBody } from "./create-body.ts";
@@ -61,8 +60,7 @@ async function create(client: DockerClient, what: string, body: CreateBody): Pro
   const request = { _query: { name }, _body: description };
   const container = await client.call(
     what,
-    async (abortSignal) =>
-      await client.docker.createContainer({ ...request, abortSignal } as unknown as Docker.ContainerCreateOptions),
+    async (abortSignal) => await client.docker.createContainer({ ...request, abortSignal }),
   );
   return container.id;
 }

@@ -156,10 +156,10 @@ export class Sandboxes {
   async #containersOf(id: string): Promise<WireContainer[]> {
     const { client } = this.#options;
     const filters = sandboxContainersFilter(id);
-    return (await client.call(
+    return await client.call(
       `list containers of sandbox ${id}`,
       async (abortSignal) => await client.docker.listContainers({ all: true, filters, abortSignal }),
-    )) as unknown as WireContainer[];
+    );
   }
 
   async #kill({ Id }: WireContainer): Promise<void> {

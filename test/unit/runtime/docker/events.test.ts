@@ -119,4 +119,5 @@ test("a stop ends an open stream", async () => {
   await follower.until(1);
   await follower.end();
   await closed.promise;
+  expect(follower.seen).toEqual(["unknown undefined"]);
 });
