@@ -7,6 +7,7 @@ import { AgentError, hasCode, messageOf } from "../../lib/errors.ts";
 import type { ExecSyncResult } from "../port.ts";
 import type { DockerClient } from "./client.ts";
 import { outputParser } from "./streaming/frames.ts";
+import { readToEnd } from "./streaming/hijacked.ts";
 
 // Of stdout and of stderr, each; the rest is read and dropped. containerd's limit, which is that of an answer over CRI.
 export const execOutputBytesMax = 16 << 20;
@@ -48,6 +49,7 @@ interface ExecState {
  * outputs are always there, as the connection's end is that of the outputs.
  */
 export class DockerExec {
+  /** To be destroyed by whoever uses it. Its end says nothing of how the command ended. */
   readonly socket: Duplex;
   readonly #client: DockerClient;
   readonly #exec: Docker.Exec;
@@ -80,13 +82,13 @@ export class DockerExec {
       async (abortSignal) => await docker.getContainer(containerID).exec({ ...create, abortSignal }),
       { signal },
     );
-    const socket = await client.call(
+    const starting = client.call(
       what,
       async (abortSignal) => await exec.start({ hijack: true, Detach: false, Tty: tty, abortSignal }),
-      { signal },
     );
-    socket.on("error", () => {}); // who reads it is told by its end
-    return new DockerExec(client, exec, containerID, socket, clock);
+    const running = starting.then((socket) => new DockerExec(client, exec, containerID, readToEnd(socket), clock));
+    // A start that is broken off may still come to pass at the daemon: it is waited for, and what it started is ended.
+    return await settleWith(running, signal, what, (started) => void started.kill("SIGKILL"));
   }
 
   /** True once the command runs or has run; false if it could not be started: what it says is the daemon's error then. */
@@ -164,6 +166,27 @@ export class DockerExec {
       signal === undefined ? {} : { signal },
     );
     return { running: Running, exitCode: ExitCode ?? undefined, pid: Pid > 0 ? Pid : undefined };
+  }
+}
+
+/** The outcome of `work`, unless `signal` aborts before: then it rejects with Canceled, and `tooLate` gets what comes of it. */
+async function settleWith<T>(
+  work: Promise<T>,
+  signal: AbortSignal,
+  what: string,
+  tooLate: (result: T) => void,
+): Promise<T> {
+  const { promise, reject } = Promise.withResolvers<never>();
+  const onAbort = () => {
+    reject(new AgentError("Canceled", `${what}: canceled`));
+    work.then(tooLate, () => {});
+  };
+  signal.addEventListener("abort", onAbort);
+  if (signal.aborted) onAbort();
+  try {
+    return await Promise.race([work, promise]);
+  } finally {
+    signal.removeEventListener("abort", onAbort);
   }
 }
 

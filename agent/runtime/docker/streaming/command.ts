@@ -8,6 +8,7 @@ import { ifThere } from "../errors.ts";
 import { detachKeys, DockerExec } from "../exec.ts";
 import type { CommandChannels, SessionOutcome } from "./channels.ts";
 import { outputParser } from "./frames.ts";
+import { readToEnd } from "./hijacked.ts";
 import { parseSizes, type TerminalSize } from "./sizes.ts";
 
 // While input is held back nothing is read from the client: one that is lost shows when something is sent to it.
@@ -99,12 +100,12 @@ async function attachFor(
   if (!State.Running) throw new AgentError("Conflict", `container ${containerID} is not running`);
   const hasInput = stdin && Config.OpenStdin;
   const options = { stream: true, stdin: hasInput, stdout: true, stderr: true, hijack: true, detachKeys };
-  const socket = (await client.call(
+  const connection = await client.call(
     `attach to container ${containerID}`,
     async (abortSignal) => await container.attach({ ...options, abortSignal }),
     { signal: channels.gone },
-  )) as Duplex;
-  socket.on("error", () => {});
+  );
+  const socket = readToEnd(connection as Duplex);
   const onGone = () => socket.destroy();
   channels.gone.addEventListener("abort", onGone);
   if (channels.gone.aborted) onGone();
