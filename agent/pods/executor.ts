@@ -350,13 +350,14 @@ export class Executor {
     { pod, podIPs: [podIP = ""] }: StepContext,
     signal: AbortSignal,
   ): Promise<void> {
-    const { runtime, clock } = this.#deps;
+    const { runtime, clock, metrics } = this.#deps;
     await runHook(
       handler,
       { pod, container, containerID, podIP },
       {
         runtime,
         clock,
+        metrics,
         onHTTPFallback: (_pod, { name }, message) =>
           this.#event(pod, "Warning", "LifecycleHTTPFallback", message, find(pod, name).fieldPath),
       },

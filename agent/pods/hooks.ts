@@ -3,6 +3,7 @@ import type { Clock } from "../lib/clock.ts";
 import { messageOf } from "../lib/errors.ts";
 import { httpGet, httpTarget, type HTTPTarget, isPlainAnswer } from "../probes/http-get.ts";
 import type { Runtime } from "../runtime/port.ts";
+import type { PodMetrics } from "./metrics.ts";
 
 /** What servers see who is calling; kubelet's own text. */
 export const hookUserAgent = "kube-lifecycle/1.36";
@@ -10,6 +11,7 @@ export const hookUserAgent = "kube-lifecycle/1.36";
 export interface HookDeps {
   runtime: Pick<Runtime, "execSync">;
   clock: Clock;
+  metrics?: Pick<PodMetrics, "hookFallbacks" | "sleepsCutShort"> | undefined;
   /** An HTTPS hook's server speaks plain HTTP, and was asked that way. */
   onHTTPFallback(pod: Pod, container: Container, message: string): void;
 }
@@ -35,8 +37,17 @@ export async function runHook(
   signal.throwIfAborted();
   if (handler.exec !== undefined) await orAborted(runExec(handler.exec.command ?? [], target, deps), signal);
   else if (handler.httpGet !== undefined) await runHTTP(handler.httpGet, target, deps, signal);
-  else if (handler.sleep !== undefined) await deps.clock.sleep(handler.sleep.seconds * 1_000, signal);
+  else if (handler.sleep !== undefined) await runSleep(handler.sleep.seconds, deps, signal);
   else throw new Error("invalid handler: it has no exec, httpGet or sleep");
+}
+
+async function runSleep(seconds: number, { clock, metrics }: HookDeps, signal: AbortSignal): Promise<void> {
+  try {
+    await clock.sleep(seconds * 1_000, signal);
+  } catch (err) {
+    metrics?.sleepsCutShort.inc({});
+    throw err;
+  }
 }
 
 async function runExec(command: readonly string[], { containerID }: HookTarget, { runtime }: HookDeps): Promise<void> {
@@ -68,6 +79,7 @@ async function runHTTP(
       `request to HTTPS lifecycle hook got HTTP response, retrying with HTTP: ${messageOf(err)}`,
     );
     await httpGet(withoutTLS(target), { timeoutMs: undefined, signal, clock: deps.clock });
+    deps.metrics?.hookFallbacks.inc({});
   }
 }
 

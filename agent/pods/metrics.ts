@@ -16,6 +16,10 @@ export interface PodMetrics {
   startedUserNamespacedPodErrors: Counter;
   startedContainers: Counter<"container_type">;
   startedContainerErrors: Counter<"container_type" | "code">;
+  /** Hooks over HTTPS that got their way without TLS. */
+  hookFallbacks: Counter;
+  /** Sleep hooks that did not last as long as they say. */
+  sleepsCutShort: Counter;
   /** Time of one step of work on a pod. */
   stepSeconds: Histogram<"operation_type">;
   /** From wanting a status to the API server having it. */
@@ -160,6 +164,14 @@ export function createPodMetrics(registry: MetricsRegistry, clock: Clock): PodMe
       "kubelet_started_containers_errors_total",
       "Containers that could not be started, by the reason that their status shows.",
       ["container_type", "code"],
+    ),
+    hookFallbacks: counter(
+      "lifecycle_handler_http_fallbacks_total",
+      "Lifecycle hooks over HTTPS whose servers speak plain HTTP, and were asked that way.",
+    ),
+    sleepsCutShort: counter(
+      "sleep_action_terminated_early_total",
+      "Sleep hooks that ended before their time, with their container or its grace period.",
     ),
     stepSeconds: registry.histogram(
       "kubelet_pod_worker_duration_seconds",

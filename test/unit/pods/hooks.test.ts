@@ -3,8 +3,11 @@ import { describe, expect, test } from "vitest";
 import { buildCertificate } from "../../../agent/kube/certificates/x509.ts";
 import type { LifecycleHandler } from "../../../agent/kube/types.ts";
 import { AgentError } from "../../../agent/lib/errors.ts";
+import { MetricsRegistry } from "../../../agent/lib/metrics.ts";
 import { type HookDeps, runHook } from "../../../agent/pods/hooks.ts";
+import { createPodMetrics } from "../../../agent/pods/metrics.ts";
 import { FakeClock, settle } from "../kube/fake-clock.ts";
+import { metricsText } from "../lib/metrics-support.ts";
 import { closedPort, startHTTP, startHTTPS, startTCP, startText } from "../probes/servers.ts";
 import { podOf } from "./support.ts";
 
@@ -13,16 +16,18 @@ function setUp(execSync: HookDeps["runtime"]["execSync"] = async () => await Pro
   const clock = new FakeClock();
   const stop = new AbortController();
   const fallbacks: string[] = [];
+  const registry = new MetricsRegistry();
   const deps: HookDeps = {
     runtime: { execSync },
     clock,
+    metrics: createPodMetrics(registry, clock),
     onHTTPFallback: (_pod, container, message) => fallbacks.push(`${container.name} ${message}`),
   };
   const run = async (handler: LifecycleHandler, podIP = "127.0.0.1") => {
     const container = { name: "app", image: "image:1", ports: [{ name: "web", containerPort: 8080 }] };
     await runHook(handler, { pod: podOf(), container, containerID: "app-0", podIP }, deps, stop.signal);
   };
-  return { clock, stop, fallbacks, run };
+  return { clock, stop, fallbacks, run, shown: () => metricsText(registry) };
 }
 
 const result = (exitCode: number, stderr = "") => ({
@@ -109,7 +114,7 @@ describe("an HTTP hook", () => {
   });
 
   test("over HTTPS to a plain server is sent again without its credentials, and said", async () => {
-    const { run, fallbacks } = setUp();
+    const { run, fallbacks, shown } = setUp();
     const seen: unknown[] = [];
     await using server = await startHTTP((request, response) => {
       seen.push([request.url, request.headers["x-a"], request.headers.authorization]);
@@ -121,6 +126,7 @@ describe("an HTTP hook", () => {
     ];
     await run({ httpGet: { port: server.port, scheme: "HTTPS", path: "/bye?x", httpHeaders } });
     expect(seen).toEqual([["/bye?x", "1", undefined]]);
+    expect(await shown()).toContain("kubelet_lifecycle_handler_http_fallbacks_total 1\n");
     expect(fallbacks).toEqual([
       `app request to HTTPS lifecycle hook got HTTP response, retrying with HTTP: Get "https://127.0.0.1:${server.port}/bye?x": http: server gave HTTP response to HTTPS client`,
     ]);
@@ -165,14 +171,16 @@ describe("a sleep hook", () => {
   });
 
   test("of no time is over at once, and any ends when it is given up", async () => {
-    const { run, clock, stop } = setUp();
+    const { run, clock, stop, shown } = setUp();
     const none = run({ sleep: { seconds: 0 } });
     await clock.advance(0);
     await none;
+    expect(await shown()).toContain("kubelet_sleep_action_terminated_early_total 0\n");
     const running = run({ sleep: { seconds: 60 } });
     stop.abort();
     await expect(running).rejects.toMatchObject({ name: "AbortError" });
     expect(clock.waiting).toBe(0);
+    expect(await shown()).toContain("kubelet_sleep_action_terminated_early_total 1\n");
   });
 });
 

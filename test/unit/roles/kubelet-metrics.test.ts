@@ -33,9 +33,9 @@ function everything() {
   clientCertificateMetrics(registry, () => ({ current: () => undefined, subscribe: () => () => {} }), clock);
   const stats = { summary: async () => await Promise.resolve({ node: {}, pods: [] }) } as unknown as Stats;
   registerNodeMetrics(registry, clock, { nodeName: "n1", cgroupVersion: 2, gates: {}, stats });
-  const surroundings = { clock, log: silentLogger, parts } as Surroundings;
-  const featureGates = { PodCertificateRequest: true };
-  openProjectedKind({ featureGates, cluster: {}, nodeName: "n1", registry } as ProjectedKindOptions, surroundings);
+  const surroundings: unknown = { clock, log: silentLogger, parts };
+  const projected: unknown = { featureGates: { PodCertificateRequest: true }, cluster: {}, nodeName: "n1", registry };
+  openProjectedKind(projected as ProjectedKindOptions, surroundings as Surroundings); // nothing is asked yet
   return registry;
 }
 
