@@ -44,6 +44,30 @@ export async function readConfigDir(dir: string): Promise<ConfigDir> {
   return { config: undefined, file: undefined, problems };
 }
 
+// A file that was good is not given up at once when it cannot be read: somebody may be writing it, and pods that start in this
+// moment would land in the next file's network.
+export const brokenGraceMs = 2_000;
+
+/**
+ * Whether what was just read takes the place of what is in use. Pure.
+ *
+ * @param brokenSinceMs when the file in use was first found broken; `undefined`: it was good at the last look
+ * @returns `waitMs`: keep what is in use, and look again after this long
+ */
+export function decideTakeOver(
+  inUse: ConfigDir | undefined,
+  next: ConfigDir,
+  brokenSinceMs: number | undefined,
+  nowMs: number,
+): { takeOver: true } | { takeOver: false; brokenSinceMs: number; waitMs: number } {
+  const { file } = inUse ?? {};
+  if (file === undefined || !next.problems.some((problem) => problem.startsWith(`${file}: `)))
+    return { takeOver: true };
+  const sinceMs = brokenSinceMs ?? nowMs;
+  const waitMs = sinceMs + brokenGraceMs - nowMs;
+  return waitMs > 0 ? { takeOver: false, brokenSinceMs: sinceMs, waitMs } : { takeOver: true };
+}
+
 /** Appends the plugins of `DIR/NETWORK/*.conf`, unless the network says not to. */
 async function withFurtherPlugins(dir: string, config: NetworkConfig): Promise<NetworkConfig> {
   if (config.loadOnlyInlinedPlugins) return config;

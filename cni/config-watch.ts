@@ -17,9 +17,9 @@ export interface ConfigWatchOptions {
 }
 
 // Installers write, and then write again: let them come to an end.
-export const settleMs = 50;
+const settleMs = 50;
 // Backs the events: what a network file system does not tell is noticed this late.
-export const resyncMs = 60_000;
+const resyncMs = 60_000;
 
 /**
  * Watches a configuration directory until `signal` aborts; then resolves. Never rejects. The directory may appear later, go, and

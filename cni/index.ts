@@ -4,7 +4,7 @@ import { AgentError, hasCode, messageOf, withContext } from "../agent/lib/errors
 import type { Logger } from "../agent/lib/log.ts";
 import { AttachmentCache, type CachedAttachment } from "./cache.ts";
 import { type NetworkConfig, parseNetworkConfig, renderNetworkConfig } from "./config.ts";
-import { type ConfigDir, readConfigDir } from "./config-dir.ts";
+import { type ConfigDir, decideTakeOver, readConfigDir } from "./config-dir.ts";
 import { watchConfigDir } from "./config-watch.ts";
 import { Gate } from "./gate.ts";
 import { setUpLoopback } from "./loopback.ts";
@@ -79,9 +79,6 @@ export interface CNI {
   close(): Promise<void>;
 }
 
-// A file that was good is not given up at once when it cannot be read: somebody may be writing it, and pods that start in this
-// moment would land in the next file's network.
-export const brokenGraceMs = 2_000;
 // An operation takes some tenths of a second. Longer than this it hangs, and the agent's stop must not.
 export const closeGraceMs = 5_000;
 
@@ -101,21 +98,18 @@ export function createCNI(options: CNIOptions): CNI {
   const reload = async (onChange?: () => void): Promise<number | undefined> => {
     const next = await readConfigDir(confDir);
     const before = current;
-    if (before?.file !== undefined && next.problems.some((problem) => problem.startsWith(`${before.file}: `))) {
-      brokenSinceMs ??= clock.monotonic();
-      const leftMs = brokenSinceMs + brokenGraceMs - clock.monotonic();
-      if (leftMs > 0) return leftMs;
-    }
-    brokenSinceMs = undefined;
+    const decided = decideTakeOver(before, next, brokenSinceMs, clock.monotonic());
+    brokenSinceMs = decided.takeOver ? undefined : decided.brokenSinceMs;
+    if (!decided.takeOver) return decided.waitMs;
     current = next;
     for (const problem of next.problems) {
       if (before?.problems.includes(problem) !== true) log.warn({ err: problem }, "passing over a CNI configuration");
     }
     if (JSON.stringify(identityOf(before)) === JSON.stringify(identityOf(next))) return undefined;
     const { config, file } = next;
+    const types = config?.plugins.map(({ type }) => type);
     if (config === undefined) log.info({ dir: confDir }, "there is no CNI configuration");
-    else
-      log.info({ file, network: config.name, plugins: config.plugins.map(({ type }) => type) }, "using a CNI network");
+    else log.info({ file, network: config.name, plugins: types }, "using a CNI network");
     onChange?.();
     return undefined;
   };
@@ -253,8 +247,8 @@ export function createCNI(options: CNIOptions): CNI {
       });
     }
     await collectInNetwork(plugins, network, inUse, signal).catch((err: unknown) => failures.push(messageOf(err)));
-    if (failures.length > 0)
-      throw new AgentError("Internal", `network "${network.config.name}": ${failures.join("; ")}`);
+    if (failures.length === 0) return;
+    throw new AgentError("Internal", `network "${network.config.name}": ${failures.join("; ")}`);
   };
 
   return {

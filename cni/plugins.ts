@@ -147,8 +147,8 @@ export class Plugins {
       },
     });
     const stdout = Buffer.concat(chunks).toString("utf8");
-    if (result.failure === undefined && bytes <= stdoutBytesMax)
-      return { outcome: { ok: true, stdout }, isBusy: false };
+    const isTooMuch = bytes > stdoutBytesMax;
+    if (result.failure === undefined && !isTooMuch) return { outcome: { ok: true, stdout }, isBusy: false };
     const isBusy = result.failure === "spawn" && result.message.includes("ETXTBSY");
     const fail = (code: ErrorCode, words: string, pluginCode?: number) => ({
       outcome: {
@@ -159,7 +159,7 @@ export class Plugins {
       },
       isBusy,
     });
-    if (bytes > stdoutBytesMax) return fail("Internal", `it printed more than ${stdoutBytesMax} bytes and was killed`);
+    if (isTooMuch) return fail("Internal", `it printed more than ${stdoutBytesMax} bytes and was killed`);
     if (result.failure === "timeout") return fail("DeadlineExceeded", oneLine(result.message));
     if (result.failure === "canceled") return fail("Canceled", oneLine(result.message));
     const said = parseErrorObject(stdout);

@@ -91,20 +91,18 @@ describe("a plugin that fails in ADD", () => {
       want: `it printed more than ${stdoutBytesMax} bytes`,
     },
   ];
-  for (const { name, script, code, want } of faults) {
-    test(`${name}: the error says so, and the work of all is undone`, async () => {
-      await node.plugin("second", { ADD: `cd ${node.dir}; ${script}` });
-      const failed = await node
-        .cni()
-        .add(target)
-        .catch((err: unknown) => err);
-      expect(failed).toMatchObject({ code });
-      expect((failed as Error).message).toMatch(want);
-      expect((failed as Error).message).not.toContain("\n");
-      expect(await node.story()).toEqual(undone);
-      expect(await node.records()).toEqual([]);
-    });
-  }
+  test.each(faults)("$name: the error says so, and the work of all is undone", async ({ script, code, want }) => {
+    await node.plugin("second", { ADD: `cd ${node.dir}; ${script}` });
+    const failed = await node
+      .cni()
+      .add(target)
+      .catch((err: unknown) => err);
+    expect(failed).toMatchObject({ code });
+    expect((failed as Error).message).toMatch(want);
+    expect((failed as Error).message).not.toContain("\n");
+    expect(await node.story()).toEqual(undone);
+    expect(await node.records()).toEqual([]);
+  });
 
   test("by hanging: it is killed with what it started, and the work undone", async () => {
     const pidFile = join(node.dir, "pid");
@@ -183,12 +181,12 @@ describe("a plugin that cannot be started", () => {
     await cni.add({ ...target, containerID: "before" }); // its versions are known
     const writer = await open(join(node.binDir, "second"), "r+");
     const adding = cni.add(target);
-    let tries = 0;
     await until(async () => Promise.resolve(clock.waiting > 0));
     await writer.close();
-    for (; tries < busyRetries && (await node.story()).length < 4; tries += 1) {
+    const isWaitingOrDone = async () => clock.waiting > 0 || (await node.story()).length >= 4;
+    for (let tries = 0; tries < busyRetries && (await node.story()).length < 4; tries += 1) {
       await clock.advance(busyRetryMs);
-      await until(async () => clock.waiting > 0 || (await node.story()).length >= 4);
+      await until(isWaitingOrDone);
     }
     expect((await adding).ips).toHaveLength(1);
   });

@@ -1,8 +1,9 @@
-import { chmod, mkdir, mkdtemp, readdir, readFile, rm, writeFile } from "node:fs/promises";
+import { chmod, mkdir, mkdtemp, readFile, rm, writeFile } from "node:fs/promises";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { type Clock, systemClock } from "../../../agent/lib/clock.ts";
 import { silentLogger } from "../../../agent/lib/log.ts";
+import { namesIn } from "../../../agent/lib/names-in.ts";
 import { type CNI, createCNI } from "../../../cni/index.ts";
 import { pluginTimeouts, type PluginTimeouts } from "../../../cni/plugins.ts";
 
@@ -109,7 +110,7 @@ esac
 
   /** The names of the records in the cache. */
   async records(): Promise<string[]> {
-    return (await readdir(join(this.cacheDir, "results")).catch(() => [])).sort();
+    return (await namesIn(join(this.cacheDir, "results"))).sort((a, b) => a.localeCompare(b));
   }
 
   async [Symbol.asyncDispose](): Promise<void> {

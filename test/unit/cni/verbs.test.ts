@@ -237,18 +237,17 @@ describe("check", () => {
     await expect(cni.check(target)).rejects.toThrow('plugin type="bridge" failed (check): no address');
   });
 
-  for (const [name, version, more] of [
-    ["the network switches it off", "1.0.0", { disableCheck: true }],
-    ["the version has none", "0.3.1", {}],
-  ] as const) {
-    test(`does nothing if ${name}`, async () => {
-      await twoPlugins(version, more);
-      const cni = node.cni();
-      await cni.add(target);
-      await cni.check(target);
-      expect(await node.story()).toEqual(["ADD bridge", "ADD portmap"]);
-    });
-  }
+  const without = [
+    { name: "the network switches it off", version: "1.0.0", more: { disableCheck: true } },
+    { name: "the version has none", version: "0.3.1", more: {} },
+  ];
+  test.each(without)("does nothing if $name", async ({ version, more }) => {
+    await twoPlugins(version, more);
+    const cni = node.cni();
+    await cni.add(target);
+    await cni.check(target);
+    expect(await node.story()).toEqual(["ADD bridge", "ADD portmap"]);
+  });
 
   test("of a container that was not added", async () => {
     await twoPlugins();
