@@ -1,15 +1,11 @@
-import { backoffMs } from "../../lib/backoff.ts";
 import type { Clock } from "../../lib/clock.ts";
 import type { Logger } from "../../lib/log.ts";
 import type { SyncRequest } from "../backend.ts";
 import type { EndpointSets } from "../endpoints.ts";
 import type { ServiceDescription } from "../model.ts";
+import { decideStandIn, refusalRetryMs, refusalText, type StandIn } from "../refusal.ts";
 import type { Refusal } from "./isolate.ts";
 import type { AppliedService } from "./state.ts";
-
-// A kernel module may be loaded, or an object mended; the first is seldom, and the second is a change that is tried at once.
-const retryBaseMs = 30_000;
-const retryMaxMs = 3_600_000;
 
 /** What hears of refused services. */
 export interface RefusedDeps {
@@ -18,9 +14,6 @@ export interface RefusedDeps {
   /** Hears once of each service that is refused, with the reason. Must not throw. */
   readonly onRefused?: (key: string, reason: string) => void;
 }
-
-/** What a refused service has instead of its rules: those it had, a refusal of its clients, or nothing. */
-type StandIn = "last" | "refusal" | "nothing";
 
 interface RefusedService {
   readonly failures: number;
@@ -32,11 +25,6 @@ interface RefusedService {
   prints?: ReadonlyMap<string, number | undefined>;
 }
 
-const standInTexts: Readonly<Record<StandIn, string>> = {
-  last: "it keeps those that it had",
-  refusal: "its clients are refused",
-  nothing: "it has none",
-};
 const noEndpoints: EndpointSets = { cluster: [], local: [], reachable: [], hasAny: false };
 
 /** Services whose rules the kernel does not take. They keep what worked, if anything did; everybody else's are programmed. */
@@ -107,15 +95,12 @@ export class RefusedServices {
     for (const { key, error, isDispatch } of refusals) {
       const known = this.#services.get(key);
       const failures = (known?.failures ?? 0) + 1;
-      const retryMs = backoffMs(failures, { baseMs: retryBaseMs, maxMs: retryMaxMs });
+      const retryMs = refusalRetryMs(failures);
       const last = lastApplied(key) ?? known?.last;
       // With a dispatch rule refused, its chains may be new already, and no longer fit what led to them.
-      const standIn = isDispatch === true ? "nothing" : last === undefined ? "refusal" : "last";
+      const standIn = decideStandIn({ hasLast: last !== undefined, takesRefusal: isDispatch !== true });
       this.#services.set(key, { failures, retryAtMs: clock.monotonic() + retryMs, standIn, last });
-      log.error(
-        { service: key, err: error.message, retryMs },
-        `the kernel refuses the rules of this service; ${standInTexts[standIn]} until it changes or is tried again`,
-      );
+      log.error({ service: key, err: error.message, retryMs }, refusalText(standIn));
       if (failures === 1) onRefused?.(key, error.message);
     }
   }

@@ -126,8 +126,8 @@ export class IptablesBackend {
    */
   async sync(request: IptablesSyncRequest, signal: AbortSignal): Promise<ApplyResult> {
     let current = this.#refused.request(request);
+    const before = this.#state; // an attempt that fails leaves none
     for (let round = 1; ; round++) {
-      const before = current.isFull ? undefined : this.#state;
       const appliers: Applier[] = [];
       try {
         const result = await this.#attempt(current, appliers, signal);

@@ -1,10 +1,10 @@
-import { backoffMs } from "../../lib/backoff.ts";
 import type { Clock } from "../../lib/clock.ts";
 import type { Logger } from "../../lib/log.ts";
 import type { SyncRequest } from "../backend.ts";
 import type { EndpointSets } from "../endpoints.ts";
 import type { ServiceDescription } from "../model.ts";
 import { Pacer } from "../pacer.ts";
+import { refusalRetryMs, refusalText } from "../refusal.ts";
 import type { Nft } from "./exec.ts";
 import { baseChains, type FixedContext, renderFixed } from "./fixed.ts";
 import { TableText } from "./text.ts";
@@ -14,10 +14,6 @@ import { stageAll, type StageRequest, writeChanges, writeElements } from "./writ
 const trialTable = "kube-proxy-trial";
 // If more services than this are refused at once the fault is hardly theirs. Each one costs some fifteen trials.
 const foundMax = 32;
-
-// A kernel module may be loaded, or an object mended; the first is seldom, and the second is a change that is tried at once.
-const retryBaseMs = 30_000;
-const retryMaxMs = 3_600_000;
 
 interface CulpritsDeps {
   readonly nft: Nft;
@@ -119,14 +115,10 @@ export class Culprits {
     const { clock, log, onRefused } = this.#deps;
     const { key } = service;
     const failures = (this.#refused.get(key)?.failures ?? 0) + 1;
-    const retryMs = backoffMs(failures, { baseMs: retryBaseMs, maxMs: retryMaxMs });
+    const retryMs = refusalRetryMs(failures);
     const retryAtMs = clock.monotonic() + retryMs;
     this.#refused.set(key, { look: lookOf(service), failures, retryAtMs, substitute, isTried: false });
-    const instead = substitute === "rejecting" ? "its clients are refused" : "it has none";
-    log.error(
-      { service: key, err: why, retryMs },
-      `the kernel refuses the rules of this service; ${instead} until it changes or is tried again`,
-    );
+    log.error({ service: key, err: why, retryMs }, refusalText(substitute === "rejecting" ? "refusal" : "nothing"));
     if (failures === 1) onRefused?.(key, why);
   }
 

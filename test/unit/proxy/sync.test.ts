@@ -234,6 +234,21 @@ describe("damage by somebody else", () => {
 describe("a service that the kernel refuses", () => {
   const refusal = /--to-destination 10\.244\.66\./;
 
+  test("keeps the rules that it had also if a full sync finds it", async () => {
+    const bench = new Bench();
+    bench.put("web", "10.96.0.1", ["10.244.1.5"]);
+    bench.put("other", "10.96.0.2", ["10.244.1.6"]);
+    await bench.sync();
+    const before = bench.iptables.dump();
+    bench.iptables.refuses = refusal;
+    bench.put("web", "10.96.0.1", ["10.244.66.1"]);
+    await bench.sync(true);
+    expect(bench.refused).toEqual(["ns1/web: the kernel says no"]);
+    expect(bench.iptables.dump()).toBe(before);
+    expect(bench.set?.members?.size).toBe(2);
+    expect(bench.lines.filter((line) => line.includes("it keeps those that it had"))).toHaveLength(1);
+  });
+
   test("is left out and named; all the others are programmed, and it is tried again later", async () => {
     const bench = new Bench();
     for (let n = 0; n < 40; n++) bench.put(`s${n}`, `10.96.0.${n + 1}`, ["10.244.1.5"]);
