@@ -1,5 +1,6 @@
-import { type Family, parseCIDR } from "../ip.ts";
-import type { ProxyOptions } from "../options.ts";
+import type { Family } from "../ip.ts";
+import { detectLocalPods } from "../local-pods.ts";
+import type { DetectLocalOptions } from "../options.ts";
 import type { RenderContext, TreeName } from "./render.ts";
 import type { SharedSetNames } from "./set-names.ts";
 
@@ -165,23 +166,10 @@ export function renderEntrances(context: FixedContext): Record<Table, Map<string
   };
 }
 
-/** Which packets come from this node's pods, or undefined if that cannot be told for the family. Pure. */
-export function detectLocalMatch(options: ProxyOptions["detectLocal"], family: Family): RenderContext["localPods"] {
-  switch (options.mode) {
-    case "ClusterCIDR":
-    case "NodeCIDR": {
-      const cidr = options.cidrs.find((text) => parseCIDR(text)?.family === family);
-      return cidr === undefined ? undefined : { match: `-s ${cidr}`, notMatch: `! -s ${cidr}` };
-    }
-    case "BridgeInterface": {
-      const name = options.bridgeInterface;
-      return name === "" ? undefined : { match: `-i ${name}`, notMatch: `! -i ${name}` };
-    }
-    case "InterfaceNamePrefix": {
-      const name = options.interfaceNamePrefix;
-      return name === "" ? undefined : { match: `-i ${name}+`, notMatch: `! -i ${name}+` };
-    }
-    default:
-      return options.mode satisfies never;
-  }
+/** What matches packets of this node's pods, and of everybody else; undefined if that cannot be told for the family. Pure. */
+export function detectLocalMatch(options: DetectLocalOptions, family: Family): RenderContext["localPods"] {
+  const pods = detectLocalPods(options, family);
+  if (pods === undefined) return undefined;
+  const match = pods.kind === "source" ? `-s ${pods.cidr}` : `-i ${pods.name}${pods.isPrefix ? "+" : ""}`;
+  return { match, notMatch: `! ${match}` };
 }

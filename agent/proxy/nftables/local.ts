@@ -1,5 +1,6 @@
+import type { Family } from "../ip.ts";
+import { detectLocalPods } from "../local-pods.ts";
 import type { DetectLocalOptions } from "../options.ts";
-import { type Family, parseCIDR } from "../ip.ts";
 import { familyWords } from "./render.ts";
 
 /** What matches packets of this node's pods, and of everybody else; undefined: cannot be told for the family. Pure. */
@@ -7,24 +8,12 @@ export function detectLocalMatch(
   options: DetectLocalOptions,
   family: Family,
 ): { match: string; notMatch: string } | undefined {
-  const { ip } = familyWords(family);
-  switch (options.mode) {
-    case "ClusterCIDR":
-    case "NodeCIDR": {
-      const cidr = options.cidrs.find((text) => parseCIDR(text)?.family === family);
-      return cidr === undefined ? undefined : { match: `${ip} saddr ${cidr}`, notMatch: `${ip} saddr != ${cidr}` };
-    }
-    case "BridgeInterface":
-      return interfaceMatch(options.bridgeInterface, "");
-    case "InterfaceNamePrefix":
-      return interfaceMatch(options.interfaceNamePrefix, "*");
-    default:
-      return options.mode satisfies never;
-  }
-}
-
-/** Quoted: a name may begin with what nft takes for a number or a keyword. */
-function interfaceMatch(name: string, wildcard: "" | "*") {
-  if (name === "") return undefined;
-  return { match: `iifname "${name}${wildcard}"`, notMatch: `iifname != "${name}${wildcard}"` };
+  const pods = detectLocalPods(options, family);
+  if (pods === undefined) return undefined;
+  const [what, value] =
+    pods.kind === "source"
+      ? [`${familyWords(family).ip} saddr`, pods.cidr]
+      : // Quoted: a name may begin with what nft takes for a number or a keyword.
+        ["iifname", `"${pods.name}${pods.isPrefix ? "*" : ""}"`];
+  return { match: `${what} ${value}`, notMatch: `${what} != ${value}` };
 }

@@ -1,0 +1,30 @@
+import type { DetectLocalOptions } from "./options.ts";
+import { type Family, parseCIDR } from "./ip.ts";
+
+/** How packets of this node's pods are told from others; see KubeProxyConfiguration's detectLocalMode. */
+export type LocalPods =
+  /** By their source, in this CIDR. */
+  | { readonly kind: "source"; readonly cidr: string }
+  /** By the interface they come in by, or by what its name starts with. */
+  | { readonly kind: "interface"; readonly name: string; readonly isPrefix: boolean };
+
+/** Decides it for one family; undefined: it cannot be told. Pure. */
+export function detectLocalPods(options: DetectLocalOptions, family: Family): LocalPods | undefined {
+  switch (options.mode) {
+    case "ClusterCIDR":
+    case "NodeCIDR": {
+      const cidr = options.cidrs.find((text) => parseCIDR(text)?.family === family);
+      return cidr === undefined ? undefined : { kind: "source", cidr };
+    }
+    case "BridgeInterface":
+      return interfacePods(options.bridgeInterface, false);
+    case "InterfaceNamePrefix":
+      return interfacePods(options.interfaceNamePrefix, true);
+    default:
+      return options.mode satisfies never;
+  }
+}
+
+function interfacePods(name: string, isPrefix: boolean): LocalPods | undefined {
+  return name === "" ? undefined : { kind: "interface", name, isPrefix };
+}
