@@ -115,6 +115,16 @@ export function isExternallyAccessible(port: ServicePortSpec): boolean {
   return port.nodePort !== 0 || port.loadBalancerVIPs.length > 0 || port.externalIPs.length > 0;
 }
 
+/** Whether traffic from inside and from outside has somewhere to go under the port's policies. Pure. */
+export function reachability(port: ServicePortSpec & { readonly endpoints: EndpointSets }): {
+  internal: boolean;
+  external: boolean;
+} {
+  const { hasAny, local } = port.endpoints;
+  const under = (isLocalOnly: boolean) => hasAny && !(isLocalOnly && local.length === 0);
+  return { internal: under(port.isInternalPolicyLocal), external: under(port.isExternalPolicyLocal) };
+}
+
 /** Chooses the endpoints for each kind of traffic: readiness, termination fallback, policies, topology hints. Pure. */
 export function selectEndpoints(port: ServicePortSpec, all: readonly Endpoint[], topology: Topology): EndpointSets {
   const isExternal = isExternallyAccessible(port);

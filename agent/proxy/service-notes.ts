@@ -1,4 +1,4 @@
-import { isExternallyAccessible } from "./endpoints.ts";
+import { isExternallyAccessible, reachability } from "./endpoints.ts";
 import type { ServiceDescription, ServicePort } from "./model.ts";
 
 /** A Service that wants to be asked on its healthCheckNodePort, as one IP family sees it. */
@@ -72,10 +72,10 @@ export class ServiceNotes {
 function noLocalCounts(ports: readonly ServicePort[]): NoLocalCounts {
   const counts = { internal: 0, external: 0 };
   for (const port of ports) {
-    const { hasAny, local } = port.endpoints;
-    if (!hasAny || local.length > 0) continue;
-    if (port.isInternalPolicyLocal) counts.internal += 1;
-    if (port.isExternalPolicyLocal && isExternallyAccessible(port)) counts.external += 1;
+    if (!port.endpoints.hasAny) continue;
+    const { internal, external } = reachability(port);
+    if (!internal) counts.internal += 1;
+    if (!external && isExternallyAccessible(port)) counts.external += 1;
   }
   return counts;
 }

@@ -1,4 +1,4 @@
-import { isExternallyAccessible, type Endpoint } from "../endpoints.ts";
+import { type Endpoint, isExternallyAccessible, reachability } from "../endpoints.ts";
 import { type Family, parseIP } from "../ip.ts";
 import type { ServiceDescription, ServicePort } from "../model.ts";
 import { addressKey, portKey } from "./keys.ts";
@@ -184,12 +184,6 @@ function renderChains(
   if (endpoints.hasAny && port.loadBalancerVIPs.length > 0 && port.sourceRanges.length > 0) {
     chains.set(`KUBE-FW-${suffix}`, firewallRules(port, suffix, rangeSet));
   }
-}
-
-/** Whether traffic from inside and from outside has somewhere to go under the service's policies. */
-function reachability({ endpoints, isInternalPolicyLocal, isExternalPolicyLocal }: ServicePort) {
-  const under = (isLocalOnly: boolean) => endpoints.hasAny && !(isLocalOnly && endpoints.local.length === 0);
-  return { internal: under(isInternalPolicyLocal), external: under(isExternalPolicyLocal) };
 }
 
 function internalChain(port: ServicePort): string {

@@ -1,4 +1,4 @@
-import { type Endpoint, isExternallyAccessible } from "../endpoints.ts";
+import { type Endpoint, isExternallyAccessible, reachability } from "../endpoints.ts";
 import { type Family, formatCIDR, hostPort, type Prefix, parseCIDR, parseIP } from "../ip.ts";
 import type { ServiceDescription, ServicePort } from "../model.ts";
 import { endpointBase, portBase } from "./names.ts";
@@ -92,13 +92,12 @@ function renderPort(serviceKey: string, port: ServicePort, context: RenderContex
   const isExternal = isExternallyAccessible(port);
   const isPlain = !isExternal && port.affinitySeconds === undefined;
   const base = isPlain ? "" : portBase(serviceKey, port); // chains are what the others have
-  const internal = hasAny && !(port.isInternalPolicyLocal && endpoints.local.length === 0);
-  const external = hasAny && !(port.isExternalPolicyLocal && endpoints.local.length === 0);
+  const { internal, external } = reachability(port);
   const refusal = hasAny ? "drop" : "goto reject-chain";
   const add = (set: string, key: string, value = "", comment = "") => {
     out.elements.set(`${set} ${key}`, { owner: serviceKey, set, key, value, comment });
   };
-  const address = (ip: string) => `${ip} . ${protocol} . ${port.port}`;
+  const address = (ip: string) => concatenated(ip, protocol, port.port);
 
   add("cluster-ips", port.clusterIP);
   const internalList = port.isInternalPolicyLocal ? endpoints.local : endpoints.cluster;
@@ -106,8 +105,10 @@ function renderPort(serviceKey: string, port: ServicePort, context: RenderContex
   else if (isPlain) {
     const count = internalList.length;
     out.counts.add(count);
+    const map = `endpoints-${count}`;
     for (const [at, endpoint] of internalList.entries()) {
-      add(`endpoints-${count}`, `${address(port.clusterIP)} . ${at}`, `${endpoint.ip} . ${endpoint.port}`);
+      const key = concatenated(port.clusterIP, protocol, port.port, at);
+      add(map, key, concatenated(endpoint.ip, endpoint.port));
     }
     // What the shared chain does not tell: whose address it is.
     add("service-ips", address(port.clusterIP), `goto count-${count}`, port.name);
@@ -119,7 +120,7 @@ function renderPort(serviceKey: string, port: ServicePort, context: RenderContex
     if (!external) add("no-endpoint-services", address(ip), refusal, port.name);
   }
   if (port.nodePort !== 0) {
-    const key = `${protocol} . ${port.nodePort}`;
+    const key = concatenated(protocol, port.nodePort);
     if (hasAny) add("service-nodeports", key, `goto external-${base}`);
     if (!external) add("no-endpoint-nodeports", key, refusal, port.name);
   }
@@ -129,7 +130,7 @@ function renderPort(serviceKey: string, port: ServicePort, context: RenderContex
   }
   for (const endpoint of endpoints.reachable) {
     if (endpoint.isElsewhere) continue; // it cannot reach itself by way of this node
-    add("hairpin-connections", `${endpoint.ip} . ${endpoint.ip} . ${protocol} . ${endpoint.port}`);
+    add("hairpin-connections", concatenated(endpoint.ip, endpoint.ip, protocol, endpoint.port));
   }
   if (isPlain) return;
   renderEndpoints(serviceKey, port, context, out);
@@ -140,6 +141,14 @@ function renderPort(serviceKey: string, port: ServicePort, context: RenderContex
     out.chains.set(`local-${base}`, balancingRules(serviceKey, port, endpoints.local, context));
   }
   if (hasAny && isExternal) out.chains.set(`external-${base}`, externalRules(port, base, external, context));
+}
+
+/**
+ * Parts of a key or value, as nft writes them. Hundreds of thousands are kept: `join` makes one string of it, where V8 keeps the
+ * parts of what is put together in other ways, each with a header of its own.
+ */
+function concatenated(...parts: readonly (string | number)[]): string {
+  return parts.join(" . ");
 }
 
 /** With session affinity each endpoint has a chain, which remembers its clients. */
