@@ -2,6 +2,7 @@ import { AgentError } from "../../lib/errors.ts";
 import type { ExecResult } from "../../lib/exec.ts";
 import { type Commands, expectSuccess } from "../commands.ts";
 import type { Family } from "../ip.ts";
+import { isAtLeast } from "../version.ts";
 import { type Iptables, RefusedLine } from "./port.ts";
 import { addToPrint, chainPrint } from "./print.ts";
 import { isKept, ListingReader, listingText } from "./listing.ts";
@@ -41,11 +42,11 @@ export async function createIptables(
 ): Promise<Iptables> {
   const names = commandNames(family, flavour);
   const version = await readVersion(commands, names.command, signal);
-  const commandLock = isAtLeast(version, 1, 4, 22) ? ["-w", `${lockWaitSeconds}`] : ["-w"];
-  const restoreLock = isAtLeast(version, 1, 6, 2) ? ["-w", `${lockWaitSeconds}`] : [];
+  const commandLock = isAtLeast(version, [1, 4, 22]) ? ["-w", `${lockWaitSeconds}`] : ["-w"];
+  const restoreLock = isAtLeast(version, [1, 6, 2]) ? ["-w", `${lockWaitSeconds}`] : [];
   const options = { timeoutMs: commandTimeoutMs, signal };
   return {
-    hasRandomFully: isAtLeast(version, 1, 6, 2),
+    hasRandomFully: isAtLeast(version, [1, 6, 2]),
 
     restore: async (text, stop) => {
       const result = await commands.run(names.restore, [...restoreLock, "--noflush", "--counters"], {
@@ -118,14 +119,6 @@ async function readVersion(commands: Commands, command: string, signal: AbortSig
   const found = /v(\d+)\.(\d+)(?:\.(\d+))?/.exec(result.stdout);
   if (found === null) throw new AgentError("Invalid", `${command} --version says ${JSON.stringify(result.stdout)}`);
   return found.slice(1, 4).map((part) => Number(part ?? 0));
-}
-
-function isAtLeast(version: readonly number[], ...wanted: number[]): boolean {
-  for (const [i, part] of wanted.entries()) {
-    const have = version[i] ?? 0;
-    if (have !== part) return have > part;
-  }
-  return true;
 }
 
 function isNotFound(stderr: string): boolean {

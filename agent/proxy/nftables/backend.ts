@@ -9,6 +9,7 @@ import { type RelayTarget, relayTargets } from "../localhost-choice.ts";
 import { LocalhostRelay } from "../localhost-relay.ts";
 import { markText, nodePortAddressesOf, nodePortIPs, readNodePortAddresses } from "../node-ports.ts";
 import type { ProxyOptions } from "../options.ts";
+import { isAtLeast } from "../version.ts";
 import { createNft } from "./exec.ts";
 import { detectLocalMatch } from "./local.ts";
 import { withoutOverlaps } from "./render.ts";
@@ -104,13 +105,13 @@ export async function expectNftables(
 ): Promise<void> {
   const result = await commands.run("nft", ["--version"], { timeoutMs: versionTimeoutMs, signal });
   expectSuccess(result, "ask nft for its version");
-  if (!isAtLeast(result.stdout, nftVersionMin)) {
+  if (!isAtLeast(versionIn(result.stdout), nftVersionMin)) {
     throw new AgentError(
       "Unavailable",
       `proxy mode nftables needs nft 1.0.1 or later, this is ${result.stdout.trim()}`,
     );
   }
-  if (kernelRelease !== undefined && !isAtLeast(kernelRelease, kernelVersionMin)) {
+  if (kernelRelease !== undefined && !isAtLeast(versionIn(kernelRelease), kernelVersionMin)) {
     throw new AgentError(
       "Unavailable",
       `proxy mode nftables needs Linux 5.13 or later, this is ${kernelRelease} (set KUBE_PROXY_NFTABLES_SKIP_KERNEL_VERSION_CHECK to try it anyway)`,
@@ -123,12 +124,7 @@ export async function expectNftables(
   }
 }
 
-/** Compares the first version number in `text`. */
-function isAtLeast(text: string, wanted: readonly number[]): boolean {
-  const parts = (/\d+(?:\.\d+)*/.exec(text)?.[0] ?? "").split(".").map(Number);
-  for (const [at, part] of wanted.entries()) {
-    const have = parts[at] ?? 0;
-    if (have !== part) return have > part;
-  }
-  return true;
+/** The first version number in `text`. */
+function versionIn(text: string): number[] {
+  return (/\d+(?:\.\d+)*/.exec(text)?.[0] ?? "").split(".").map(Number);
 }
