@@ -60,9 +60,9 @@ export function decideTakeOver(
   brokenSinceMs: number | undefined,
   nowMs: number,
 ): { takeOver: true } | { takeOver: false; brokenSinceMs: number; waitMs: number } {
-  const { file } = inUse ?? {};
-  if (file === undefined || !next.problems.some((problem) => problem.startsWith(`${file}: `)))
-    return { takeOver: true };
+  const file = inUse?.file;
+  const isBroken = file !== undefined && next.problems.some((problem) => problem.startsWith(`${file}: `));
+  if (!isBroken) return { takeOver: true };
   const sinceMs = brokenSinceMs ?? nowMs;
   const waitMs = sinceMs + brokenGraceMs - nowMs;
   return waitMs > 0 ? { takeOver: false, brokenSinceMs: sinceMs, waitMs } : { takeOver: true };
