@@ -130,7 +130,7 @@ const runtimeFields = {
   containerRuntimeEndpoint: works(
     string(),
     "unix:///run/containerd/containerd.sock",
-    "CRI socket of the container runtime",
+    "socket of the container runtime, CRI or Docker; docker:// for Docker's own",
   ),
   imageServiceEndpoint: works(string(), "", "CRI socket of the image service, when another"),
   runtimeRequestTimeout: works(duration(), 2 * minute, "time limit of a CRI call"),

@@ -1,11 +1,10 @@
-import type { KubeletConfiguration } from "../config/kubelet-config.ts";
 import { backoffMs } from "../lib/backoff.ts";
 import type { Clock } from "../lib/clock.ts";
 import { hasCode, messageOf } from "../lib/errors.ts";
 import type { Logger } from "../lib/log.ts";
 import type { CgroupDriver } from "../node/cgroup-names.ts";
-import { connectCRI } from "../runtime/cri/connect.ts";
 import type { Runtime } from "../runtime/port.ts";
+import { openRuntime, type RuntimeSettings } from "./open-runtime.ts";
 
 /** A runtime that has answered, and what it said of itself. */
 export interface ConnectedRuntime {
@@ -23,7 +22,7 @@ export interface ConnectRuntimeDeps {
   clock: Clock;
   log: Logger;
   /** Replaced by tests. */
-  connect?: typeof connectCRI;
+  open?: typeof openRuntime;
 }
 
 /**
@@ -31,23 +30,16 @@ export interface ConnectRuntimeDeps {
  * Rejects only with Invalid (the endpoint can never work) or when `signal` aborts.
  */
 export async function connectRuntime(
-  config: Pick<KubeletConfiguration, "containerRuntimeEndpoint" | "imageServiceEndpoint" | "runtimeRequestTimeout">,
-  { clock, log, connect = connectCRI }: ConnectRuntimeDeps,
+  settings: RuntimeSettings,
+  { clock, log, open = openRuntime }: ConnectRuntimeDeps,
   signal: AbortSignal,
 ): Promise<ConnectedRuntime> {
-  const { containerRuntimeEndpoint: endpoint, imageServiceEndpoint, runtimeRequestTimeout } = config;
+  const { containerRuntimeEndpoint: endpoint } = settings.config;
   let reported = "";
   for (let failures = 1; ; failures += 1) {
     signal.throwIfAborted();
     try {
-      const runtime = await connect({
-        runtimeEndpoint: endpoint,
-        imageEndpoint: imageServiceEndpoint,
-        requestTimeoutMs: runtimeRequestTimeout,
-        log,
-        clock,
-      });
-      return await greet(runtime, endpoint, log);
+      return await greet(await open(settings, { clock, log }), endpoint, log);
     } catch (err) {
       if (hasCode(err, "Invalid")) throw err;
       const message = messageOf(err);

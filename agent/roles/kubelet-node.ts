@@ -3,19 +3,19 @@ import { ConfigError } from "../config/problems.ts";
 import { createApiClient, type KubeClient } from "../kube/client.ts";
 import type { EventRecorder, Store } from "../kube/port.ts";
 import type { Node } from "../kube/types.ts";
-import { nodeAllocatable, nodeCapacity, reservationProblem, resourceList } from "../node/capacity.ts";
 import { messageOf } from "../lib/errors.ts";
 import type { Logger } from "../lib/log.ts";
-import type { CgroupDriver } from "../node/cgroup-names.ts";
+import { nodeAllocatable, nodeCapacity, reservationProblem, resourceList } from "../node/capacity.ts";
 import { detectCgroupTree } from "../node/cgroup-detect.ts";
+import type { CgroupDriver } from "../node/cgroup-names.ts";
 import type { CgroupTree } from "../node/cgroup-tree.ts";
 import { createCgroups, type PodCgroups } from "../node/cgroups.ts";
 import { type NodeFacts, readNodeFacts } from "../node/facts.ts";
 import { describeHardware } from "../node/hardware.ts";
 import { createImageCache } from "../node/images.ts";
 import { createLeaseRenewer } from "../node/lease.ts";
-import { instrumentCgroups } from "../node/metrics.ts";
 import { createLocalNode, type LocalNode } from "../node/local-node.ts";
+import { instrumentCgroups } from "../node/metrics.ts";
 import { createNodeAgent, type NodeAgentDeps, type NodeSettings } from "../node/registration.ts";
 import { createRuntimeHealth } from "../node/runtime-health.ts";
 import { createSliceManager } from "../node/systemd.ts";
@@ -30,9 +30,6 @@ import { startIptablesChains } from "./kubelet-iptables.ts";
 import type { KubeletMetrics } from "./kubelet-metrics.ts";
 import type { StorageReadiness } from "./kubelet-plugins.ts";
 import { cgroupOptions, nodeSettings } from "./kubelet-settings.ts";
-
-// Where runtimes look for CNI configuration unless told otherwise. A watch there only makes us ask sooner.
-const cniConfDirs = ["/etc/cni/net.d"];
 
 export interface StartNodeOptions {
   settings: KubeletSettings;
@@ -65,7 +62,7 @@ export async function startNode(options: StartNodeOptions, surroundings: Surroun
   const [facts, cgroupTree, connected] = await Promise.all([
     readNodeFacts({ rootDir: flags.rootDir }),
     detectCgroupTree(),
-    connectRuntime(config, { clock, log }, stop),
+    connectRuntime(settings, { clock, log }, stop),
   ]);
   const { runtimeName } = connected;
   const runtime = instrumentRuntime(connected.runtime, measures.registry, clock);
@@ -77,7 +74,7 @@ export async function startNode(options: StartNodeOptions, surroundings: Surroun
   if (problem !== undefined) throw new ConfigError([problem]);
 
   if (config.makeIPTablesUtilChains) startIptablesChains(surroundings);
-  const health = createRuntimeHealth({ runtime, clock, log, cniConfDirs });
+  const health = createRuntimeHealth({ runtime, clock, log, cniConfDirs: [flags.cniConfDir] });
   const images = createImageCache({ service: runtime.images, clock, log });
   parts.start("image list", (signal) => images.run(signal));
   parts.start("runtime health", (signal) => health.run(signal));

@@ -27,6 +27,8 @@ export interface SandboxesOptions {
 /** A pod's sandbox with Docker: a pause container that holds the namespaces, and CNI's network in one of them. */
 export class Sandboxes {
   readonly #options: SandboxesOptions;
+  /** Pod and attempt of those that `run` has not finished. */
+  readonly #unfinished = new Set<string>();
 
   constructor(options: SandboxesOptions) {
     this.#options = options;
@@ -37,6 +39,21 @@ export class Sandboxes {
    * an agent left unfinished has no addresses, and is seen as not ready.
    */
   async run(config: PodSandboxConfig, runtimeHandler: string): Promise<string> {
+    const key = keyOf(config.uid, config.attempt);
+    this.#unfinished.add(key);
+    try {
+      return await this.#make(config, runtimeHandler);
+    } finally {
+      this.#unfinished.delete(key);
+    }
+  }
+
+  /** True while `run` makes it: to all others it is not there yet, as with CRI. A look at it then would find it not ready. */
+  isUnfinished({ podUID, attempt }: Pick<SandboxStatus, "podUID" | "attempt">): boolean {
+    return this.#unfinished.has(keyOf(podUID, attempt));
+  }
+
+  async #make(config: PodSandboxConfig, runtimeHandler: string): Promise<string> {
     const { client, context, pauseImage } = this.#options;
     const pod = `${config.namespace}/${config.name}`;
     const body = sandboxCreateBody(config, pauseImage, runtimeHandler, context);
@@ -172,6 +189,10 @@ export class Sandboxes {
       if (!hasCode(err, "Conflict")) throw err;
     });
   }
+}
+
+function keyOf(podUID: string, attempt: number): string {
+  return `${podUID}/${attempt}`;
 }
 
 function runs({ State }: WireContainer): boolean {

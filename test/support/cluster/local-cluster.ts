@@ -4,8 +4,10 @@ import { setTimeout as sleep } from "node:timers/promises";
 import { stringify } from "yaml";
 import { detectCgroupTree } from "../../../agent/node/cgroup-detect.ts";
 import { objectAt } from "../apiserver/json.ts";
+import { pauseImageName } from "../images/images.ts";
 import { logTail, type NodeProcess } from "../node/containerd.ts";
 import { createTestNode, type TestNode } from "../node/node.ts";
+import { startTestDocker, type TestDocker } from "../runtime/docker.ts";
 
 /** A program of the cluster that can be ended and started again with the same arguments. */
 export interface Restartable {
@@ -20,11 +22,13 @@ export interface Restartable {
 }
 
 /**
- * A one-node cluster on this machine: a test node, and in its network namespace the test API server, containerd and
+ * A one-node cluster on this machine: a test node, and in its network namespace the test API server, containerd or dockerd, and
  * nodelet as built. Everything lies below `node.dir`, and dies with the node even if this process is killed.
  */
 export interface LocalCluster {
   readonly node: TestNode;
+  /** The daemon, if pods run with Docker. */
+  readonly docker: TestDocker | undefined;
   /** Path of the administrator's kubeconfig; works on the host and in the node. */
   readonly kubeconfig: string;
   readonly apiServer: Restartable;
@@ -40,7 +44,11 @@ export interface LocalCluster {
   destroy(): Promise<void>;
 }
 
+export type RuntimeName = "containerd" | "docker";
+
 export interface LocalClusterOptions {
+  /** What runs the pods; what the variable TEST_RUNTIME says, or containerd, unless given. */
+  runtime?: RuntimeName;
   /** Told what happens next, in a few words. */
   onStep?(what: string): void;
   /** Over the KubeletConfiguration. */
@@ -60,8 +68,10 @@ const apiServerPort = 16_443;
 /** Starts it; nothing waits for the node to be Ready. Needs root and what `.ci/prepare` installs. */
 export async function startLocalCluster(options: LocalClusterOptions = {}): Promise<LocalCluster> {
   const { onStep = () => {}, nodelet = process.env["NODELET"] ?? join(projectRoot, "dist/nodelet") } = options;
-  onStep("starting containerd in a network namespace of its own");
-  const node = await createTestNode();
+  const runtime = options.runtime ?? runtimeNamed(process.env["TEST_RUNTIME"] ?? "containerd");
+  onStep(`starting ${runtime} in a network namespace of its own`);
+  const docker = runtime === "docker" ? await startTestDocker() : undefined;
+  const node = docker?.node ?? (await createTestNode());
   try {
     await removeDeadLogLinks(dirname(node.dir));
     const apiDir = join(node.dir, "api");
@@ -81,7 +91,7 @@ export async function startLocalCluster(options: LocalClusterOptions = {}): Prom
     await mkdir(configDir, { recursive: true });
     await writeFile(
       join(configDir, "kubelet.yaml"),
-      stringify(kubeletConfig(node, { podLogsDir, clientCAFile }, options.kubelet)),
+      stringify(kubeletConfig(node, { podLogsDir, clientCAFile, endpoint: endpointOf(node, docker) }, options.kubelet)),
     );
     await writeFile(join(configDir, "kube-proxy.yaml"), stringify(proxyConfig(node)));
     await (await detectCgroupTree()).create(node.cgroupRoot, {});
@@ -89,6 +99,7 @@ export async function startLocalCluster(options: LocalClusterOptions = {}): Prom
       ...["--config", join(configDir, "kubelet.yaml"), "--proxy-config", join(configDir, "kube-proxy.yaml")],
       ...["--kubeconfig", join(apiDir, "node.kubeconfig"), "--hostname-override", node.name],
       ...["--root-dir", rootDir, "--cert-dir", join(rootDir, "pki"), "--node-ip", node.nodeIP],
+      ...(docker === undefined ? [] : dockerArgs(docker)),
       ...(options.agentArgs ?? []),
     ]);
     await agent.start();
@@ -99,22 +110,39 @@ export async function startLocalCluster(options: LocalClusterOptions = {}): Prom
       await removeLogLinks(node.dir);
     };
     const serverKeysFile = join(apiDir, "server.json");
-    return { node, kubeconfig, apiServer, agent, rootDir, podLogsDir, clientCAFile, serverKeysFile, destroy };
+    return { node, docker, kubeconfig, apiServer, agent, rootDir, podLogsDir, clientCAFile, serverKeysFile, destroy };
   } catch (err) {
     await node.destroy();
     throw err;
   }
 }
 
+/** Throws for a name that is none. */
+export function runtimeNamed(name: string): RuntimeName {
+  if (name !== "containerd" && name !== "docker") throw new Error(`no runtime "${name}": use containerd or docker`);
+  return name;
+}
+
+function endpointOf(node: TestNode, docker: TestDocker | undefined): string {
+  return docker === undefined ? node.runtimeEndpoint : `unix://${docker.socketPath}`;
+}
+
+function dockerArgs({ cni }: TestDocker): string[] {
+  return [
+    ...["--pod-infra-container-image", pauseImageName, "--cni-conf-dir", cni.confDir],
+    ...["--cni-bin-dir", cni.binDirs.join(","), "--cni-cache-dir", cni.cacheDir],
+  ];
+}
+
 function kubeletConfig(
   node: TestNode,
-  { podLogsDir, clientCAFile }: { podLogsDir: string; clientCAFile: string },
+  { podLogsDir, clientCAFile, endpoint }: { podLogsDir: string; clientCAFile: string; endpoint: string },
   changes: Record<string, unknown> = {},
 ): object {
   return {
     apiVersion: "kubelet.config.k8s.io/v1beta1",
     kind: "KubeletConfiguration",
-    containerRuntimeEndpoint: node.runtimeEndpoint,
+    containerRuntimeEndpoint: endpoint,
     cgroupDriver: "cgroupfs",
     cgroupRoot: node.cgroupRoot,
     failCgroupV1: false,

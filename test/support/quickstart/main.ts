@@ -1,13 +1,15 @@
 /**
  * `npm run quickstart`: a one-node cluster on this machine, a small application in it, and the proof that it works, with `kubectl logs` and `exec`.
- * `--check` does it unattended and ends; otherwise it stays until Ctrl-C. Nothing is left behind either way.
+ * `--check` does it unattended and ends; otherwise it stays until Ctrl-C. `--runtime docker` runs the pods with Docker. Nothing
+ * is left behind either way.
  */
-import { parseArgs } from "node:util";
+
 import { setTimeout as sleep } from "node:timers/promises";
+import { parseArgs } from "node:util";
 import { messageOf } from "../../../agent/lib/errors.ts";
 import { exec } from "../../../agent/lib/exec.ts";
 import { askFromNode } from "../cluster/ask.ts";
-import { type LocalCluster, startLocalCluster } from "../cluster/local-cluster.ts";
+import { type LocalCluster, runtimeNamed, startLocalCluster } from "../cluster/local-cluster.ts";
 import { logTail } from "../node/containerd.ts";
 
 const appPath = new URL("app.yaml", import.meta.url).pathname;
@@ -17,7 +19,9 @@ const readyTimeoutMs = 60_000;
 const requestsMax = 40;
 const requestTimeoutMs = 5_000;
 
-const { values } = parseArgs({ options: { check: { type: "boolean", default: false } } });
+const { values } = parseArgs({
+  options: { check: { type: "boolean", default: false }, runtime: { type: "string", default: "containerd" } },
+});
 const startedAt = performance.now();
 const stop = new AbortController();
 for (const signal of ["SIGINT", "SIGTERM", "SIGHUP"] as const) process.on(signal, () => stop.abort());
@@ -33,7 +37,7 @@ async function main(): Promise<number> {
   let cluster: LocalCluster | undefined;
   let isGood = false;
   try {
-    cluster = await startLocalCluster({ onStep: step });
+    cluster = await startLocalCluster({ runtime: runtimeNamed(values.runtime), onStep: step });
     await tour(cluster);
     isGood = true;
     if (!values.check) await stay(cluster);

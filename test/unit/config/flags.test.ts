@@ -171,8 +171,9 @@ const proxyFlagNames = `
   conntrack-tcp-timeout-established conntrack-tcp-timeout-close-wait conntrack-tcp-be-liberal conntrack-udp-timeout
   conntrack-udp-timeout-stream`;
 
-test("the kubelet's flags are the reference's and --proxy-config", () => {
-  expect([...kubeletCommandFlags.keys()].sort()).toEqual([...words(kubeletFlagNames), "proxy-config"].sort());
+test("the kubelet's flags are the reference's, and those of what it does itself: services, and networks with Docker", () => {
+  const own = "proxy-config pod-infra-container-image cni-conf-dir cni-bin-dir cni-cache-dir cni-default-network";
+  expect([...kubeletCommandFlags.keys()].sort()).toEqual([...words(kubeletFlagNames), ...words(own)].sort());
 });
 
 test("the proxy's flags are the reference's", () => {
