@@ -1,6 +1,5 @@
-import { mkdir, readFile, rm } from "node:fs/promises";
+import { mkdir, readFile, rename, rm, writeFile } from "node:fs/promises";
 import { join } from "node:path";
-import { writeFileAtomic } from "../agent/lib/atomic-file.ts";
 import { ignoreErrno } from "../agent/lib/errno.ts";
 import { namesIn } from "../agent/lib/names-in.ts";
 import { isObject, type JSONObject } from "./json.ts";
@@ -52,7 +51,12 @@ export class AttachmentCache {
       capabilityArgs: capabilities,
       ...(result === undefined ? {} : { result }),
     };
-    await writeFileAtomic(this.#path(attachment), JSON.stringify(content));
+    // Renamed, so that a reader sees the old one or the new one, but not forced to the disk, which can take long while a pod waits:
+    // the record outlives the agent without that, and after a crash of the machine there is no namespace to undo anything in.
+    const path = this.#path(attachment);
+    await rm(temporaryOf(path), { force: true });
+    await writeFile(temporaryOf(path), JSON.stringify(content), { mode: 0o600, flag: "wx" });
+    await rename(temporaryOf(path), path);
   }
 
   /** Forgets an attachment; one that is not there is fine. */
@@ -114,6 +118,11 @@ export class AttachmentCache {
       isOurs: content["owner"] === owner,
     };
   }
+}
+
+/** Not mistaken for a record: it does not end as one. Operations on a container follow each other, so one name will do. */
+function temporaryOf(path: string): string {
+  return `${path}.tmp`;
 }
 
 function argsOf(value: unknown): CNIArgs {

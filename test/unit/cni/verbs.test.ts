@@ -213,6 +213,17 @@ describe("del", () => {
     expect(await node.records()).toEqual([]);
   });
 
+  test("a record that a crash left half written beside the good one is none", async () => {
+    await twoPlugins();
+    const cni = node.cni();
+    await cni.add(target);
+    await writeFile(join(node.cacheDir, "results", "podnet-abc-eth0.tmp"), '{"kind":"cniCa');
+    await cni.add(target);
+    expect(await node.records()).toEqual(["podnet-abc-eth0"]);
+    await cni.del(target);
+    expect(await node.records()).toEqual([]);
+  });
+
   test("a record that was cut off is made good with the present configuration", async () => {
     await twoPlugins();
     await mkdir(join(node.cacheDir, "results"), { recursive: true });
