@@ -69,6 +69,13 @@ const cases: { name: string; rule: Rule; path: string; text: string; want: RegEx
     want: undefined,
   },
   {
+    name: "cni runs in the daemon too",
+    rule: bannedCalls,
+    path: "cni/plugins.ts",
+    text: `import { spawn } from "node:child_process";\n`,
+    want: /use exec\(\) of lib\/exec.ts/,
+  },
+  {
     name: "processes are started in one place",
     rule: bannedCalls,
     path: "agent/proxy/sync.ts",
