@@ -296,7 +296,7 @@ describe("clients", () => {
     const ws = await wsClient(execURL(), "v4.channel.k8s.io");
     await clock.advance(sessionIdleMsDefault);
     await connection.closed;
-    await ws.closed;
+    expect(await ws.closed).toBe(1006);
   });
 
   test("who go away end the command's connection; a process that is not the container's is left alone", async () => {

@@ -1,6 +1,6 @@
 import { once } from "node:events";
 import { mkdtemp, rm } from "node:fs/promises";
-import { createServer } from "node:http";
+import { createServer, type IncomingMessage, type ServerResponse } from "node:http";
 import type { Socket } from "node:net";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
@@ -39,7 +39,7 @@ export async function fakeSessions(options: FakeSessionsOptions = {}) {
   const sockets = new Set<Socket>();
   const execs = new Map<string, { asked: Record<string, unknown>; session?: FakeSession }>();
   const resized: string[] = [];
-  const server = createServer(async (request, response) => {
+  const onRequest = async (request: IncomingMessage, response: ServerResponse): Promise<void> => {
     const json = (status: number, body: unknown) =>
       response.writeHead(status, { "Content-Type": "application/json" }).end(JSON.stringify(body));
     const url = new URL(request.url ?? "/", "http://docker");
@@ -63,7 +63,8 @@ export async function fakeSessions(options: FakeSessionsOptions = {}) {
       json(200, { Id: id, State, Config });
     } else if (kind === "exec" && verb === "json") json(200, execs.get(id)?.session?.state ?? {});
     else json(404, { message: `no such thing: ${path}` });
-  });
+  };
+  const server = createServer((request, response) => void onRequest(request, response).catch(() => request.destroy()));
   server.on("connection", (socket) => {
     sockets.add(socket);
     socket.on("close", () => sockets.delete(socket)).on("error", () => {});
