@@ -20,8 +20,10 @@ export interface DockerClient {
    * closed, else what the daemon's error means.
    */
   call<T>(what: string, run: (signal: AbortSignal) => Promise<T>, options?: DockerCallOptions): Promise<T>;
-  /** As read when the connection was made. */
+  /** As read when the connection was made, or when it was last asked for anew. */
   readonly daemon: DaemonInfo;
+  /** Asks anew what the daemon is, and for the API version: it may be another one since its restart. Rejects as `openDocker`. */
+  refresh(): Promise<void>;
   /** Ends every call that is under way and every stream. */
   close(): void;
 }
@@ -61,17 +63,28 @@ export async function openDocker(options: OpenDockerOptions): Promise<DockerClie
     closed.abort();
     closeConnections();
   };
-  try {
-    const version = await call(
-      "version of the Docker daemon",
-      async (abortSignal) => await ask(docker, "/version", abortSignal),
-    );
+  const learn = async (): Promise<DaemonInfo> => {
+    const get = async (what: string, path: string, modem: Docker["modem"]) =>
+      await call(`${what} of the Docker daemon`, async (abortSignal) => await ask(modem, path, abortSignal));
+    // Without a version in the path: the one before may be none that this daemon speaks. Other calls keep it meanwhile.
+    const unversioned = Object.assign(Object.create(docker.modem) as Docker["modem"], { version: undefined });
+    const version = await get("version", "/version", unversioned);
     Object.assign(docker.modem, { version: `v${negotiateVersion(version)}` });
-    const info = await call(
-      "information of the Docker daemon",
-      async (abortSignal) => await ask(docker, "/info", abortSignal),
-    );
-    return { docker, call, daemon: readDaemonInfo(version, info), close };
+    return readDaemonInfo(version, await get("information", "/info", docker.modem));
+  };
+  try {
+    let daemon = await learn();
+    return {
+      docker,
+      call,
+      get daemon() {
+        return daemon;
+      },
+      refresh: async () => {
+        daemon = await learn();
+      },
+      close,
+    };
   } catch (err) {
     close();
     throw err;
@@ -91,10 +104,10 @@ async function loadDockerode(socketPath: string): Promise<Docker> {
 }
 
 /** A plain GET whose answer its reader parses. */
-async function ask(docker: Docker, path: string, abortSignal: AbortSignal): Promise<unknown> {
+async function ask(modem: Docker["modem"], path: string, abortSignal: AbortSignal): Promise<unknown> {
   const { promise, resolve, reject } = Promise.withResolvers<unknown>();
   const options = { path, method: "GET", abortSignal, statusCodes: { 200: true } };
-  docker.modem.dial(options, (err, data) => (err === null ? resolve(data) : reject(err)));
+  modem.dial(options, (err, data) => (err === null ? resolve(data) : reject(err)));
   return await promise;
 }
 

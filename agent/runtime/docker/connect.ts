@@ -5,7 +5,7 @@ import type { Logger } from "../../lib/log.ts";
 import type { Runtime } from "../port.ts";
 import { type DockerClient, openDocker } from "./client.ts";
 import { createDockerDisk, type MeasureTree } from "./fs-usage.ts";
-import { readOOMScoreAdjMin } from "./host-limits.ts";
+import { readKernelFacts } from "./host-limits.ts";
 import { createDockerImages } from "./images.ts";
 import { type DockerLogOptions, linkLog, logConfig, unlinkLog } from "./logs.ts";
 import { createCNINetwork } from "./network.ts";
@@ -27,8 +27,6 @@ export interface ConnectDockerOptions {
   requestTimeoutMs: number;
   /** A session of exec, attach or port-forward ends when nothing was said for this many ms. */
   streamingIdleMs?: number;
-  /** The node's pod addresses became known; for a network of our own making. Default: the network knows its own. */
-  onPodCIDR?(podCIDR: string): Promise<void>;
   log: Logger;
   clock?: Clock;
 }
@@ -54,7 +52,13 @@ export async function connectDocker(options: ConnectDockerOptions): Promise<Runt
   const client = await openDocker({ socketPath, requestTimeoutMs, clock });
   try {
     report(client, log);
-    const context = { daemon: client.daemon, oomScoreAdjMin: await readOOMScoreAdjMin() };
+    const kernel = await readKernelFacts();
+    const context = {
+      get daemon() {
+        return client.daemon;
+      },
+      ...kernel,
+    };
     const cni = createCNI({ ...options.cni, log, clock });
     const disk = createDockerDisk(client, { measureTree: options.measureTree, clock, log });
     const streaming = await startDockerStreaming(client, {
@@ -84,7 +88,6 @@ export async function connectDocker(options: ConnectDockerOptions): Promise<Runt
       streaming,
       pauseImage,
       requestTimeoutMs,
-      onPodCIDR: options.onPodCIDR ?? (async () => {}),
       clock,
       log,
       close,

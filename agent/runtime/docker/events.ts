@@ -14,6 +14,8 @@ export interface EventsOptions {
   log: Logger;
   /** A sandbox was removed, by whomever: what lies outside of it, as its network's addresses, has no owner any more. */
   onSandboxGone(sandboxID: string): void;
+  /** Called before each connection but the first: the daemon may have become another version meanwhile. */
+  refresh(): Promise<void>;
 }
 
 // After the daemon went away: 100 ms doubling to 3 s, as with CRI.
@@ -52,6 +54,7 @@ export async function followDockerEvents(
     const connectedAt = clock.monotonic();
     let why = "closed by the daemon";
     try {
+      if (failures > 0) await options.refresh();
       await followOnce(options, onEvent, signal);
     } catch (err) {
       why = messageOf(err);

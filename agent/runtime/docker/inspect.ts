@@ -39,7 +39,9 @@ export function containerSummary(container: WireContainer): ContainerSummary {
 export function sandboxStatus(inspect: WireInspect, ips: readonly string[]): SandboxStatus {
   const { portMappings: _, ...identity } = readSandbox(inspect.Config?.Labels ?? {}, inspect.Name ?? "");
   const mode = networkMode(inspect.HostConfig?.NetworkMode);
-  const ready = isRunning(inspect.State) && (mode === "NODE" || ips.length > 0);
+  // A pause container that somebody started again has a new, empty network namespace.
+  const isSecondRun = parseTime(inspect.State?.FinishedAt) > 0;
+  const ready = isRunning(inspect.State) && (mode === "NODE" || (ips.length > 0 && !isSecondRun));
   return {
     ...identity,
     id: inspect.Id,

@@ -41,8 +41,6 @@ export interface DockerRuntimeOptions {
   pauseImage: string;
   /** Deadline of an ordinary call in ms. */
   requestTimeoutMs: number;
-  /** The node's pod addresses became known: "10.1.0.0/24", or one of each family. Never rejects. */
-  onPodCIDR(podCIDR: string): Promise<void>;
   clock: Clock;
   log: Logger;
   /** Ends what the parts keep running. */
@@ -105,9 +103,8 @@ export class DockerRuntime implements Runtime {
     return cgroupDriver === "none" ? undefined : cgroupDriver;
   }
 
-  async updateRuntimeConfig({ podCIDR }: { podCIDR: string }): Promise<void> {
-    await this.#options.onPodCIDR(podCIDR);
-  }
+  /** Nothing to do: the pods' addresses are in the configuration of their network. */
+  async updateRuntimeConfig(): Promise<void> {}
 
   async runPodSandbox(config: Parameters<Runtime["runPodSandbox"]>[0], runtimeHandler: string): Promise<string> {
     return await this.#sandboxes.run(config, runtimeHandler);
@@ -167,7 +164,8 @@ export class DockerRuntime implements Runtime {
   }
 
   async list(podUID?: string): ReturnType<Runtime["list"]> {
-    return await listPodObjects(this.#options.client, this.#options.network, podUID);
+    const list = await this.#listAll(podUID);
+    return { ...list, sandboxes: list.sandboxes.filter((sandbox) => !this.#sandboxes.isUnfinished(sandbox)) };
   }
 
   async podSnapshot(podUID: string): Promise<PodSnapshot> {
@@ -190,11 +188,20 @@ export class DockerRuntime implements Runtime {
   }
 
   async events(onEvent: (event: RuntimeEvent) => void, signal: AbortSignal): Promise<void> {
-    const { client, clock, log } = this.#options;
-    const onSandboxGone = () => this.#collectNetworks();
+    const { client, network, clock, log } = this.#options;
+    const onSandboxGone = (id: string) => {
+      const look = network.ips(id).then((ips) => {
+        // Those that we removed have none any more.
+        if (ips.length > 0) this.#collectNetworks();
+      });
+      void look.catch((err: unknown) => {
+        log.warn({ sandboxID: id, err: messageOf(err) }, "the network of a removed sandbox cannot be looked at");
+      });
+    };
+    const refresh = async () => await client.refresh();
     // What was removed while no agent ran.
     this.#collectNetworks();
-    await followDockerEvents({ client, clock, log, onSandboxGone }, onEvent, signal);
+    await followDockerEvents({ client, clock, log, onSandboxGone, refresh }, onEvent, signal);
   }
 
   async containerStats(): Promise<ContainerStats[]> {
@@ -223,6 +230,10 @@ export class DockerRuntime implements Runtime {
     this.#options.client.close();
   }
 
+  async #listAll(podUID?: string): ReturnType<Runtime["list"]> {
+    return await listPodObjects(this.#options.client, this.#options.network, podUID);
+  }
+
   async #ping(): Promise<RuntimeCondition> {
     const { client } = this.#options;
     try {
@@ -244,7 +255,7 @@ export class DockerRuntime implements Runtime {
     const collect = async () => {
       await clock.sleep(collectDelayMs, signal);
       this.#isCollecting = false;
-      await network.collect(async () => (await this.list()).sandboxes.map(({ id }) => id), signal);
+      await network.collect(async () => (await this.#listAll()).sandboxes.map(({ id }) => id), signal);
     };
     void collect().catch((err: unknown) => {
       this.#isCollecting = false;

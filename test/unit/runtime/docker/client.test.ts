@@ -57,6 +57,23 @@ describe("opening a client", () => {
     });
   }
 
+  test("a daemon that was replaced by another version is spoken to in that one's", async () => {
+    await using daemon = await startFakeDaemon((_request, response) => answer(response, 200, []));
+    daemon.version = { Version: "28.3.0", ApiVersion: "1.51", MinAPIVersion: "1.24" };
+    const client = await connect(daemon);
+    const list = async () => {
+      await client.call("list", async (abortSignal) => await client.docker.listContainers({ abortSignal }));
+      return daemon.requests.at(-1);
+    };
+    expect(await list()).toMatch(/^GET \/v1\.51\//);
+    daemon.version = { Version: "20.10.24", ApiVersion: "1.41", MinAPIVersion: "1.12" };
+    await client.refresh();
+    expect(await list()).toMatch(/^GET \/v1\.41\//);
+    expect(client.daemon.version).toBe("20.10.24");
+    expect(daemon.requests.filter((one) => one.endsWith("/version"))).toEqual(["GET /version", "GET /version"]);
+    client.close();
+  });
+
   const daemons: { name: string; info: object; want: RegExp }[] = [
     { name: "Windows", info: { OSType: "windows" }, want: /windows containers/ },
     {

@@ -54,6 +54,7 @@ async function follow(daemon: FakeDaemon) {
     clock: systemClock,
     log: silentLogger,
     onSandboxGone: (id: string) => void seen.push(`gone ${id}`),
+    refresh: async () => await client.refresh(),
   };
   const done = followDockerEvents(options, ({ kind, podUID }) => seen.push(`${kind} ${podUID}`), stop.signal);
   return {

@@ -159,6 +159,12 @@ describe("a sandbox", () => {
   }
 });
 
+test("a sandbox whose pause container was started again by hand is not ready: its network is gone", () => {
+  const state = { Running: true, StartedAt: finished, FinishedAt: started };
+  const restarted = inspectOf(state, { HostConfig: { NetworkMode: "none" } });
+  expect(sandboxStatus(restarted, ["10.0.0.2"])).toMatchObject({ ready: false, ips: [] });
+});
+
 test("lists are read from labels, in the states that Docker lists", () => {
   const listed = {
     Id: "c",
