@@ -170,6 +170,13 @@ describe("namespaces", () => {
     const sysctls = await container.sh("cd /proc/sys; cat kernel/shm_rmid_forced net/ipv4/ip_local_port_range");
     expect(sysctls.split(/\s+/)).toEqual(["1", "1100", "2200"]);
   });
+
+  test("localhost is there in both IP families, where the kernel has both", async () => {
+    const hasIPv6 = (await readFile("/proc/net/if_inet6", "utf8").catch(() => "")) !== "";
+    const container = await (await startPod()).add();
+    const addresses = await container.sh("ip addr show lo | grep -o 'inet[6]* [^ ]*'");
+    expect(addresses.split("\n")).toEqual(["inet 127.0.0.1/8", ...(hasIPv6 ? ["inet6 ::1/128"] : [])]);
+  });
 });
 
 describe("the process", () => {
@@ -421,6 +428,11 @@ describe("limits", () => {
       memorySwapLimitBytes: 32 * mi,
     });
     expect(await memoryOf(container)).toBe(String(32 * mi));
+    await runtime.updateContainerResources(container.id, {
+      memoryLimitBytes: 128 * mi,
+      memorySwapLimitBytes: 128 * mi,
+    });
+    expect(await memoryOf(container)).toBe(String(128 * mi));
     expect((await quotaOf(container)).split(/\s/)).toEqual(["20000", "100000"]);
   });
 

@@ -4,8 +4,10 @@ import { compareVersions, type DaemonInfo } from "./daemon.ts";
 /** What of the daemon decides how a container is described to it. */
 export interface ContextOfDaemon {
   daemon: DaemonInfo;
-  /** The lowest `oom_score_adj` that the daemon may give; see `readOOMScoreAdjMin`. */
+  /** The lowest `oom_score_adj` that the daemon may give. */
   oomScoreAdjMin: number;
+  /** Whether the node's kernel speaks IPv6. */
+  hasIPv6: boolean;
 }
 
 /** The container's log driver with its options. */

@@ -1,10 +1,22 @@
-import { readFile, writeFile } from "node:fs/promises";
+import { access, readFile, writeFile } from "node:fs/promises";
 import { join } from "node:path";
 import { errnoOf, ignoreErrno } from "../../lib/errno.ts";
 import { AgentError, messageOf } from "../../lib/errors.ts";
+import type { ContextOfDaemon } from "./create-body.ts";
 import type { CgroupWrite } from "./resources.ts";
 
-/** Limits that Docker leaves to the node: files of the container's cgroup, and how low an oom_score_adj may be. */
+/** What Docker leaves to the node: files of the container's cgroup, and what there is to know of the node's kernel. */
+
+/** What of this node's kernel decides about containers. Read it once: it does not change. */
+export async function readKernelFacts(): Promise<Omit<ContextOfDaemon, "daemon">> {
+  const [oomScoreAdjMin, hasIPv6] = await Promise.all([readOOMScoreAdjMin(), readHasIPv6()]);
+  return { oomScoreAdjMin, hasIPv6 };
+}
+
+async function readHasIPv6(): Promise<boolean> {
+  const found = await access("/proc/sys/net/ipv6/conf/all/disable_ipv6").then(() => true, ignoreErrno("ENOENT"));
+  return found ?? false;
+}
 
 export interface WriteCgroupOptions {
   /** For messages. */

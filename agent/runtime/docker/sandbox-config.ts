@@ -55,11 +55,21 @@ export function sandboxCreateBody(
       ...(namespaces.pid === "NODE" ? { PidMode: "host" } : {}),
       CgroupnsMode: daemon.cgroupVersion === 2 ? "private" : "host",
       ...(config.cgroupParent === "" ? {} : { CgroupParent: cgroupParent(config.cgroupParent, daemon) }),
-      ...(Object.keys(config.sysctls).length === 0 ? {} : { Sysctls: { ...config.sysctls } }),
+      ...sysctls(config, context),
       ...(runtimeHandler === "" ? {} : { Runtime: runtimeHandler }),
       CpuShares: cpuSharesOfSandbox,
       OomScoreAdj: oomScoreAdj(oomScoreAdjOfSandbox, context),
       LogConfig: logConfig,
     },
   };
+}
+
+/** Docker turns IPv6 off in a network that it did not fill itself; CNI and `localhost` need it. */
+function sysctls(
+  { sysctls: ofPod, securityContext }: PodSandboxConfig,
+  { hasIPv6 }: ContextOfDaemon,
+): { Sysctls?: Record<string, string> } {
+  const isOwn = securityContext.namespaceOptions.network !== "NODE";
+  const all = { ...(isOwn && hasIPv6 ? { "net.ipv6.conf.all.disable_ipv6": "0" } : {}), ...ofPod };
+  return Object.keys(all).length === 0 ? {} : { Sysctls: all };
 }

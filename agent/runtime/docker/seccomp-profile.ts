@@ -16,9 +16,10 @@ export async function readSeccompProfile(
   if (profile?.type !== "Localhost") return undefined;
   const path = profile.localhostRef;
   try {
-    const parsed: unknown = JSON.parse(await readSmall(path));
+    const text = await readSmall(path);
+    const parsed: unknown = JSON.parse(text);
     if (typeof parsed !== "object" || parsed === null || Array.isArray(parsed)) throw new Error("it is no JSON object");
-    return JSON.stringify(parsed);
+    return text.trim(); // as it is: numbers in it may have 64 bits
   } catch (err) {
     // What the parser says of a broken file would quote it.
     const why = err instanceof SyntaxError ? "it is no JSON" : messageOf(err);

@@ -34,6 +34,7 @@ test("a plain sandbox: an empty network for CNI, memory to share, no rights", ()
       IpcMode: "shareable",
       CgroupnsMode: "host",
       CgroupParent: "/kubepods/burstable/podu1",
+      Sysctls: { "net.ipv6.conf.all.disable_ipv6": "0" },
       CpuShares: 2,
       OomScoreAdj: -998,
       LogConfig: { Type: "json-file", Config: { "max-size": "100k" } },
@@ -50,6 +51,15 @@ test("on the node's network it has the node's name and no own", () => {
 test("the node's IPC and processes", () => {
   const got = body(secured({ namespaceOptions: { ...namespaces, ipc: "NODE", pid: "NODE" } }));
   expect(got.HostConfig).toMatchObject({ IpcMode: "host", PidMode: "host" });
+});
+
+test("IPv6 stays on in the pod's own network, unless the pod or the node's kernel says no", () => {
+  const sysctl = "net.ipv6.conf.all.disable_ipv6";
+  expect(body({ sysctls: { [sysctl]: "1" } }).HostConfig.Sysctls).toEqual({ [sysctl]: "1" });
+  const onHost = body(secured({ namespaceOptions: { ...namespaces, network: "NODE" } }));
+  expect(onHost.HostConfig).not.toHaveProperty("Sysctls");
+  const without = sandboxCreateBody(sandbox(), "pause:3.10", "", { ...context(), hasIPv6: false });
+  expect(without.HostConfig).not.toHaveProperty("Sysctls");
 });
 
 test("processes shared in the pod are the sandbox's own: it gets a PID namespace like any container", () => {
