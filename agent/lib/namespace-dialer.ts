@@ -80,9 +80,8 @@ class Helper {
     };
     signal.addEventListener("abort", onAbort);
     if (signal.aborted) onAbort();
-    this.#child.send({ id, port }, (err) => {
-      if (err !== null) this.#onEnd(err.message);
-    });
+    // A helper that cannot be asked has ended, or is ended: its "close" tells everybody, and why.
+    this.#child.send({ id, port }, () => {});
     const outcome = await promise;
     signal.removeEventListener("abort", onAbort);
     if (outcome instanceof AgentError) throw outcome;

@@ -344,7 +344,7 @@ describe("clients", () => {
         expect(status).toContain('"3"');
       }),
     );
-  });
+  }, 30_000);
 
   test("the server's end is theirs", async () => {
     const { execURL, streaming } = await start();
@@ -384,7 +384,7 @@ describe("backpressure", () => {
     });
     expect(await read("error")).toContain("Success");
     expect(heard).toBe(much);
-  });
+  }, 30_000);
 
   test("a command that reads nothing holds up the client, who gets all that it says all the same", async () => {
     const go = Promise.withResolvers<void>();
@@ -419,5 +419,5 @@ describe("backpressure", () => {
     expect(status).toContain("Success");
     stream("stdin").destroy();
     await writing;
-  });
+  }, 30_000);
 });
