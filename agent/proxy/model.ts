@@ -58,8 +58,13 @@ export interface ModelNode {
 
 interface Tracked {
   service: Service | undefined;
-  /** By slice key. The objects are the store's own. */
-  readonly slices: Map<string, EndpointSlice>;
+  /** The objects are the store's own. Nearly always one or two: a map for each service would weigh more than they. */
+  slices: readonly TrackedSlice[];
+}
+
+interface TrackedSlice {
+  readonly key: string;
+  readonly slice: EndpointSlice;
 }
 
 /** What is known to have changed of one service since it was settled last. */
@@ -113,14 +118,16 @@ export class ServiceModel {
     const before = this.#sliceOwners.get(sliceKey);
     const after = slice === undefined ? undefined : serviceKeyOfSlice(slice, this.family);
     if (before !== undefined && before !== after) {
-      this.#tracked(before).slices.delete(sliceKey);
+      const tracked = this.#tracked(before);
+      tracked.slices = tracked.slices.filter(({ key }) => key !== sliceKey);
       this.#sliceOwners.delete(sliceKey);
       this.#touch(before, "slices");
       if (slice === undefined) this.#triggerTimes.delete(before);
     }
     if (after === undefined || slice === undefined) return;
     this.#sliceOwners.set(sliceKey, after);
-    this.#tracked(after).slices.set(sliceKey, slice);
+    const tracked = this.#tracked(after);
+    tracked.slices = [...tracked.slices.filter(({ key }) => key !== sliceKey), { key: sliceKey, slice }];
     this.#touch(after, "slices");
     this.#noteTriggerTime(after, slice);
   }
@@ -144,7 +151,7 @@ export class ServiceModel {
     let count = 0;
     for (const { service, slices } of this.#services.values()) {
       if (service === undefined) continue;
-      for (const { endpoints, ports } of slices.values()) count += (endpoints?.length ?? 0) * (ports?.length ?? 0);
+      for (const { slice } of slices) count += (slice.endpoints?.length ?? 0) * (slice.ports?.length ?? 0);
     }
     return count;
   }
@@ -156,7 +163,11 @@ export class ServiceModel {
     const node = this.#node;
     const spec = describeService(tracked.service, this.family, node.ips);
     if (spec.ports.length === 0) return { ...spec, key, ports: [], localReady: 0 };
-    const { byPort, warnings } = mergeSlices([...tracked.slices.values()], this.family, node.name);
+    const { byPort, warnings } = mergeSlices(
+      tracked.slices.map(({ slice }) => slice),
+      this.family,
+      node.name,
+    );
     const ports = spec.ports.map((port): ServicePort => {
       const all: readonly Endpoint[] = byPort.get(endpointsKey(port.portName, port.protocol)) ?? [];
       const endpoints = selectEndpoints(port, all, { nodeName: node.name, zone: node.zone });
@@ -202,14 +213,14 @@ export class ServiceModel {
       times.push(...(this.#triggerTimes.get(key) ?? []));
       this.#triggerTimes.delete(key);
       const tracked = this.#services.get(key);
-      if (tracked?.service === undefined && tracked?.slices.size === 0) this.#services.delete(key);
+      if (tracked?.service === undefined && tracked?.slices.length === 0) this.#services.delete(key);
     }
     return times;
   }
 
   #tracked(key: string): Tracked {
     let tracked = this.#services.get(key);
-    if (tracked === undefined) this.#services.set(key, (tracked = { service: undefined, slices: new Map() }));
+    if (tracked === undefined) this.#services.set(key, (tracked = { service: undefined, slices: noSlices }));
     return tracked;
   }
 
@@ -246,6 +257,7 @@ function isSameToRules(a: Service, b: Service): boolean {
   );
 }
 
+const noSlices: readonly TrackedSlice[] = [];
 const nothing = { ports: [], healthCheckNodePort: 0, localReady: 0, warnings: [] };
 
 /** Distinct addresses of ready endpoints on this node. A terminating one does not count, whatever it says of itself. */

@@ -1,5 +1,5 @@
 import { expect, test } from "vitest";
-import type { EndpointSlice, Pod } from "../../../agent/kube/types.ts";
+import type { EndpointSlice, Pod, Service } from "../../../agent/kube/types.ts";
 import { trimEndpointSlice, trimService, withoutManagedFields } from "../../../agent/roles/trim.ts";
 
 const metadata = { namespace: "shop", name: "web", uid: "u1", resourceVersion: "7" };
@@ -47,6 +47,39 @@ test("an EndpointSlice keeps what the proxy reads", () => {
     endpoints: [endpoint],
     ports: [{ name: "http", port: 8080 }],
   });
+});
+
+test("a Service loses what only its endpoints are made of", () => {
+  const kept = {
+    clusterIP: "10.96.0.7",
+    ports: [{ port: 80, targetPort: 8080 }],
+    externalTrafficPolicy: "Local" as const,
+  };
+  const spec = { ...kept, selector: { app: "web" }, ipFamilyPolicy: "SingleStack", publishNotReadyAddresses: true };
+  expect(trimService({ metadata, spec }).spec).toEqual(kept);
+  expect(trimService({ metadata, spec: null } as unknown as Service)).toEqual({ metadata, spec: null });
+});
+
+test("endpoints in the same state on the same node share what tells it", () => {
+  const sliceOf = (...endpoints: unknown[]) =>
+    trimEndpointSlice(JSON.parse(JSON.stringify({ metadata, addressType: "IPv4", endpoints })) as EndpointSlice);
+  const endpoint = (conditions: unknown) => ({ addresses: ["10.1.0.2"], conditions, nodeName: "a-node-of-many" });
+  const ready = { ready: true, serving: true, terminating: false };
+  const [one, same] = [sliceOf(endpoint(ready)), sliceOf(endpoint(ready))].map(({ endpoints }) => endpoints?.[0]);
+  expect(one?.conditions).toBe(same?.conditions);
+  for (const other of [
+    {},
+    { ready: false },
+    { ready: null },
+    { ...ready, terminating: true },
+    { ready: "x" },
+    null,
+    7,
+  ]) {
+    expect(sliceOf(endpoint(other)).endpoints?.[0]).toEqual(endpoint(other));
+  }
+  const hints = { forZones: [{ name: "a" }] };
+  expect(sliceOf({ ...endpoint(ready), hints }).endpoints).toEqual([{ ...endpoint(ready), hints }]);
 });
 
 test("a malformed slice is left for the proxy to judge", () => {
