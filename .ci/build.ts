@@ -28,8 +28,9 @@ const blobName = "NODE_SEA_BLOB";
 const postject = join(root, "node_modules/postject/dist/cli.js");
 const fuse = "NODE_SEA_FUSE_fce680ab2cc467b6e072b8b5df1996b2";
 
-// What dockerode brings along for logging in over ssh and for building images: half a megabyte that nobody here calls.
-const uncalled = /^(?:ssh2|tar-fs|@balena\/dockerignore|\.\/session|\.\/buildkit)$/;
+// What dockerode brings along for logging in over ssh, for building images and for streams that the agent's own transport
+// makes: half a megabyte that nobody here calls.
+const uncalled = /^(?:ssh2|tar-fs|readable-stream|@balena\/dockerignore|\.\/session|\.\/buildkit)$/;
 
 /** Leaves those out of the bundle: what stands in their place says so when it is called. */
 const withoutUncalled: Plugin = {
