@@ -436,6 +436,16 @@ describe("limits", () => {
     expect((await quotaOf(container)).split(/\s/)).toEqual(["20000", "100000"]);
   });
 
+  test("no limits: the kernel's own", async () => {
+    const pod = await startPod();
+    const container = await pod.add({ resources: { cpuShares: 2, cpuQuota: -1, cpuPeriod: 100_000 } });
+    expect((await quotaOf(container)).split(/\s/)).toEqual([v2() ? "max" : "-1", "100000"]);
+    await runtime.updateContainerResources(container.id, { cpuShares: 512, cpuQuota: 10_000, cpuPeriod: 100_000 });
+    expect((await quotaOf(container)).split(/\s/)).toEqual(["10000", "100000"]);
+    await runtime.updateContainerResources(container.id, { cpuShares: 512, cpuQuota: -1, cpuPeriod: 100_000 });
+    expect((await quotaOf(container)).split(/\s/)).toEqual([v2() ? "max" : "-1", "100000"]);
+  });
+
   test("an oom_score_adj that is too low for this machine does not keep a container from starting", async () => {
     const pod = await startPod();
     const container = await pod.add({ resources: { oomScoreAdj: -997 } });

@@ -49,11 +49,6 @@ export function knowsRecursiveReadOnly({ apiVersion }: Pick<DaemonInfo, "apiVers
   return compareVersions(apiVersion, recursiveReadOnlyAPI) >= 0;
 }
 
-/** True if the daemon lists a security option: "apparmor", "selinux", "seccomp", "userns". */
-export function hasSecurityOption({ securityOptions }: Pick<DaemonInfo, "securityOptions">, name: string): boolean {
-  return securityOptions.some((option) => option.split(",").includes(`name=${name}`));
-}
-
 /** Where a pod's cgroups hang, in the words of the daemon's driver: systemd wants the slice's name alone. */
 export function cgroupParent(path: string, { cgroupDriver }: Pick<DaemonInfo, "cgroupDriver">): string {
   return cgroupDriver === "systemd" ? path.slice(path.lastIndexOf("/") + 1) : path;

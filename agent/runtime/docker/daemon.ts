@@ -64,7 +64,7 @@ export function negotiateVersion(version: unknown): string {
 }
 
 /**
- * Throws Invalid for a daemon that cannot run pods: not Linux, or rootless.
+ * Throws Invalid for a daemon that cannot run pods: not Linux, rootless, or with user namespaces for all.
  *
  * @param version the answer of `/version`
  * @param info    the answer of `/info`
@@ -76,8 +76,12 @@ export function readDaemonInfo(version: unknown, info: unknown): DaemonInfo {
     throw new AgentError("Invalid", `the Docker daemon runs ${osType || "unknown"} containers: linux is needed`);
   }
   const securityOptions = textsOf(fields["SecurityOptions"]);
-  if (securityOptions.some((option) => option.split(",").includes("name=rootless"))) {
+  if (hasSecurityOption({ securityOptions }, "rootless")) {
     throw new AgentError("Invalid", "the Docker daemon is rootless: pods need one that runs as root");
+  }
+  // Then root in a pod would be nobody on the node: volumes' owners are wrong, and the node's namespaces cannot be had.
+  if (hasSecurityOption({ securityOptions }, "userns")) {
+    throw new AgentError("Invalid", "the Docker daemon has userns-remap set: pods need one without");
   }
   const cgroupDriver = textOf(fields, "CgroupDriver");
   return {
@@ -99,6 +103,11 @@ export function readDaemonInfo(version: unknown, info: unknown): DaemonInfo {
     hasCDI: textsOf(fields["CDISpecDirs"]).length > 0,
     containers: typeof fields["Containers"] === "number" ? fields["Containers"] : 0,
   };
+}
+
+/** True if the daemon lists a security option: "apparmor", "selinux", "seccomp", "userns". */
+export function hasSecurityOption({ securityOptions }: Pick<DaemonInfo, "securityOptions">, name: string): boolean {
+  return securityOptions.some((option) => option.split(",").includes(`name=${name}`));
 }
 
 /** Compares "1.9" and "1.41" by number: negative if `a` is the older. */

@@ -3,14 +3,8 @@ import { posix } from "node:path";
 import { errnoOf } from "../../lib/errno.ts";
 import { AgentError, messageOf } from "../../lib/errors.ts";
 import type { Mount } from "../port.ts";
-import {
-  type BindMount,
-  type ContextOfDaemon,
-  hasSecurityOption,
-  type HostConfig,
-  knowsRecursiveReadOnly,
-} from "./create-body.ts";
-import { compareVersions, type DaemonInfo } from "./daemon.ts";
+import { type BindMount, type ContextOfDaemon, type HostConfig, knowsRecursiveReadOnly } from "./create-body.ts";
+import { compareVersions, type DaemonInfo, hasSecurityOption } from "./daemon.ts";
 
 const propagations = { HOST_TO_CONTAINER: "rslave", BIDIRECTIONAL: "rshared" } as const;
 

@@ -1,8 +1,7 @@
 import type Docker from "dockerode";
 import { AgentError } from "../../lib/errors.ts";
 import type { ContainerSecurityContext, SandboxSecurityContext, SecurityProfile, SELinuxOption } from "../port.ts";
-import { hasSecurityOption } from "./create-body.ts";
-import type { DaemonInfo } from "./daemon.ts";
+import { type DaemonInfo, hasSecurityOption } from "./daemon.ts";
 
 /** Security settings of one container in Docker's words. Throws Invalid for what Docker cannot keep. Pure. */
 export function containerSecurity(

@@ -77,6 +77,11 @@ describe("opening a client", () => {
   const daemons: { name: string; info: object; want: RegExp }[] = [
     { name: "Windows", info: { OSType: "windows" }, want: /windows containers/ },
     {
+      name: "user namespaces for all",
+      info: { OSType: "linux", SecurityOptions: ["name=seccomp,profile=default", "name=userns"] },
+      want: /userns-remap/,
+    },
+    {
       name: "rootless",
       info: { OSType: "linux", SecurityOptions: ["name=seccomp", "name=rootless"] },
       want: /rootless/,
