@@ -22,7 +22,8 @@ export interface DockerPull {
 }
 
 /**
- * Pulls an image to its end. An abort of the request is how the daemon is told to give up.
+ * Pulls an image to its end. An abort of the request is how the daemon is told to give up. One that waits for a
+ * registry notices when that says something.
  *
  * Rejects with what the daemon says, DeadlineExceeded if there was no progress for {@link pullStallMs}, Canceled once
  * `signal` aborts.
@@ -36,14 +37,14 @@ export async function pullFromRegistry(client: DockerClient, pull: DockerPull): 
   const run = async (abortSignal: AbortSignal) => {
     // Without a tag the daemon would pull all there are. A digest wins over a tag, as the CRI runtimes have it.
     const from = { fromImage: name.repository, tag: name.digest === "" ? name.tag : name.digest };
-    const stream = (await client.docker.createImage(auth === undefined ? undefined : registryAuth(auth), {
-      ...from,
-      abortSignal,
-    })) as NodeJS.ReadableStream & AsyncIterable<Buffer>;
+    const credential = auth === undefined ? undefined : registryAuth(auth);
+    const request = { ...from, abortSignal };
+    const stream = (await client.docker.createImage(credential, request)) as unknown as AsyncIterable<Buffer>;
     for await (const message of pullMessages(stream)) {
+      abortSignal.throwIfAborted();
       timer.cancel();
       timer = startTimer();
-      if (message.error !== undefined) throw daemonError(message.error, undefined);
+      if (message.error !== undefined) throw daemonError(image, message.error, undefined);
       if (tracker.take(message)) onProgress?.(tracker.progress);
     }
   };
@@ -58,16 +59,16 @@ export async function pullFromRegistry(client: DockerClient, pull: DockerPull): 
       const message = `pull image ${image}: no progress for ${pullStallMs / 1_000} s (${state}): given up`;
       throw new AgentError("DeadlineExceeded", message, { cause: err });
     }
-    // What the daemon says goes to people as it is, in the words they know from `docker pull`.
     if (hasCode(err, "Canceled") || !(err instanceof AgentError) || !(err.cause instanceof DockerHTTPError)) throw err;
-    throw daemonError(messageOf(err.cause), err);
+    throw daemonError(image, messageOf(err.cause), err);
   } finally {
     timer.cancel();
   }
 }
 
-function daemonError(words: string, cause: AgentError | undefined): AgentError {
-  const message = `Error response from daemon: ${words.trim()}`;
+/** What the daemon says, in the form that people know from `docker pull`; it does not always name the image. */
+function daemonError(image: string, words: string, cause: AgentError | undefined): AgentError {
+  const message = `pull image ${image}: Error response from daemon: ${words.trim()}`;
   return new AgentError(cause?.code ?? "Internal", message, cause === undefined ? {} : { cause });
 }
 

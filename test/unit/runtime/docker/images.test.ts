@@ -244,7 +244,8 @@ test("failures of a pull are the daemon's words, however they come", async () =>
       },
       want: {
         code: "NotFound",
-        message: "Error response from daemon: manifest for busybox:latest not found: manifest unknown",
+        message:
+          "pull image busybox: Error response from daemon: manifest for busybox:latest not found: manifest unknown",
       },
     },
     {
@@ -254,7 +255,7 @@ test("failures of a pull are the daemon's words, however they come", async () =>
         response.end(text([...stream.slice(0, 4), { errorDetail: { message: error }, error }]));
         return answered;
       },
-      want: { code: "Internal", message: "Error response from daemon: no space left on device" },
+      want: { code: "Internal", message: "pull image busybox: Error response from daemon: no space left on device" },
     },
     {
       name: "a stream that breaks off",
