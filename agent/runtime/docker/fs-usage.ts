@@ -5,7 +5,9 @@ import { errnoOf } from "../../lib/errno.ts";
 import { isObject } from "../../lib/json.ts";
 import type { Logger } from "../../lib/log.ts";
 import type { FilesystemUsage } from "../port.ts";
+import { objectsIn } from "./answers.ts";
 import type { DockerClient } from "./client.ts";
+import { podFilters } from "./labels.ts";
 import { SlowFigure } from "./slow-figure.ts";
 
 /** What files in a directory take; as agent/stats measures it. */
@@ -100,6 +102,11 @@ interface DockerDF {
   df(options: { abortSignal: AbortSignal }): Promise<unknown>;
 }
 
+/** The running containers of pods, without sandboxes; for `/containers/json`. */
+export function runningFilters(): { status: string[]; label: string[] } {
+  return { status: ["running"], label: [...podFilters().label, "io.kubernetes.docker.type=container"] };
+}
+
 /** Bytes of all layers, as the daemon adds them up. */
 async function layersSize(client: DockerClient, signal: AbortSignal): Promise<number> {
   const answer: unknown = await client.call(
@@ -120,15 +127,14 @@ async function containerSizes(client: DockerClient, signal: AbortSignal): Promis
     async (abortSignal) =>
       (await client.docker.listContainers({
         size: true,
-        filters: { status: ["running"], label: ["io.kubernetes.docker.type=container"] },
+        filters: runningFilters(),
         abortSignal,
       } as object)) as unknown,
     { timeoutMs: dfTimeoutMs, signal },
   );
   const sizes = new Map<string, number>();
-  for (const container of Array.isArray(answer) ? answer : []) {
-    if (!isObject(container)) continue;
-    const { Id, SizeRw = 0 } = container; // what is 0 is left out
+  for (const { Id, SizeRw = 0 } of objectsIn(answer, "sizes of containers")) {
+    // What is 0 is left out of the answer.
     if (typeof Id === "string" && typeof SizeRw === "number") sizes.set(Id, SizeRw);
   }
   return sizes;

@@ -3,6 +3,7 @@ import { AgentError } from "../../lib/errors.ts";
 import { isObject } from "../../lib/json.ts";
 import { type ImageName, parseImageName } from "../images-name.ts";
 import type { ImageInfo, ImageService } from "../port.ts";
+import { objectsIn } from "./answers.ts";
 import type { DockerClient } from "./client.ts";
 import { ifThere } from "./errors.ts";
 import type { DockerDisk } from "./fs-usage.ts";
@@ -61,7 +62,9 @@ export function createDockerImages(client: DockerClient, options: DockerImagesOp
         "list images",
         async (abortSignal) => await client.docker.listImages({ abortSignal } as object),
       );
-      const images = (Array.isArray(answer) ? answer : []).map(imageOf).filter(({ id }) => id !== "");
+      const images = objectsIn(answer, "list images")
+        .map(imageOf)
+        .filter(({ id }) => id !== "");
       const present = new Set(images.map(({ id }) => id));
       for (const id of users.keys()) if (!present.has(id)) users.delete(id);
       const infos = new Map<string, ImageInfo>();
@@ -157,8 +160,7 @@ async function refuseUsed(client: DockerClient, { id }: ImageInfo): Promise<void
     async (abortSignal) =>
       await client.docker.listContainers({ all: true, filters: { ancestor: [id] }, abortSignal } as object),
   );
-  for (const container of Array.isArray(answer) ? answer : []) {
-    const { Names, ImageID, Id, State } = fieldsOf(container);
+  for (const { Names, ImageID, Id, State } of objectsIn(answer, `list containers of image ${id}`)) {
     if (ImageID !== id) continue;
     const [name = Id] = textsOf(Names);
     const who = `container ${String(name).replace(/^\//, "")} (${String(State)})`;

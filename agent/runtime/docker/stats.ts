@@ -3,11 +3,11 @@ import { isAbsolute } from "node:path";
 import type { Clock } from "../../lib/clock.ts";
 import { isObject } from "../../lib/json.ts";
 import type { ContainerStats, FilesystemUsage, SandboxProcess } from "../port.ts";
+import { objectsIn } from "./answers.ts";
 import { type ContainerCgroup, parseContainerCgroup, readContainerCgroup } from "./cgroup-figures.ts";
 import type { DockerClient } from "./client.ts";
 import { ifThere } from "./errors.ts";
-import type { DockerDisk } from "./fs-usage.ts";
-import { podFilters } from "./labels.ts";
+import { type DockerDisk, runningFilters } from "./fs-usage.ts";
 import { forEachOf } from "./lanes.ts";
 
 // Containers that are looked at together: a look costs the daemon some 2 ms, reading a cgroup less.
@@ -101,15 +101,11 @@ async function inspect(client: DockerClient, id: string, what: string): Promise<
 }
 
 async function runningContainers(client: DockerClient): Promise<string[]> {
-  const filters = { status: ["running"], label: [...podFilters().label, "io.kubernetes.docker.type=container"] };
   const answer: unknown = await client.call(
     "list running containers",
-    async (abortSignal) => await client.docker.listContainers({ filters, abortSignal } as object),
+    async (abortSignal) => await client.docker.listContainers({ filters: runningFilters(), abortSignal } as object),
   );
-  const list: unknown[] = Array.isArray(answer) ? answer : [];
-  return list.flatMap((container) =>
-    isObject(container) && typeof container["Id"] === "string" ? container["Id"] : [],
-  );
+  return objectsIn(answer, "list running containers").flatMap(({ Id }) => (typeof Id === "string" ? Id : []));
 }
 
 function pidOf({ State }: Record<string, unknown>): number | undefined {

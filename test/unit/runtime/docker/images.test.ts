@@ -116,6 +116,14 @@ test("an answer in another shape is an image without names", () => {
   expect(imageOf({ RepoTags: "busybox", Size: "9" })).toEqual({ id: "", repoTags: [], repoDigests: [], sizeBytes: 0 });
 });
 
+test("an answer that is no list is an error, and removes nothing", async () => {
+  await using t = await setUp(({ path }) => (path.endsWith("/json") && path !== "/images/json" ? busyboxInspect : {}));
+  const error = { code: "Internal", message: "list images: the Docker daemon's answer is no list" };
+  await expect(t.images.listImages()).rejects.toMatchObject(error);
+  await expect(t.images.removeImage("busybox")).rejects.toMatchObject({ code: "Internal" });
+  expect(t.requests.some((request) => request.startsWith("DELETE"))).toBe(false);
+});
+
 test("an image with names in several repositories goes name by name", async () => {
   const left = new Set(busybox.RepoTags);
   await using t = await setUp(({ method, path }) => {
