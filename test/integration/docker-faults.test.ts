@@ -1,4 +1,4 @@
-import { readdir, readFile, writeFile } from "node:fs/promises";
+import { readdir, readFile, readlink, rm, writeFile } from "node:fs/promises";
 import { join } from "node:path";
 import { afterAll, beforeAll, describe, expect, test } from "vitest";
 import type { PodSandboxConfig, Runtime } from "../../agent/runtime/port.ts";
@@ -113,6 +113,20 @@ describe("behind our back", () => {
     await removeSandbox({ ...sandbox, id: Id });
     await removeSandbox(sandbox);
   });
+});
+
+test("a log's link is there again for the next agent, and goes with its container, also when the sandbox takes it along", async () => {
+  const sandbox = await newSandbox();
+  const app = await startContainer(sandbox, "echo said; sleep 1000");
+  const { logPath } = await runtime.containerStatus(app);
+  await eventually(async () => expect(await readFile(logPath, "utf8")).toContain("said"));
+  await rm(logPath);
+  const next = await docker.connect();
+  await next.podSnapshot(sandbox.config.uid);
+  expect(await readFile(logPath, "utf8")).toContain("said");
+  next.close();
+  await removeSandbox(sandbox);
+  await expect(readlink(logPath)).rejects.toThrow("ENOENT");
 });
 
 describe("names", () => {

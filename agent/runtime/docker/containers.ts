@@ -33,6 +33,9 @@ export interface ContainersOptions {
   log: Logger;
 }
 
+// IDs of some 64 bytes. When they are forgotten, links that are there are looked at once more.
+const linkedMax = 16_384;
+
 // Image IDs with the digests that registries know them by; a node has some dozens.
 const imageRefsMax = 1_024;
 
@@ -40,6 +43,8 @@ const imageRefsMax = 1_024;
 export class Containers {
   readonly #options: ContainersOptions;
   readonly #imageRefs = new Map<string, string>();
+  /** Containers whose logs were linked, or are about to be. */
+  readonly #linked = new Set<string>();
 
   constructor(options: ContainersOptions) {
     this.#options = options;
@@ -65,27 +70,20 @@ export class Containers {
   }
 
   async start(id: string): Promise<void> {
-    const { client, logs, log } = this.#options;
+    const { client } = this.#options;
     const what = `start container ${id}`;
+    this.#linked.add(id);
     try {
       await client.call(what, async (abortSignal) => {
         await client.docker.getContainer(id).start({ abortSignal });
       });
     } catch (err) {
+      this.#linked.delete(id);
       if (isUnchanged(err)) return;
       // Why a program cannot be run is no fault of the request, for which Docker takes it.
       throw hasCode(err, "Invalid") ? new AgentError("Internal", err.message, { cause: err }) : err;
     }
-    await Promise.all([
-      this.#limit(id),
-      logs.link(id).catch((err: unknown) => {
-        // The container runs and its log is kept; only the path that people know lacks it.
-        log.warn(
-          { containerID: id, err: messageOf(err) },
-          "a container's log cannot be linked into its pod's directory",
-        );
-      }),
-    ]);
+    await Promise.all([this.#limit(id), this.#linkLog(id)]);
   }
 
   /** The stop signal, then SIGKILL after the grace, both by the daemon, which goes on if the agent ends meanwhile. */
@@ -104,6 +102,7 @@ export class Containers {
   async remove(id: string): Promise<void> {
     const { client, logs } = this.#options;
     const inspect = await ifThere(inspectContainer(client, `look at container ${id}`, id));
+    this.#linked.delete(id);
     if (inspect === undefined) return;
     await removeForced(client, `remove container ${id}`, id);
     const { logPath } = readContainer(inspect.Config?.Labels ?? {}, "");
@@ -116,7 +115,13 @@ export class Containers {
     const what = `status of container ${id}`;
     const inspect = await inspectContainer(client, what, id);
     if (!isOfPod(inspect, "container")) throw new AgentError("NotFound", `${what}: the container is no pod's`);
-    return containerStatus(inspect, await this.#imageRef(inspect.Image ?? ""));
+    const status = containerStatus(inspect, await this.#imageRef(inspect.Image ?? ""));
+    // The agent that started it may have ended before it made the link.
+    if (status.startedAtMs > 0 && status.reason !== "ContainerCannotRun" && !this.#linked.has(id)) {
+      this.#linked.add(id);
+      await this.#linkLog(id);
+    }
+    return status;
   }
 
   /** Changes what Docker has words for by Docker, and the rest in the container's cgroup. */
@@ -152,6 +157,17 @@ export class Containers {
     } catch (err) {
       await this.stop(id, 0);
       throw err;
+    }
+  }
+
+  /** Never rejects: the container runs and its log is kept; only the path that people know would lack it. */
+  async #linkLog(id: string): Promise<void> {
+    const { logs, log } = this.#options;
+    if (this.#linked.size > linkedMax) this.#linked.clear();
+    try {
+      await logs.link(id);
+    } catch (err) {
+      log.warn({ containerID: id, err: messageOf(err) }, "a container's log cannot be linked into its pod's directory");
     }
   }
 

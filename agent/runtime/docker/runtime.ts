@@ -63,8 +63,9 @@ export class DockerRuntime implements Runtime {
   constructor(options: DockerRuntimeOptions) {
     this.#options = options;
     this.images = options.images;
-    this.#sandboxes = new Sandboxes(options);
-    this.#containers = new Containers(options);
+    const containers = new Containers(options);
+    this.#containers = containers;
+    this.#sandboxes = new Sandboxes({ ...options, removeContainer: async (id) => await containers.remove(id) });
   }
 
   async version(): Promise<RuntimeVersion> {

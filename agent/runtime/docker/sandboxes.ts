@@ -19,6 +19,8 @@ export interface SandboxesOptions {
   images: Pick<ImageService, "imageStatus" | "pullImage">;
   /** The image whose program waits for signals and does nothing else. */
   pauseImage: string;
+  /** Removes an app container, with what is kept of it on the node. */
+  removeContainer(containerID: string): Promise<void>;
   /** Deadline of an ordinary call in ms. */
   requestTimeoutMs: number;
   log: Logger;
@@ -93,7 +95,7 @@ export class Sandboxes {
     const { client } = this.#options;
     const inspect = await ifThere(this.#inspect(id));
     const containers = await this.#containersOf(id);
-    await Promise.all(containers.map(async ({ Id }) => await removeForced(client, `remove container ${Id}`, Id)));
+    await Promise.all(containers.map(async ({ Id }) => await this.#options.removeContainer(Id)));
     if (inspect === undefined) return;
     await this.#takeNetworkDown(inspect);
     await removeForced(client, `remove sandbox ${id}`, id);
