@@ -23,18 +23,17 @@ afterAll(async () => {
   await node?.destroy();
 });
 
-/** Processes that this one started through nsenter into the node's network and that have not ended. */
-async function helpers(): Promise<string[]> {
-  const pids = (await readdir("/proc")).filter((name) => /^\d+$/.test(name));
-  const lines = await Promise.all(
-    pids.map(async (pid) => {
-      const stat = await readFile(`/proc/${pid}/stat`, "utf8").catch(() => "");
-      const [state, parent] = stat.slice(stat.lastIndexOf(")") + 2).split(" ");
-      const line = await readFile(`/proc/${pid}/cmdline`, "utf8").catch(() => "");
-      return Number(parent) === process.pid && state !== "Z" && line.includes("namespace-dialer-role") ? line : "";
-    }),
-  );
-  return lines.filter((line) => line !== "");
+/** PIDs of helpers that this process started and that have not ended. */
+async function helpers(): Promise<number[]> {
+  const pids = (await readdir("/proc")).filter((name) => /^\d+$/.test(name)).map(Number);
+  const isHelper = async (pid: number) => {
+    const stat = await readFile(`/proc/${pid}/stat`, "utf8").catch(() => "");
+    const [state, parent] = stat.slice(stat.lastIndexOf(")") + 2).split(" ");
+    const line = await readFile(`/proc/${pid}/cmdline`, "utf8").catch(() => "");
+    return Number(parent) === process.pid && state !== "Z" && line.includes("namespace-dialer-role");
+  };
+  const found = await Promise.all(pids.map(async (pid) => ((await isHelper(pid)) ? [pid] : [])));
+  return found.flat();
 }
 
 async function echoes(socket: Socket, text: string): Promise<void> {
@@ -67,14 +66,9 @@ test("a helper that is killed is replaced with the next connection", async () =>
   const dialer = createNamespaceDialer(node.network.netnsPath);
   try {
     (await dialer.dial(port, never)).destroy();
-    const pids = (await readdir("/proc")).filter((name) => /^\d+$/.test(name));
-    for (const pid of pids) {
-      const line = await readFile(`/proc/${pid}/cmdline`, "utf8").catch(() => "");
-      const stat = await readFile(`/proc/${pid}/stat`, "utf8").catch(() => "");
-      const [, parent] = stat.slice(stat.lastIndexOf(")") + 2).split(" ");
-      if (line.includes("namespace-dialer-role") && Number(parent) === process.pid)
-        process.kill(Number(pid), "SIGKILL");
-    }
+    const [first] = await helpers();
+    expect(first).toBeDefined();
+    process.kill(first!, "SIGKILL");
     await eventually(async () => {
       const socket = await dialer.dial(port, never);
       socket.resume();
