@@ -49,12 +49,12 @@ function isInPostStart({ name, lifecycle }: Container, attempts: Attempts): bool
   return lifecycle?.postStart !== undefined && attempts.get(`start/${name}`)?.state === "running";
 }
 
-/** What the runtime shows, without containers whose postStart hook still runs. */
+/** What the runtime shows, without containers that are being started and whose postStart hook has not ended. */
 export function withoutPostStart(pod: Pod, observed: PodSnapshot, attempts: Attempts): PodSnapshot {
   const hidden = specContainers(pod).flatMap(({ container }) => {
     if (!isInPostStart(container, attempts)) return [];
     const newest = observed.containers.find(({ name }) => name === container.name);
-    return newest?.state === "running" ? [newest] : [];
+    return newest?.state === "created" || newest?.state === "running" ? [newest] : [];
   });
   if (hidden.length === 0) return observed;
   return { ...observed, containers: observed.containers.filter((container) => !hidden.includes(container)) };

@@ -1,6 +1,7 @@
 import { describe, expect, test } from "vitest";
 import type { Container, ContainerStatus, Pod, PodStatus } from "../../../agent/kube/types.ts";
 import type { StatusInputs } from "../../../agent/pods/status.ts";
+import { withoutPostStart } from "../../../agent/pods/status-inputs.ts";
 import type { LinuxResources, MountedImage } from "../../../agent/runtime/port.ts";
 import { containerOf, exited, nothing, podOf, sandboxOf, snapshot, statusOf } from "./support.ts";
 
@@ -541,4 +542,24 @@ describe("last words", () => {
     const text = `x${"ä".repeat(10_000)}`;
     expect(lastWords(text)).toBe(`x${"ä".repeat(6_143)}`);
   });
+});
+
+test("an instance counts once, whatever is seen of it before its postStart hook has ended", () => {
+  const lifecycle = { postStart: { sleep: { seconds: 1 } } };
+  const pod = podOf({ containers: [{ name: "app", image: "image:1", lifecycle }] });
+  const before = exited({ exitCode: 1 });
+  const starting = new Map([["start/app", { state: "running" as const }]]);
+  const looks = [
+    { containers: [before], attempts: new Map() },
+    { containers: [containerOf({ attempt: 1, state: "created" }), before], attempts: starting },
+    { containers: [containerOf({ attempt: 1 }), before], attempts: starting },
+    { containers: [containerOf({ attempt: 1 }), before], attempts: new Map() },
+  ];
+  let previous: PodStatus = { phase: "Pending" };
+  const counts = looks.map(({ containers, attempts }) => {
+    const observed = withoutPostStart(pod, snapshot({ containers }), attempts);
+    previous = statusOf({ pod, observed, previous });
+    return previous.containerStatuses?.[0]?.restartCount;
+  });
+  expect(counts).toEqual([0, 0, 0, 1]);
 });
