@@ -2,15 +2,21 @@ import { backoffMs } from "../../lib/backoff.ts";
 import type { Clock } from "../../lib/clock.ts";
 import { hasCode, messageOf } from "../../lib/errors.ts";
 import type { Logger } from "../../lib/log.ts";
+import { Pacer } from "../pacer.ts";
 import { Applier } from "./apply.ts";
 import type { Table } from "./fixed.ts";
 import { isolate } from "./isolate.ts";
+import { isServiceChain } from "./own.ts";
 import type { Iptables } from "./port.ts";
+import type { RuleState } from "./state.ts";
 import { type AnyTable, RestoreText } from "./text.ts";
 
 // What holds a chain is somebody's rule, which is there for long. The first wait is for a tool that was held up.
 const retryBaseMs = 30_000;
 const retryMaxMs = 3_600_000;
+
+/** `chainPrint` by chain, by table. */
+export type PresentChains = Readonly<Record<Table, ReadonlyMap<string, number>>>;
 
 /** A chain that could not be deleted, and why. */
 export interface UndeletedChain {
@@ -147,4 +153,22 @@ export class StaleChains {
       "stale chains cannot be deleted; services are programmed, and it will be tried again",
     );
   }
+}
+
+/** Chains of services, as they were found, that nothing needs. */
+export async function findStale(state: RuleState, present: PresentChains): Promise<Record<Table, string[]>> {
+  const pacer = new Pacer();
+  const wanted = { nat: new Set(state.dispatchChains("nat")), filter: new Set(state.dispatchChains("filter")) };
+  for (const chain of state.serviceChains()) {
+    wanted.nat.add(chain);
+    await pacer.breathe();
+  }
+  const stale: Record<Table, string[]> = { nat: [], filter: [] };
+  for (const table of ["nat", "filter"] as const) {
+    for (const chain of present[table].keys()) {
+      if (isServiceChain(table, chain) && !wanted[table].has(chain)) stale[table].push(chain);
+      await pacer.breathe();
+    }
+  }
+  return stale;
 }

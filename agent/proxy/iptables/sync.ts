@@ -20,14 +20,14 @@ import {
 } from "./fixed.ts";
 import { Guard } from "./guard.ts";
 import { isolate, type Refusal, serviceOfRefusedLine } from "./isolate.ts";
-import { isJump, isServiceChain } from "./own.ts";
+import { isJump } from "./own.ts";
 import { type Ipset, type Iptables, RefusedLine } from "./port.ts";
 import { type RefusedDeps, RefusedServices } from "./refused.ts";
 import { filterFirst, natFirst, RestoreText, type TableOrder } from "./text.ts";
 import { masqueradedClients, type RenderContext, type RenderedService, type SetMember } from "./render.ts";
 import { sharedSetNames } from "./set-names.ts";
 import { Sets, SetsUnusable } from "./sets.ts";
-import { StaleChains } from "./stale.ts";
+import { findStale, type PresentChains, StaleChains } from "./stale.ts";
 import { RuleState } from "./state.ts";
 
 /** More endpoints than this: no comments in endpoint chains. The reference's "large cluster" threshold. */
@@ -52,9 +52,6 @@ export interface IptablesBackendDeps extends Omit<RefusedDeps, "clock"> {
 
 // Each round finds up to 16 services; what is still refused then is tried again at the next sync.
 const isolationRoundsMax = 4;
-
-/** `chainPrint` by chain, by table. */
-type PresentChains = Readonly<Record<Table, ReadonlyMap<string, number>>>;
 
 /** What a full sync has made, and what it found. */
 interface FullSync {
@@ -402,24 +399,6 @@ export class IptablesBackend {
 function fixedContext({ fixed, render }: IptablesSyncRequest, hasSets: boolean): FixedContext {
   const sets = hasSets ? sharedSetNames(fixed.family) : undefined;
   return { ...fixed, sets, masqueradedClients: masqueradedClients(render) };
-}
-
-/** Chains of services, as they were found, that nothing needs. */
-async function findStale(state: RuleState, present: PresentChains): Promise<Record<Table, string[]>> {
-  const pacer = new Pacer();
-  const wanted = { nat: new Set(state.dispatchChains("nat")), filter: new Set(state.dispatchChains("filter")) };
-  for (const chain of state.serviceChains()) {
-    wanted.nat.add(chain);
-    await pacer.breathe();
-  }
-  const stale: Record<Table, string[]> = { nat: [], filter: [] };
-  for (const table of ["nat", "filter"] as const) {
-    for (const chain of present[table].keys()) {
-      if (isServiceChain(table, chain) && !wanted[table].has(chain)) stale[table].push(chain);
-      await pacer.breathe();
-    }
-  }
-  return stale;
 }
 
 /** A text that was refused, for people: what the tool said is in the error, the place is here. */
