@@ -12,7 +12,7 @@ export interface HookDeps {
   runtime: Pick<Runtime, "execSync">;
   clock: Clock;
   metrics?: Pick<PodMetrics, "hookFallbacks" | "sleepsCutShort"> | undefined;
-  /** An HTTPS hook's server speaks plain HTTP, and was asked that way. */
+  /** An HTTPS hook's server speaks plain HTTP, was asked that way, and has answered. */
   onHTTPFallback(pod: Pod, container: Container, message: string): void;
 }
 
@@ -73,13 +73,14 @@ async function runHTTP(
   } catch (err) {
     // Any other complaint comes from a server that does speak TLS: what was meant for that must not be sent in the clear.
     if (!(err instanceof Error) || !isPlainAnswer(err.cause)) throw err;
+    await httpGet(withoutTLS(target), { timeoutMs: undefined, signal, clock: deps.clock });
+    // Only now: of a hook that failed the failure's own event tells.
+    deps.metrics?.hookFallbacks.inc({});
     deps.onHTTPFallback(
       pod,
       container,
-      `request to HTTPS lifecycle hook got HTTP response, retrying with HTTP: ${messageOf(err)}`,
+      `request to HTTPS lifecycle hook got HTTP response, retry with HTTP succeeded: ${messageOf(err)}`,
     );
-    await httpGet(withoutTLS(target), { timeoutMs: undefined, signal, clock: deps.clock });
-    deps.metrics?.hookFallbacks.inc({});
   }
 }
 

@@ -128,8 +128,21 @@ describe("an HTTP hook", () => {
     expect(seen).toEqual([["/bye?x", "1", undefined]]);
     expect(await shown()).toContain("kubelet_lifecycle_handler_http_fallbacks_total 1\n");
     expect(fallbacks).toEqual([
-      `app request to HTTPS lifecycle hook got HTTP response, retrying with HTTP: Get "https://127.0.0.1:${server.port}/bye?x": http: server gave HTTP response to HTTPS client`,
+      `app request to HTTPS lifecycle hook got HTTP response, retry with HTTP succeeded: Get "https://127.0.0.1:${server.port}/bye?x": http: server gave HTTP response to HTTPS client`,
     ]);
+  });
+
+  test("over HTTPS to a plain server that does not take it without TLS either fails, and no fallback is told", async () => {
+    const { run, fallbacks, shown } = setUp();
+    let requests = 0;
+    await using server = await startTCP((socket) => {
+      requests += 1;
+      if (requests === 1) socket.end("HTTP/1.1 400 Bad Request\r\n\r\n");
+      else socket.destroy();
+    });
+    await expect(run({ httpGet: { port: server.port, scheme: "HTTPS" } })).rejects.toThrow();
+    expect([requests, fallbacks]).toEqual([2, []]);
+    expect(await shown()).toContain("kubelet_lifecycle_handler_http_fallbacks_total 0\n");
   });
 
   test("over HTTPS is not sent in the clear to a server that speaks TLS and refuses", async () => {
