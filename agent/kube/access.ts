@@ -5,6 +5,7 @@ import type { Clock } from "../lib/clock.ts";
 import { AgentError, messageOf } from "../lib/errors.ts";
 import type { Logger } from "../lib/log.ts";
 import type { ExecCredential } from "./exec-credential.ts";
+import type { ExecPluginMetrics } from "./exec-metrics.ts";
 
 /** How to reach one API server and who we are there. Made by kubeconfig.ts, used by transport.ts. */
 export interface Access {
@@ -59,8 +60,8 @@ export interface AccessSpec {
   impersonate: Record<string, string | string[]>;
   /** Gives the client certificate in place of `cert` and `key`; undefined while there is none. */
   clientCertificate?: () => { readonly cert: Buffer; readonly key: Buffer } | undefined;
-  /** Runs the exec plugin. */
-  exec?: () => Promise<ExecCredential>;
+  /** Runs the exec plugin. @param called told what the run came to */
+  exec?: (called?: ExecPluginMetrics["called"]) => Promise<ExecCredential>;
 }
 
 // How long files are believed unchanged. One stat per file and second costs nothing, and a rotated certificate is in
@@ -70,8 +71,11 @@ export const fileCheckMs = 1_000;
 export const execRetryMs = 1_000;
 
 /** Makes an {@link Access}; nothing is read before the first `credentials()`. */
-export function createAccess(spec: AccessSpec, deps: { clock: Clock; log: Logger }): Access {
-  const { clock, log } = deps;
+export function createAccess(
+  spec: AccessSpec,
+  deps: { clock: Clock; log: Logger; execPlugins?: ExecPluginMetrics },
+): Access {
+  const { clock, log, execPlugins } = deps;
   const files = {
     ca: fileReader(spec.ca, spec.origin),
     cert: fileReader(spec.cert, spec.origin),
@@ -81,6 +85,7 @@ export function createAccess(spec: AccessSpec, deps: { clock: Clock; log: Logger
   let current: Credentials | undefined;
   let checkAfterMs = 0;
   let plugin: ExecCredential | undefined;
+  let issued: Pick<ExecCredential, "certificate"> = {}; // the last one, also while none is good any more
   let pluginFailure: { err: unknown; untilMs: number } | undefined;
   let running: Promise<Credentials> | undefined;
   let invalidations = 0;
@@ -91,7 +96,9 @@ export function createAccess(spec: AccessSpec, deps: { clock: Clock; log: Logger
     if (plugin !== undefined && (plugin.expiresAtMs === undefined || clock.now() < plugin.expiresAtMs)) return plugin;
     if (pluginFailure !== undefined && clock.monotonic() < pluginFailure.untilMs) throw pluginFailure.err;
     try {
-      plugin = await spec.exec();
+      plugin = await spec.exec(execPlugins?.called);
+      execPlugins?.issued(spec, plugin.certificate, issued.certificate);
+      issued = plugin;
       pluginFailure = undefined;
       return plugin;
     } catch (err) {

@@ -82,7 +82,10 @@ interface Call extends Omit<HttpRequest, "signal" | "body"> {
 /** Makes a client; connects on the first call. */
 export function createApiClient(options: ApiClientOptions): KubeClient {
   const { access, log, clock, userAgent, metrics } = options;
-  if (options.transport !== undefined) return new Client(options, options.transport, false);
+  if (options.transport !== undefined) {
+    metrics?.transportCreations.inc({ result: "hit" });
+    return new Client(options, options.transport, false);
+  }
   if (access === undefined) throw new AgentError("Invalid", "createApiClient needs an access or a transport");
   const transport = createTransport({ access, userAgent, clock, log });
   return new Client(options, metrics === undefined ? transport : instrumentTransport(transport, metrics, clock), true);

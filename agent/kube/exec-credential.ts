@@ -2,6 +2,7 @@ import { dirname, isAbsolute, resolve } from "node:path";
 import { AgentError } from "../lib/errors.ts";
 import { exec } from "../lib/exec.ts";
 import { isObject } from "../lib/json.ts";
+import type { ExecPluginMetrics } from "./exec-metrics.ts";
 
 /** What an exec credential plugin answered. Token and key are secret: never log. */
 export interface ExecCredential {
@@ -37,8 +38,13 @@ export function resolveExecCommand(command: string, kubeconfigPath: string): str
 /**
  * Runs the plugin once, without a terminal. Rejects with Unavailable and one line that names the command when it fails
  * or answers nonsense.
+ *
+ * @param called told how the run ended, whatever it answered
  */
-export async function runExecPlugin(plugin: ExecPlugin): Promise<ExecCredential> {
+export async function runExecPlugin(
+  plugin: ExecPlugin,
+  called: ExecPluginMetrics["called"] = () => {},
+): Promise<ExecCredential> {
   const { apiVersion, command, args, env, installHint, cluster } = plugin;
   const info = {
     apiVersion,
@@ -49,6 +55,9 @@ export async function runExecPlugin(plugin: ExecPlugin): Promise<ExecCredential>
   for (const { name, value } of env) childEnv[name] = value;
   childEnv["KUBERNETES_EXEC_INFO"] = JSON.stringify(info);
   const result = await exec(command, args, { timeoutMs: execTimeoutMs, env: childEnv });
+  if (result.failure === undefined) called(0, "no_error");
+  else if (result.failure === "spawn") called(1, "plugin_not_found_error");
+  else called(result.code ?? -1, "plugin_execution_error");
   if (result.failure !== undefined) {
     const hint = installHint === undefined || result.failure !== "spawn" ? "" : `. ${installHint.trim()}`;
     throw new AgentError("Unavailable", `exec credential plugin: ${result.message}${hint}`);

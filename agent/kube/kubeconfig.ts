@@ -5,11 +5,13 @@ import { AgentError, messageOf } from "../lib/errors.ts";
 import { type Logger, silentLogger } from "../lib/log.ts";
 import { type Access, type AccessSpec, createAccess, type Source } from "./access.ts";
 import { execAPIVersions, type ExecPlugin, resolveExecCommand, runExecPlugin } from "./exec-credential.ts";
+import type { ExecPluginMetrics } from "./exec-metrics.ts";
 import { Field } from "./field.ts";
 
 interface LoadDeps {
   clock?: Clock;
   log?: Logger;
+  execPlugins?: ExecPluginMetrics;
 }
 
 /**
@@ -18,7 +20,7 @@ interface LoadDeps {
  */
 export async function loadKubeconfig(path: string, deps: LoadDeps = {}): Promise<Access> {
   const spec = await readKubeconfig(path);
-  const access = createAccess(spec, { clock: deps.clock ?? systemClock, log: deps.log ?? silentLogger });
+  const access = createAccess(spec, { ...deps, clock: deps.clock ?? systemClock, log: deps.log ?? silentLogger });
   if (spec.exec === undefined) await access.credentials();
   return access;
 }
@@ -172,11 +174,11 @@ function addUser(spec: AccessSpec, user: Field, cluster: Field, path: string): v
   if (user.at("exec").isPresent) {
     const plugin = execPlugin(user.at("exec"), cluster, spec, path);
     const { ca } = spec;
-    spec.exec = async () => {
-      if (plugin.cluster === undefined || ca === undefined) return runExecPlugin(plugin);
+    spec.exec = async (called) => {
+      if (plugin.cluster === undefined || ca === undefined) return runExecPlugin(plugin, called);
       const bytes = "data" in ca ? ca.data : await readFile(ca.file);
       const info = { ...plugin.cluster, "certificate-authority-data": bytes.toString("base64") };
-      return runExecPlugin({ ...plugin, cluster: info });
+      return runExecPlugin({ ...plugin, cluster: info }, called);
     };
   }
 }

@@ -1,6 +1,7 @@
 import type { Clock } from "../lib/clock.ts";
-import type { Counter, Histogram, MetricsRegistry } from "../lib/metrics.ts";
+import type { Counter, Gauge, Histogram, MetricsRegistry } from "../lib/metrics.ts";
 import type { HttpRequest, HttpResponse } from "./connection.ts";
+import { createExecPluginMetrics, type ExecPluginMetrics } from "./exec-metrics.ts";
 import type { Transport } from "./transport.ts";
 
 /** Calls to API servers, under client-go's names. `host` is the server's with its port, `verb` the HTTP method. */
@@ -15,6 +16,11 @@ export interface RestClientMetrics {
   throttleSeconds: Histogram<"verb" | "host">;
   requestBytes: Histogram<"verb" | "host">;
   responseBytes: Histogram<"verb" | "host">;
+  /** Sets of connections to API servers that are open. */
+  transports: Gauge;
+  /** Clients made, by whether they share connections (`hit`) or have their own (`miss`). */
+  transportCreations: Counter<"result">;
+  execPlugins: ExecPluginMetrics;
 }
 
 // client-go's.
@@ -24,7 +30,7 @@ const byteBuckets = [64, 256, 512, 1024, 4096, 16384, 65536, 262144, 1048576, 41
 export const noAnswerCode = "<error>";
 
 /** Registers `rest_client_*`. */
-export function createRestClientMetrics(registry: MetricsRegistry): RestClientMetrics {
+export function createRestClientMetrics(registry: MetricsRegistry, clock: Clock): RestClientMetrics {
   const seconds = (name: string, help: string) => registry.histogram(name, help, secondBuckets, ["verb", "host"]);
   const bytes = (name: string, help: string) => registry.histogram(name, help, byteBuckets, ["verb", "host"]);
   return {
@@ -38,6 +44,16 @@ export function createRestClientMetrics(registry: MetricsRegistry): RestClientMe
     throttleSeconds: seconds("rest_client_rate_limiter_duration_seconds", "Time that requests waited for their turn."),
     requestBytes: bytes("rest_client_request_size_bytes", "Size of requests' bodies."),
     responseBytes: bytes("rest_client_response_size_bytes", "Size of answers' bodies."),
+    transports: registry.gauge(
+      "rest_client_transport_cache_entries",
+      "Sets of connections to API servers that are open; clients with the same credentials share one.",
+    ),
+    transportCreations: registry.counter(
+      "rest_client_transport_create_calls_total",
+      "Clients made, by whether they share connections (hit) or have their own (miss).",
+      ["result"],
+    ),
+    execPlugins: createExecPluginMetrics(registry, clock),
   };
 }
 
@@ -46,9 +62,12 @@ export function hostLabel(server: string): string {
   return new URL(server).host;
 }
 
-/** The transport, with what goes over it counted and timed. */
+/** The transport, with itself and what goes over it counted and timed. */
 export function instrumentTransport(transport: Transport, metrics: RestClientMetrics, clock: Clock): Transport {
   const host = hostLabel(transport.access.server);
+  metrics.transportCreations.inc({ result: "miss" });
+  metrics.transports.add({});
+  let isOpen = true;
   const send = async (request: HttpRequest): Promise<HttpResponse> => {
     const { method, body, isWatch = false } = request;
     const of = { verb: method, host };
@@ -69,7 +88,11 @@ export function instrumentTransport(transport: Transport, metrics: RestClientMet
     send,
     reset: () => transport.reset(),
     renew: async () => await transport.renew(),
-    [Symbol.asyncDispose]: async () => await transport[Symbol.asyncDispose](),
+    [Symbol.asyncDispose]: async () => {
+      if (isOpen) metrics.transports.add({}, -1);
+      isOpen = false;
+      await transport[Symbol.asyncDispose]();
+    },
   };
 }
 

@@ -1,5 +1,6 @@
 import type { Clock } from "../lib/clock.ts";
 import type { Logger } from "../lib/log.ts";
+import type { ExecPluginMetrics } from "./exec-metrics.ts";
 import type { KubeObject, ObjectMeta, ObjectReference } from "./types.ts";
 
 /** One API resource: where it lives and, by the type parameter, what its objects look like. See resources.ts. */
@@ -146,6 +147,8 @@ export interface EventRecorder {
 export interface KubeDeps {
   clock: Clock;
   log: Logger;
+  /** Where runs of kubeconfigs' exec plugins are counted. */
+  execPlugins?: ExecPluginMetrics;
 }
 
 /** `namespace/name`, or `name` for cluster-scoped objects: the key used by stores. */

@@ -3,6 +3,7 @@ import { ConfigError } from "../config/problems.ts";
 import { type Access, createAccess } from "../kube/access.ts";
 import type { ClientIdentity } from "../kube/certificates/client.ts";
 import { createApiClient, type KubeClient } from "../kube/client.ts";
+import type { ExecPluginMetrics } from "../kube/exec-metrics.ts";
 import { createInformerFactory } from "../kube/informer.ts";
 import { inClusterAccess, loadKubeconfig } from "../kube/kubeconfig.ts";
 import type { RestClientMetrics } from "../kube/metrics.ts";
@@ -73,7 +74,8 @@ export function userAgentOf(component: ClusterOptions["component"]): string {
 /** Reads how to reach the API server; nothing is sent yet. Rejects with ConfigError. */
 export async function openCluster(options: ClusterOptions, { clock, log, parts }: Surroundings): Promise<Cluster> {
   const { component, qps, burst, identity, metrics } = options;
-  const access = identity?.access ?? (await readAccess(options, { clock, log }));
+  const plugins = metrics === undefined ? {} : { execPlugins: metrics.execPlugins };
+  const access = identity?.access ?? (await readAccess(options, { clock, log, ...plugins }));
   const userAgent = userAgentOf(component);
   const counted = metrics === undefined ? {} : { metrics };
   const client = createApiClient({ access, userAgent, qps, burst, log, clock, ...counted });
@@ -118,7 +120,7 @@ export function followServices(cluster: Cluster): Store<Service> {
 
 async function readAccess(
   { kubeconfig, server }: ClusterOptions,
-  deps: { clock: Clock; log: Logger },
+  deps: { clock: Clock; log: Logger; execPlugins?: ExecPluginMetrics },
 ): Promise<Access> {
   try {
     if (kubeconfig === "" && server !== "") {

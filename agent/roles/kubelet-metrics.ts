@@ -42,7 +42,7 @@ export function createKubeletMetrics({ clock, parts }: { clock: Clock; parts: Ru
   return {
     registry,
     probes: new MetricsRegistry(),
-    restClient: createRestClientMetrics(registry),
+    restClient: createRestClientMetrics(registry, clock),
     startup: createNodeStartup(registry, clock, { processStartMs: processStartMs() }),
     pods: createPodMetrics(registry, clock),
     resizes: createResizeMetrics(registry),

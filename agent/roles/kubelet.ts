@@ -45,7 +45,7 @@ export async function openKubeletStores(
     return { cluster: undefined, kubeconfig, measures, explained, ownNode: emptyStore(), services: emptyStore() };
   }
   const nodeName = nodeNameOf(flags.hostnameOverride, hostname());
-  const identity = await openIdentity({ flags, config }, { nodeName, metrics: measures.registry }, surroundings);
+  const identity = await openIdentity({ flags, config }, { nodeName, measures }, surroundings);
   const { kubeAPIQPS: qps, kubeAPIBurst: burst } = config;
   const cluster = await openCluster(
     { component: "kubelet", kubeconfig, server: "", qps, burst, identity, metrics: measures.restClient },

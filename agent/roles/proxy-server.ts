@@ -44,14 +44,14 @@ export interface ProxyRoleMetrics {
 /** Makes the role's metrics, and measures the process until the agent ends. */
 export function createProxyRoleMetrics(
   { config }: ProxySettings,
-  { parts }: Pick<Surroundings, "parts">,
+  { clock, parts }: Pick<Surroundings, "clock" | "parts">,
 ): ProxyRoleMetrics {
   const registry = new MetricsRegistry();
   const ofProcess = registerProcessMetrics(registry, { processStartMs: processStartMs() });
   parts.defer("kube-proxy's measuring of the event loop", () => ofProcess.close());
   const featureGates = listFeatureGates(config.featureGates);
   registerBuild(registry, { platform: `${platform()}/${goArch(arch())}`, featureGates });
-  return { registry, restClient: createRestClientMetrics(registry) };
+  return { registry, restClient: createRestClientMetrics(registry, clock) };
 }
 
 type ServerSurroundings = Pick<Surroundings, "clock" | "log" | "parts">;

@@ -52,7 +52,7 @@ async function freePort(): Promise<number> {
 function start(fields = "", host = "127.0.0.1"): ProxyServers {
   const addresses = `healthzBindAddress: '${host}:${ports.healthz}'\nmetricsBindAddress: 127.0.0.1:${ports.metrics}\n`;
   const settings = proxyWith(addresses + fields).proxy;
-  const { registry, restClient } = createProxyRoleMetrics(settings, { parts });
+  const { registry, restClient } = createProxyRoleMetrics(settings, { clock: systemClock, parts });
   restClient.requests.inc({ code: "200", method: "GET", host: "api" });
   return startProxyServers(
     {
