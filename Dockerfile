@@ -11,6 +11,7 @@
 #     -v /var/log/pods:/var/log/pods -v /var/log/containers:/var/log/containers \
 #     nodelet --config=/var/lib/kubelet/config.yaml --kubeconfig=/etc/kubernetes/kubelet.conf
 #
+# With Docker as the pods' runtime also -v /var/lib/docker:/var/lib/docker: logs and the pods' resolv.conf lie there.
 # rshared: what the agent mounts below /var/lib/kubelet must appear on the host, where the containers are started.
 
 FROM node:24-bookworm-slim AS build
@@ -20,6 +21,7 @@ COPY package.json package-lock.json tsconfig.json ./
 COPY .ci .ci
 RUN npm ci --no-audit --no-fund
 COPY proto proto
+COPY cni cni
 COPY agent agent
 RUN npm run build
 
