@@ -169,6 +169,8 @@ export class DockerExec {
   }
 }
 
+const neverAborted = new AbortController().signal;
+
 /** The outcome of `work`, unless `signal` aborts before: then it rejects with Canceled, and `tooLate` gets what comes of it. */
 async function settleWith<T>(
   work: Promise<T>,
@@ -214,7 +216,9 @@ export async function execSync(
     exec = await DockerExec.start(client, { containerID, command, tty: false, stdin: false }, stop, clock);
     return await collect(exec, containerID, stop);
   } catch (err) {
-    void exec?.kill("SIGKILL");
+    const killed = exec?.kill("SIGKILL");
+    // Who asks again at once, as probes do, must not meet the command that was too late; who lost interest need not wait.
+    if (killed !== undefined) await settleWith(killed, signal ?? neverAborted, "", () => {}).catch(() => {});
     if (late.signal.aborted) {
       const message = `exec in container ${containerID}: timeout of ${timeoutSeconds} s exceeded`;
       throw new AgentError("DeadlineExceeded", message, { cause: err });
