@@ -180,10 +180,10 @@ describe.skipIf(!inject("isLocal"))("nodelet explain", () => {
     }
     await untilNothing("unheard");
 
-    await local.node.containerd.stop();
+    await local.runtime.stop();
     await cluster.createPod(sleeperOf("unmade"));
     await untilItWaitsFor("unmade", /container runtime: (has not said yet what it has of this pod: .|does not answer)/);
-    await local.node.containerd.start();
+    await local.runtime.start();
     await cluster.waitForPod("unmade", "ready", isReady);
     await untilNothing("unmade");
     await cluster.deletePod("unmade", 0);

@@ -9,7 +9,7 @@ import {
   podCgroups,
   podDirs,
   restartAgent,
-  sandboxNetworks,
+  statusIDOf,
 } from "./support/local.ts";
 import { podOf, shell, sleeperOf } from "./support/pods.ts";
 
@@ -60,7 +60,7 @@ describe.skipIf(!inject("isLocal"))("an agent that ends and starts again", () =>
     const { containers } = await env.list();
     for (const pod of pods) {
       const running = containers.filter(({ podUID, state }) => podUID === pod.metadata.uid && state === "running");
-      expect(running.map(({ id }) => `containerd://${id}`)).toEqual([
+      expect(running.map(({ id }) => statusIDOf(env, id))).toEqual([
         (await cluster.getPod(pod.metadata.name)).status?.containerStatuses?.[0]?.containerID,
       ]);
     }
@@ -74,7 +74,7 @@ describe.skipIf(!inject("isLocal"))("an agent that ends and starts again", () =>
         const left = [
           ...(await podDirs(env)),
           ...(await mountsOf(env)),
-          ...(await sandboxNetworks(env)),
+          ...(await local.runtime.networks()),
           ...(await podCgroups(env)),
           ...sandboxes.map(({ id }) => id),
         ];

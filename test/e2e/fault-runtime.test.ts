@@ -18,7 +18,7 @@ describe.skipIf(!inject("isLocal"))("a container runtime", () => {
     const { cluster, local } = env;
     await cluster.createPod(sleeperOf("steady"));
     const before = await cluster.waitForPod("steady", "ready", isReady);
-    await local.node.containerd.restart();
+    await local.runtime.restart();
     await cluster.createPod(sleeperOf("new"));
     await cluster.waitForPod("new", "ready", isReady);
     expect(identityOf(await cluster.getPod("steady"))).toEqual(identityOf(before));
@@ -28,16 +28,16 @@ describe.skipIf(!inject("isLocal"))("a container runtime", () => {
     const { cluster, local } = env;
     await cluster.createPod(podOf("ends-unseen", "sleep 4; exit 5", { restartPolicy: "Never" }));
     await cluster.waitForPod("ends-unseen", "ready", isReady);
-    await local.node.containerd.stop();
+    await local.runtime.stop();
     await sleep(5_000);
-    await local.node.containerd.start();
+    await local.runtime.start();
     const pod = await cluster.waitForPod("ends-unseen", "failed", ({ status }) => status?.phase === "Failed");
     expect(pod.status?.containerStatuses?.[0]?.state?.terminated?.exitCode).toBe(5);
   });
 
   test("that is killed is survived, and the agent tells its events again", async () => {
     const { cluster, local } = env;
-    await local.node.containerd.restart("SIGKILL");
+    await local.runtime.restart("SIGKILL");
     await cluster.createPod(podOf("restarts", "sleep 2; exit 1"));
     await cluster.waitForPod("restarts", "restarted", (pod) => pod.status?.containerStatuses?.[0]?.restartCount === 1);
   });
@@ -45,11 +45,11 @@ describe.skipIf(!inject("isLocal"))("a container runtime", () => {
   test("that is away when the agent starts is waited for", async () => {
     const { cluster, local } = env;
     await local.agent.stop();
-    await local.node.containerd.stop();
+    await local.runtime.stop();
     await local.agent.start();
     await sleep(2_000);
     expect(local.agent.isRunning).toBe(true);
-    await local.node.containerd.start();
+    await local.runtime.start();
     await cluster.createPod(sleeperOf("after-wait"));
     await cluster.waitForPod("after-wait", "ready", isReady);
   });
@@ -61,17 +61,16 @@ describe.skipIf(!inject("isLocal"))("a container runtime", () => {
     const waiting = (reason: string) => (pod: Parameters<typeof isReady>[0]) =>
       pod.status?.containerStatuses?.[0]?.state?.waiting?.reason === reason;
     await cluster.waitForPod("late-image", "backed off", waiting("ImagePullBackOff"));
-    await local.node.containerd.importImages([await customImage({ name })]);
+    await local.runtime.loadImages([await customImage({ name })]);
     await cluster.waitForPod("late-image", "ready", isReady);
   });
 
-  test("whose container is removed by somebody else has it made again", async () => {
+  test("whose container is killed by somebody else has it made again", async () => {
     const { cluster, local } = env;
     await cluster.createPod(sleeperOf("meddled"));
     const before = await cluster.waitForPod("meddled", "ready", isReady);
-    const id = before.status?.containerStatuses?.[0]?.containerID?.replace("containerd://", "") ?? "";
-    const socket = ["--address", local.node.paths.containerdSocket, "--namespace", "k8s.io"];
-    await local.node.exec("ctr", [...socket, "tasks", "kill", "--signal", "SIGKILL", id]);
+    const id = before.status?.containerStatuses?.[0]?.containerID?.replace(/^.*:\/\//, "") ?? "";
+    await local.runtime.kill(id);
     await cluster.waitForPod(
       "meddled",
       "restarted",

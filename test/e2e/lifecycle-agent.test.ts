@@ -1,8 +1,6 @@
 import { afterAll, beforeAll, describe, expect, inject, test } from "vitest";
 import { pods } from "../../agent/kube/resources.ts";
 import type { Pod } from "../../agent/kube/types.ts";
-import { silentLogger } from "../../agent/lib/log.ts";
-import { connectCRI } from "../../agent/runtime/cri/connect.ts";
 import { webImageName } from "../support/images/images.ts";
 import { isFinished, isReady, until } from "./support/cluster.ts";
 import { type BreakableCluster, openBreakableCluster } from "./support/local.ts";
@@ -64,8 +62,7 @@ describe.skipIf(!inject("isLocal"))("containers that end while the agent is away
 
   // As if they had crashed: the runtime sees to it, not the agent.
   async function endAll(): Promise<void> {
-    const { runtimeEndpoint } = env.local.node;
-    const runtime = await connectCRI({ runtimeEndpoint, requestTimeoutMs: 10_000, log: silentLogger });
+    const runtime = await env.local.runtime.connect();
     try {
       const { containers } = await runtime.list();
       await Promise.all(containers.map(async ({ id }) => await runtime.stopContainer(id, 2)));

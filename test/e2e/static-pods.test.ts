@@ -8,7 +8,7 @@ import { events, pods } from "../../agent/kube/resources.ts";
 import type { Pod } from "../../agent/kube/types.ts";
 import { isReady, isRunning, until } from "./support/cluster.ts";
 import { openKubectl } from "./support/kubectl.ts";
-import { type BreakableCluster, identityOf, openBreakableCluster, restartAgent } from "./support/local.ts";
+import { type BreakableCluster, identityOf, openBreakableCluster, restartAgent, statusIDOf } from "./support/local.ts";
 import { podOf, shell, sleeperOf } from "./support/pods.ts";
 
 const mirrorAnnotation = "kubernetes.io/config.mirror";
@@ -58,7 +58,7 @@ describe.skipIf(!inject("isLocal"))("static pods", () => {
     expect(spec.tolerations).toContainEqual({ operator: "Exists", effect: "NoExecute" });
     expect(status).toMatchObject({ phase: "Running", qosClass: "BestEffort" });
     const [container] = await containersOf("web");
-    expect(status?.containerStatuses?.[0]?.containerID).toBe(`containerd://${container?.id ?? ""}`);
+    expect(status?.containerStatuses?.[0]?.containerID).toBe(statusIDOf(env, container?.id ?? ""));
     expect(container?.podUID).toBe(metadata.annotations?.[mirrorAnnotation]);
     const sandbox = (await env.list()).sandboxes.find(({ id }) => id === container?.sandboxID);
     expect(sandbox?.annotations).toMatchObject({

@@ -148,6 +148,18 @@ export async function until<T>(what: string, check: () => Promise<T>, waitMs = w
   }
 }
 
+/** True if nodes run pods with Docker; the README's table says what differs there. */
+export async function runsDocker({ client }: TestNamespace): Promise<boolean> {
+  const { items } = await client.list(nodes, {});
+  return items.some(({ status }) => status?.nodeInfo?.containerRuntimeVersion?.startsWith("docker://") === true);
+}
+
+/** Resolves when the node has rejected the pod, which its runtime cannot run. @returns the words that the pod has for it */
+export async function rejectionOf({ waitForPod }: TestNamespace, name: string): Promise<string> {
+  const { status } = await waitForPod(name, "rejected", (pod) => pod.status?.reason === "PodFeatureUnsupported");
+  return `${status?.phase}: ${status?.message}`;
+}
+
 export function isFinished({ status }: Pod): boolean {
   return status?.phase === "Succeeded" || status?.phase === "Failed";
 }

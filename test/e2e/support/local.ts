@@ -1,9 +1,7 @@
 import { readdir, readFile } from "node:fs/promises";
 import type { ContainerStatus, Pod } from "../../../agent/kube/types.ts";
-import { connectCRI } from "../../../agent/runtime/cri/connect.ts";
 import type { RuntimeList } from "../../../agent/runtime/port.ts";
-import { silentLogger } from "../../../agent/lib/log.ts";
-import { type LocalCluster, startLocalCluster } from "../../support/cluster/local-cluster.ts";
+import { type LocalCluster, type LocalClusterOptions, startLocalCluster } from "../../support/cluster/local-cluster.ts";
 import { openNamespace, type TestNamespace, until } from "./cluster.ts";
 
 /** A cluster of a test file's own, which it may break. Files that use it are for local runs only. */
@@ -20,8 +18,9 @@ export interface BreakableCluster extends AsyncDisposable {
 export async function openBreakableCluster(
   kubelet: Record<string, unknown> = {},
   agentArgs: readonly string[] = [],
+  options: Pick<LocalClusterOptions, "runtime" | "docker"> = {},
 ): Promise<BreakableCluster> {
-  const local = await startLocalCluster({ kubelet, agentArgs });
+  const local = await startLocalCluster({ kubelet, agentArgs, ...options });
   try {
     const cluster = await openNamespace(local.kubeconfig);
     await until("the node is Ready", async () => (await cluster.readyNodes()).length === 1);
@@ -29,8 +28,7 @@ export async function openBreakableCluster(
       local,
       cluster,
       list: async () => {
-        const runtimeEndpoint = local.node.runtimeEndpoint;
-        const runtime = await connectCRI({ runtimeEndpoint, requestTimeoutMs: 10_000, log: silentLogger });
+        const runtime = await local.runtime.connect();
         try {
           return await runtime.list();
         } finally {
@@ -56,6 +54,11 @@ export async function restartAgent({ local }: BreakableCluster, signal: NodeJS.S
   return code;
 }
 
+/** A container's ID as a pod's status has it. */
+export function statusIDOf({ local }: BreakableCluster, containerID: string): string {
+  return `${local.runtime.name}://${containerID}`;
+}
+
 /** What must not change in a pod while nothing happens to its containers. */
 export function identityOf({ status }: Pod): unknown {
   const ofContainer = ({ name, containerID, restartCount, state }: ContainerStatus) => ({
@@ -76,11 +79,6 @@ export async function podDirs({ local }: BreakableCluster): Promise<string[]> {
 export async function mountsOf({ local }: BreakableCluster): Promise<string[]> {
   const lines = (await readFile("/proc/self/mountinfo", "utf8")).split("\n");
   return lines.map((line) => line.split(" ")[4] ?? "").filter((path) => path.startsWith(`${local.rootDir}/`));
-}
-
-/** Network namespaces of the node's sandboxes. */
-export async function sandboxNetworks({ local }: BreakableCluster): Promise<string[]> {
-  return await readdir(`${local.node.paths.containerdState}/io.containerd.grpc.v1.cri/netns`).catch(() => []);
 }
 
 /** Cgroups of pods, in any hierarchy. */

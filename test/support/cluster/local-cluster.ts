@@ -7,7 +7,8 @@ import { objectAt } from "../apiserver/json.ts";
 import { pauseImageName } from "../images/images.ts";
 import { logTail, type NodeProcess } from "../node/containerd.ts";
 import { createTestNode, type TestNode } from "../node/node.ts";
-import { startTestDocker, type TestDocker } from "../runtime/docker.ts";
+import { startTestDocker, type TestDocker, type TestDockerOptions } from "../runtime/docker.ts";
+import { type ClusterRuntime, containerdOf, dockerOf, type RuntimeName, runtimeNamed } from "./runtime.ts";
 
 /** A program of the cluster that can be ended and started again with the same arguments. */
 export interface Restartable {
@@ -27,6 +28,7 @@ export interface Restartable {
  */
 export interface LocalCluster {
   readonly node: TestNode;
+  readonly runtime: ClusterRuntime;
   /** The daemon, if pods run with Docker. */
   readonly docker: TestDocker | undefined;
   /** Path of the administrator's kubeconfig; works on the host and in the node. */
@@ -44,11 +46,11 @@ export interface LocalCluster {
   destroy(): Promise<void>;
 }
 
-export type RuntimeName = "containerd" | "docker";
-
 export interface LocalClusterOptions {
   /** What runs the pods; what the variable TEST_RUNTIME says, or containerd, unless given. */
   runtime?: RuntimeName;
+  /** Of the daemon, where that is Docker's. */
+  docker?: TestDockerOptions;
   /** Told what happens next, in a few words. */
   onStep?(what: string): void;
   /** Over the KubeletConfiguration. */
@@ -68,10 +70,11 @@ const apiServerPort = 16_443;
 /** Starts it; nothing waits for the node to be Ready. Needs root and what `.ci/prepare` installs. */
 export async function startLocalCluster(options: LocalClusterOptions = {}): Promise<LocalCluster> {
   const { onStep = () => {}, nodelet = process.env["NODELET"] ?? join(projectRoot, "dist/nodelet") } = options;
-  const runtime = options.runtime ?? runtimeNamed(process.env["TEST_RUNTIME"] ?? "containerd");
-  onStep(`starting ${runtime} in a network namespace of its own`);
-  const docker = runtime === "docker" ? await startTestDocker() : undefined;
+  const name = options.runtime ?? runtimeNamed(process.env["TEST_RUNTIME"] ?? "containerd");
+  onStep(`starting ${name} in a network namespace of its own`);
+  const docker = name === "docker" ? await startTestDocker(options.docker) : undefined;
   const node = docker?.node ?? (await createTestNode());
+  const runtime = docker === undefined ? containerdOf(node) : dockerOf(docker);
   try {
     await removeDeadLogLinks(dirname(node.dir));
     const apiDir = join(node.dir, "api");
@@ -91,7 +94,7 @@ export async function startLocalCluster(options: LocalClusterOptions = {}): Prom
     await mkdir(configDir, { recursive: true });
     await writeFile(
       join(configDir, "kubelet.yaml"),
-      stringify(kubeletConfig(node, { podLogsDir, clientCAFile, endpoint: endpointOf(node, docker) }, options.kubelet)),
+      stringify(kubeletConfig(node, { podLogsDir, clientCAFile, endpoint: runtime.endpoint }, options.kubelet)),
     );
     await writeFile(join(configDir, "kube-proxy.yaml"), stringify(proxyConfig(node)));
     await (await detectCgroupTree()).create(node.cgroupRoot, {});
@@ -110,21 +113,23 @@ export async function startLocalCluster(options: LocalClusterOptions = {}): Prom
       await removeLogLinks(node.dir);
     };
     const serverKeysFile = join(apiDir, "server.json");
-    return { node, docker, kubeconfig, apiServer, agent, rootDir, podLogsDir, clientCAFile, serverKeysFile, destroy };
+    return {
+      node,
+      runtime,
+      docker,
+      kubeconfig,
+      apiServer,
+      agent,
+      rootDir,
+      podLogsDir,
+      clientCAFile,
+      serverKeysFile,
+      destroy,
+    };
   } catch (err) {
     await node.destroy();
     throw err;
   }
-}
-
-/** Throws for a name that is none. */
-export function runtimeNamed(name: string): RuntimeName {
-  if (name !== "containerd" && name !== "docker") throw new Error(`no runtime "${name}": use containerd or docker`);
-  return name;
-}
-
-function endpointOf(node: TestNode, docker: TestDocker | undefined): string {
-  return docker === undefined ? node.runtimeEndpoint : `unix://${docker.socketPath}`;
 }
 
 function dockerArgs({ cni }: TestDocker): string[] {

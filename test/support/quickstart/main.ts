@@ -9,7 +9,8 @@ import { parseArgs } from "node:util";
 import { messageOf } from "../../../agent/lib/errors.ts";
 import { exec } from "../../../agent/lib/exec.ts";
 import { askFromNode } from "../cluster/ask.ts";
-import { type LocalCluster, runtimeNamed, startLocalCluster } from "../cluster/local-cluster.ts";
+import { type LocalCluster, startLocalCluster } from "../cluster/local-cluster.ts";
+import { runtimeNamed } from "../cluster/runtime.ts";
 import { logTail } from "../node/containerd.ts";
 
 const appPath = new URL("app.yaml", import.meta.url).pathname;

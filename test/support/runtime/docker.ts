@@ -66,7 +66,8 @@ export async function startTestDocker({ liveRestore = true }: TestDockerOptions 
       ...["--oom-score-adjust", "0", "--iptables=false", "--ip6tables=false", "--bridge=none"],
       // overlayfs does not stack on itself, which is what a test in a container gets.
       ...["--storage-driver", type === overlayMagic ? "vfs" : "overlay2"],
-      ...["--insecure-registry", registryName, "--containerd", node.paths.containerdSocket],
+      ...["--insecure-registry", registryName, "--insecure-registry", `${node.network.hostIP}/32`],
+      ...["--containerd", node.paths.containerdSocket],
       ...(liveRestore ? ["--live-restore"] : []),
     ];
     await writeFile(join(node.dir, "daemon.json"), "{}");
