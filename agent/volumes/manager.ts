@@ -20,7 +20,7 @@ import { removePodDir } from "./pod-dirs.ts";
 import { type MountedVolume, type PodState, PodStates } from "./pod-states.ts";
 import type { ObjectSource, PodVolumes } from "./port.ts";
 import { type ClaimResolver, type SetUpOutcome, setUpVolume, type VolumeSetUpDeps } from "./set-up.ts";
-import { tearDownVolumes } from "./tear-down.ts";
+import { countFound, tearDownVolumes } from "./tear-down.ts";
 import { createTmpfsProbe } from "./tmpfs-probe.ts";
 import { createTokenManager } from "./tokens.ts";
 import { readFileInside } from "./volume-file.ts";
@@ -100,8 +100,7 @@ export function createPodVolumes(options: PodVolumesOptions): VolumeManager {
     desired: states.all().flatMap(({ wanted }) => wanted),
     actual: states.all().flatMap(({ mounted }) => [...mounted.values()].map(({ pluginName }) => pluginName)),
   }));
-  const timed: VolumeMetrics["time"] = async (pluginName, operation, work) =>
-    await (options.metrics?.time(pluginName, operation, work) ?? work());
+  const timed: VolumeMetrics["time"] = async (of, work) => await (options.metrics?.time(of, work) ?? work());
   const stopListening = [
     objects.onChange((kind, namespace, name) => {
       for (const podUID of states.podsShowing(refKey({ kind, namespace, name }))) wake(podUID);
@@ -120,7 +119,7 @@ export function createPodVolumes(options: PodVolumesOptions): VolumeManager {
       else options.onVolumeEvent?.(about, ...event);
     },
     onSetUp: (pod, volume) => options.onSetUp?.(pod, volume) ?? (() => {}),
-    timed: async (pluginName, work) => await timed(pluginName, "volume_mount", work),
+    timed: async (of, work) => await timed({ ...of, operation: "volume_mount" }, work),
   };
   const dirOf = async (podUID: string) => podDirOf(await realpath(rootDir), podUID);
 
@@ -200,12 +199,20 @@ export function createPodVolumes(options: PodVolumesOptions): VolumeManager {
       const state = states.get(podUID);
       states.untrack(podUID);
       tokens.forget(podUID);
-      const work = tearDownVolumes({ podUID, podDir: await dirOf(podUID), kinds });
+      const podDir = await dirOf(podUID);
+      const tearDown = async () => await tearDownVolumes({ podUID, podDir, kinds });
+      const work = state === undefined ? countFound(podDir, kinds, tearDown, options.metrics) : tearDown();
       // All go at once: what that took counts for each.
-      const mounted = [...(state?.mounted.values() ?? [])];
-      await Promise.all(mounted.map(({ pluginName }) => timed(pluginName, "volume_unmount", async () => await work)));
+      const mounted = [...(state?.mounted.entries() ?? [])];
+      const operation = "volume_unmount";
+      await Promise.all(
+        mounted.map(async ([volume, { pluginName }]) => {
+          await timed({ podUID, volume, pluginName, operation }, async () => await work);
+        }),
+      );
       await work;
       states.delete(podUID);
+      options.metrics?.forget(podUID);
       for (const kind of options.kinds ?? []) kind.forget?.(podUID);
       for (const waiting of users.releaseAll(podUID)) wake(waiting);
     },

@@ -13,6 +13,7 @@ import { inlineToCSI } from "./in-tree.ts";
 import type { PersistentVolumeUsers } from "./in-use.ts";
 import type { BoundClaim, VolumeContext, VolumeDeps, VolumeKind } from "./kind.ts";
 import type { KindTable } from "./kinds.ts";
+import type { VolumeOperation } from "./metrics.ts";
 import { mountOptionsOf } from "./mount-options.ts";
 import { mountedVolume, type PodState } from "./pod-states.ts";
 import { VolumeStepError } from "./step-error.ts";
@@ -38,7 +39,7 @@ export interface VolumeSetUpDeps {
   /** Told when a set-up begins. @returns to be called when it has ended */
   onSetUp(pod: Pod, volume: string): (err?: unknown) => void;
   /** Measures the first set-up of a volume. */
-  timed<T>(pluginName: string, work: () => Promise<T>): Promise<T>;
+  timed<T>(of: Omit<VolumeOperation, "operation">, work: () => Promise<T>): Promise<T>;
 }
 
 export type SetUpOutcome =
@@ -77,7 +78,9 @@ export async function setUpVolume(
       options.onEvent(about === "volume" && bound !== undefined ? bound.volume : pod, type, reason, message);
     const of = { pod, volume, specName, bound, isBlock, otherPods, podDir, dir };
     const work = async () => await kind.setUp({ ...of, deps: options.deps, event, signal });
-    const result = await (last === undefined ? options.timed(pluginName, work) : work());
+    const result = await (last === undefined
+      ? options.timed({ podUID: uidOf(pod), volume: volume.name, pluginName }, work)
+      : work());
     state.mounted.set(volume.name, mountedVolume({ pluginName, specName, bound, isBlock }, kind, result));
     onEnd();
     return { kind: "done", refreshAtMs: result.refreshAtMs };

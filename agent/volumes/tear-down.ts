@@ -4,6 +4,7 @@ import { AgentError, messageOf } from "../lib/errors.ts";
 import { unmountAllUnder } from "../lib/mount.ts";
 import type { VolumeKind } from "./kind.ts";
 import type { KindTable } from "./kinds.ts";
+import type { VolumeMetrics } from "./metrics.ts";
 import { tearDownPodVolumes } from "./pod-dirs.ts";
 
 /**
@@ -35,6 +36,45 @@ export async function tearDownVolumes(pod: { podUID: string; podDir: string; kin
     failures.push(messageOf(err));
   }
   if (failures.length > 0) throw new AgentError("Internal", failures.join("; "));
+}
+
+/**
+ * Takes away, by `tearDown`, the volumes of a pod of which this run of the agent knows nothing, and counts what was on disk
+ * and what is left of it. Rejects as `tearDown` does.
+ */
+export async function countFound(
+  podDir: string,
+  kinds: KindTable,
+  tearDown: () => Promise<void>,
+  metrics: Pick<VolumeMetrics, "foundOnDisk"> | undefined,
+): Promise<void> {
+  if (metrics === undefined) return await tearDown();
+  const before = await placesIn(podDir);
+  try {
+    await tearDown();
+  } finally {
+    const after = before.length === 0 ? [] : await placesIn(podDir).catch(() => before);
+    const left = new Set(after.map(({ path }) => path));
+    const foreign = before.filter(({ plugin }) => kinds.ofDirName(plugin) === undefined);
+    const failed = before.filter(({ plugin, path }) => kinds.ofDirName(plugin) !== undefined && left.has(path));
+    metrics.foundOnDisk({
+      found: before.length,
+      notUnderstood: foreign.length + failed.length,
+      forced: foreign.length,
+      left: foreign.filter(({ path }) => left.has(path)).length,
+    });
+  }
+}
+
+async function placesIn(podDir: string): Promise<{ plugin: string; path: string }[]> {
+  const found: { plugin: string; path: string }[] = [];
+  for (const top of ["volumes", "volumeDevices"]) {
+    for (const plugin of await namesIn(join(podDir, top))) {
+      const names = await namesIn(join(podDir, top, plugin));
+      found.push(...names.map((name) => ({ plugin, path: join(podDir, top, plugin, name) })));
+    }
+  }
+  return found;
 }
 
 interface FoundVolume {

@@ -1,4 +1,4 @@
-import { chmod, mkdir, readdir, readFile, stat, writeFile } from "node:fs/promises";
+import { chmod, mkdir, readdir, readFile, rm, stat, writeFile } from "node:fs/promises";
 import { createServer } from "node:net";
 import { join } from "node:path";
 import { afterEach, beforeEach, describe, expect, test } from "vitest";
@@ -367,6 +367,27 @@ describe("tearDown", () => {
     await manager.tearDown(podUID);
     await manager.removePodDir(podUID);
     expect(await manager.podUIDsOnDisk()).toEqual([]);
+  });
+
+  test("of pods of an earlier run is counted, by what their directories told", async () => {
+    const registry = new MetricsRegistry();
+    const shown = async () =>
+      (await metricsText(registry)).split("\n").filter((line) => /^(?:reconstruct|force_cleaned)_/.test(line));
+    await manager.setUp(podWith({ name: "v", emptyDir: {} }), never);
+    manager = start(createVolumeMetrics(registry, clock));
+    const foreign = join(podDir(), "volumes/example.com~foreign/pv/mount");
+    await mkdir(foreign, { recursive: true });
+    await expect(manager.tearDown(podUID)).rejects.toThrow();
+    expect(await shown()).toEqual([
+      "force_cleaned_failed_volume_operation_errors_total 1",
+      "force_cleaned_failed_volume_operations_total 1",
+      "reconstruct_volume_operations_errors_total 1",
+      "reconstruct_volume_operations_total 2",
+    ]);
+    await rm(join(podDir(), "volumes/example.com~foreign"), { recursive: true });
+    await manager.setUp(podWith({ name: "v", emptyDir: {} }), never);
+    await manager.tearDown(podUID); // of a pod that is known
+    expect(await shown()).toContain("reconstruct_volume_operations_total 2");
   });
 
   test("content in volumes of kinds that are not ours is never deleted", async () => {
