@@ -18,7 +18,7 @@ export interface BreakableCluster extends AsyncDisposable {
 export async function openBreakableCluster(
   kubelet: Record<string, unknown> = {},
   agentArgs: readonly string[] = [],
-  options: Pick<LocalClusterOptions, "runtime" | "docker"> = {},
+  options: Pick<LocalClusterOptions, "runtime" | "docker" | "endpointFor"> = {},
 ): Promise<BreakableCluster> {
   const local = await startLocalCluster({ kubelet, agentArgs, ...options });
   try {

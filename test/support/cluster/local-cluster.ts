@@ -51,6 +51,8 @@ export interface LocalClusterOptions {
   runtime?: RuntimeName;
   /** Of the daemon, where that is Docker's. */
   docker?: TestDockerOptions;
+  /** Puts something between the agent and its runtime. @returns the endpoint for the agent */
+  endpointFor?(runtime: ClusterRuntime): Promise<string>;
   /** Told what happens next, in a few words. */
   onStep?(what: string): void;
   /** Over the KubeletConfiguration. */
@@ -90,11 +92,12 @@ export async function startLocalCluster(options: LocalClusterOptions = {}): Prom
     await untilReady(apiServer);
 
     onStep("starting nodelet");
+    const endpoint = (await options.endpointFor?.(runtime)) ?? runtime.endpoint;
     const configDir = join(node.dir, "etc");
     await mkdir(configDir, { recursive: true });
     await writeFile(
       join(configDir, "kubelet.yaml"),
-      stringify(kubeletConfig(node, { podLogsDir, clientCAFile, endpoint: runtime.endpoint }, options.kubelet)),
+      stringify(kubeletConfig(node, { podLogsDir, clientCAFile, endpoint }, options.kubelet)),
     );
     await writeFile(join(configDir, "kube-proxy.yaml"), stringify(proxyConfig(node)));
     await (await detectCgroupTree()).create(node.cgroupRoot, {});
