@@ -81,7 +81,7 @@ export async function connectDocker(options: ConnectDockerOptions): Promise<Runt
       images: createDockerImages(client, { pauseImage, disk, clock }),
       logs: {
         config: logConfig(options.logs),
-        link: async (containerID) => await linkLog(client, containerID),
+        link: linkLog,
         unlink: unlinkLog,
       },
       stats: createDockerStats(client, { disk, clock }),

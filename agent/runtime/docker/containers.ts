@@ -17,8 +17,8 @@ import type { WireInspect } from "./wire.ts";
 /** Where a container's log is found in its pod's log directory. */
 export interface ContainerLogs {
   readonly config: LogConfig;
-  /** Makes the container's log visible at its pod's log path. Idempotent. */
-  link(containerID: string): Promise<void>;
+  /** Makes the log of a container that was started visible at its pod's log path. Idempotent. */
+  link(container: WireInspect): Promise<void>;
   /** Takes that away again; idempotent. @param logPath as the container's label has it */
   unlink(logPath: string): Promise<void>;
 }
@@ -43,8 +43,8 @@ const imageRefsMax = 1_024;
 export class Containers {
   readonly #options: ContainersOptions;
   readonly #imageRefs = new Map<string, string>();
-  /** Containers whose logs were linked, or are about to be. */
-  readonly #linked = new Set<string>();
+  /** Containers whose logs were linked, or are about to be: none of these rejects. */
+  readonly #links = new Map<string, Promise<void>>();
 
   constructor(options: ContainersOptions) {
     this.#options = options;
@@ -72,18 +72,17 @@ export class Containers {
   async start(id: string): Promise<void> {
     const { client } = this.#options;
     const what = `start container ${id}`;
-    this.#linked.add(id);
     try {
       await client.call(what, async (abortSignal) => {
         await client.docker.getContainer(id).start({ abortSignal });
       });
     } catch (err) {
-      this.#linked.delete(id);
       if (isUnchanged(err)) return;
       // Why a program cannot be run is no fault of the request, for which Docker takes it.
       throw hasCode(err, "Invalid") ? new AgentError("Internal", err.message, { cause: err }) : err;
     }
-    await Promise.all([this.#limit(id), this.#linkLog(id)]);
+    const inspect = await ifThere(inspectContainer(client, what, id));
+    if (inspect !== undefined) await Promise.all([this.#limit(what, inspect), this.#linkLog(inspect)]);
   }
 
   /** The stop signal, then SIGKILL after the grace, both by the daemon, which goes on if the agent ends meanwhile. */
@@ -102,7 +101,7 @@ export class Containers {
   async remove(id: string): Promise<void> {
     const { client, logs } = this.#options;
     const inspect = await ifThere(inspectContainer(client, `look at container ${id}`, id));
-    this.#linked.delete(id);
+    this.#links.delete(id);
     if (inspect === undefined) return;
     await removeForced(client, `remove container ${id}`, id);
     const { logPath } = readContainer(inspect.Config?.Labels ?? {}, "");
@@ -116,11 +115,8 @@ export class Containers {
     const inspect = await inspectContainer(client, what, id);
     if (!isOfPod(inspect, "container")) throw new AgentError("NotFound", `${what}: the container is no pod's`);
     const status = containerStatus(inspect, await this.#imageRef(inspect.Image ?? ""));
-    // The agent that started it may have ended before it made the link.
-    if (status.startedAtMs > 0 && status.reason !== "ContainerCannotRun" && !this.#linked.has(id)) {
-      this.#linked.add(id);
-      await this.#linkLog(id);
-    }
+    // The agent that started it may have ended before it made the link. Who hears of its end may look for its last words there.
+    if (status.startedAtMs > 0 && status.reason !== "ContainerCannotRun") await this.#linkLog(inspect);
     return status;
   }
 
@@ -142,33 +138,35 @@ export class Containers {
   }
 
   async reopenLog(id: string): Promise<void> {
-    await this.#options.logs.link(id);
+    await this.#options.logs.link(await inspectContainer(this.#options.client, `look at container ${id}`, id));
   }
 
   /** Sets the limits that Docker has no word for. A container that cannot have them must not run. */
-  async #limit(id: string): Promise<void> {
-    const { client, context } = this.#options;
-    const what = `start container ${id}`;
-    const inspect: WireInspect | undefined = await ifThere(inspectContainer(client, what, id));
-    const writes = cgroupWritesOf(inspect?.Config?.Labels ?? {});
-    if (writes.length === 0 || !isRunning(inspect?.State)) return;
+  async #limit(what: string, { Id, Config, State }: WireInspect): Promise<void> {
+    const writes = cgroupWritesOf(Config?.Labels ?? {});
+    if (writes.length === 0 || !isRunning(State)) return;
+    const { cgroupVersion } = this.#options.context.daemon;
     try {
-      await writeCgroupFiles(writes, { what, pid: inspect?.State?.Pid ?? 0, version: context.daemon.cgroupVersion });
+      await writeCgroupFiles(writes, { what, pid: State?.Pid ?? 0, version: cgroupVersion });
     } catch (err) {
-      await this.stop(id, 0);
+      await this.stop(Id, 0);
       throw err;
     }
   }
 
-  /** Never rejects: the container runs and its log is kept; only the path that people know would lack it. */
-  async #linkLog(id: string): Promise<void> {
+  /** Once for each container. Never rejects: the container runs and its log is kept; only the path that people know would lack it. */
+  async #linkLog(inspect: WireInspect): Promise<void> {
     const { logs, log } = this.#options;
-    if (this.#linked.size > linkedMax) this.#linked.clear();
-    try {
-      await logs.link(id);
-    } catch (err) {
-      log.warn({ containerID: id, err: messageOf(err) }, "a container's log cannot be linked into its pod's directory");
+    if (this.#links.size > linkedMax) this.#links.clear();
+    let link = this.#links.get(inspect.Id);
+    if (link === undefined) {
+      link = logs.link(inspect).catch((err: unknown) => {
+        const message = "a container's log cannot be linked into its pod's directory";
+        log.warn({ containerID: inspect.Id, err: messageOf(err) }, message);
+      });
+      this.#links.set(inspect.Id, link);
     }
+    await link;
   }
 
   /** The image by its digest in a registry, as `imageID` of a container's status shows it; its ID if it has none. */

@@ -3,10 +3,9 @@ import { lstat, mkdir, open, readlink, rename, rm, symlink } from "node:fs/promi
 import { basename, dirname, isAbsolute, join } from "node:path";
 import { ignoreErrno } from "../../lib/errno.ts";
 import { AgentError, withContext } from "../../lib/errors.ts";
-import { isObject } from "../../lib/json.ts";
-import type { DockerClient } from "./client.ts";
 import type { LogConfig } from "./create-body.ts";
 import { readContainer } from "./labels.ts";
+import type { WireInspect } from "./wire.ts";
 
 export interface DockerLogOptions {
   /** `containerLogMaxSize` in bytes; negative: logs are not rotated. */
@@ -39,27 +38,23 @@ export function logConfig({ maxSizeBytes, maxFiles }: DockerLogOptions): LogConf
 }
 
 /**
- * Puts a link to Docker's log file where the pod's logs lie. To be called once the container has started: only then the
- * daemon tells where it writes. May be called again.
+ * Puts a link to Docker's log file where the pod's logs lie. May be called again.
  *
- * Rejects with NotFound if there is no such container, Invalid if it has no log of ours.
+ * Rejects with Invalid if the container has no log of ours.
+ *
+ * @param container as the daemon tells of it once it was started: only then it says where it writes
  */
-export async function linkLog(client: DockerClient, containerID: string): Promise<void> {
-  const answer: unknown = await client.call(
-    `inspect container ${containerID}`,
-    async (abortSignal) => await client.docker.getContainer(containerID).inspect({ abortSignal } as object),
-  );
-  const { LogPath, Config, Name } = isObject(answer) ? answer : {};
-  const labels = isObject(Config) && isObject(Config["Labels"]) ? (Config["Labels"] as Record<string, string>) : {};
-  const { logPath } = readContainer(labels, typeof Name === "string" ? Name : "");
-  if (typeof LogPath !== "string" || !isAbsolute(LogPath) || !isAbsolute(logPath)) {
-    const message = `link log of container ${containerID}: the daemon writes none for it; it has no log driver json-file or is no pod's`;
+export async function linkLog(container: WireInspect): Promise<void> {
+  const { Id, LogPath = "", Config, Name = "" } = container;
+  const { logPath } = readContainer(Config?.Labels ?? {}, Name);
+  if (!isAbsolute(LogPath) || !isAbsolute(logPath)) {
+    const message = `link log of container ${Id}: the daemon writes none for it; it has no log driver json-file or is no pod's`;
     throw new AgentError("Invalid", message);
   }
   try {
     await placeLink(LogPath, logPath);
   } catch (err) {
-    throw withContext(err, `link log of container ${containerID} to ${logPath}`);
+    throw withContext(err, `link log of container ${Id} to ${logPath}`);
   }
 }
 

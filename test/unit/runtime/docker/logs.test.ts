@@ -3,7 +3,7 @@ import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { afterEach, beforeEach, expect, test } from "vitest";
 import { linkLog, logConfig, unlinkLog } from "../../../../agent/runtime/docker/logs.ts";
-import { fakeDocker } from "./fake-docker.ts";
+import type { WireInspect } from "../../../../agent/runtime/docker/wire.ts";
 
 let dir: string;
 beforeEach(async () => {
@@ -24,23 +24,23 @@ test("the driver keeps as much as the kubelet's configuration says, whatever the
   for (const { options, want } of cases) expect(logConfig(options)).toEqual({ Type: "json-file", Config: want });
 });
 
-/** A daemon with one container, whose log is to lie in `logPath`. */
-async function withContainer(logPath: string, LogPath: string) {
+/** A container whose log is to lie in `logPath`. */
+function container(logPath: string, LogPath: string): WireInspect {
   const Labels = { "io.kubernetes.container.logpath": logPath, "io.kubernetes.docker.type": "container" };
-  return await fakeDocker(() => ({ Id: "c1", Name: "/k8s_app_web_default_u1_0", LogPath, Config: { Labels } }));
+  return { Id: "c1", Name: "/k8s_app_web_default_u1_0", LogPath, Config: { Labels } };
 }
 
 test("the link is made, with its directory, and made again over whatever is there", async () => {
   const logPath = join(dir, "pods", "default_web_u1", "app", "0.log");
-  await using docker = await withContainer(logPath, "/data/c1/c1-json.log");
-  await linkLog(docker.client, "c1");
+  const started = container(logPath, "/data/c1/c1-json.log");
+  await linkLog(started);
   expect(await readlink(logPath)).toBe("/data/c1/c1-json.log");
   expect((await stat(join(logPath, ".."))).mode & 0o777).toBe(0o755);
-  await linkLog(docker.client, "c1");
+  await linkLog(started);
 
   await rm(logPath);
   await writeFile(logPath, "of a runtime that was here before");
-  await linkLog(docker.client, "c1");
+  await linkLog(started);
   expect(await readlink(logPath)).toBe("/data/c1/c1-json.log");
 
   await unlinkLog(logPath);
@@ -58,14 +58,12 @@ test("a file in the link's place is not removed", async () => {
 test("a log directory that is a link leads nowhere", async () => {
   await mkdir(join(dir, "host"));
   await symlink(join(dir, "host"), join(dir, "app"));
-  await using docker = await withContainer(join(dir, "app", "0.log"), "/data/c1/c1-json.log");
-  await expect(linkLog(docker.client, "c1")).rejects.toThrow(/^link log of container c1 to .*0\.log: E(LOOP|NOTDIR)/);
+  const started = container(join(dir, "app", "0.log"), "/data/c1/c1-json.log");
+  await expect(linkLog(started)).rejects.toThrow(/^link log of container c1 to .*0\.log: E(LOOP|NOTDIR)/);
   await expect(lstat(join(dir, "host", "0.log"))).rejects.toThrow("ENOENT");
 });
 
 test("a container without a log file is told as one", async () => {
-  await using docker = await withContainer(join(dir, "0.log"), "");
-  await expect(linkLog(docker.client, "c1")).rejects.toMatchObject({ code: "Invalid" });
-  await using gone = await fakeDocker(() => undefined);
-  await expect(linkLog(gone.client, "c1")).rejects.toMatchObject({ code: "NotFound" });
+  const started = container(join(dir, "0.log"), "");
+  await expect(linkLog(started)).rejects.toMatchObject({ code: "Invalid" });
 });
