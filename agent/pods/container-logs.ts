@@ -1,5 +1,5 @@
 import { constants } from "node:fs";
-import { open, readdir, rm, symlink } from "node:fs/promises";
+import { open, readdir, rm, symlink, writeFile } from "node:fs/promises";
 import { basename, dirname, join, posix } from "node:path";
 import { ignoreErrno } from "../lib/errno.ts";
 import type { Pod } from "../kube/types.ts";
@@ -18,6 +18,8 @@ export const terminationLogLinesMax = 80;
 // Of the log this much is looked at for its last lines: each carries a time stamp and a stream name, and runtimes cut long
 // ones into pieces of 16 KiB, of which a whole one has to be in it.
 const logTailBytes = 40 * 1024;
+// As runtimes have it.
+const logFileMode = 0o640;
 
 type LogDeps = Pick<PodDeps, "settings">;
 
@@ -46,6 +48,15 @@ export async function removeLogs(status: ContainerStatus, { settings }: LogDeps)
   for (const name of await readdir(dir).catch(() => [])) {
     if (name === prefix || name.startsWith(`${prefix}.`)) await rm(join(dir, name), { force: true });
   }
+}
+
+/**
+ * After the removal of a container whose logs were to stay: where they went with it, as with Docker, an empty one keeps the
+ * number from being given again.
+ */
+export async function keepLogNumber({ logPath }: ContainerStatus, { settings }: LogDeps): Promise<void> {
+  if (!logPath.startsWith(`${settings.podLogsDir}/`)) return;
+  await writeFile(logPath, "", { flag: "wx", mode: logFileMode }).catch(ignoreErrno("EEXIST", "ENOENT"));
 }
 
 function linkName(pod: string, namespace: string, container: string, id: string): string {

@@ -9,7 +9,7 @@ import type { PodSandboxConfig, PodSnapshot } from "../runtime/port.ts";
 import { PodDirError, VolumesError } from "../volumes/failures.ts";
 import { buildContainerConfig, nextRestartCount } from "./container-config.ts";
 import { removeTerminationLog } from "./container-files.ts";
-import { linkLog, removeLogs } from "./container-logs.ts";
+import { keepLogNumber, linkLog, removeLogs } from "./container-logs.ts";
 import { type DNSConfig, podDNS } from "./dns.ts";
 import { runHook } from "./hooks.ts";
 import { ImageVolumes, imageVolumesOf } from "./image-volumes.ts";
@@ -432,6 +432,7 @@ export class Executor {
     const status = observed.containers.find(({ id }) => id === containerID);
     if (status !== undefined && !keepsLogs) await removeLogs(status, this.#deps);
     await this.#deps.runtime.removeContainer(containerID);
+    if (status !== undefined && keepsLogs) await keepLogNumber(status, this.#deps);
   }
 
   async #cleanUp({ pod }: StepContext): Promise<void> {

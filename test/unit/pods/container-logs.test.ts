@@ -1,15 +1,29 @@
-import { mkdtemp, rm, writeFile } from "node:fs/promises";
+import { mkdir, mkdtemp, readdir, readFile, rm, writeFile } from "node:fs/promises";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { describe, expect, test } from "vitest";
 import { exec } from "../../../agent/lib/exec.ts";
 import { annotations } from "../../../agent/pods/container-annotations.ts";
 import {
+  keepLogNumber,
   readTerminationMessage,
   terminationLogBytesMax,
   terminationLogLinesMax,
 } from "../../../agent/pods/container-logs.ts";
 import { exited } from "./support.ts";
+
+test("the number of a log that went with its container is not given again; a log that stayed is not touched", async () => {
+  await using root = await makeTempDirectory();
+  const deps = { settings: { podLogsDir: root.path } } as unknown as Parameters<typeof keepLogNumber>[1];
+  const dir = join(root.path, "default_web_u1", "app");
+  await mkdir(dir, { recursive: true });
+  await writeFile(join(dir, "0.log"), "said");
+  for (const name of ["0.log", "1.log"]) await keepLogNumber(exited({ logPath: join(dir, name) }), deps);
+  expect(await readdir(dir)).toEqual(["0.log", "1.log"]);
+  expect(await readFile(join(dir, "0.log"), "utf8")).toBe("said");
+  await keepLogNumber(exited({ logPath: join(dir, "gone", "2.log") }), deps);
+  await keepLogNumber(exited({ logPath: "/proc/elsewhere/2.log" }), deps);
+});
 
 async function read(hostPath: string, asWritten = "/dev/termination-log"): Promise<string> {
   const containerPath = "/dev/termination-log";
