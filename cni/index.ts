@@ -68,6 +68,8 @@ export interface CNI {
   gc(valid: readonly Pick<CNITarget, "containerID" | "ifName">[], signal?: AbortSignal): Promise<void>;
   /** Never rejects. */
   status(signal?: AbortSignal): Promise<CNIStatus>;
+  /** True if ADD has left anything to delete: also one that failed, or did not come to its end. */
+  hasRecord(containerID: string, ifName?: string): Promise<boolean>;
   /** What ADD returned, from the cache; `undefined` if it did not come to its end, or DEL did. */
   cachedResult(containerID: string, ifName?: string): Promise<CNIResult | undefined>;
   /**
@@ -196,7 +198,8 @@ export function createCNI(options: CNIOptions): CNI {
         throw withContext(err, `network "${attachment.networkName}"`);
       });
     }
-    if (known.length > 0) return;
+    // Without a namespace nothing of it is left in the kernel either: a sandbox is removed after it was stopped.
+    if (known.length > 0 || netnsPath === "") return;
     // ADD leaves a record before it begins: there is most likely nothing to undo. Should the records have been lost, plugins still
     // find by the container's ID what they hold, and a failure must not keep a pod that never had a network.
     const config = await configNow();
@@ -279,6 +282,10 @@ export function createCNI(options: CNIOptions): CNI {
           message: `Network plugin returns error: ${messageOf(err)}`,
         };
       }
+    },
+    hasRecord: async (containerID, ifName = defaultIfName) => {
+      checkTarget({ containerID, ifName, netnsPath: "" });
+      return (await cache.find(containerID, ifName)).length > 0;
     },
     cachedResult: async (containerID, ifName = defaultIfName) => {
       checkTarget({ containerID, ifName, netnsPath: "" });

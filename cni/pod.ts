@@ -15,6 +15,8 @@ export interface PodNetworkRequest {
   }[];
   annotations: Readonly<Record<string, string>>;
   dns?: { servers: string[]; searches: string[]; options: string[] } | undefined;
+  /** The node's pod addresses, one CIDR or one of each family. Networks that name no ranges of their own ask for them. */
+  podCIDRs?: readonly string[];
   /** The pod's cgroup; plugins that limit traffic by cgroup ask for it. */
   cgroupPath?: string | undefined;
 }
@@ -68,7 +70,7 @@ export function podArgs({ podName, podNamespace, podUID, containerID }: PodNetwo
  * @throws AgentError Invalid if a bandwidth annotation is no quantity or outside Kubernetes' limits
  */
 export function podCapabilities(request: PodNetworkRequest): Record<string, unknown> {
-  const { portMappings, annotations, dns, cgroupPath } = request;
+  const { portMappings, annotations, dns, podCIDRs = [], cgroupPath } = request;
   const mapped = portMappings.filter(({ hostPort }) => hostPort > 0);
   const ingress = bandwidthOf(annotations, ingressBandwidthAnnotation);
   const egress = bandwidthOf(annotations, egressBandwidthAnnotation);
@@ -80,6 +82,7 @@ export function podCapabilities(request: PodNetworkRequest): Record<string, unkn
     ...(mapped.length === 0 ? {} : { portMappings: mapped.map(portMappingOf) }),
     ...(ingress === undefined && egress === undefined ? {} : { bandwidth }),
     ...(dns === undefined ? {} : { dns }),
+    ...(podCIDRs.length === 0 ? {} : { ipRanges: podCIDRs.map((subnet) => [{ subnet }]) }),
     ...(cgroupPath === undefined || cgroupPath === "" ? {} : { cgroupPath }),
   };
 }

@@ -1,5 +1,8 @@
 import type { CNI } from "../../../cni/index.ts";
 import { podArgs, podCapabilities } from "../../../cni/pod.ts";
+import { defaultIfName } from "../../../cni/request.ts";
+import { addressesOf } from "../../../cni/result.ts";
+import { AgentError } from "../../lib/errors.ts";
 import type { PodSandboxConfig, RuntimeCondition } from "../port.ts";
 
 /** A sandbox as its network sees it. */
@@ -18,12 +21,19 @@ export interface NetworkTarget {
 
 /** What gives sandboxes their network. */
 export interface SandboxNetwork {
-  /** Loopback and the pod's interfaces. A failure takes down what was made. @returns addresses, the primary first */
+  /**
+   * Loopback and the pod's interfaces. A failure, or that there is no address, takes down what was made.
+   * @returns addresses of eth0, in the plugins' order
+   */
   setUp(target: NetworkTarget): Promise<{ ips: string[] }>;
   /** Idempotent; also for what was set up in half, and by an earlier process. */
   tearDown(target: NetworkTarget): Promise<void>;
   /** What `setUp` gave this sandbox, also in an earlier process; empty if it has no network. */
   ips(containerID: string): Promise<string[]>;
+  /** Whether there may be something to tear down: also after a `setUp` that failed, or never came to its end. */
+  isOnRecord(containerID: string): Promise<boolean>;
+  /** The node's pod addresses, one CIDR or one of each family, for networks that leave their ranges to us. */
+  setPodCIDRs(podCIDRs: readonly string[]): void;
   /**
    * Takes down what sandboxes have that are not listed, whose removal nobody saw. Those that are set up after the list was
    * asked for are safe.
@@ -38,27 +48,36 @@ export function createCNINetwork(cni: CNI): SandboxNetwork {
   const known = new Map<string, string[]>();
   // What collections under way must not touch; each grows with what is set up meanwhile.
   const valid = new Set<{ containerID: string }[]>();
+  let podCIDRs: readonly string[] = [];
   const ipsOf = (result: Awaited<ReturnType<CNI["cachedResult"]>>) =>
-    (result?.ips ?? []).flatMap(({ address, interface: index }) => {
-      const isInSandbox = index === undefined || (result?.interfaces[index]?.sandbox ?? "") !== "";
-      return isInSandbox ? [address.replace(/\/\d+$/, "")] : [];
-    });
+    result === undefined ? [] : addressesOf(result, defaultIfName);
   const cniTarget = (target: NetworkTarget) => ({
     containerID: target.containerID,
     netnsPath: target.netnsPath,
     args: podArgs(target),
-    capabilities: podCapabilities(target),
+    capabilities: podCapabilities({ ...target, podCIDRs }),
   });
+  const tearDown = async (target: NetworkTarget) => {
+    // What ADD was given is on record. Without a record no plugin needs what annotations say, and one that cannot be read must not
+    // keep a pod from ending.
+    await cni.del(cniTarget({ ...target, annotations: {} }));
+    known.delete(target.containerID);
+  };
   return {
     setUp: async (target) => {
       for (const targets of valid) targets.push({ containerID: target.containerID });
       const ips = ipsOf(await cni.add(cniTarget(target)));
+      if (ips.length === 0) {
+        await tearDown(target);
+        throw new AgentError("Internal", `the network gave the pod no address on ${defaultIfName}`);
+      }
       known.set(target.containerID, ips);
       return { ips };
     },
-    tearDown: async (target) => {
-      await cni.del(cniTarget(target));
-      known.delete(target.containerID);
+    tearDown,
+    isOnRecord: async (containerID) => await cni.hasRecord(containerID),
+    setPodCIDRs: (cidrs) => {
+      podCIDRs = cidrs;
     },
     ips: async (containerID) => {
       const remembered = known.get(containerID);

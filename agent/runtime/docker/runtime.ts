@@ -104,8 +104,9 @@ export class DockerRuntime implements Runtime {
     return cgroupDriver === "none" ? undefined : cgroupDriver;
   }
 
-  /** Nothing to do: the pods' addresses are in the configuration of their network. */
-  async updateRuntimeConfig(): Promise<void> {}
+  async updateRuntimeConfig({ podCIDR }: { podCIDR: string }): Promise<void> {
+    this.#options.network.setPodCIDRs(podCIDR.split(",").filter((cidr) => cidr !== ""));
+  }
 
   async runPodSandbox(config: Parameters<Runtime["runPodSandbox"]>[0], runtimeHandler: string): Promise<string> {
     return await this.#sandboxes.run(config, runtimeHandler);
@@ -191,9 +192,9 @@ export class DockerRuntime implements Runtime {
   async events(onEvent: (event: RuntimeEvent) => void, signal: AbortSignal): Promise<void> {
     const { client, network, clock, log } = this.#options;
     const onSandboxGone = (id: string) => {
-      const look = network.ips(id).then((ips) => {
-        // Those that we removed have none any more.
-        if (ips.length > 0) this.#collectNetworks();
+      const look = network.isOnRecord(id).then((isOnRecord) => {
+        // Those that we removed are not any more.
+        if (isOnRecord) this.#collectNetworks();
       });
       void look.catch((err: unknown) => {
         log.warn({ sandboxID: id, err: messageOf(err) }, "the network of a removed sandbox cannot be looked at");

@@ -167,8 +167,6 @@ export class Sandboxes {
   async #takeNetworkDown(inspect: WireInspect): Promise<void> {
     const { network } = this.#options;
     if (inspect.HostConfig?.NetworkMode === "host") return;
-    // Without addresses and process nothing is left of it.
-    if (!isRunning(inspect.State) && (await network.ips(inspect.Id)).length === 0) return;
     await network.tearDown(targetOf(inspect));
   }
 

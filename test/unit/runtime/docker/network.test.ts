@@ -21,6 +21,7 @@ function scriptedCNI(during: () => Promise<void> = async () => {}) {
       return result;
     },
     del: async ({ containerID }: { containerID: string }) => void attached.delete(containerID),
+    hasRecord: async (containerID: string) => attached.has(containerID),
     cachedResult: async (containerID: string) => {
       asked.push(containerID);
       return attached.get(containerID);
@@ -47,6 +48,39 @@ describe("a sandbox's network by CNI", () => {
     expect(await network.ips("a")).toEqual(["10.1.0.5", "fd00::5"]);
     await network.tearDown(targetOf("a"));
     expect(await network.ips("a")).toEqual([]);
+  });
+
+  test("those of further interfaces are not the pod's", async () => {
+    const { cni } = scriptedCNI();
+    const interfaces = [{ name: "net1", sandbox: "/x" }, { name: "eth0" }];
+    const ips = [
+      { address: "192.168.9.5/24", interface: 0 },
+      { address: "10.1.0.5/24", interface: 1 },
+    ];
+    cni.add = async () => ({ ...result, interfaces, ips });
+    expect(await createCNINetwork(cni).setUp(targetOf("a"))).toEqual({ ips: ["10.1.0.5"] });
+  });
+
+  test("a network that gives no address is a failure, and taken down", async () => {
+    const { cni, attached } = scriptedCNI();
+    const add = cni.add.bind(cni);
+    cni.add = async (target) => ({ ...(await add(target)), ips: [] });
+    await expect(createCNINetwork(cni).setUp(targetOf("a"))).rejects.toThrow("gave the pod no address");
+    expect([...attached.keys()]).toEqual([]);
+  });
+
+  test("passes the node's pod addresses to plugins that ask for them, a set for each family", async () => {
+    const { cni } = scriptedCNI();
+    const asked: unknown[] = [];
+    cni.add = async ({ capabilities }) => {
+      asked.push(capabilities?.["ipRanges"]);
+      return result;
+    };
+    const network = createCNINetwork(cni);
+    await network.setUp(targetOf("a"));
+    network.setPodCIDRs(["10.1.0.0/24", "fd00::/64"]);
+    await network.setUp(targetOf("b"));
+    expect(asked).toEqual([undefined, [[{ subnet: "10.1.0.0/24" }], [{ subnet: "fd00::/64" }]]]);
   });
 
   test("another agent finds them in CNI's cache, and asks it once", async () => {
