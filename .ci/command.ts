@@ -13,16 +13,22 @@ export function capture(file: string, args: readonly string[]): Promise<Ended> {
   return start(file, args, "pipe");
 }
 
-/** Runs a command without a shell and lets it print. Never rejects. */
-export function show(file: string, args: readonly string[]): Promise<Ended> {
-  return start(file, args, "inherit");
+/** Runs a command without a shell and lets it print. Never rejects. @param env beside our own environment */
+export function show(file: string, args: readonly string[], env: Record<string, string> = {}): Promise<Ended> {
+  return start(file, args, "inherit", env);
 }
 
-async function start(file: string, args: readonly string[], output: "pipe" | "inherit"): Promise<Ended> {
+async function start(
+  file: string,
+  args: readonly string[],
+  output: "pipe" | "inherit",
+  env: Record<string, string> = {},
+): Promise<Ended> {
   const startedAt = performance.now();
   const root = new URL("..", import.meta.url).pathname;
   const chunks: Buffer[] = [];
-  const child = spawn(file, args, { cwd: root, stdio: ["ignore", output, output] });
+  const options = { cwd: root, env: { ...process.env, ...env } };
+  const child = spawn(file, args, { ...options, stdio: ["ignore", output, output] });
   child.stdout?.on("data", (chunk: Buffer) => chunks.push(chunk));
   child.stderr?.on("data", (chunk: Buffer) => chunks.push(chunk));
   const code = await new Promise<number>((resolve) => {
