@@ -21,6 +21,9 @@ const commandTimeoutMs = 60_000;
 export const cleanTimeoutMs = 120_000;
 // Each removal walks the whole table in the kernel: more of them at a time only wait for each other.
 const removalsAtOnce = 4;
+// conntrack ends at the first flow that went by itself between being listed and being removed, and leaves those behind it. As often as the
+// reference reads an interrupted listing again.
+export const removalAttemptsMax = 5;
 /** Protocols whose flows outlive the endpoint they lead to. TCP clients notice and connect anew. */
 const pinnedProtocols: readonly Protocol[] = ["udp", "sctp"];
 // Protocol, and of both directions what is needed. conntrack prints them in this order, with other words between.
@@ -80,14 +83,29 @@ export function staleFlowTest(
     for (const [target, serving] of service) servingByTarget.set(target, serving);
   }
   return (flow) => {
-    const { protocol, dstIP, dstPort } = flow;
-    const find = (targets: Targets) =>
-      targets.get(`${protocol} ${hostPort(dstIP, dstPort)}`) ??
-      (isLocal.has(dstIP) ? targets.get(`${protocol} ${dstPort}`) : undefined);
     const reply = hostPort(flow.replyIP, flow.replyPort);
-    const serving = find(servingByTarget);
-    return serving === undefined ? find(former)?.has(reply) === true : !serving.has(reply);
+    const serving = servingOf(flow, servingByTarget, isLocal);
+    return serving === undefined ? servingOf(flow, former, isLocal)?.has(reply) === true : !serving.has(reply);
   };
+}
+
+/** Whether an endpoint of one of these services answers the flow. Pure. */
+export function isServed(flow: Flow, services: Iterable<Targets>, localIPs: readonly string[]): boolean {
+  const isLocal = new Set(localIPs.map(canonical));
+  const reply = hostPort(flow.replyIP, flow.replyPort);
+  for (const service of services) if (servingOf(flow, service, isLocal)?.has(reply) === true) return true;
+  return false;
+}
+
+function servingOf(
+  { protocol, dstIP, dstPort }: Flow,
+  targets: Targets,
+  isLocal: ReadonlySet<string>,
+): ReadonlySet<string> | undefined {
+  return (
+    targets.get(`${protocol} ${hostPort(dstIP, dstPort)}`) ??
+    (isLocal.has(dstIP) ? targets.get(`${protocol} ${dstPort}`) : undefined)
+  );
 }
 
 interface ConntrackCleanerDeps {
@@ -134,19 +152,21 @@ export class ConntrackCleaner {
    * then, and the same services are to be looked at again. Without the command it warns once and does nothing.
    *
    * @param services by key, where each can be reached now
+   * @param isKept asked before a flow is removed: it is not stale any more, because of a change that came since the look began
    * @returns how many flows were removed
    */
   async clean(
     services: ReadonlyMap<string, Targets>,
     localIPs: readonly string[],
     signal: AbortSignal,
+    isKept: (flow: Flow) => boolean = () => false,
   ): Promise<number> {
     if (this.#isMissing) return 0;
     const deadlineMs = this.#deps.clock.monotonic() + cleanTimeoutMs;
     const known = new Map([...services.keys()].map((key) => [key, this.#targets.get(key)]));
     const stale = await this.#findStale(services, localIPs, signal);
     if (stale === undefined) return 0;
-    const removed = await this.#removeAll(stale, deadlineMs, signal);
+    const removed = await this.#removeAll(stale, { isKept, deadlineMs }, signal);
     for (const [key, targets] of services) {
       // What was learned meanwhile is for the next look.
       if (this.#targets.get(key) !== known.get(key)) continue;
@@ -190,7 +210,11 @@ export class ConntrackCleaner {
     return stale.values();
   }
 
-  async #removeAll(flows: Iterable<Flow>, deadlineMs: number, signal: AbortSignal): Promise<number> {
+  async #removeAll(
+    flows: Iterable<Flow>,
+    { isKept, deadlineMs }: { readonly isKept: (flow: Flow) => boolean; readonly deadlineMs: number },
+    signal: AbortSignal,
+  ): Promise<number> {
     const { clock } = this.#deps;
     const rest = [...flows];
     const failures: unknown[] = [];
@@ -199,6 +223,7 @@ export class ConntrackCleaner {
       while (failures.length === 0) {
         const flow = rest.shift();
         if (flow === undefined) return;
+        if (isKept(flow)) continue;
         try {
           const leftMs = deadlineMs - clock.monotonic();
           if (leftMs <= 0) {
@@ -225,10 +250,17 @@ export class ConntrackCleaner {
     const original = ["--orig-dst", dstIP, "--orig-port-dst", `${dstPort}`];
     const reply = ["--reply-src", replyIP, "--reply-port-src", `${replyPort}`];
     const args = ["-D", ...this.#common(protocol), ...original, ...reply];
-    const result = await this.#deps.commands.run("conntrack", args, { timeoutMs, signal });
-    if (result.failure === "exit" && result.stderr.includes("0 flow entries")) return 0; // timed out meanwhile
-    expectSuccess(result, `remove ${protocol} flows to ${hostPort(replyIP, replyPort)}`);
-    return Number(/(\d+) flow entries have been deleted/.exec(result.stderr)?.[1] ?? 1);
+    let removed = 0;
+    for (let attempt = 1; ; attempt += 1) {
+      const result = await this.#deps.commands.run("conntrack", args, { timeoutMs, signal });
+      if (result.failure === "exit" && result.stderr.includes("0 flow entries")) return removed; // timed out meanwhile
+      if (result.failure === "exit" && result.stderr.includes("such conntrack doesn't exist")) {
+        removed += result.stdout.split("\n").filter((line) => parseFlow(line) !== undefined).length;
+        if (attempt < removalAttemptsMax) continue;
+      }
+      expectSuccess(result, `remove ${protocol} flows to ${hostPort(replyIP, replyPort)}`);
+      return removed + Number(/(\d+) flow entries have been deleted/.exec(result.stderr)?.[1] ?? 1);
+    }
   }
 
   /** What these services gave up, and nobody else has taken. */

@@ -4,7 +4,7 @@ import { messageOf } from "../lib/errors.ts";
 import type { Logger } from "../lib/log.ts";
 import { Loop } from "../lib/loop.ts";
 import type { Commands } from "./commands.ts";
-import { ConntrackCleaner, type Targets, targetsOf } from "./conntrack.ts";
+import { ConntrackCleaner, type Flow, isServed, type Targets, targetsOf } from "./conntrack.ts";
 import type { Family } from "./ip.ts";
 import type { ServiceDescription } from "./model.ts";
 
@@ -94,7 +94,10 @@ export class FlowCleaning {
     const { clock, log, localIPs, onCleaned } = this.#deps;
     const startedAtMs = clock.monotonic();
     try {
-      const removed = await this.#cleaner.clean(services, localIPs(), signal);
+      const addresses = localIPs();
+      // A look takes a while. An endpoint may be back by now, and so may flows to it that work: their answers would be lost.
+      const isKept = (flow: Flow) => isServed(flow, [...this.#pending.values(), ...this.#staged.values()], addresses);
+      const removed = await this.#cleaner.clean(services, addresses, signal, isKept);
       onCleaned({ durationMs: clock.monotonic() - startedAtMs, removed });
       this.#told.clear();
       if (removed > 0) log.info({ removed }, "flows to endpoints that are gone removed");

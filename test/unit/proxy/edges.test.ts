@@ -6,6 +6,7 @@ import {
   cleanTimeoutMs,
   ConntrackCleaner,
   parseFlow,
+  removalAttemptsMax,
   staleFlowTest,
   targetsOf,
 } from "../../../agent/proxy/conntrack.ts";
@@ -17,7 +18,7 @@ import { addToPrint, chainPrint } from "../../../agent/proxy/iptables/print.ts";
 import { ServiceModel } from "../../../agent/proxy/model.ts";
 import { proxyOptionsDefault } from "../../../agent/proxy/options.ts";
 import { applySysctls, decideConntrackSysctls, decideProxySysctls } from "../../../agent/proxy/sysctl.ts";
-import { FakeCommands } from "../../support/fake-commands.ts";
+import { ended, FakeCommands } from "../../support/fake-commands.ts";
 import { makeService, makeSlice } from "../../support/service-objects.ts";
 import { FakeClock } from "../kube/fake-clock.ts";
 
@@ -159,6 +160,35 @@ describe("stale flows", () => {
     expect(await cleaner.clean(services, [], signal)).toBe(0);
     expect(await cleaner.clean(services, [], signal)).toBe(0);
     expect(written).toHaveLength(1);
+  });
+
+  test("are removed also if one of them goes by itself meanwhile", async () => {
+    const commands = new FakeCommands();
+    const line =
+      "udp 17 29 src=10.244.1.9 dst=10.96.0.10 sport=4000 dport=53 src=10.244.1.100 dst=10.244.1.9 sport=5353 dport=4000 use=1";
+    commands.flows = [line];
+    const gone = "conntrack v1.4.7 (conntrack-tools): Operation failed: such conntrack doesn't exist";
+    const answers = [
+      ended(1, `${line}\n${line}\n`, gone),
+      ended(0, "", "conntrack v1.4.7: 3 flow entries have been deleted."),
+    ];
+    let removals = 0;
+    const racing = {
+      lines: commands.lines,
+      run: async () => answers[Math.min(removals++, answers.length - 1)] ?? ended(1, "", gone),
+    };
+    const cleaner = new ConntrackCleaner({
+      commands: racing,
+      family: "IPv4",
+      clock: new FakeClock(),
+      log: silentLogger,
+    });
+    const services = new Map([["ns1/dns", describe_(["10.244.1.5"])]]);
+    expect(await cleaner.clean(services, [], signal)).toBe(5);
+    answers.splice(0);
+    removals = 0;
+    await expect(cleaner.clean(services, [], signal)).rejects.toThrow(/remove udp flows to 10.244.1.100:5353/);
+    expect(removals).toBe(removalAttemptsMax);
   });
 
   test("are removed as long as there is time; the rest is for another look", async () => {

@@ -67,3 +67,52 @@ test.each([
   stop.abort();
   await running;
 });
+
+test.each([
+  ["is in the kernel", true],
+  ["is about to be programmed", false],
+])("flows to an endpoint stay that came back during the look and %s", async (_, isProgrammed) => {
+  const removed: string[] = [];
+  let looks = 0;
+  const { promise: secondLook, resolve: answer } = Promise.withResolvers<void>();
+  const commands: Commands = {
+    run: async (_file, args) => {
+      removed.push(args.join(" "));
+      return ended(0, "", "");
+    },
+    lines: async (_file, _args, { onLine }) => {
+      looks += 1;
+      if (looks === 2) await secondLook;
+      if (looks > 1) onLine(flow);
+      return ended(0, "", "");
+    },
+  };
+  const cleaning = new FlowCleaning({
+    family: "IPv4",
+    commands,
+    clock: new FakeClock(),
+    log: silentLogger,
+    localIPs: () => [],
+    onCleaned: () => {},
+    retryMsMax: 30_000,
+  });
+  const begin = (isThere: boolean) => {
+    cleaning.reset();
+    cleaning.note(describeWeb(isThere));
+  };
+  const stop = new AbortController();
+  const running = cleaning.run(stop.signal);
+  for (const isThere of [true, false]) {
+    begin(isThere);
+    cleaning.settle();
+    await settle();
+  }
+  expect(looks).toBe(2);
+  begin(true);
+  if (isProgrammed) cleaning.settle();
+  answer();
+  await settle();
+  expect(removed).toEqual([]);
+  stop.abort();
+  await running;
+});
