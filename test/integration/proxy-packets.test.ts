@@ -100,12 +100,11 @@ describe.each(modes)("packets with %s", (_, options) => {
       const odd = report.filter((_phase, n) => n % 2 === 1);
       expect(odd.map(({ failed }) => failed)).toEqual(odd.map(() => ({})));
       expect(odd.map(({ answered }, n) => answered[`e${n}`])).toEqual(odd.map(() => undefined));
-      const [answered = 0, failed = 0] = [report.map(({ answered }) => answered), report.map((one) => one.failed)].map(
-        (counts) => counts.flatMap((count) => Object.values(count)).reduce((a, b) => a + b, 0),
-      );
+      const total = (counts: Record<string, number>) => Object.values(counts).reduce((a, b) => a + b, 0);
+      const failed = report.reduce((sum, one) => sum + total(one.failed), 0);
       // A handful was under way when its endpoint ended: no more than are open at a time.
       expect(failed).toBeLessThanOrEqual(concurrency * endpoints.length);
-      all += answered + failed;
+      all += report.reduce((sum, { answered, late }) => sum + total(answered) + total(late), failed);
     }
     expect(all).toBeGreaterThanOrEqual(connectionsMin);
     for (const { peer, address, port } of endpoints) await peer.request({ op: "unserve", host: address, port });

@@ -2,25 +2,35 @@
 import { connect, type Socket } from "node:net";
 import { errnoOf } from "../../agent/lib/errno.ts";
 
-/** What became of connections that were opened one after the other, by the phase in which each began. */
+/**
+ * What became of connections that were opened one after the other, by the phase in which each began. A first packet may be for nothing (the
+ * node gave it a port that the server remembers from a connection that just ended): the next one comes a second later, and finds its
+ * way by the rules of that time.
+ */
 export type LoadReport = readonly {
-  readonly answered: Record<string, number>;
-  readonly failed: Record<string, number>;
+  /** By the server's name; of those that ended in the same phase. */
+  readonly answered: Counts;
+  /** By the error; of those that ended in the same phase or in the next one. */
+  readonly failed: Counts;
+  /** The others, by either. */
+  readonly late: Counts;
 }[];
+
+type Counts = Record<string, number>;
 
 // Far longer than anything takes that works, also on a busy machine.
 const answerMs = 10_000;
 
 const load = { isOn: false };
 let loaders: Promise<void>[] = [];
-let report: { answered: Record<string, number>; failed: Record<string, number> }[] = [];
+let report: LoadReport[number][] = [];
 const held = new Set<Socket>();
 let lost = 0;
 
 /** Opens connections without a pause, `concurrency` at a time. The first word of an answer is the server's name. */
 export function startLoad(host: string, port: number, concurrency: number): void {
   load.isOn = true;
-  report = [{ answered: {}, failed: {} }];
+  report = [{ answered: {}, failed: {}, late: {} }];
   loaders = Array.from({ length: concurrency }, async () => {
     while (load.isOn) await openOne(host, port);
   });
@@ -28,14 +38,12 @@ export function startLoad(host: string, port: number, concurrency: number): void
 
 /** Connections that begin from now on are counted apart. */
 export function nextPhase(): void {
-  report.push({ answered: {}, failed: {} });
+  report.push({ answered: {}, failed: {}, late: {} });
 }
 
 /** How many connections have ended so far, well or badly. */
 export function countEnded(): number {
-  return report
-    .flatMap(({ answered, failed }) => [...Object.values(answered), ...Object.values(failed)])
-    .reduce(sum, 0);
+  return report.flatMap((counts) => Object.values(counts).flatMap((of) => Object.values(of))).reduce(sum, 0);
 }
 
 export async function stopLoad(): Promise<LoadReport> {
@@ -45,12 +53,14 @@ export async function stopLoad(): Promise<LoadReport> {
 }
 
 async function openOne(host: string, port: number): Promise<void> {
-  const counts = report.at(-1);
+  const beganIn = report.length - 1;
   const outcome = await ask(host, port).then(
-    (text) => ({ kind: "answered" as const, what: text.split(" ")[0] ?? "" }),
-    (err: unknown) => ({ kind: "failed" as const, what: errnoOf(err) ?? String(err) }),
+    (text) => ({ kind: "answered" as const, what: text.split(" ")[0] ?? "", phasesMax: 0 }),
+    (err: unknown) => ({ kind: "failed" as const, what: errnoOf(err) ?? String(err), phasesMax: 1 }),
   );
-  if (counts !== undefined) counts[outcome.kind][outcome.what] = (counts[outcome.kind][outcome.what] ?? 0) + 1;
+  const isLate = report.length - 1 - beganIn > outcome.phasesMax;
+  const counts = report[beganIn]?.[isLate ? "late" : outcome.kind];
+  if (counts !== undefined) counts[outcome.what] = (counts[outcome.what] ?? 0) + 1;
 }
 
 async function ask(host: string, port: number): Promise<string> {
