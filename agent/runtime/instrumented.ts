@@ -97,6 +97,9 @@ export function instrumentPLEG<R extends Pick<Runtime, "list" | "podSnapshot" | 
       await runtime.events((event) => {
         // Without a pod: the stream has begun, or begun again.
         if (event.podUID === undefined) metrics.eventConnections.inc({});
+        if (event.createdAtMs !== undefined) {
+          metrics.eventSeconds.observe({}, Math.max(0, clock.now() - event.createdAtMs) / 1_000);
+        }
         seen();
         onEvent(event);
       }, signal);

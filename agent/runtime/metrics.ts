@@ -16,6 +16,8 @@ export interface PLEGMetrics {
   relistIntervalSeconds: Histogram;
   podRelistSeconds: Histogram;
   eventConnections: Counter;
+  /** From what happened to the wake of its pod. */
+  eventSeconds: Histogram;
   /** Unix seconds at which the runtime last told what runs: by a list, a look at a pod, or an event. */
   lastSeenSeconds: Gauge;
 }
@@ -56,7 +58,7 @@ export function createRuntimeMetrics(registry: MetricsRegistry): RuntimeMetrics 
 
 /** Registers `kubelet_pleg_*` and `kubelet_evented_pleg_*`. */
 export function createPLEGMetrics(registry: MetricsRegistry): PLEGMetrics {
-  // Events are wakes without content: none is ever dropped for want of room, and their age is not told.
+  // Events are wakes without content: none is ever dropped for want of room.
   registry.counter("kubelet_pleg_discard_events", "Always 0: no event has to be discarded.");
   registry.counter("kubelet_evented_pleg_connection_error_count", "Always 0: the stream is made anew by itself.");
   return {
@@ -78,6 +80,11 @@ export function createPLEGMetrics(registry: MetricsRegistry): PLEGMetrics {
     eventConnections: registry.counter(
       "kubelet_evented_pleg_connection_success_count",
       "Times that the runtime's event stream was opened.",
+    ),
+    eventSeconds: registry.histogram(
+      "kubelet_evented_pleg_connection_latency_seconds",
+      "Time from an event in the runtime until its pod is woken.",
+      defaultBuckets,
     ),
     lastSeenSeconds: registry.gauge(
       "kubelet_pleg_last_seen_seconds",
@@ -157,6 +164,10 @@ export function createPullRecordMetrics(
     });
   files("kubelet_imagemanager_ondisk_pullintents", "Pulls that are under way, on disk.", dirs.intents);
   files("kubelet_imagemanager_ondisk_pulledrecords", "Records of pulled images on disk.", dirs.pulled);
+  // Read when they are asked for: there is no cache that could be full.
+  const notCached = "Always 0: they are kept on disk only.";
+  registry.gaugeOf("kubelet_imagemanager_inmemory_pullintents_usage_percent", notCached, () => 0);
+  registry.gaugeOf("kubelet_imagemanager_inmemory_pulledrecords_usage_percent", notCached, () => 0);
   const checks = registry.counter(
     "kubelet_imagemanager_image_mustpull_checks_total",
     "Checks whether a pod has to show that it may use an image that is there.",

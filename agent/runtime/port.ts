@@ -107,6 +107,8 @@ export interface RuntimeEvent {
   kind: "created" | "started" | "exited" | "deleted" | "unknown";
   podUID: string | undefined;
   containerID: string | undefined;
+  /** Unix ms by the runtime's clock, which is the machine's; absent: it does not say. */
+  createdAtMs?: number | undefined;
 }
 
 export interface RuntimeList {

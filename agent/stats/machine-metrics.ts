@@ -1,4 +1,5 @@
 import type { MetricFamily, Sample } from "../lib/metrics.ts";
+import type { Dimms } from "./dimms.ts";
 
 /** What the machine is. */
 export interface Machine {
@@ -10,6 +11,7 @@ export interface Machine {
   sockets: number;
   memoryBytes: number;
   swapBytes: number;
+  dimms: readonly Dimms[];
   kernelVersion: string;
   osImage: string;
 }
@@ -24,6 +26,12 @@ export function machineFamilies(machine: Machine): MetricFamily[] {
     samples,
   });
   const figure = (name: string, help: string, value: number) => gauge(name, help, [{ labels, value }]);
+  const ofDimms = (name: string, help: string, figureOf: (dimms: Dimms) => number) =>
+    gauge(
+      name,
+      help,
+      machine.dimms.map((dimms) => ({ labels: { ...labels, type: dimms.type }, value: figureOf(dimms) })),
+    );
   return [
     gauge("cadvisor_version_info", "Kernel and operating system that the figures come from", [
       {
@@ -42,6 +50,8 @@ export function machineFamilies(machine: Machine): MetricFamily[] {
     figure("machine_cpu_drawers", "Drawers of CPUs, which only mainframes have", 0),
     figure("machine_cpu_physical_cores", "CPU cores", machine.physicalCores),
     figure("machine_cpu_sockets", "CPU sockets", machine.sockets),
+    ofDimms("machine_dimm_capacity_bytes", "Capacity of memory modules in bytes, by their type", ({ bytes }) => bytes),
+    ofDimms("machine_dimm_count", "Memory modules, by their type", ({ count }) => count),
     figure("machine_memory_bytes", "Memory in bytes", machine.memoryBytes),
     figure("machine_nvm_avg_power_budget_watts", "Not measured: always 0", 0),
     gauge(

@@ -22,6 +22,7 @@ import {
   fileUsage,
   logsIn,
 } from "./filesystem.ts";
+import { readDimms } from "./dimms.ts";
 import { summaryHandler } from "./handler.ts";
 import { readMachineFilesystems } from "./machine-filesystems.ts";
 import { type Machine, machineFamilies } from "./machine-metrics.ts";
@@ -234,8 +235,9 @@ function absolute(name: string): string | undefined {
 }
 
 async function describeMachine(facts: StatsDeps["facts"], reader: FileReader): Promise<Machine> {
-  const topology = parseTopology(await reader.list("/proc/cpuinfo"));
-  return { ...facts, physicalCores: topology?.cores ?? facts.cpuCount, sockets: topology?.sockets ?? 1 };
+  const [cpuinfo, dimms] = await Promise.all([reader.list("/proc/cpuinfo"), readDimms(reader)]);
+  const topology = parseTopology(cpuinfo);
+  return { ...facts, physicalCores: topology?.cores ?? facts.cpuCount, sockets: topology?.sockets ?? 1, dimms };
 }
 
 interface SummaryParts {

@@ -6,10 +6,13 @@ export interface TaskEvent {
   kind: RuntimeEvent["kind"];
   /** A container's or a pod sandbox's: to containerd both are containers. */
   containerID: string;
+  /** Unix ms; undefined: it does not say. */
+  createdAtMs: number | undefined;
 }
 
 /** One reply of containerd's Subscribe. */
 export interface Envelope {
+  timestamp: { seconds: string; nanos: number } | null;
   namespace: string;
   topic: string;
   event: { type_url: string; value: Uint8Array } | null;
@@ -27,6 +30,8 @@ export const eventFilters: readonly string[] = ["/tasks/start", "/tasks/exit", "
 export function readEnvelope(proto: ProtoPackage, envelope: Envelope): TaskEvent | undefined {
   if (envelope.namespace !== "k8s.io" || envelope.event === null) return undefined;
   const { value } = envelope.event;
+  const { seconds, nanos } = envelope.timestamp ?? { seconds: "0", nanos: 0 };
+  const found = (kind: RuntimeEvent["kind"], event: object) => taskEvent(kind, event, msOf(seconds, nanos));
   switch (envelope.topic) {
     case "/tasks/start":
       return found("started", proto.decode("containerd.services.events.v1.TaskStart", value));
@@ -45,7 +50,13 @@ export function readEnvelope(proto: ProtoPackage, envelope: Envelope): TaskEvent
   }
 }
 
-function found(kind: RuntimeEvent["kind"], event: object): TaskEvent | undefined {
+/** Unix ms of seconds and nanoseconds, as gRPC gives them; undefined for those that are not set. Pure. */
+export function msOf(seconds: string | number, nanos: string | number): number | undefined {
+  const ms = Number(seconds) * 1_000 + Number(nanos) / 1e6;
+  return ms > 0 ? ms : undefined;
+}
+
+function taskEvent(kind: RuntimeEvent["kind"], event: object, createdAtMs: number | undefined): TaskEvent | undefined {
   const id = "container_id" in event ? event.container_id : "id" in event ? event.id : undefined;
-  return typeof id === "string" && id !== "" ? { kind, containerID: id } : undefined;
+  return typeof id === "string" && id !== "" ? { kind, containerID: id, createdAtMs } : undefined;
 }

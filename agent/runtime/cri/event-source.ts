@@ -1,7 +1,7 @@
 import type { RuntimeEvent } from "../port.ts";
 import { ifThere, type RuntimeCalls, runtimeService } from "./calls.ts";
 import type { CRIChannel } from "./client.ts";
-import { type Envelope, eventFilters, readEnvelope } from "./containerd-events.ts";
+import { type Envelope, eventFilters, msOf, readEnvelope } from "./containerd-events.ts";
 import { containerSummary, sandboxSummary } from "./convert.ts";
 import type { EventSource } from "./events.ts";
 import type { PodIDs, PodObject } from "./pod-ids.ts";
@@ -26,11 +26,11 @@ const eventKinds: Readonly<Record<string, RuntimeEvent["kind"]>> = {
 /** The two event streams of one runtime socket, and what it takes to make sense of them. */
 export function createEventSource({ channel, proto, calls, ids, ping }: EventSourceOptions): EventSource {
   const eventFromCRI = (event: WireContainerEvent): RuntimeEvent => {
-    const { container_id: containerID, pod_sandbox_status: sandbox } = event;
+    const { container_id: containerID, pod_sandbox_status: sandbox, created_at: createdAtNs } = event;
     const kind = eventKinds[event.container_event_type] ?? "unknown";
     const podUID = sandbox?.metadata?.uid ?? ids.get(containerID)?.podUID;
     if (kind === "deleted") ids.delete(containerID);
-    return { kind, podUID, containerID };
+    return { kind, podUID, containerID, createdAtMs: msOf(0, createdAtNs) };
   };
   return {
     streamCRI: async (onEvent, signal) =>

@@ -128,7 +128,7 @@ async function wakeForTask(
   onEvent: (event: RuntimeEvent) => void,
   signal: AbortSignal,
 ): Promise<void> {
-  const { kind, containerID } = event;
+  const { kind, containerID, createdAtMs } = event;
   let object = ids.get(containerID);
   if (kind === "deleted") ids.delete(containerID);
   try {
@@ -148,5 +148,5 @@ async function wakeForTask(
     // The runtime went away or we are stopping: wake regardless, the reader finds out itself.
     log.debug({ err, containerID }, "looking at a runtime event failed");
   }
-  if (!signal.aborted) onEvent({ kind, podUID: object?.podUID, containerID });
+  if (!signal.aborted) onEvent({ kind, podUID: object?.podUID, containerID, createdAtMs });
 }

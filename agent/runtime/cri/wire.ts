@@ -163,5 +163,7 @@ export interface WireContainerStats {
 export interface WireContainerEvent {
   container_id: string;
   container_event_type: string;
+  /** Unix ns. */
+  created_at: string;
   pod_sandbox_status: WirePodSandboxStatus | null;
 }

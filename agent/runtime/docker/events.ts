@@ -90,13 +90,17 @@ async function followOnce(
 
 /** One line of the stream; `undefined` for what concerns no pod and for what is no event. Pure. */
 export function readEvent(line: string): { wake: RuntimeEvent; isSandboxGone: boolean } | undefined {
-  const { Action = "", Actor } = parseEvent(line);
+  const { Action = "", Actor, timeNano } = parseEvent(line);
   const kind = actions[Action];
   const labels = Actor?.Attributes ?? {};
   const owner = kindOf(labels);
   if (kind === undefined || owner === undefined) return undefined;
   const { podUID } = readContainer(labels, "");
-  return { wake: { kind, podUID, containerID: Actor?.ID }, isSandboxGone: kind === "deleted" && owner === "sandbox" };
+  const createdAtMs = typeof timeNano === "number" ? timeNano / 1e6 : undefined;
+  return {
+    wake: { kind, podUID, containerID: Actor?.ID, createdAtMs },
+    isSandboxGone: kind === "deleted" && owner === "sandbox",
+  };
 }
 
 function parseEvent(line: string): WireEvent {

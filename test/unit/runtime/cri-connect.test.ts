@@ -206,21 +206,26 @@ test("CRI's own events name the pod; after the stream broke they come again", as
   await expect.poll(() => seen.length).toBe(1); // the wake for all
   await expect.poll(() => stream).toBeDefined();
   const event = (type: string, pod: object | null) =>
-    stream?.write({ container_id: "c1", container_event_type: type, pod_sandbox_status: pod });
+    stream?.write({
+      container_id: "c1",
+      container_event_type: type,
+      created_at: "1500250000",
+      pod_sandbox_status: pod,
+    });
   event("CONTAINER_STOPPED_EVENT", { id: "s1", metadata: { uid: "u1" } });
   event("CONTAINER_DELETED_EVENT", null);
   await expect
     .poll(() => seen.filter(({ containerID }) => containerID === "c1"))
     .toEqual([
-      { kind: "exited", podUID: "u1", containerID: "c1" },
-      { kind: "deleted", podUID: undefined, containerID: "c1" },
+      { kind: "exited", podUID: "u1", containerID: "c1", createdAtMs: 1_500.25 },
+      { kind: "deleted", podUID: undefined, containerID: "c1", createdAtMs: 1_500.25 },
     ]);
 
   const broken = stream;
   broken?.emit("error", { code: status.UNAVAILABLE, details: "restarting" });
   await expect.poll(() => stream !== broken && stream !== undefined).toBe(true);
   event("CONTAINER_STARTED_EVENT", { id: "s1", metadata: { uid: "u2" } });
-  await expect.poll(() => seen.at(-1)).toEqual({ kind: "started", podUID: "u2", containerID: "c1" });
+  await expect.poll(() => seen.at(-1)).toMatchObject({ kind: "started", podUID: "u2", containerID: "c1" });
   stop.abort();
   await done;
 });

@@ -100,12 +100,12 @@ test("an exit wakes when CRI's view has it, one wake only", async () => {
   await clock.advance(250);
   seen.length = 0;
   ids.add("c1", { podUID: "u1", kind: "container" });
-  source.emitTask({ kind: "exited", containerID: "c1" });
+  source.emitTask({ kind: "exited", containerID: "c1", createdAtMs: 1_000 });
   await settle();
   await clock.advance(23);
   expect(seen).toEqual([]);
   await clock.advance(1); // looks at 8, 16, 20 and 24 ms
-  expect(seen).toEqual([{ kind: "exited", podUID: "u1", containerID: "c1" }]);
+  expect(seen).toEqual([{ kind: "exited", podUID: "u1", containerID: "c1", createdAtMs: 1_000 }]);
   await clock.advance(10_000);
   expect(seen).toHaveLength(1);
   await end();
@@ -119,7 +119,7 @@ test("an exit that CRI never shows wakes all the same, after 255 ms", async () =
   await clock.advance(250);
   seen.length = 0;
   ids.add("c1", { podUID: "u1", kind: "container" });
-  source.emitTask({ kind: "exited", containerID: "c1" });
+  source.emitTask({ kind: "exited", containerID: "c1", createdAtMs: 1_000 });
   await settle();
   await clock.advance(254);
   expect(seen).toEqual([]);
@@ -137,8 +137,8 @@ test("an unknown ID is asked of the runtime; one that nobody knows may be anyone
   seen.length = 0;
   source.emitTask({ kind: "started", containerID: "new" });
   source.emitTask({ kind: "deleted", containerID: "gone" });
-  source.emitTask({ kind: "exited", containerID: "s1" });
-  source.emitTask({ kind: "exited", containerID: "lost" });
+  source.emitTask({ kind: "exited", containerID: "s1", createdAtMs: undefined });
+  source.emitTask({ kind: "exited", containerID: "lost", createdAtMs: undefined });
   await settle();
   await clock.advance(8);
   expect(seen).toEqual([
@@ -196,13 +196,13 @@ const envelopes: { name: string; topic: string; value: Buffer; namespace?: strin
     name: "a start",
     topic: "/tasks/start",
     value: Buffer.concat([field(1, "c1"), pid]),
-    want: { kind: "started", containerID: "c1" },
+    want: { kind: "started", containerID: "c1", createdAtMs: 1_500.25 },
   },
   {
     name: "an exit",
     topic: "/tasks/exit",
     value: Buffer.concat([field(1, "c1"), field(2, "c1")]),
-    want: { kind: "exited", containerID: "c1" },
+    want: { kind: "exited", containerID: "c1", createdAtMs: 1_500.25 },
   },
   {
     name: "an exec that ended",
@@ -210,12 +210,17 @@ const envelopes: { name: string; topic: string; value: Buffer; namespace?: strin
     value: Buffer.concat([field(1, "c1"), field(2, "exec-1")]),
     want: undefined,
   },
-  { name: "an OOM kill", topic: "/tasks/oom", value: field(1, "c1"), want: { kind: "unknown", containerID: "c1" } },
+  {
+    name: "an OOM kill",
+    topic: "/tasks/oom",
+    value: field(1, "c1"),
+    want: { kind: "unknown", containerID: "c1", createdAtMs: 1_500.25 },
+  },
   {
     name: "a removal",
     topic: "/containers/delete",
     value: field(1, "c1"),
-    want: { kind: "deleted", containerID: "c1" },
+    want: { kind: "deleted", containerID: "c1", createdAtMs: 1_500.25 },
   },
   { name: "another topic", topic: "/images/create", value: field(1, "c1"), want: undefined },
   { name: "another namespace", topic: "/tasks/exit", value: field(1, "c1"), namespace: "moby", want: undefined },
@@ -223,6 +228,7 @@ const envelopes: { name: string; topic: string; value: Buffer; namespace?: strin
 for (const { name, topic, value, namespace = "k8s.io", want } of envelopes) {
   test(`containerd's events: ${name}`, async () => {
     const proto = await loadProto("containerd-events.proto");
-    expect(readEnvelope(proto, { namespace, topic, event: { type_url: "x", value } })).toEqual(want);
+    const timestamp = { seconds: "1", nanos: 500_250_000 };
+    expect(readEnvelope(proto, { timestamp, namespace, topic, event: { type_url: "x", value } })).toEqual(want);
   });
 }

@@ -119,7 +119,7 @@ test("lists, looks and events say when the runtime was last heard of", async () 
   const events: RuntimeEvent[] = [];
   await instrumented.events((event) => events.push(event), new AbortController().signal);
   state.onEvent?.({ kind: "unknown", podUID: undefined, containerID: undefined });
-  state.onEvent?.({ kind: "exited", podUID: "u", containerID: "c" });
+  state.onEvent?.({ kind: "exited", podUID: "u", containerID: "c", createdAtMs: clock.now() - 40 });
   expect(events).toHaveLength(2);
   await instrumented.list();
   await clock.advance(1_000);
@@ -131,6 +131,8 @@ test("lists, looks and events say when the runtime was last heard of", async () 
   await shared.list(); // for statistics, say
   const shown = await metricsText(registry);
   expect(shown).toContain("kubelet_evented_pleg_connection_success_count 1\n");
+  expect(shown).toContain("kubelet_evented_pleg_connection_latency_seconds_sum 0.04\n");
+  expect(shown).toContain("kubelet_evented_pleg_connection_latency_seconds_count 1\n");
   expect(shown).toContain("kubelet_pleg_relist_duration_seconds_count 2\n");
   expect(shown).toContain("kubelet_pleg_relist_interval_seconds_sum 1.02\n");
   expect(shown).toContain("kubelet_pleg_pod_relist_duration_seconds_sum 0.02\n");
@@ -175,6 +177,8 @@ test("records of pulls are counted on disk, unfinished files and directories tha
     const shown = await metricsText(registry);
     expect(shown).toContain("kubelet_imagemanager_ondisk_pulledrecords 2\n");
     expect(shown).not.toContain("kubelet_imagemanager_ondisk_pullintents");
+    expect(shown).toContain("kubelet_imagemanager_inmemory_pullintents_usage_percent 0\n");
+    expect(shown).toContain("kubelet_imagemanager_inmemory_pulledrecords_usage_percent 0\n");
   } finally {
     await rm(dir, { recursive: true });
   }

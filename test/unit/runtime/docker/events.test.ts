@@ -11,7 +11,7 @@ import { answer, type FakeDaemon, startFakeDaemon } from "./fake-daemon.ts";
 
 const attributes = { "io.kubernetes.docker.type": "container", "io.kubernetes.pod.uid": "u", name: "k8s_a" };
 const event = (Action: string, Attributes: object = attributes) =>
-  `${JSON.stringify({ Type: "container", Action, Actor: { ID: "c", Attributes } })}\n`;
+  `${JSON.stringify({ Type: "container", Action, timeNano: 1_500_250_000, Actor: { ID: "c", Attributes } })}\n`;
 
 describe("one event", () => {
   const cases: { action: string; kind: RuntimeEvent["kind"] | undefined }[] = [
@@ -25,7 +25,7 @@ describe("one event", () => {
   ];
   for (const { action, kind } of cases) {
     test(`${action} is ${kind ?? "no wake"}`, () => {
-      const wake = kind === undefined ? undefined : { kind, podUID: "u", containerID: "c" };
+      const wake = kind === undefined ? undefined : { kind, podUID: "u", containerID: "c", createdAtMs: 1_500.25 };
       expect(readEvent(event(action))?.wake).toEqual(wake);
     });
   }
