@@ -2,7 +2,7 @@ import { afterAll, beforeAll, describe, expect, inject, test } from "vitest";
 import { nodes } from "../../agent/kube/resources.ts";
 import type { Container, Pod, Volume } from "../../agent/kube/types.ts";
 import { imageMountSupport } from "../../agent/runtime/cri/image-mounts.ts";
-import { isRunning, openNamespace, type TestNamespace, until } from "./support/cluster.ts";
+import { isRunning, openNamespace, rejectionOf, runsDocker, type TestNamespace, until } from "./support/cluster.ts";
 import { image, podOf, shell } from "./support/pods.ts";
 
 const sleep = "trap 'exit 0' TERM; while true; do sleep 1 & wait $!; done";
@@ -39,9 +39,17 @@ async function mountsImages(): Promise<boolean> {
   return support.refusal === undefined;
 }
 
+/** @returns true if that is said of a pod which needs what Docker cannot do */
+async function isRejectedByDocker(name: string): Promise<boolean> {
+  if (!(await runsDocker(cluster))) return false;
+  expect(await rejectionOf(cluster, name)).toMatch(/^Failed: .* cannot run the pod: volume "model": .*Docker/);
+  return true;
+}
+
 describe("an image volume", () => {
   test("that cannot be pulled holds up only the container that mounts it, which says so", async () => {
     await cluster.createPod(podWith("unpulled", model(unreachable)));
+    if (await isRejectedByDocker("unpulled")) return;
     const isHeldUp = (pod: Pod) =>
       ["ErrImagePull", "ImagePullBackOff"].includes(statusOf(pod, "reader")?.state?.waiting?.reason ?? "");
     const pod = await cluster.waitForPod(
@@ -69,6 +77,7 @@ describe("an image volume", () => {
   test("shows the image's files, or the container does not start and says what it lacks", async () => {
     const script = `ls -d /model/bin && ! touch /model/x && ${sleep}`;
     await cluster.createPod(podWith("mounted", model(image), { script }));
+    if (await isRejectedByDocker("mounted")) return;
     if (await mountsImages()) {
       await cluster.waitForPod(
         "mounted",

@@ -1,6 +1,14 @@
 import { afterAll, beforeAll, describe, expect, inject, test } from "vitest";
 import type { Pod, PodSpec } from "../../agent/kube/types.ts";
-import { isFinished, isReady, openNamespace, type TestNamespace, until } from "./support/cluster.ts";
+import {
+  isFinished,
+  isReady,
+  openNamespace,
+  rejectionOf,
+  runsDocker,
+  type TestNamespace,
+  until,
+} from "./support/cluster.ts";
 import { image, podOf, shell, sleeperOf } from "./support/pods.ts";
 
 let cluster: TestNamespace;
@@ -95,6 +103,10 @@ test("a pod that wants a user namespace of its own gets it, or is told that it c
   if (handler?.features?.userNamespaces === true) {
     const { status } = await cluster.waitForPod(name, "finished", isFinished);
     expect(status?.phase).toBe("Succeeded");
+    return;
+  }
+  if (await runsDocker(cluster)) {
+    expect(await rejectionOf(cluster, name)).toMatch(/^Failed: .* hostUsers: false needs a CRI runtime: Docker gives/);
     return;
   }
   const event = await until("an event that says why not", async () =>

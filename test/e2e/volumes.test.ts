@@ -2,8 +2,17 @@ import { mkdir, open, readdir, readFile, rm, writeFile } from "node:fs/promises"
 import { join } from "node:path";
 import { afterAll, beforeAll, describe, expect, inject, test } from "vitest";
 import type { Container, Pod, PodSpec, Volume, VolumeMount } from "../../agent/kube/types.ts";
-import { mountFilesystem, unmountAllUnder } from "../../agent/lib/mount.ts";
-import { isFinished, isReady, openNamespace, type TestNamespace, until } from "./support/cluster.ts";
+import { bindMount, mountFilesystem, unmountAllUnder } from "../../agent/lib/mount.ts";
+import {
+  isFinished,
+  isReady,
+  isRunning,
+  openNamespace,
+  rejectionOf,
+  runsDocker,
+  type TestNamespace,
+  until,
+} from "./support/cluster.ts";
 import { openKubectl } from "./support/kubectl.ts";
 import { type BreakableCluster, mountsOf, openBreakableCluster, podDirs } from "./support/local.ts";
 import { jobOf, podOf, shell, sleeperOf } from "./support/pods.ts";
@@ -51,6 +60,22 @@ async function refusalOf(pod: Pod): Promise<string> {
   await cluster.deletePod(name);
   await cluster.waitForPodGone(name);
   return waitingOf(refused)?.message ?? "";
+}
+
+/**
+ * Whether privileged containers start here. With Docker 20.10 they do not where the daemon itself lacks a capability, which
+ * the pod must say: then this is false, once it was seen to.
+ */
+async function startsPrivileged(inside: TestNamespace, name: string): Promise<boolean> {
+  const main = shell("main", "true", { securityContext: { privileged: true } });
+  await inside.createPod(podOf(name, [main], { restartPolicy: "Never" }));
+  const { status } = await inside.waitForPod(name, "finished", isFinished);
+  if (status?.phase === "Succeeded") return true;
+  expect(await runsDocker(inside)).toBe(true);
+  const terminated = status?.containerStatuses?.[0]?.state?.terminated;
+  expect(terminated?.reason).toBe("ContainerCannotRun");
+  expect(terminated?.message).toMatch(/capabilit|operation not permitted/i);
+  return false;
 }
 
 describe.concurrent("an emptyDir", () => {
@@ -213,10 +238,16 @@ describe.concurrent("a mount", () => {
     expect((await cluster.run(podOf("rro-possible", mount("IfPossible"), spec))).output).toBe("refused\n");
     const enabled = podOf("rro-enabled", mount("Enabled"), spec);
     if (isSupported) expect((await cluster.run(enabled)).output).toBe("refused\n");
-    else expect(await refusalOf(enabled)).toContain("is not supported by this pod's runtime handler");
+    else if (await runsDocker(cluster)) {
+      await cluster.createPod(enabled);
+      expect(await rejectionOf(cluster, "rro-enabled")).toMatch(
+        /^Failed: .* volumeMount "v": .*needs? Docker Engine 25 or later/,
+      );
+    } else expect(await refusalOf(enabled)).toContain("is not supported by this pod's runtime handler");
   });
 
   test("reaches whom its propagation says: None, HostToContainer, Bidirectional", async () => {
+    if (!(await startsPrivileged(cluster, "propagation-privileged"))) return;
     const volumes: Volume[] = [{ name: "v", emptyDir: {} }]; // kubelets see to it that these lie on a shared mount
     const mounter = (mountPropagation: VolumeMount["mountPropagation"], name: string): Container =>
       shell(
@@ -314,6 +345,7 @@ describe.skipIf(!inject("isLocal"))("the end of a volume", () => {
   });
 
   test("ends what a container mounted in it for the node to see, and not what lies there", async () => {
+    const isMounter = await startsPrivileged(env.cluster, "mounter-privileged");
     const outside = join(env.local.node.dir, "outside");
     await mkdir(outside);
     await writeFile(join(outside, "data"), "precious");
@@ -324,15 +356,26 @@ describe.skipIf(!inject("isLocal"))("the end of a volume", () => {
     const script =
       "mkdir -p /v/a/b /v/c; mount -t tmpfs x /v/a && mkdir /v/a/b && mount -t tmpfs y /v/a/b && mount -o bind /outside /v/c && " +
       "ln -s /outside /v/link && touch /v/ready; trap 'exit 0' TERM; while true; do sleep 1 & wait $!; done";
-    const main = shell("main", script, {
-      securityContext: { privileged: true },
+    const watch = "until [ -e /v/c/data ]; do sleep 0.1; done; touch /v/ready; sleep 3600";
+    const main = shell("main", isMounter ? script : watch, {
+      ...(isMounter ? { securityContext: { privileged: true } } : {}),
       volumeMounts: [
-        { name: "v", mountPath: "/v", mountPropagation: "Bidirectional" },
+        { name: "v", mountPath: "/v", mountPropagation: isMounter ? "Bidirectional" : "HostToContainer" },
         { name: "outside", mountPath: "/outside" },
       ],
       readinessProbe: { exec: { command: ["test", "-e", "/v/ready"] }, periodSeconds: 1 },
     });
     const pod = await env.cluster.createPod(podOf("mounter", [main], { volumes }));
+    if (!isMounter) {
+      // Where no container may mount, somebody on the node does, for the container to see.
+      await env.cluster.waitForPod("mounter", "running", isRunning);
+      const volume = join(dirOf(pod), "volumes/kubernetes.io~empty-dir/v");
+      for (const name of ["a", "c"]) await mkdir(join(volume, name));
+      await mountFilesystem({ type: "tmpfs", source: "x", target: join(volume, "a"), options: ["size=64k"] });
+      await mkdir(join(volume, "a/b"));
+      await mountFilesystem({ type: "tmpfs", source: "y", target: join(volume, "a/b"), options: ["size=64k"] });
+      await bindMount(outside, join(volume, "c"));
+    }
     await env.cluster.waitForPod("mounter", "ready", isReady);
     expect((await mountsOf(env)).filter((path) => path.startsWith(dirOf(pod))).length).toBeGreaterThanOrEqual(3);
     await env.cluster.deletePod("mounter");
