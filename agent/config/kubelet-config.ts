@@ -193,8 +193,12 @@ const cgroupFields = {
     "where reservations become cgroup limits",
     { quiet: (value) => value.every((word) => word === "none") },
   ),
-  kubeletCgroups: later(string(), "", "cgroup of the agent itself"),
-  systemCgroups: later(string(), "", "cgroup for processes that are in none"),
+  kubeletCgroups: partly(string(), "", "cgroup of the agent itself", {
+    note: "statistics show this cgroup as the kubelet's, but the agent does not move into it",
+  }),
+  systemCgroups: partly(string(), "", "cgroup for processes that are in none", {
+    note: "statistics show this cgroup as the system's, but no process is moved into it",
+  }),
   qosReserved: later(qosReservations, {}, "share of requests protected from lower QoS classes"),
   singleProcessOOMKill: works(bool, undefined, "out of memory kills one process, not the container", { flag: false }),
   memoryThrottlingFactor: later(float(), 0.9, "share of the memory limit at which to throttle", { flag: false }),

@@ -362,6 +362,16 @@ describe("precedence", () => {
 describe("warnings", () => {
   const warned: [fields: string, args: string[], ...lines: string[]][] = [
     ["volumePluginDir: /m", [], "/etc/k.yaml: volumePluginDir is not supported yet and has no effect"],
+    [
+      "kubeletCgroups: /agent",
+      [],
+      "/etc/k.yaml: kubeletCgroups: statistics show this cgroup as the kubelet's, but the agent does not move into it",
+    ],
+    [
+      "systemCgroups: /system\ncgroupRoot: /",
+      [],
+      "/etc/k.yaml: systemCgroups: statistics show this cgroup as the system's, but no process is moved into it",
+    ],
     ["", ["--lock-file=/l"], "--lock-file is not supported yet and has no effect"],
     ["featureGates: {PodsAPI: true}", [], "featureGates.PodsAPI is not supported yet and has no effect"],
     ["featureGates: {PodsAPI: false, ImageVolumeWithDigest: true}", []],
