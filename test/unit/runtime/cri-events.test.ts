@@ -86,7 +86,7 @@ test("without CRI events containerd's own are followed", async () => {
   expect(source.opened).toEqual(["CRI", "containerd"]);
   await clock.advance(250);
   ids.add("c1", { podUID: "u1", kind: "container" });
-  source.emitTask({ kind: "started", containerID: "c1" });
+  source.emitTask({ kind: "started", containerID: "c1", createdAtMs: undefined });
   await settle();
   expect(seen.at(-1)).toEqual({ kind: "started", podUID: "u1", containerID: "c1" });
   await end();
@@ -135,8 +135,8 @@ test("an unknown ID is asked of the runtime; one that nobody knows may be anyone
   });
   await clock.advance(250);
   seen.length = 0;
-  source.emitTask({ kind: "started", containerID: "new" });
-  source.emitTask({ kind: "deleted", containerID: "gone" });
+  source.emitTask({ kind: "started", containerID: "new", createdAtMs: undefined });
+  source.emitTask({ kind: "deleted", containerID: "gone", createdAtMs: undefined });
   source.emitTask({ kind: "exited", containerID: "s1", createdAtMs: undefined });
   source.emitTask({ kind: "exited", containerID: "lost", createdAtMs: undefined });
   await settle();
