@@ -48,7 +48,8 @@ function install(): void {
   (childProcess as { spawn: unknown }).spawn = (...args: unknown[]) => {
     const run = current.getStore();
     if (run === undefined) return spawn(...args);
-    if (isDead(run, true)) return new EventEmitter(); // of which nothing is ever heard
+    // Nothing is ever heard of it, and who waits for it gives up one day.
+    if (isDead(run, true)) return Object.assign(new EventEmitter(), { unref: () => {} });
     const child = spawn(...args);
     track(run, once(child, "close"));
     return child;

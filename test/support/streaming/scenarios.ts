@@ -31,6 +31,8 @@ export interface StreamingSubject {
 
 const root = new URL("../../..", import.meta.url).pathname;
 const port = 10_250;
+// Of 100 MiB each way; garbage that waits to be collected on a busy machine is among it.
+const heldBytesMax = 60 << 20;
 const [stdin, stdout, stderr, error, resize, close] = [0, 1, 2, 3, 4, 255];
 
 /** What clients of exec, attach and port-forward see of an agent with that runtime. Declares its tests. */
@@ -351,7 +353,7 @@ export function streamingScenarios(start: () => Promise<StreamingSubject>): void
         console.info(
           `${name}: ${((2 * blocks) / seconds).toFixed(0)} MiB/s, ${((most - before) / 1e6).toFixed(1)} MB more`,
         );
-        expect(most - before).toBeLessThan(30 << 20);
+        expect(most - before).toBeLessThan(heldBytesMax);
         connection.destroy();
       }, 120_000);
 
@@ -375,7 +377,7 @@ export function streamingScenarios(start: () => Promise<StreamingSubject>): void
         await client.closed;
         expect(client.text(stdout)).toContain(wantHex);
         expect(hash.digest("hex")).toBe(wantHex);
-        expect(most - before).toBeLessThan(30 << 20);
+        expect(most - before).toBeLessThan(heldBytesMax);
       }, 120_000);
     }
   });
