@@ -178,6 +178,26 @@ test("other people's containers are neither listed nor counted nor told of", asy
   await docker.api("DELETE", `/containers/${Id}?force=1`);
 });
 
+test("pods of another agent of the same tradition are left alone, also when they have the name of one of ours", async () => {
+  const config = await sandboxConfig(docker.node.dir, docker.node.cgroupRoot);
+  const { name, namespace, uid } = config;
+  const { Id } = (await docker.api("POST", `/containers/create?name=k8s_POD_${name}_${namespace}_${uid}_0`, {
+    Image: pauseImageName,
+    Labels: {
+      "io.kubernetes.docker.type": "podsandbox",
+      "io.kubernetes.pod.uid": uid,
+      "io.kubernetes.pod.name": name,
+      "io.kubernetes.pod.namespace": namespace,
+    },
+    HostConfig: { NetworkMode: "none", CgroupParent: docker.node.cgroupRoot },
+  })) as { Id: string };
+  expect(await runtime.list()).toEqual({ sandboxes: [], containers: [] });
+  const id = await runtime.runPodSandbox(config, "");
+  expect((await runtime.list()).sandboxes.map((sandbox) => sandbox.id)).toEqual([id]);
+  await removeSandbox({ id, config });
+  await docker.api("DELETE", `/containers/${Id}`);
+});
+
 describe("a network that fails", () => {
   const plugins = [
     { name: "prints garbage", script: "cat >/dev/null; echo '{not json'; exit 0" },

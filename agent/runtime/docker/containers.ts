@@ -62,9 +62,7 @@ export class Containers {
     ]);
     if (!isOfPod(sandbox, "sandbox")) throw new AgentError("NotFound", `${what}: ${sandboxID} is no pod's sandbox`);
     if (!isRunning(sandbox.State)) throw new AgentError("Conflict", `${what}: sandbox ${sandboxID} does not run`);
-    const { runtimeHandler } = readSandbox(sandbox.Config?.Labels ?? {}, "");
-    const inputs = { logConfig: logs.config, seccompProfile, runtimeHandler };
-    const body = containerCreateBody(sandboxID, config, sandboxConfig, context, inputs);
+    const { runtimeHandler } = readSandbox(sandbox.Config?.Labels ?? {});
     const writes = cgroupWrites(what, config.resources, context.daemon.cgroupVersion);
     return await createNamed(client, what, { ...body, Labels: withCgroupWrites(body.Labels ?? {}, writes) });
   }
@@ -104,7 +102,7 @@ export class Containers {
     this.#links.delete(id);
     if (inspect === undefined) return;
     await removeForced(client, `remove container ${id}`, id);
-    const { logPath } = readContainer(inspect.Config?.Labels ?? {}, "");
+    const { logPath } = readContainer(inspect.Config?.Labels ?? {});
     if (logPath !== "") await logs.unlink(logPath);
   }
 

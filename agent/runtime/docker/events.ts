@@ -95,7 +95,7 @@ export function readEvent(line: string): { wake: RuntimeEvent; isSandboxGone: bo
   const labels = Actor?.Attributes ?? {};
   const owner = kindOf(labels);
   if (kind === undefined || owner === undefined) return undefined;
-  const { podUID } = readContainer(labels, "");
+  const { podUID } = readContainer(labels);
   const createdAtMs = typeof timeNano === "number" ? timeNano / 1e6 : undefined;
   return {
     wake: { kind, podUID, containerID: Actor?.ID, createdAtMs },

@@ -7,7 +7,7 @@ import type { Logger } from "../../lib/log.ts";
 import type { FilesystemUsage } from "../port.ts";
 import { objectsIn } from "./answers.ts";
 import type { DockerClient } from "./client.ts";
-import { podFilters } from "./labels.ts";
+import { runningContainersFilter } from "./labels.ts";
 import { SlowFigure } from "./slow-figure.ts";
 
 /** What files in a directory take; as agent/stats measures it. */
@@ -102,11 +102,6 @@ interface DockerDF {
   df(options: { abortSignal: AbortSignal }): Promise<unknown>;
 }
 
-/** The running containers of pods, without sandboxes; for `/containers/json`. */
-export function runningFilters(): { status: string[]; label: string[] } {
-  return { status: ["running"], label: [...podFilters().label, "io.kubernetes.docker.type=container"] };
-}
-
 /** Bytes of all layers, as the daemon adds them up. */
 async function layersSize(client: DockerClient, signal: AbortSignal): Promise<number> {
   const answer: unknown = await client.call(
@@ -127,7 +122,7 @@ async function containerSizes(client: DockerClient, signal: AbortSignal): Promis
     async (abortSignal) =>
       (await client.docker.listContainers({
         size: true,
-        filters: runningFilters(),
+        filters: runningContainersFilter(),
         abortSignal,
       } as object)) as unknown,
     { timeoutMs: dfTimeoutMs, signal },

@@ -13,7 +13,7 @@ import type { WireContainer, WireHostConfig, WireInspect, WireMountPoint, WireSt
 
 /** A sandbox as the list shows it. `ready` is only whether its process runs; its network is asked of elsewhere. */
 export function sandboxSummary(container: WireContainer): SandboxSummary & { networkMode: NamespaceMode } {
-  const { portMappings: _, ...identity } = readSandbox(container.Labels ?? {}, container.Names?.[0] ?? "");
+  const { portMappings: _, ...identity } = readSandbox(container.Labels ?? {});
   return {
     ...identity,
     id: container.Id,
@@ -24,7 +24,7 @@ export function sandboxSummary(container: WireContainer): SandboxSummary & { net
 }
 
 export function containerSummary(container: WireContainer): ContainerSummary {
-  const { logPath: _, image, ...identity } = readContainer(container.Labels ?? {}, container.Names?.[0] ?? "");
+  const { logPath: _, image, ...identity } = readContainer(container.Labels ?? {});
   return {
     ...identity,
     id: container.Id,
@@ -37,7 +37,7 @@ export function containerSummary(container: WireContainer): ContainerSummary {
 
 /** @param ips of its network, as far as it has one: without any, a sandbox with a network of its own is not ready */
 export function sandboxStatus(inspect: WireInspect, ips: readonly string[]): SandboxStatus {
-  const { portMappings: _, ...identity } = readSandbox(inspect.Config?.Labels ?? {}, inspect.Name ?? "");
+  const { portMappings: _, ...identity } = readSandbox(inspect.Config?.Labels ?? {});
   const mode = networkMode(inspect.HostConfig?.NetworkMode);
   // A pause container that somebody started again has a new, empty network namespace.
   const isSecondRun = parseTime(inspect.State?.FinishedAt) > 0;
@@ -54,7 +54,7 @@ export function sandboxStatus(inspect: WireInspect, ips: readonly string[]): San
 
 /** @param imageRef the image by its digest in a registry, where it has one; its ID else */
 export function containerStatus(inspect: WireInspect, imageRef: string): ContainerStatus {
-  const { image, ...identity } = readContainer(inspect.Config?.Labels ?? {}, inspect.Name ?? "");
+  const { image, ...identity } = readContainer(inspect.Config?.Labels ?? {});
   const createdAtMs = parseTime(inspect.Created);
   return {
     ...identity,

@@ -1,6 +1,5 @@
 import { join } from "node:path";
 import type { ContainerConfig, PodSandboxConfig } from "../port.ts";
-import { attemptOfName } from "./names.ts";
 import type { CgroupWrite } from "./resources.ts";
 
 // The field's own, which cri-dockerd and kubelets of old set too.
@@ -20,7 +19,8 @@ const runtimeHandlerLabel = "io.nodelet.runtime-handler";
 const portMappingsLabel = "io.nodelet.port-mappings";
 // Limits that are set by ourselves once the container runs, also by the next agent.
 const cgroupWritesLabel = "io.nodelet.cgroup-files";
-// Docker adds the image's labels to the container's; this one tells which keys the pod gave, as a JSON list.
+// Docker adds the image's labels to the container's; this one tells which keys the pod gave, as a JSON list. All that we make has
+// it, and so it tells our objects from those of other agents of the same tradition: what has it not is somebody else's.
 const keysLabel = "io.nodelet.keys";
 
 /** What a sandbox's or container's labels tell of the pod that it belongs to. */
@@ -48,21 +48,26 @@ export interface ContainerIdentity extends PodIdentity {
 }
 
 /**
- * Filters for `/containers/json` and `/events`: only what belongs to pods, of one pod if `podUID` is given. With them the
+ * Filters for `/containers/json` and `/events`: only what we made for pods, of one pod if `podUID` is given. With them the
  * daemon does not tell of other people's containers at all.
  */
 export function podFilters(podUID?: string): { label: string[] } {
-  return { label: [typeLabel, podUID === undefined ? podUIDLabel : `${podUIDLabel}=${podUID}`] };
+  return { label: [keysLabel, typeLabel, podUID === undefined ? podUIDLabel : `${podUIDLabel}=${podUID}`] };
 }
 
 /** The containers of one sandbox, for `/containers/json`. */
 export function sandboxContainersFilter(sandboxID: string): { label: string[] } {
-  return { label: [`${typeLabel}=container`, `${sandboxIDLabel}=${sandboxID}`] };
+  return { label: [keysLabel, `${typeLabel}=container`, `${sandboxIDLabel}=${sandboxID}`] };
 }
 
-/** "sandbox" or "container" for what belongs to a pod, `undefined` for everything else on the daemon. */
+/** The running containers of pods, without sandboxes; for `/containers/json`. */
+export function runningContainersFilter(): { status: string[]; label: string[] } {
+  return { status: ["running"], label: [keysLabel, `${typeLabel}=container`, podUIDLabel] };
+}
+
+/** "sandbox" or "container" for what we made for a pod, `undefined` for everything else on the daemon. */
 export function kindOf(labels: Readonly<Record<string, string>>): "sandbox" | "container" | undefined {
-  if ((labels[podUIDLabel] ?? "") === "") return undefined;
+  if (labels[keysLabel] === undefined || (labels[podUIDLabel] ?? "") === "") return undefined;
   if (labels[typeLabel] === "podsandbox") return "sandbox";
   return labels[typeLabel] === "container" ? "container" : undefined;
 }
@@ -113,19 +118,17 @@ export function cgroupWritesOf(labels: Readonly<Record<string, string>>): Cgroup
   return parseList(labels[cgroupWritesLabel]).filter(isCgroupWrite);
 }
 
-/** @param name the Docker name; objects of other tools tell their attempt there */
-export function readSandbox(labels: Readonly<Record<string, string>>, name: string): SandboxIdentity {
+export function readSandbox(labels: Readonly<Record<string, string>>): SandboxIdentity {
   return {
-    ...readIdentity(labels, name),
+    ...readIdentity(labels),
     runtimeHandler: labels[runtimeHandlerLabel] ?? "",
     portMappings: parseList(labels[portMappingsLabel]).filter(isPortMapping),
   };
 }
 
-/** @param name see {@link readSandbox} */
-export function readContainer(labels: Readonly<Record<string, string>>, name: string): ContainerIdentity {
+export function readContainer(labels: Readonly<Record<string, string>>): ContainerIdentity {
   return {
-    ...readIdentity(labels, name),
+    ...readIdentity(labels),
     name: labels[containerNameLabel] ?? "",
     sandboxID: labels[sandboxIDLabel] ?? "",
     image: labels[imageLabel] ?? "",
@@ -147,31 +150,24 @@ function identityLabels({ name, namespace, uid }: PodSandboxConfig): Record<stri
   return { [podNameLabel]: name, [podNamespaceLabel]: namespace, [podUIDLabel]: uid };
 }
 
-function readIdentity(all: Readonly<Record<string, string>>, name: string): PodIdentity {
+function readIdentity(all: Readonly<Record<string, string>>): PodIdentity {
   const labels: Record<string, string> = {};
   const annotations: Record<string, string> = {};
-  for (const key of podKeys(all)) {
-    const value = all[key];
-    if (value === undefined) continue;
+  for (const key of parseList(all[keysLabel])) {
+    const value = typeof key === "string" ? all[key] : undefined;
+    if (typeof key !== "string" || value === undefined) continue;
     if (key.startsWith(annotationPrefix)) annotations[key.slice(annotationPrefix.length)] = value;
     else labels[key] = value;
   }
-  const attempt = all[attemptLabel];
+  const attempt = all[attemptLabel] ?? "";
   return {
     podUID: all[podUIDLabel] ?? "",
     podName: all[podNameLabel] ?? "",
     podNamespace: all[podNamespaceLabel] ?? "",
-    attempt: attempt !== undefined && /^\d+$/.test(attempt) ? Number(attempt) : attemptOfName(name),
+    attempt: /^\d+$/.test(attempt) ? Number(attempt) : 0,
     labels,
     annotations,
   };
-}
-
-/** The keys that the pod gave; of an object that another tool made, all but the tradition's own. */
-function podKeys(all: Readonly<Record<string, string>>): string[] {
-  if (all[keysLabel] !== undefined) return parseList(all[keysLabel]).filter((key) => typeof key === "string");
-  const internal = new Set([typeLabel, sandboxIDLabel, logPathLabel]);
-  return Object.keys(all).filter((key) => !internal.has(key));
 }
 
 function parseList(text: string | undefined): unknown[] {

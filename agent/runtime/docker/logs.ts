@@ -46,7 +46,7 @@ export function logConfig({ maxSizeBytes, maxFiles }: DockerLogOptions): LogConf
  */
 export async function linkLog(container: WireInspect): Promise<void> {
   const { Id, LogPath = "", Config, Name = "" } = container;
-  const { logPath } = readContainer(Config?.Labels ?? {}, Name);
+  const { logPath } = readContainer(Config?.Labels ?? {});
   if (!isAbsolute(LogPath) || !isAbsolute(logPath)) {
     const message = `link log of container ${Id}: the daemon writes none for it; it has no log driver json-file or is no pod's`;
     throw new AgentError("Invalid", message);

@@ -25,12 +25,3 @@ export function withRandomSuffix(name: string, random: () => number = Math.rando
     .toString(16)
     .padStart(8, "0")}`;
 }
-
-/**
- * The attempt that a name tells, with or without a random suffix; for objects that other tools of the same tradition
- * made. 0 if it tells none.
- */
-export function attemptOfName(name: string): number {
-  const attempt = Number(name.replace(/^\//, "").split("_")[5]);
-  return Number.isSafeInteger(attempt) && attempt >= 0 ? attempt : 0;
-}

@@ -200,7 +200,7 @@ function runs({ State }: WireContainer): boolean {
 }
 
 function targetOf(inspect: WireInspect): NetworkTarget {
-  const { podName, podNamespace, podUID, portMappings, annotations } = readSandbox(inspect.Config?.Labels ?? {}, "");
+  const { podName, podNamespace, podUID, portMappings, annotations } = readSandbox(inspect.Config?.Labels ?? {});
   const pid = isRunning(inspect.State) ? (inspect.State?.Pid ?? 0) : 0;
   return {
     containerID: inspect.Id,

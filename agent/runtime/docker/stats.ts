@@ -7,7 +7,8 @@ import { objectsIn } from "./answers.ts";
 import { type ContainerCgroup, parseContainerCgroup, readContainerCgroup } from "./cgroup-figures.ts";
 import type { DockerClient } from "./client.ts";
 import { ifThere } from "./errors.ts";
-import { type DockerDisk, runningFilters } from "./fs-usage.ts";
+import type { DockerDisk } from "./fs-usage.ts";
+import { runningContainersFilter } from "./labels.ts";
 import { forEachOf } from "./lanes.ts";
 
 // Containers that are looked at together: a look costs the daemon some 2 ms, reading a cgroup less.
@@ -103,7 +104,8 @@ async function inspect(client: DockerClient, id: string, what: string): Promise<
 async function runningContainers(client: DockerClient): Promise<string[]> {
   const answer: unknown = await client.call(
     "list running containers",
-    async (abortSignal) => await client.docker.listContainers({ filters: runningFilters(), abortSignal } as object),
+    async (abortSignal) =>
+      await client.docker.listContainers({ filters: runningContainersFilter(), abortSignal } as object),
   );
   return objectsIn(answer, "list running containers").flatMap(({ Id }) => (typeof Id === "string" ? Id : []));
 }

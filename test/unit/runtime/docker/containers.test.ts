@@ -9,7 +9,9 @@ const ended: WireInspect = {
   Id: "c1",
   Created: "2026-01-01T00:00:00Z",
   State: { ExitCode: 1, StartedAt: "2026-01-01T00:00:01Z", FinishedAt: "2026-01-01T00:00:02Z" },
-  Config: { Labels: { "io.kubernetes.docker.type": "container", "io.kubernetes.pod.uid": "u1" } },
+  Config: {
+    Labels: { "io.kubernetes.docker.type": "container", "io.kubernetes.pod.uid": "u1", "io.nodelet.keys": "[]" },
+  },
 };
 
 async function withContainer(link: ContainerLogs["link"]) {

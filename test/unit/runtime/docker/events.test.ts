@@ -9,7 +9,12 @@ import { followDockerEvents, readEvent } from "../../../../agent/runtime/docker/
 import type { RuntimeEvent } from "../../../../agent/runtime/port.ts";
 import { answer, type FakeDaemon, startFakeDaemon } from "./fake-daemon.ts";
 
-const attributes = { "io.kubernetes.docker.type": "container", "io.kubernetes.pod.uid": "u", name: "k8s_a" };
+const attributes = {
+  "io.kubernetes.docker.type": "container",
+  "io.kubernetes.pod.uid": "u",
+  "io.nodelet.keys": "[]",
+  name: "k8s_a",
+};
 const event = (Action: string, Attributes: object = attributes) =>
   `${JSON.stringify({ Type: "container", Action, timeNano: 1_500_250_000, Actor: { ID: "c", Attributes } })}\n`;
 
@@ -86,7 +91,7 @@ test("the daemon sorts out other people's containers, and each connection begins
   expect(await follower.until(3)).toEqual(["unknown undefined", "exited u", "started u"]);
   const [request] = daemon.requests.filter((one) => one.includes("/events"));
   const query = decodeURIComponent(request ?? "");
-  expect(query).toContain('"label":["io.kubernetes.docker.type","io.kubernetes.pod.uid"]');
+  expect(query).toContain('"label":["io.nodelet.keys","io.kubernetes.docker.type","io.kubernetes.pod.uid"]');
   expect(query).toContain('"event":["create","start","die","oom","destroy"]');
 
   // The daemon closes the stream, then breaks the next one off.

@@ -20,6 +20,8 @@ const labels = {
   "io.kubernetes.pod.namespace": "shop",
   "io.kubernetes.container.name": "app",
   "io.kubernetes.container.logpath": "/var/log/pods/x/app/0.log",
+  "io.nodelet.attempt": "2",
+  "io.nodelet.keys": "[]",
 };
 
 function inspectOf(state: WireState, more: Partial<WireInspect> = {}): WireInspect {
@@ -168,7 +170,6 @@ test("a sandbox whose pause container was started again by hand is not ready: it
 test("lists are read from labels, in the states that Docker lists", () => {
   const listed = {
     Id: "c",
-    Names: ["/k8s_app_web_shop_u_1"],
     Labels: labels,
     ImageID: "sha256:i",
     Created: 1_700_000_000,
@@ -187,7 +188,7 @@ test("lists are read from labels, in the states that Docker lists", () => {
     podName: "web",
     podNamespace: "shop",
     name: "app",
-    attempt: 1,
+    attempt: 2,
     createdAtMs: 1_700_000_000_000,
     imageRef: "sha256:i",
   });

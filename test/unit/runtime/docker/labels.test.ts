@@ -6,7 +6,7 @@ import {
   readSandbox,
   sandboxLabels,
 } from "../../../../agent/runtime/docker/labels.ts";
-import { attemptOfName, containerName, sandboxName, withRandomSuffix } from "../../../../agent/runtime/docker/names.ts";
+import { containerName, sandboxName, withRandomSuffix } from "../../../../agent/runtime/docker/names.ts";
 import type { ContainerConfig, PodSandboxConfig } from "../../../../agent/runtime/port.ts";
 
 const sandbox = {
@@ -36,12 +36,6 @@ describe("names", () => {
     expect(containerName(container, sandbox)).toBe("k8s_app_web_shop_u-1_3");
   });
 
-  test("tell their attempt, also with a suffix; foreign names tell none", () => {
-    expect(attemptOfName("/k8s_app_web_shop_u-1_3")).toBe(3);
-    expect(attemptOfName(withRandomSuffix("k8s_app_web_shop_u-1_3", () => 0.5))).toBe(3);
-    expect(attemptOfName("/happy_hopper")).toBe(0);
-  });
-
   test("a suffix makes another name", () => {
     expect(withRandomSuffix("a", () => 0)).toBe("a_00000000");
     expect(withRandomSuffix("a", () => 0.999999)).toMatch(/^a_[0-9a-f]{8}$/);
@@ -52,7 +46,7 @@ describe("labels", () => {
   test("a sandbox is read back as it was written", () => {
     const labels = sandboxLabels(sandbox, "kata");
     expect(kindOf(labels)).toBe("sandbox");
-    expect(readSandbox(labels, "any")).toEqual({
+    expect(readSandbox(labels)).toEqual({
       podUID: "u-1",
       podName: "web",
       podNamespace: "shop",
@@ -71,7 +65,7 @@ describe("labels", () => {
       ...containerLabels("s-1", container, sandbox),
     };
     expect(kindOf(labels)).toBe("container");
-    expect(readContainer(labels, "any")).toEqual({
+    expect(readContainer(labels)).toEqual({
       podUID: "u-1",
       podName: "web",
       podNamespace: "shop",
@@ -89,25 +83,20 @@ describe("labels", () => {
     expect(kindOf({})).toBeUndefined();
     expect(kindOf({ "io.kubernetes.docker.type": "container" })).toBeUndefined();
     expect(kindOf({ "io.kubernetes.pod.uid": "u-1" })).toBeUndefined();
-    expect(kindOf({ "io.kubernetes.pod.uid": "u-1", "io.kubernetes.docker.type": "else" })).toBeUndefined();
+    expect(
+      kindOf({ "io.kubernetes.pod.uid": "u-1", "io.kubernetes.docker.type": "else", "io.nodelet.keys": "[]" }),
+    ).toBeUndefined();
   });
 
-  test("an object that another tool of the tradition made tells its attempt in its name", () => {
-    const labels = {
-      "io.kubernetes.docker.type": "container",
-      "io.kubernetes.pod.uid": "u",
-      "annotation.a": "b",
-      c: "d",
-    };
-    expect(readContainer(labels, "/k8s_app_web_shop_u_4")).toMatchObject({
-      attempt: 4,
-      annotations: { a: "b" },
-      labels: { c: "d", "io.kubernetes.pod.uid": "u" },
-    });
+  test("what another agent of the same tradition made is not ours", () => {
+    const theirs = (labels: Record<string, string>) =>
+      Object.fromEntries(Object.entries(labels).filter(([key]) => !key.startsWith("io.nodelet.")));
+    expect(kindOf(theirs(sandboxLabels(sandbox, "")))).toBeUndefined();
+    expect(kindOf(theirs(containerLabels("s-1", container, sandbox)))).toBeUndefined();
   });
 
   test("labels that are broken are read as empty", () => {
     const labels = { ...sandboxLabels(sandbox, ""), "io.nodelet.port-mappings": "{", "io.nodelet.keys": "1" };
-    expect(readSandbox(labels, "x")).toMatchObject({ portMappings: [], labels: {} });
+    expect(readSandbox(labels)).toMatchObject({ portMappings: [], labels: {} });
   });
 });
