@@ -1,4 +1,4 @@
-import { lstat, readdir, readlink } from "node:fs/promises";
+import { lstat, readdir, readlink, writeFile } from "node:fs/promises";
 import { dirname, join } from "node:path";
 import { afterAll, beforeAll, expect, test } from "vitest";
 import { systemClock } from "../../agent/lib/clock.ts";
@@ -157,4 +157,25 @@ test("a running container's memory, CPU time and own files are told", async () =
   expect(image).toContain("pause");
   await runtime.stopContainer(id, 0);
   expect(await stats()).toBeUndefined();
+});
+
+test("a daemon with log options of its own runs containers, with the sizes that the agent was told", async () => {
+  const logOptions = { mode: "non-blocking", "max-buffer-size": "4m", "max-size": "1g", compress: "true" };
+  await docker.stop();
+  await writeFile(join(docker.node.dir, "daemon.json"), JSON.stringify({ "log-opts": logOptions }));
+  await docker.start();
+  // Both were asked for at once.
+  const started = await Promise.all([start("buffered-1", "echo one"), start("buffered-2", "echo two")]);
+  await Promise.all(started.map(async ({ id }) => await ended(id)));
+  expect(await Promise.all(started.map(async ({ id, logPath }) => await logs(logPath, id)))).toEqual([
+    "one\n",
+    "two\n",
+  ]);
+  const { HostConfig } = (await docker.api("GET", `/containers/${started[0]?.id}/json`)) as {
+    HostConfig: { LogConfig: unknown };
+  };
+  expect(HostConfig.LogConfig).toEqual({
+    Type: "json-file",
+    Config: { ...logOptions, "max-size": String(maxSizeBytes), "max-file": String(maxFiles), compress: "false" },
+  });
 });

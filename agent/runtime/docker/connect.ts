@@ -7,7 +7,7 @@ import { type DockerClient, openDocker } from "./client.ts";
 import { createDockerDisk, type MeasureTree } from "./fs-usage.ts";
 import { readKernelFacts } from "./host-limits.ts";
 import { createDockerImages } from "./images.ts";
-import { type DockerLogOptions, linkLog, logConfig, unlinkLog } from "./logs.ts";
+import { createLogDriver, type DockerLogOptions, linkLog, unlinkLog } from "./logs.ts";
 import { createCNINetwork } from "./network.ts";
 import { DockerRuntime } from "./runtime.ts";
 import { createDockerStats } from "./stats.ts";
@@ -79,11 +79,7 @@ export async function connectDocker(options: ConnectDockerOptions): Promise<Runt
       context,
       network: createCNINetwork(cni),
       images: createDockerImages(client, { pauseImage, disk, clock }),
-      logs: {
-        config: logConfig(options.logs),
-        link: linkLog,
-        unlink: unlinkLog,
-      },
+      logs: Object.assign(createLogDriver(options.logs, log), { link: linkLog, unlink: unlinkLog }),
       stats: createDockerStats(client, { disk, clock }),
       streaming,
       pauseImage,

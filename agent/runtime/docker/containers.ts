@@ -17,6 +17,8 @@ import type { WireInspect } from "./wire.ts";
 /** Where a container's log is found in its pod's log directory. */
 export interface ContainerLogs {
   readonly config: LogConfig;
+  /** True if the daemon refused to create a container for `config`, which is another one from then on. */
+  giveWay(err: unknown): boolean;
   /** Makes the log of a container that was started visible at its pod's log path. Idempotent. */
   link(container: WireInspect): Promise<void>;
   /** Takes that away again; idempotent. @param logPath as the container's label has it */
@@ -64,7 +66,17 @@ export class Containers {
     if (!isRunning(sandbox.State)) throw new AgentError("Conflict", `${what}: sandbox ${sandboxID} does not run`);
     const { runtimeHandler } = readSandbox(sandbox.Config?.Labels ?? {});
     const writes = cgroupWrites(what, config.resources, context.daemon.cgroupVersion);
-    return await createNamed(client, what, { ...body, Labels: withCgroupWrites(body.Labels ?? {}, writes) });
+    const make = async () => {
+      const inputs = { logConfig: logs.config, seccompProfile, runtimeHandler };
+      const body = containerCreateBody(sandboxID, config, sandboxConfig, context, inputs);
+      return await createNamed(client, what, { ...body, Labels: withCgroupWrites(body.Labels ?? {}, writes) });
+    };
+    try {
+      return await make();
+    } catch (err) {
+      if (!logs.giveWay(err)) throw err;
+      return await make();
+    }
   }
 
   async start(id: string): Promise<void> {

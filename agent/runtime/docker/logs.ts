@@ -2,7 +2,8 @@ import { constants } from "node:fs";
 import { lstat, mkdir, open, readlink, rename, rm, symlink } from "node:fs/promises";
 import { basename, dirname, isAbsolute, join } from "node:path";
 import { ignoreErrno } from "../../lib/errno.ts";
-import { AgentError, withContext } from "../../lib/errors.ts";
+import { AgentError, hasCode, messageOf, withContext } from "../../lib/errors.ts";
+import type { Logger } from "../../lib/log.ts";
 import type { LogConfig } from "./create-body.ts";
 import { readContainer } from "./labels.ts";
 import type { WireInspect } from "./wire.ts";
@@ -24,7 +25,7 @@ const logDirMode = 0o755;
  * Docker's own json-file driver, which rotates by itself. What the daemon has other defaults for is named: compressing holds up
  * the container's output in older daemons, and the mode that does not loses lines.
  */
-export function logConfig({ maxSizeBytes, maxFiles }: DockerLogOptions): LogConfig {
+function logConfig({ maxSizeBytes, maxFiles }: DockerLogOptions): LogConfig {
   const isRotated = maxSizeBytes >= 0;
   return {
     Type: "json-file",
@@ -36,6 +37,40 @@ export function logConfig({ maxSizeBytes, maxFiles }: DockerLogOptions): LogConf
     },
   };
 }
+
+/** The log driver of new containers, as far as the daemon allows for it. */
+export interface LogDriver {
+  readonly config: LogConfig;
+  /** True if a create call was refused for this config, and another one is to be tried. */
+  giveWay(err: unknown): boolean;
+}
+
+/**
+ * Docker adds its own `log-opts` to those of a container, and with a buffer's size among them refuses every mode but the one that
+ * loses lines. That is its administrator's choice then: nothing tells it but the refusal.
+ */
+export function createLogDriver(options: DockerLogOptions, log: Logger): LogDriver {
+  const wanted = logConfig(options);
+  const { mode: _, ...withoutMode } = wanted.Config;
+  let config = wanted;
+  return {
+    get config() {
+      return config;
+    },
+    giveWay: (err) => {
+      // Any number of containers may have been on their way when the first was refused.
+      if (!hasCode(err, "Invalid") || !messageOf(err).includes(bufferRefusal)) return false;
+      if (config === wanted) {
+        config = { ...wanted, Config: withoutMode };
+        const message = "the Docker daemon's log-opts set max-buffer-size: lines that come too fast are not logged";
+        log.warn({ refusal: messageOf(err) }, message);
+      }
+      return true;
+    },
+  };
+}
+
+const bufferRefusal = "max-buffer-size option is only supported with";
 
 /**
  * Puts a link to Docker's log file where the pod's logs lie. May be called again.

@@ -111,6 +111,10 @@ export const differences: readonly Difference[] = [
     subject: "Logs below `/var/log/pods`",
     outcome: "Links to Docker's JSON files: a log collector must read that format. Docker rotates them.",
   },
+  {
+    subject: "`max-buffer-size` among the daemon's `log-opts`",
+    outcome: "Docker refuses any other mode than `non-blocking` then: lines that come too fast are not logged.",
+  },
 ];
 
 /**

@@ -20,7 +20,7 @@ async function withContainer(link: ContainerLogs["link"]) {
     client: fake.client,
     context: { daemon: fake.client.daemon, oomScoreAdjMin: -1000, hasIPv6: true },
     images: { imageStatus: async () => undefined },
-    logs: { config: { Type: "json-file", Config: {} }, link, unlink: async () => {} },
+    logs: { config: { Type: "json-file", Config: {} }, giveWay: () => false, link, unlink: async () => {} },
     requestTimeoutMs: 5_000,
     log: silentLogger,
   });

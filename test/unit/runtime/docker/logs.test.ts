@@ -2,7 +2,9 @@ import { lstat, mkdir, mkdtemp, readFile, readlink, rm, stat, symlink, writeFile
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { afterEach, beforeEach, expect, test } from "vitest";
-import { linkLog, logConfig, unlinkLog } from "../../../../agent/runtime/docker/logs.ts";
+import { createLogger, silentLogger } from "../../../../agent/lib/log.ts";
+import { AgentError } from "../../../../agent/lib/errors.ts";
+import { createLogDriver, linkLog, unlinkLog } from "../../../../agent/runtime/docker/logs.ts";
 import type { WireInspect } from "../../../../agent/runtime/docker/wire.ts";
 
 let dir: string;
@@ -21,7 +23,32 @@ test("the driver keeps as much as the kubelet's configuration says, whatever the
       want: { "max-size": "9007199254740991", "max-file": "1", ...rest },
     },
   ];
-  for (const { options, want } of cases) expect(logConfig(options)).toEqual({ Type: "json-file", Config: want });
+  for (const { options, want } of cases) {
+    const { config } = createLogDriver(options, silentLogger);
+    expect(config).toEqual({ Type: "json-file", Config: want });
+  }
+});
+
+test("a daemon whose log-opts allow for one mode only gets its way, and is told of once", () => {
+  const lines: string[] = [];
+  const log = createLogger({ level: "info", stream: { write: (line) => void lines.push(line) } });
+  const driver = createLogDriver({ maxSizeBytes: 100, maxFiles: 5 }, log);
+  const refusal = new AgentError(
+    "Invalid",
+    "create container app: logger: max-buffer-size option is only supported with 'mode=non-blocking'",
+  );
+  expect(driver.giveWay(new AgentError("Invalid", "create container app: invalid reference format"))).toBe(false);
+  expect(driver.giveWay(new AgentError("Internal", refusal.message))).toBe(false);
+  expect(driver.config.Config["mode"]).toBe("blocking");
+
+  // Two containers at once.
+  expect(driver.giveWay(refusal)).toBe(true);
+  expect(driver.giveWay(refusal)).toBe(true);
+  expect(driver.config).toEqual({
+    Type: "json-file",
+    Config: { "max-size": "100", "max-file": "5", compress: "false" },
+  });
+  expect(lines).toHaveLength(1);
 });
 
 /** A container whose log is to lie in `logPath`. */
