@@ -13,7 +13,7 @@ export function parseE2EArgs(args: readonly string[]): E2EArgs {
   const rest: string[] = [];
   let runtime: string | undefined;
   for (let i = 0; i < args.length; i++) {
-    const [flag = "", inline] = splitFlag(args[i] ?? "");
+    const [flag, inline] = splitFlag(args[i] ?? "");
     if (flag !== "--runtime") {
       rest.push(args[i] ?? "");
       continue;

@@ -58,9 +58,10 @@ describe.skipIf(!inject("isLocal"))("an agent that ends and starts again", () =>
       return sandboxes.filter(({ ready }) => ready).length === podsMax + 2;
     });
     const { containers } = await env.list();
+    const toStatusID = ({ id }: { id: string }) => statusIDOf(env, id);
     for (const pod of pods) {
       const running = containers.filter(({ podUID, state }) => podUID === pod.metadata.uid && state === "running");
-      expect(running.map(({ id }) => statusIDOf(env, id))).toEqual([
+      expect(running.map(toStatusID)).toEqual([
         (await cluster.getPod(pod.metadata.name)).status?.containerStatuses?.[0]?.containerID,
       ]);
     }

@@ -236,8 +236,9 @@ describe.concurrent("a pod", () => {
     const words = ["stdout", "stderr"];
     if (await runsDocker(cluster)) {
       const lines = text.map((line) => JSON.parse(line) as unknown);
-      for (const stream of words)
+      for (const stream of words) {
         expect(lines).toContainEqual(expect.objectContaining({ stream, log: `to ${stream}\n` }));
+      }
     } else {
       const lines = words.map((stream) => expect.stringMatching(`^\\d{4}-\\S+ ${stream} F to ${stream}$`) as string);
       expect(text).toEqual(expect.arrayContaining(lines));

@@ -70,6 +70,8 @@ async function startsPrivileged(inside: TestNamespace, name: string): Promise<bo
   const main = shell("main", "true", { securityContext: { privileged: true } });
   await inside.createPod(podOf(name, [main], { restartPolicy: "Never" }));
   const { status } = await inside.waitForPod(name, "finished", isFinished);
+  await inside.deletePod(name);
+  await inside.waitForPodGone(name);
   if (status?.phase === "Succeeded") return true;
   expect(await runsDocker(inside)).toBe(true);
   const terminated = status?.containerStatuses?.[0]?.state?.terminated;
