@@ -8,6 +8,7 @@ import { writeFileAtomic } from "./lib/atomic-file.ts";
 import { systemClock } from "./lib/clock.ts";
 import { messageOf } from "./lib/errors.ts";
 import { createLogger } from "./lib/log.ts";
+import { saveMemoryWhenQuiet } from "./lib/memory.ts";
 import { dialerRole, serveDials } from "./lib/namespace-dialer-role.ts";
 import { setUpProcess } from "./lib/process-setup.ts";
 import { runRulesInspection } from "./proxy/inspect/command.ts";
@@ -98,13 +99,14 @@ async function runDaemon(command: Daemon): Promise<number> {
 
 /** @returns why it ended, undefined if it was told to */
 async function runUntilTold(command: Daemon, supervisor: Supervisor, surroundings: Surroundings): Promise<unknown> {
-  const { parts, stop, health } = surroundings;
+  const { clock, parts, stop, health } = surroundings;
   const told = new Promise<void>((resolve) => stop.addEventListener("abort", () => resolve(), { once: true }));
   try {
     const started =
       command.kind === "run" ? startBoth(command, surroundings) : startProxyRole(command.proxy, surroundings);
     const { checks } = health;
     parts.start("supervisor", (signal) => runSupervision({ supervisor, checks, started, ...surroundings }, signal));
+    parts.start("saving of memory", (signal) => saveMemoryWhenQuiet({ clock }, signal));
     await Promise.race([told, parts.failed, started.then(() => told)]);
     return undefined;
   } catch (err) {
