@@ -3,7 +3,9 @@ import type { KubeletSettings } from "../config/load-kubelet.ts";
 import type { EventRecorder, Store } from "../kube/port.ts";
 import type { Node } from "../kube/types.ts";
 import { type CSIVolumes, createCSIVolumes } from "../volumes/csi/kind.ts";
+import { createSELinuxMetrics } from "../volumes/csi/metrics.ts";
 import type { Cluster, Surroundings } from "./cluster.ts";
+import type { KubeletMetrics } from "./kubelet-metrics.ts";
 import type { Plugins } from "./kubelet-plugins.ts";
 
 export interface StartCSIVolumesOptions {
@@ -15,11 +17,12 @@ export interface StartCSIVolumesOptions {
   ownNode: Store<Node>;
   plugins: Plugins;
   selinuxEnabled: boolean;
+  measures: Pick<KubeletMetrics, "registry">;
 }
 
 /** Mounts volumes of CSI drivers for pods, and unstages what nobody uses, from now on. */
 export async function startCSIVolumes(
-  { settings, nodeName, recorder, cluster, ownNode, plugins, selinuxEnabled }: StartCSIVolumesOptions,
+  { settings, nodeName, recorder, cluster, ownNode, plugins, selinuxEnabled, measures }: StartCSIVolumesOptions,
   { clock, log, parts }: Surroundings,
 ): Promise<CSIVolumes> {
   const volumes = createCSIVolumes({
@@ -30,6 +33,7 @@ export async function startCSIVolumes(
     objects: plugins.csiDriverObjects,
     ownNode,
     selinuxEnabled,
+    selinux: createSELinuxMetrics(measures.registry),
     refreshLimit: (driver, signal) => plugins.refreshLimit(driver, signal),
     event: (about, type, reason, message) => recorder.event(about, type, reason, message),
     clock,

@@ -10,6 +10,7 @@ import { namesIn } from "../../lib/names-in.ts";
 import { KeyedLock } from "../keyed-lock.ts";
 import { blockLinkOf } from "../pod-paths.ts";
 import { unmapFromPod } from "./block.ts";
+import type { SELinuxMetrics } from "./metrics.ts";
 import { isMountedAt, readMountTable, sameMountsUnder } from "./mount-table.ts";
 import {
   blockDirName,
@@ -36,6 +37,7 @@ export interface DevicesDeps {
   drivers: CSIDrivers;
   clock: Clock;
   log: Logger;
+  selinux?: Pick<SELinuxMetrics, "volumeMismatch">;
 }
 
 /** One volume as it is, or will be, staged on this node for all pods that use it. */
@@ -143,6 +145,7 @@ export class Devices {
     let before = await readVolumeData(dataDir);
     if (before !== undefined && before.seLinuxMountContext !== label) {
       if (await this.#isUsed(device)) {
+        this.#deps.selinux?.volumeMismatch(driver);
         throw new AgentError(
           "Unavailable",
           "the volume is still mounted with another SELinux label, waiting for its pod",

@@ -20,6 +20,7 @@ import type { CSIDriverObjects, CSIDrivers, CSIMap } from "./port.ts";
 import { deviceOf, isBegun, publishPathOf, type Published, publishVolume } from "./publish.ts";
 import { ReportedVolumes } from "./reported.ts";
 import { readSecret, secretsOfVolumes } from "./requests.ts";
+import type { SELinuxMetrics } from "./metrics.ts";
 import { mountContextOf, readFileContext } from "./selinux.ts";
 import { unpublishTarget } from "./tear-down.ts";
 import { readVolumeData } from "./volume-data.ts";
@@ -44,6 +45,7 @@ export interface CSIVolumesOptions {
   /** Holds at most one object: the own Node. */
   ownNode: Store<Node>;
   selinuxEnabled: boolean;
+  selinux?: SELinuxMetrics;
   /** Asks a driver anew how many volumes the node takes, and writes it into the CSINode. Never rejects. */
   refreshLimit?(driver: string, signal: AbortSignal): Promise<void>;
   /** Records an event about a claim. */
@@ -233,11 +235,13 @@ class Volumes {
     }
     const isRepublished = object?.spec.requiresRepublish === true;
     const label = await this.#labelOf(volume, context, object);
-    if (!state.isPublished || (isRepublished && clock.now() >= state.repeatAtMs)) {
+    const isFirst = !state.isPublished;
+    if (isFirst || (isRepublished && clock.now() >= state.repeatAtMs)) {
       const published = await this.#publish({ volume, context, object, label }, state);
       if (isBlock) await mapForPod(context, this.#options.rootDir);
       else await this.#giveToGroup(volume, context, object, published);
       state.isPublished = true;
+      if (isFirst && state.isFromBefore !== true && label !== undefined) this.#options.selinux?.admitted(volume.driver);
       state.canExpand = published.capabilities.has("EXPAND_VOLUME");
       state.repeatAtMs = Math.min(this.#laterMs(), published.refreshAtMs ?? Number.POSITIVE_INFINITY);
     }
@@ -299,7 +303,13 @@ class Volumes {
     const known = await readVolumeData(context.dir).catch(() => undefined);
     if (known !== undefined) return known.seLinuxMountContext;
     this.#fileContext ??= readFileContext();
-    return mountContextOf(context.pod, context.volume.name, volume, object, await this.#fileContext);
+    const fileContext = await this.#fileContext;
+    try {
+      return mountContextOf(context.pod, context.volume.name, volume, object, fileContext);
+    } catch (err) {
+      this.#options.selinux?.podMismatch();
+      throw err;
+    }
   }
 
   async #takesLabels(context: VolumeContext): Promise<boolean> {

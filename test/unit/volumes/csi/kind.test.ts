@@ -5,15 +5,18 @@ import { afterEach, beforeEach, describe, expect, test } from "vitest";
 import type { ApiClient } from "../../../../agent/kube/port.ts";
 import type { CSIDriver, Node, Pod, VolumeAttachment } from "../../../../agent/kube/types.ts";
 import { silentLogger } from "../../../../agent/lib/log.ts";
+import { MetricsRegistry } from "../../../../agent/lib/metrics.ts";
 import { attachPatienceMs, attachPendingMs } from "../../../../agent/volumes/csi/attach.ts";
 import { type CSIVolumes, createCSIVolumes, refreshJitter, refreshMs } from "../../../../agent/volumes/csi/kind.ts";
 import { sweepMs, unstageBackoff } from "../../../../agent/volumes/csi/devices.ts";
+import { createSELinuxMetrics, type SELinuxMetrics } from "../../../../agent/volumes/csi/metrics.ts";
 import { deviceDirOf, stagingPathOf } from "../../../../agent/volumes/csi/paths.ts";
 import { CSIError, type CSIDriverClient, type NodeCapability } from "../../../../agent/volumes/csi/port.ts";
 import { writeVolumeData } from "../../../../agent/volumes/csi/volume-data.ts";
 import type { BoundClaim, VolumeContext } from "../../../../agent/volumes/kind.ts";
 import type { Token, TokenSpec } from "../../../../agent/volumes/tokens.ts";
 import { MemoryStore } from "../../../support/memory-store.ts";
+import { metricsText } from "../../lib/metrics-support.ts";
 import { FakeClock, makePod, makeTempDir, settle } from "../support.ts";
 import { VolumeStepError } from "../../../../agent/volumes/step-error.ts";
 
@@ -59,7 +62,7 @@ beforeEach(async () => {
 });
 afterEach(() => cleanUp());
 
-function start({ selinuxEnabled = false } = {}): CSIVolumes {
+function start({ selinuxEnabled = false } = {}, selinux?: SELinuxMetrics): CSIVolumes {
   const call = async (name: string, detail: string): Promise<void> => {
     calls.push(`${name} ${detail}`);
     await (answers.get(name)?.() ?? Promise.resolve());
@@ -104,6 +107,7 @@ function start({ selinuxEnabled = false } = {}): CSIVolumes {
     },
     ownNode,
     selinuxEnabled,
+    ...(selinux === undefined ? {} : { selinux }),
     event: () => {},
     clock,
     log: { ...silentLogger, warn: (_fields: unknown, message?: string) => void warnings.push(message ?? "") },
@@ -342,6 +346,41 @@ describe("what is staged", () => {
     await rm(user, { recursive: true });
     await csi.kind.setUp(contextOf(pod, never, bound));
     expect(calls).toEqual(["unstage h", "stage h", "publish h"]);
+  });
+
+  test("with SELinux labels is counted once for each pod, and each attempt that a label keeps from it", async () => {
+    const registry = new MetricsRegistry();
+    const shown = async () =>
+      (await metricsText(registry)).split("\n").filter((line) => line.startsWith("volume_manager_selinux_"));
+    csi = start({ selinuxEnabled: true }, createSELinuxMetrics(registry));
+    object = { ...object, seLinuxMount: true };
+    const single = structuredClone(bound);
+    single.volume.spec.accessModes = ["ReadWriteOncePod"];
+    const container = (name: string, level: string) => ({
+      name,
+      volumeMounts: [{ name: "v", mountPath: "/v" }],
+      securityContext: { seLinuxOptions: { level } },
+    });
+    const torn = makePod({ containers: [container("app", "s0:c1,c2"), container("side", "s0:c3,c4")] });
+    await expect(csi.kind.setUp(contextOf(torn, never, single))).rejects.toThrow("conflicting SELinux labels");
+    const pod = makePod({ containers: [container("app", "s0:c1,c2")] });
+    const dir = deviceDirOf(root, driverName, "h");
+    await mkdir(stagingPathOf(dir), { recursive: true });
+    const other = { driverName, volumeHandle: "h", seLinuxMountContext: "u:r:t:s0:c9" };
+    await writeVolumeData(dir, other);
+    const user = join(root, "pods/u1/volumes/kubernetes.io~csi/pv");
+    await mkdir(user, { recursive: true });
+    await writeVolumeData(user, other);
+    await expect(csi.kind.setUp(contextOf(pod, never, single))).rejects.toThrow("another SELinux label");
+    await rm(user, { recursive: true });
+    await csi.kind.setUp(contextOf(pod, never, single));
+    await csi.kind.setUp(contextOf(pod, never, single));
+    const plugin = `volume_plugin="kubernetes.io/csi/${driverName}"`;
+    expect(await shown()).toEqual([
+      'volume_manager_selinux_pod_context_mismatch_errors_total{access_mode="RWOP"} 1',
+      `volume_manager_selinux_volume_context_mismatch_errors_total{access_mode="RWOP",${plugin}} 1`,
+      `volume_manager_selinux_volumes_admitted_total{access_mode="RWOP",${plugin}} 1`,
+    ]);
   });
 
   test("and published keeps the label that it has, whatever its driver says by now", async () => {
