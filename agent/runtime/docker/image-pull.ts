@@ -11,6 +11,10 @@ import { DockerHTTPError } from "./transport.ts";
 // Docker. A busy daemon tells something several times a second.
 export const pullStallMs = 60_000;
 
+// Layers that wait for others, of this pull or of anybody's, may do so for long; not for ever, since one that got its turn
+// and hears nothing of its registry looks the same.
+export const pullHeldUpMs = 30 * 60_000;
+
 export interface DockerPull {
   /** As asked for, for messages. */
   image: string;
@@ -25,15 +29,15 @@ export interface DockerPull {
  * Pulls an image to its end. An abort of the request is how the daemon is told to give up. One that waits for a
  * registry notices when that says something.
  *
- * Rejects with what the daemon says, DeadlineExceeded if there was no progress for {@link pullStallMs}, Canceled once
- * `signal` aborts.
+ * Rejects with what the daemon says, DeadlineExceeded if there was no progress for {@link pullStallMs}, or for
+ * {@link pullHeldUpMs} where the daemon has it wait, Canceled once `signal` aborts.
  */
 export async function pullFromRegistry(client: DockerClient, pull: DockerPull): Promise<void> {
   const { image, name, auth, signal, onProgress, clock } = pull;
   const stalled = new AbortController();
-  const startTimer = () => clock.after(pullStallMs, () => stalled.abort());
-  let timer = startTimer();
   const tracker = new PullTracker();
+  let patienceMs = pullStallMs;
+  let timer = clock.after(patienceMs, () => stalled.abort());
   const run = async (abortSignal: AbortSignal) => {
     // Without a tag the daemon would pull all there are. A digest wins over a tag, as the CRI runtimes have it.
     const from = { fromImage: name.repository, tag: name.digest === "" ? name.tag : name.digest };
@@ -42,10 +46,13 @@ export async function pullFromRegistry(client: DockerClient, pull: DockerPull): 
     const stream = (await client.docker.createImage(credential, request)) as unknown as AsyncIterable<Buffer>;
     for await (const message of pullMessages(stream)) {
       abortSignal.throwIfAborted();
-      timer.cancel();
-      timer = startTimer();
       if (message.error !== undefined) throw daemonError(image, message.error, undefined);
-      if (tracker.take(message)) onProgress?.(tracker.progress);
+      const told = tracker.take(message);
+      if (told === "nothing") continue;
+      timer.cancel();
+      patienceMs = tracker.isHeldUp ? pullHeldUpMs : pullStallMs;
+      timer = clock.after(patienceMs, () => stalled.abort());
+      if (told === "progress") onProgress?.(tracker.progress);
     }
   };
   try {
@@ -56,7 +63,7 @@ export async function pullFromRegistry(client: DockerClient, pull: DockerPull): 
     if (stalled.signal.aborted && signal?.aborted !== true) {
       const { layersDone, layers, downloadedBytes } = tracker.progress;
       const state = `${layersDone} of ${layers} layers done, ${downloadedBytes} bytes downloaded`;
-      const message = `pull image ${image}: no progress for ${pullStallMs / 1_000} s (${state}): given up`;
+      const message = `pull image ${image}: no progress for ${patienceMs / 1_000} s (${state}): given up`;
       throw new AgentError("DeadlineExceeded", message, { cause: err });
     }
     if (hasCode(err, "Canceled") || !(err instanceof AgentError) || !(err.cause instanceof DockerHTTPError)) throw err;

@@ -80,7 +80,7 @@ const bufferRefusal = "max-buffer-size option is only supported with";
  * @param container as the daemon tells of it once it was started: only then it says where it writes
  */
 export async function linkLog(container: WireInspect): Promise<void> {
-  const { Id, LogPath = "", Config, Name = "" } = container;
+  const { Id, LogPath = "", Config } = container;
   const { logPath } = readContainer(Config?.Labels ?? {});
   if (!isAbsolute(LogPath) || !isAbsolute(logPath)) {
     const message = `link log of container ${Id}: the daemon writes none for it; it has no log driver json-file or is no pod's`;

@@ -55,7 +55,11 @@ function errorOf(fields: Record<string, unknown>): string | undefined {
 }
 
 interface Layer {
+  /** What was said of it last: status and bytes. */
+  said: string;
   isDone: boolean;
+  /** Nothing comes from the registry for it now, as far as the daemon tells. */
+  isHeldUp: boolean;
   downloadedBytes: number;
   totalBytes: number;
 }
@@ -71,15 +75,26 @@ const statusesOfLayers = new Set([
   "Already exists",
 ]);
 
+// What a layer waits for is the daemon: that has some downloads at once for everybody who pulls, and says "Waiting" but once;
+// what is downloaded is checked and unpacked, one layer after the other.
+const statusesHeldUp = new Set(["Waiting", "Verifying Checksum", "Download complete", "Extracting"]);
+
+/** What a message told: something new of a layer, what was known of one, or something else. */
+export type ToldOf = "progress" | "nothing" | "other";
+
 /** Adds up what the messages of one pull tell about its layers. */
 export class PullTracker {
   readonly #layers = new Map<string, Layer>();
 
-  /** @returns false if the message told nothing of a layer */
-  take({ id, status, currentBytes, totalBytes }: PullMessage): boolean {
-    if (id === "" || !(statusesOfLayers.has(status) || status.startsWith("Retrying in "))) return false;
-    const layer = this.#layers.get(id) ?? { isDone: false, downloadedBytes: 0, totalBytes: 0 };
+  take({ id, status, currentBytes, totalBytes }: PullMessage): ToldOf {
+    if (id === "" || !(statusesOfLayers.has(status) || status.startsWith("Retrying in "))) return "other";
+    const layer = this.#layers.get(id) ?? newLayer();
     this.#layers.set(id, layer);
+    // A daemon with containerd's image store repeats itself ten times a second, whether anything moves or not.
+    const said = `${status} ${currentBytes}`;
+    if (said === layer.said) return "nothing";
+    layer.said = said;
+    layer.isHeldUp = statusesHeldUp.has(status);
     if (status === "Downloading") {
       layer.downloadedBytes = currentBytes;
       layer.totalBytes = Math.max(totalBytes, currentBytes);
@@ -90,7 +105,13 @@ export class PullTracker {
     if (layer.isDone || status === "Download complete" || status === "Extracting") {
       layer.downloadedBytes = layer.totalBytes;
     }
-    return true;
+    return "progress";
+  }
+
+  /** True if all that is left to do waits for the daemon itself: a slot to download in, or its disk. */
+  get isHeldUp(): boolean {
+    const left = [...this.#layers.values()].filter(({ isDone }) => !isDone);
+    return left.length > 0 && left.every(({ isHeldUp }) => isHeldUp);
   }
 
   get progress(): PullProgress {
@@ -103,6 +124,10 @@ export class PullTracker {
       totalBytes: sum(({ totalBytes }) => totalBytes),
     };
   }
+}
+
+function newLayer(): Layer {
+  return { said: "", isDone: false, isHeldUp: false, downloadedBytes: 0, totalBytes: 0 };
 }
 
 function parseJSON(text: string): unknown {

@@ -1,7 +1,7 @@
 import { expect, test } from "vitest";
 import { systemClock } from "../../../../agent/lib/clock.ts";
 import type { AgentError } from "../../../../agent/lib/errors.ts";
-import { pullStallMs, registryAuth } from "../../../../agent/runtime/docker/image-pull.ts";
+import { pullHeldUpMs, pullStallMs, registryAuth } from "../../../../agent/runtime/docker/image-pull.ts";
 import { createDockerImages, imageOf, queryFor, userOfConfig } from "../../../../agent/runtime/docker/images.ts";
 import { pullMessages, PullTracker } from "../../../../agent/runtime/docker/pull-progress.ts";
 import type { PullProgress } from "../../../../agent/runtime/port.ts";
@@ -183,7 +183,7 @@ test("progress is read wherever the stream is cut", async () => {
     let last = "";
     for await (const message of pullMessages(chunks)) {
       last = message.status;
-      if (tracker.take(message)) seen.push(tracker.progress);
+      if (tracker.take(message) === "progress") seen.push(tracker.progress);
     }
     expect(last).toBe("é");
     expect(seen).toHaveLength(8);
@@ -313,6 +313,71 @@ test("a pull that tells nothing for a minute is given up, and the daemon sees th
   });
   await ended.promise;
   expect(clock.waiting).toBe(0);
+});
+
+test("a pull whose layers wait for the daemon itself is not given up so soon", async () => {
+  const layer = (layerID: string, status: string, current = 0) => ({
+    status,
+    id: layerID,
+    progressDetail: current > 0 ? { current, total: 1_000 } : {},
+  });
+  const begun = [layer("l1", "Pulling fs layer"), layer("l2", "Pulling fs layer"), layer("l1", "Already exists")];
+  const downloading = [...begun, layer("l2", "Downloading", 10)];
+  const cases: { name: string; messages: object[]; patienceMs: number }[] = [
+    { name: "a layer is asked for", messages: begun, patienceMs: pullStallMs },
+    { name: "a download hangs", messages: downloading, patienceMs: pullStallMs },
+    {
+      name: "one hangs while another waits for its turn",
+      messages: [...downloading, layer("l3", "Pulling fs layer"), layer("l3", "Waiting")],
+      patienceMs: pullStallMs,
+    },
+    { name: "all others' layers come first", messages: [...begun, layer("l2", "Waiting")], patienceMs: pullHeldUpMs },
+    {
+      name: "a slow disk",
+      messages: [...begun, layer("l3", "Download complete"), layer("l2", "Extracting", 500)],
+      patienceMs: pullHeldUpMs,
+    },
+    { name: "all layers are there", messages: [...begun, layer("l2", "Pull complete")], patienceMs: pullStallMs },
+  ];
+  for (const { name, messages, patienceMs } of cases) {
+    const clock = new FakeClock();
+    let told = 0;
+    await using t = await setUp((_request, response) => {
+      response.write(text(messages));
+      return answered;
+    }, clock);
+    let error: unknown;
+    const onProgress = () => void (told += 1);
+    const pull = t.images.pullImage("busybox", { annotations: {}, onProgress }).catch((err: unknown) => (error = err));
+    await expect.poll(() => told).toBe(messages.length);
+    await clock.advance(patienceMs - 1);
+    expect(error, name).toBeUndefined();
+    await clock.advance(1);
+    await pull;
+    expect(error, name).toMatchObject({ code: "DeadlineExceeded" });
+    expect(String(error)).toContain(`no progress for ${patienceMs / 1_000} s`);
+  }
+});
+
+test("a daemon that says the same again and again tells of no progress", async () => {
+  const clock = new FakeClock();
+  const again = text([{ status: "Downloading", id: "l1", progressDetail: { current: 5, total: 10 } }]);
+  let say = () => {};
+  await using t = await setUp((_request, response) => {
+    say = () => void response.write(again);
+    say();
+    return answered;
+  }, clock);
+  let told = 0;
+  const onProgress = () => void (told += 1);
+  const outcome = t.images.pullImage("busybox", { annotations: {}, onProgress }).catch((err: unknown) => err);
+  await expect.poll(() => told).toBe(1);
+  await clock.advance(pullStallMs - 1);
+  say();
+  await new Promise((resolve) => void setImmediate(resolve));
+  await clock.advance(1);
+  expect(await outcome).toMatchObject({ code: "DeadlineExceeded" });
+  expect(told).toBe(1);
 });
 
 test("an abort ends the request", async () => {
