@@ -2,6 +2,7 @@ import { release } from "node:os";
 import type { Clock } from "../../lib/clock.ts";
 import { AgentError } from "../../lib/errors.ts";
 import type { Logger } from "../../lib/log.ts";
+import { untilAborted } from "../../lib/loop.ts";
 import type { Backend } from "../backend.ts";
 import { type Commands, expectSuccess } from "../commands.ts";
 import { type Family, parseCIDR } from "../ip.ts";
@@ -73,7 +74,10 @@ export function createNftablesBackend(about: NftablesBackendOptions): Backend {
     },
     figures: () => ({ cleanupFailures: rules.cleanupFailures }),
     findDamage: async (signal) => await rules.findDamage(signal),
-    run: async (signal) => await relay?.run(signal),
+    run: async (signal) => {
+      await (relay?.run(signal) ?? untilAborted(signal));
+      await rules.idle();
+    },
   };
 }
 

@@ -4,9 +4,10 @@ import type { SyncRequest } from "../backend.ts";
 import type { EndpointSets } from "../endpoints.ts";
 import type { ServiceDescription } from "../model.ts";
 import { Pacer } from "../pacer.ts";
-import { refusalRetryMs, refusalText } from "../refusal.ts";
+import { decideStandIn, refusalRetryMs, refusalText, type StandIn } from "../refusal.ts";
 import type { Nft } from "./exec.ts";
 import { baseChains, type FixedContext, renderFixed } from "./fixed.ts";
+import type { RenderedService } from "./render.ts";
 import { TableText } from "./text.ts";
 import { stageAll, type StageRequest, writeChanges, writeElements } from "./write.ts";
 
@@ -25,23 +26,22 @@ interface CulpritsDeps {
 
 type TrialRequest = StageRequest & { readonly fixed: FixedContext };
 
-/** What is programmed for a service that is refused: that it has no endpoints, or nothing if the kernel does not take that either. */
-type Substitute = "rejecting" | "nothing";
-
 interface RefusedService {
   /** What it looked like when it was refused. */
   readonly look: string;
   readonly failures: number;
   readonly retryAtMs: number;
-  readonly substitute: Substitute;
+  readonly standIn: StandIn;
+  /** The rules that it had before. */
+  readonly last: RenderedService | undefined;
   /** The sync under way has it as it is. */
   isTried: boolean;
 }
 
 /**
  * Services whose rules the kernel refuses. Everything that is rendered is checked before, so there should be none; but one that
- * slips through must not hold up the others, for ever, on every node. Its clients are refused at once where possible: nothing
- * meant for it leaves the node untranslated.
+ * slips through must not hold up the others, for ever, on every node. It keeps what worked, if anything did; else its clients are
+ * refused at once where possible: nothing meant for it leaves the node untranslated.
  */
 export class Culprits {
   readonly #deps: CulpritsDeps;
@@ -61,12 +61,19 @@ export class Culprits {
   withoutRefused(service: ServiceDescription): ServiceDescription {
     const refused = this.#refused.get(service.key);
     if (refused === undefined) return service;
-    if (refused.look !== lookOf(service)) {
-      this.#refused.delete(service.key);
+    const look = lookOf(service);
+    if (refused.look !== look) {
+      this.#refused.set(service.key, { ...refused, look, failures: 0, retryAtMs: 0, isTried: true });
       return service;
     }
     refused.isTried = refused.retryAtMs <= this.#deps.clock.monotonic();
-    return refused.isTried ? service : substituteFor(service, refused.substitute);
+    return refused.isTried ? service : substituteFor(service, refused.standIn);
+  }
+
+  /** The rules that a refused service had before, if it is to have them in the place of its own. */
+  lastRules(key: string): RenderedService | undefined {
+    const refused = this.#refused.get(key);
+    return refused?.standIn === "last" && !refused.isTried ? refused.last : undefined;
   }
 
   /** A sync is in the kernel, with what was tried again; `isFull`: and with all services that there are. */
@@ -84,9 +91,14 @@ export class Culprits {
    * Looks for services that the kernel refuses, by halves, in a table that does not exist. Those that are found have a substitute
    * from now on, until they change or their time has come.
    *
+   * @param had what the kernel has of a service
    * @returns how many were found; 0: none of them is to blame
    */
-  async find(request: TrialRequest, signal: AbortSignal): Promise<number> {
+  async find(
+    request: TrialRequest,
+    had: (key: string) => RenderedService | undefined,
+    signal: AbortSignal,
+  ): Promise<number> {
     const found = new Map<string, string>();
     const search = async (keys: readonly string[]): Promise<void> => {
       if (found.size >= foundMax) return;
@@ -104,21 +116,25 @@ export class Culprits {
     if ((await this.#tryOut({ ...request, keys: [] }, signal)) === undefined) await search(request.keys);
     for (const [key, why] of found) {
       const service = request.describe(key);
-      const describe = () => substituteFor(service, "rejecting");
-      const refusal = await this.#tryOut({ ...request, keys: [key], describe }, signal);
-      this.#add(service, refusal === undefined ? "rejecting" : "nothing", why);
+      const describe = () => substituteFor(service, "refusal");
+      const refusal = await this.#tryOut({ ...request, keys: [key], describe, lastRules: () => undefined }, signal);
+      const known = this.#refused.get(key);
+      // What stands for it already is not what it had; and it may be just its last rules that are refused now.
+      const last = known === undefined ? had(key) : this.lastRules(key) === undefined ? known.last : undefined;
+      const standIn = decideStandIn({ hasLast: last !== undefined, takesRefusal: refusal === undefined });
+      this.#add(service, { standIn, last }, why);
     }
     return found.size;
   }
 
-  #add(service: ServiceDescription, substitute: Substitute, why: string): void {
+  #add(service: ServiceDescription, instead: Pick<RefusedService, "standIn" | "last">, why: string): void {
     const { clock, log, onRefused } = this.#deps;
     const { key } = service;
     const failures = (this.#refused.get(key)?.failures ?? 0) + 1;
     const retryMs = refusalRetryMs(failures);
     const retryAtMs = clock.monotonic() + retryMs;
-    this.#refused.set(key, { look: lookOf(service), failures, retryAtMs, substitute, isTried: false });
-    log.error({ service: key, err: why, retryMs }, refusalText(substitute === "rejecting" ? "refusal" : "nothing"));
+    this.#refused.set(key, { look: lookOf(service), failures, retryAtMs, ...instead, isTried: false });
+    log.error({ service: key, err: why, retryMs }, refusalText(instead.standIn));
     if (failures === 1) onRefused?.(key, why);
   }
 
@@ -137,8 +153,10 @@ export class Culprits {
   }
 }
 
-function substituteFor(service: ServiceDescription, substitute: Substitute): ServiceDescription {
-  if (substitute === "nothing") return { ...service, ports: [] };
+/** The description is what its last rules are told apart by, too: it is not rendered then. */
+function substituteFor(service: ServiceDescription, standIn: StandIn): ServiceDescription {
+  if (standIn === "last") return service;
+  if (standIn === "nothing") return { ...service, ports: [] };
   return { ...service, ports: service.ports.map((port) => ({ ...port, endpoints: noEndpoints })) };
 }
 

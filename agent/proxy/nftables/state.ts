@@ -50,11 +50,19 @@ export class RuleState {
     return this.#context.family;
   }
 
-  /** Takes a service as it is now, without ports if it is gone; adds what that changes to `changes`. */
-  stage(service: ServiceDescription, changes: ChainChanges): void {
+  /** What a service has, once all that was staged is applied. */
+  rendered(key: string): RenderedService | undefined {
+    return this.#rendered.get(key);
+  }
+
+  /**
+   * Takes a service as it is now, without ports if it is gone; adds what that changes to `changes`.
+   * @param last rules to stage in the place of the service's own
+   */
+  stage(service: ServiceDescription, changes: ChainChanges, last?: RenderedService): void {
     const { key } = service;
     const before = this.#rendered.get(key);
-    const after = renderService(service, this.#context);
+    const after = last ?? renderService(service, this.#context);
     if (before !== undefined) this.#dropElements(key, before, after);
     for (const element of after.elements) {
       let elements = this.#elements.get(element.set);

@@ -6,17 +6,21 @@ import { Pacer } from "../pacer.ts";
 import { Culprits } from "./culprits.ts";
 import type { Nft, TableContent } from "./exec.ts";
 import { baseChains, canarySet, countChain, type FixedContext, renderFixed, sharedSets } from "./fixed.ts";
+import { HandleListing } from "./handles.ts";
 import { isServiceObject } from "./names.ts";
-import type { RenderContext } from "./render.ts";
+import type { RenderContext, RenderedService } from "./render.ts";
 import { type ChainChanges, noChanges, type RuleState } from "./state.ts";
 import { TableText } from "./text.ts";
-import { stageAll, writeChanges, writeElements } from "./write.ts";
+import { stageAll, type StageRequest, writeChanges, writeElements } from "./write.ts";
 
 /** A sync, and what decides the rules beyond the services. */
 export interface NftablesSyncRequest extends SyncRequest {
   readonly fixed: FixedContext;
   readonly render: RenderContext;
 }
+
+/** A sync in which refused services have something else. */
+type AcceptedRequest = NftablesSyncRequest & StageRequest;
 
 interface NftablesRulesDeps {
   readonly nft: Nft;
@@ -56,11 +60,9 @@ export class NftablesRules {
   #nodePortIPs: readonly string[] = [];
   /** Chains that were emptied, and when (monotonic ms). They are deleted at a later sync. */
   readonly #stale = new Map<string, number>();
-  /**
-   * Handles of rules by chain, of those chains that were not written since; known after the first check that follows a full
-   * sync.
-   */
+  /** Handles of rules by chain, of those chains that were not written since; known some time after a full sync. */
   #handles: Map<string, readonly number[]> | undefined;
+  readonly #listing: HandleListing;
   #uncheckedChains: Iterator<readonly [chain: string, handles: readonly number[]]> | undefined;
   /** Where the check of the elements goes on. */
   #unchecked: Iterator<readonly [set: string, key: string], void> | undefined;
@@ -71,6 +73,7 @@ export class NftablesRules {
 
   constructor(deps: NftablesRulesDeps) {
     this.#nft = deps.nft;
+    this.#listing = new HandleListing(deps.nft);
     this.#culprits = new Culprits(deps);
     this.#clock = deps.clock;
     this.#log = deps.log;
@@ -87,33 +90,41 @@ export class NftablesRules {
 
   /**
    * Rejects with an `AgentError`; see {@link Nft}. Then the next sync must be full. A service whose rules the kernel refuses
-   * is told, has no endpoints until it changes or is tried again, and holds up nobody.
+   * is told, keeps what it had until it changes or is tried again, and holds up nobody.
    */
   async sync(request: NftablesSyncRequest, signal: AbortSignal): Promise<NftablesSyncResult> {
     const describe = (key: string) => this.#culprits.withoutRefused(request.describe(key));
-    if (request.isFull || this.#state === undefined) {
+    const lastRules = (key: string) => this.#culprits.lastRules(key);
+    const before = this.#state;
+    if (request.isFull || before === undefined) {
       this.#state = undefined;
-      const result = await this.#syncFull({ ...request, describe }, signal);
+      const had = (key: string) => before?.rendered(key);
+      const result = await this.#syncFull({ ...request, describe, lastRules }, had, signal);
       this.#culprits.settle(request);
       this.#refusals = 0;
       return result;
     }
     const keys = [...new Set([...request.keys, ...this.#culprits.due()])].sort();
-    const accepted = { ...request, keys, describe };
-    const state = this.#state;
+    const accepted = { ...request, keys, describe, lastRules };
+    const had = new Map(keys.map((key) => [key, before.rendered(key)]));
     this.#state = undefined; // until all of it worked
     try {
-      const result = await this.#apply(await this.#changes(state, accepted), signal);
+      const result = await this.#apply(await this.#changes(before, accepted), signal);
       this.#culprits.settle(accepted);
       return result;
     } catch (err) {
       // Only the services that changed are known here; the full sync, which follows, has them all.
-      if (hasCode(err, "Invalid")) await this.#culprits.find(accepted, signal);
+      if (hasCode(err, "Invalid")) await this.#culprits.find(accepted, (key) => had.get(key), signal);
       throw err;
     }
   }
 
-  async #syncFull(request: NftablesSyncRequest, signal: AbortSignal): Promise<NftablesSyncResult> {
+  /** @param had what the kernel has of a service */
+  async #syncFull(
+    request: AcceptedRequest,
+    had: (key: string) => RenderedService | undefined,
+    signal: AbortSignal,
+  ): Promise<NftablesSyncResult> {
     const present = await this.#nft.read(signal);
     const attempt = async (how: TableContent | undefined | "replaced") =>
       await this.#apply(await this.#full(request, how), signal);
@@ -121,7 +132,7 @@ export class NftablesRules {
       return await attempt(present);
     } catch (err) {
       if (!hasCode(err, "Invalid")) throw err;
-      const found = await this.#culprits.find(request, signal);
+      const found = await this.#culprits.find(request, had, signal);
       if (found === 0 && present === undefined) throw err;
       let reason = err;
       try {
@@ -154,34 +165,30 @@ export class NftablesRules {
   }
 
   /**
-   * Lets the kernel try whether what was written could be deleted: all rules that no change touches, and some of the elements.
+   * Lets the kernel try whether what was written could be deleted: all rules that no change touches, and some of the elements. Rules are
+   * looked at as soon as their handles are known, which the first look after a full sync asks for and does not wait for.
    * @returns what is missing, or undefined
    */
   async findDamage(signal: AbortSignal): Promise<string | undefined> {
     const state = this.#state;
     if (state === undefined) return undefined;
-    if (this.#handles === undefined) {
-      const table = await this.#nft.read(signal);
-      if (table === undefined) return "the table was deleted";
-      const wanted = [...ownChains, ...state.chains()];
-      const empty = wanted.find((chain) => (table.handles.get(chain) ?? []).length === 0);
-      if (empty !== undefined) return `chain ${empty} was emptied`;
-      this.#handles = new Map(wanted.map((chain) => [chain, table.handles.get(chain) ?? []]));
-      this.#uncheckedChains = undefined;
-    }
+    const damage = this.#handles === undefined ? this.#takeHandles(state, signal) : undefined;
+    if (damage !== undefined) return damage;
     const text = new TableText(state.family);
     const deleteRules = (chain: string, handles: readonly number[]) => {
       for (const handle of handles) text.deleteRule(chain, handle);
     };
-    for (const chain of ownChains) deleteRules(chain, this.#handles.get(chain) ?? []);
-    const chains = (this.#uncheckedChains ??= this.#handles.entries());
-    for (let n = 0; n < checkedChainsMax; n += 1) {
-      const next = chains.next();
-      if (next.done === true) {
-        this.#uncheckedChains = undefined;
-        break;
+    if (this.#handles !== undefined) {
+      for (const chain of ownChains) deleteRules(chain, this.#handles.get(chain) ?? []);
+      const chains = (this.#uncheckedChains ??= this.#handles.entries());
+      for (let n = 0; n < checkedChainsMax; n += 1) {
+        const next = chains.next();
+        if (next.done === true) {
+          this.#uncheckedChains = undefined;
+          break;
+        }
+        if (!ownChains.has(next.value[0])) deleteRules(...next.value);
       }
-      if (!ownChains.has(next.value[0])) deleteRules(...next.value);
     }
     text.deleteElement(canarySet, canaryOf(state.family));
     // It goes on over changes that are made between two checks.
@@ -197,12 +204,33 @@ export class NftablesRules {
     return await this.#nft.tryOut(text.toString(), signal);
   }
 
+  /** Resolves when nothing is asked of the kernel any more; for the end. */
+  async idle(): Promise<void> {
+    await this.#listing.idle();
+  }
+
+  /** @returns what is missing in the kernel, or undefined: nothing, as far as is known */
+  #takeHandles(state: RuleState, signal: AbortSignal): string | undefined {
+    const listed = this.#listing.take(signal);
+    if (listed === undefined) return undefined;
+    if (listed === "absent") return "the table was deleted";
+    const known = new Map<string, readonly number[]>();
+    for (const chain of [...ownChains, ...state.chains()]) {
+      const handles = listed.handles(chain);
+      if (handles?.length === 0) return `chain ${chain} was emptied`;
+      if (handles !== undefined) known.set(chain, handles);
+    }
+    this.#handles = known;
+    this.#uncheckedChains = undefined;
+    return undefined;
+  }
+
   /** @param present what is in the table; undefined: there is none; "replaced": it is to be deleted first */
-  async #full(request: NftablesSyncRequest, present: TableContent | undefined | "replaced"): Promise<Texts> {
+  async #full(request: AcceptedRequest, present: TableContent | undefined | "replaced"): Promise<Texts> {
     const { family } = request.render;
     const pacer = new Pacer();
     const { state, changes } = await stageAll(request, pacer);
-    this.#handles = undefined;
+    this.#forgetHandles();
     this.#unchecked = undefined;
     this.#stale.clear();
     this.#nodePortIPs = request.fixed.nodePortIPs ?? [];
@@ -230,12 +258,13 @@ export class NftablesRules {
     return { state, emptied, transactions: [...steps, text.toString()] };
   }
 
-  async #changes(state: RuleState, request: NftablesSyncRequest): Promise<Texts> {
+  async #changes(state: RuleState, request: AcceptedRequest): Promise<Texts> {
     const { family } = request.render;
     const changes = noChanges();
     const pacer = new Pacer();
     for (const key of request.keys) {
-      state.stage(request.describe(key), changes);
+      const service = request.describe(key);
+      state.stage(service, changes, request.lastRules(key));
       await pacer.breathe();
     }
     const text = new TableText(family);
@@ -244,7 +273,7 @@ export class NftablesRules {
     if (fixedText !== this.#fixed) {
       for (const [chain, rules] of fixed) text.writeChain(chain, rules);
       this.#fixed = fixedText;
-      this.#handles = undefined;
+      this.#forgetHandles();
     }
     const nodePortIPs = request.fixed.nodePortIPs ?? [];
     for (const ip of this.#nodePortIPs) if (!nodePortIPs.includes(ip)) text.deleteElement("nodeport-ips", ip);
@@ -256,6 +285,7 @@ export class NftablesRules {
     // Rules that are written get new handles, which nobody tells.
     const written = [...changes.writes.keys(), ...changes.drops, ...[...changes.newCounts].map(countChain)];
     for (const chain of written) this.#handles?.delete(chain);
+    this.#listing.noteWritten(written);
     // A set whose seconds changed is emptied of its rules, then made anew.
     for (const name of changes.dropAffinitySets) {
       if (changes.newAffinitySets.has(name)) this.#remakeSet(name, changes, text);
@@ -265,6 +295,11 @@ export class NftablesRules {
     for (const chain of changes.drops) text.flushChain(chain);
     for (const name of changes.dropAffinitySets) if (!changes.newAffinitySets.has(name)) text.deleteSet("set", name);
     return { state, emptied: [...changes.drops], transactions: [text.toString()].filter((one) => one !== "") };
+  }
+
+  #forgetHandles(): void {
+    this.#handles = undefined;
+    this.#listing.forget();
   }
 
   /** All chains of the service are written again in the same transaction. */

@@ -1,12 +1,14 @@
 import type { SyncRequest } from "../backend.ts";
 import type { Pacer } from "../pacer.ts";
-import type { RenderContext } from "./render.ts";
+import type { RenderContext, RenderedService } from "./render.ts";
 import { type ChainChanges, noChanges, RuleState } from "./state.ts";
 import type { TableText } from "./text.ts";
 
 /** Services, and what decides their rules. */
 export interface StageRequest extends Pick<SyncRequest, "keys" | "describe"> {
   readonly render: RenderContext;
+  /** Rules that a service has in the place of its own, of those whose description was asked for last. */
+  readonly lastRules: (key: string) => RenderedService | undefined;
 }
 
 /** Writes the elements that differ, set by set. */
@@ -20,13 +22,14 @@ export async function writeElements(state: RuleState, text: TableText, pacer: Pa
 
 /** Takes all services of a request into a new state. */
 export async function stageAll(
-  { keys, describe, render }: StageRequest,
+  { keys, describe, render, lastRules }: StageRequest,
   pacer: Pacer,
 ): Promise<{ state: RuleState; changes: ChainChanges }> {
   const state = new RuleState(render);
   const changes = noChanges();
   for (const key of keys) {
-    state.stage(describe(key), changes);
+    const service = describe(key);
+    state.stage(service, changes, lastRules(key));
     await pacer.breathe();
   }
   return { state, changes };
