@@ -67,6 +67,21 @@ describe("behind our back", () => {
     expect(await addressesInUse()).toEqual([]);
   });
 
+  test("list and status agree on a pause container that is frozen, and on one that somebody started again", async () => {
+    const sandbox = await newSandbox();
+    const look = async () => {
+      const { ready } = await runtime.podSandboxStatus(sandbox.id);
+      expect((await runtime.list(sandbox.config.uid)).sandboxes).toMatchObject([{ id: sandbox.id, ready }]);
+      return ready;
+    };
+    await docker.api("POST", `/containers/${sandbox.id}/pause`);
+    expect(await look()).toBe(true);
+    await docker.api("POST", `/containers/${sandbox.id}/unpause`);
+    await docker.api("POST", `/containers/${sandbox.id}/restart?t=0`);
+    expect(await look()).toBe(false);
+    await removeSandbox(sandbox);
+  });
+
   test("a pause container that is removed wakes its pod, and its address is free again", async () => {
     await using events = followEvents(runtime);
     const sandbox = await newSandbox();

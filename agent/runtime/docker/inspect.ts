@@ -11,13 +11,13 @@ import type {
 } from "../port.ts";
 import type { WireContainer, WireHostConfig, WireInspect, WireMountPoint, WireState } from "./wire.ts";
 
-/** A sandbox as the list shows it. `ready` is only whether its process runs; its network is asked of elsewhere. */
+/** A sandbox as the list shows it. `ready` is only whether its process runs; a list tells neither its network nor its past. */
 export function sandboxSummary(container: WireContainer): SandboxSummary & { networkMode: NamespaceMode } {
   const { portMappings: _, ...identity } = readSandbox(container.Labels ?? {});
   return {
     ...identity,
     id: container.Id,
-    ready: container.State === "running",
+    ready: isListedRunning(container),
     createdAtMs: (container.Created ?? 0) * 1000,
     networkMode: networkMode(container.HostConfig?.NetworkMode),
   };
@@ -39,9 +39,7 @@ export function containerSummary(container: WireContainer): ContainerSummary {
 export function sandboxStatus(inspect: WireInspect, ips: readonly string[]): SandboxStatus {
   const { portMappings: _, ...identity } = readSandbox(inspect.Config?.Labels ?? {});
   const mode = networkMode(inspect.HostConfig?.NetworkMode);
-  // A pause container that somebody started again has a new, empty network namespace.
-  const isSecondRun = parseTime(inspect.State?.FinishedAt) > 0;
-  const ready = isRunning(inspect.State) && (mode === "NODE" || (ips.length > 0 && !isSecondRun));
+  const ready = isRunning(inspect.State) && (mode === "NODE" || (ips.length > 0 && !hasEnded(inspect)));
   return {
     ...identity,
     id: inspect.Id,
@@ -69,6 +67,16 @@ export function containerStatus(inspect: WireInspect, imageRef: string): Contain
     user: undefined,
     stopSignal: inspect.Config?.StopSignal || undefined,
   };
+}
+
+/** True if its process ended, also if somebody started it again since: a sandbox's has a new, empty network namespace then. */
+export function hasEnded({ State }: Pick<WireInspect, "State">): boolean {
+  return parseTime(State?.FinishedAt) > 0;
+}
+
+/** {@link isRunning} of what is in a list. */
+export function isListedRunning({ State }: Pick<WireContainer, "State">): boolean {
+  return State === "running" || State === "paused";
 }
 
 /** True for a sandbox's or container's process that runs, also while it is frozen. */

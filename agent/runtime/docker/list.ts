@@ -1,10 +1,16 @@
-import { AgentError } from "../../lib/errors.ts";
 import type { RuntimeList, SandboxSummary } from "../port.ts";
+import { containersIn } from "./answers.ts";
 import type { DockerClient } from "./client.ts";
 import { containerSummary, sandboxSummary } from "./inspect.ts";
 import { kindOf, podFilters } from "./labels.ts";
 import type { SandboxNetwork } from "./network.ts";
 import type { WireContainer } from "./wire.ts";
+
+/** What is known of sandboxes' networks. */
+export interface SandboxNetworks extends Pick<SandboxNetwork, "ips"> {
+  /** True for a sandbox that was seen without the process that its network was made for. */
+  isLost(sandboxID: string): boolean;
+}
 
 /**
  * Everything that pods have on this daemon, or one pod: one call. Which containers are other people's the daemon sorts
@@ -12,7 +18,7 @@ import type { WireContainer } from "./wire.ts";
  */
 export async function listPodObjects(
   client: DockerClient,
-  network: Pick<SandboxNetwork, "ips">,
+  network: SandboxNetworks,
   podUID?: string,
 ): Promise<RuntimeList> {
   const what = podUID === undefined ? "list the pods' containers" : `list containers of pod ${podUID}`;
@@ -20,8 +26,7 @@ export async function listPodObjects(
     what,
     async (abortSignal) => await client.docker.listContainers({ all: true, filters: podFilters(podUID), abortSignal }),
   );
-  if (!Array.isArray(answer)) throw new AgentError("Internal", `${what}: the Docker daemon answered something else`);
-  const all = answer as WireContainer[];
+  const all = containersIn(answer, what);
   const ofKind = (kind: "sandbox" | "container") => all.filter(({ Labels }) => kindOf(Labels ?? {}) === kind);
   return {
     sandboxes: await Promise.all(ofKind("sandbox").map(async (sandbox) => await withNetwork(sandbox, network))),
@@ -29,9 +34,9 @@ export async function listPodObjects(
   };
 }
 
-/** A sandbox whose process runs but which has no address was not finished: it is not ready. */
-async function withNetwork(sandbox: WireContainer, network: Pick<SandboxNetwork, "ips">): Promise<SandboxSummary> {
+/** A sandbox whose process runs but which has no address, or not in the namespace that it has now, is not ready. */
+async function withNetwork(sandbox: WireContainer, network: SandboxNetworks): Promise<SandboxSummary> {
   const { networkMode, ...summary } = sandboxSummary(sandbox);
   if (!summary.ready || networkMode === "NODE") return summary;
-  return { ...summary, ready: (await network.ips(summary.id)).length > 0 };
+  return { ...summary, ready: !network.isLost(summary.id) && (await network.ips(summary.id)).length > 0 };
 }

@@ -192,6 +192,7 @@ export class DockerRuntime implements Runtime {
   async events(onEvent: (event: RuntimeEvent) => void, signal: AbortSignal): Promise<void> {
     const { client, network, clock, log } = this.#options;
     const onSandboxGone = (id: string) => {
+      this.#sandboxes.forget(id);
       const look = network.isOnRecord(id).then((isOnRecord) => {
         // Those that we removed are not any more.
         if (isOnRecord) this.#collectNetworks();
@@ -233,7 +234,12 @@ export class DockerRuntime implements Runtime {
   }
 
   async #listAll(podUID?: string): ReturnType<Runtime["list"]> {
-    return await listPodObjects(this.#options.client, this.#options.network, podUID);
+    const { client, network } = this.#options;
+    const networks = {
+      ips: async (id: string) => await network.ips(id),
+      isLost: (id: string) => this.#sandboxes.isLost(id),
+    };
+    return await listPodObjects(client, networks, podUID);
   }
 
   async #ping(): Promise<RuntimeCondition> {

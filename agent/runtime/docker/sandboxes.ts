@@ -1,11 +1,12 @@
 import { AgentError, hasCode, messageOf, withContext } from "../../lib/errors.ts";
 import type { Logger } from "../../lib/log.ts";
 import type { ImageService, PodSandboxConfig, SandboxStatus } from "../port.ts";
+import { containersIn } from "./answers.ts";
 import type { DockerClient } from "./client.ts";
 import { createNamed, inspectContainer, removeForced } from "./create.ts";
 import type { ContextOfDaemon } from "./create-body.ts";
 import { alreadyIsFine, ifThere } from "./errors.ts";
-import { isOfPod, isRunning, sandboxStatus } from "./inspect.ts";
+import { hasEnded, isListedRunning, isOfPod, isRunning, sandboxStatus } from "./inspect.ts";
 import { readSandbox, sandboxContainersFilter } from "./labels.ts";
 import type { NetworkTarget, SandboxNetwork } from "./network.ts";
 import { writeResolvConf } from "./resolv-conf.ts";
@@ -31,6 +32,8 @@ export class Sandboxes {
   readonly #options: SandboxesOptions;
   /** Pod and attempt of those that `run` has not finished. */
   readonly #unfinished = new Set<string>();
+  /** IDs of those whose process was seen to have ended. */
+  readonly #lost = new Set<string>();
 
   constructor(options: SandboxesOptions) {
     this.#options = options;
@@ -53,6 +56,16 @@ export class Sandboxes {
   /** True while `run` makes it: to all others it is not there yet, as with CRI. A look at it then would find it not ready. */
   isUnfinished({ podUID, attempt }: Pick<SandboxStatus, "podUID" | "attempt">): boolean {
     return this.#unfinished.has(keyOf(podUID, attempt));
+  }
+
+  /** True once `status` saw that its process had ended: a list does not tell that of one that was started again. */
+  isLost(id: string): boolean {
+    return this.#lost.has(id);
+  }
+
+  /** The sandbox is no more. */
+  forget(id: string): void {
+    this.#lost.delete(id);
   }
 
   async #make(config: PodSandboxConfig, runtimeHandler: string): Promise<string> {
@@ -79,7 +92,7 @@ export class Sandboxes {
     const inspect = await ifThere(this.#inspect(id));
     if (inspect === undefined) return;
     await Promise.all(
-      (await this.#containersOf(id)).filter(runs).map(async (container) => await this.#kill(container)),
+      (await this.#containersOf(id)).filter(isListedRunning).map(async (container) => await this.#kill(container)),
     );
     await this.#takeNetworkDown(inspect);
     // The pause program has nothing to say before its end.
@@ -104,6 +117,7 @@ export class Sandboxes {
   async status(id: string): Promise<SandboxStatus> {
     const { network } = this.#options;
     const [inspect, ips] = await Promise.all([this.#inspect(id), network.ips(id)]);
+    if (hasEnded(inspect)) this.#lost.add(id);
     return sandboxStatus(inspect, ips);
   }
 
@@ -173,10 +187,12 @@ export class Sandboxes {
   async #containersOf(id: string): Promise<WireContainer[]> {
     const { client } = this.#options;
     const filters = sandboxContainersFilter(id);
-    return await client.call(
-      `list containers of sandbox ${id}`,
+    const what = `list containers of sandbox ${id}`;
+    const answer: unknown = await client.call(
+      what,
       async (abortSignal) => await client.docker.listContainers({ all: true, filters, abortSignal }),
     );
+    return containersIn(answer, what);
   }
 
   async #kill({ Id }: WireContainer): Promise<void> {
@@ -193,10 +209,6 @@ export class Sandboxes {
 
 function keyOf(podUID: string, attempt: number): string {
   return `${podUID}/${attempt}`;
-}
-
-function runs({ State }: WireContainer): boolean {
-  return State === "running" || State === "paused";
 }
 
 function targetOf(inspect: WireInspect): NetworkTarget {

@@ -196,4 +196,6 @@ test("lists are read from labels, in the states that Docker lists", () => {
     ready: true,
     networkMode: "NODE",
   });
+  // Frozen, as the status has it.
+  expect(sandboxSummary({ ...listed, State: "paused" })).toMatchObject({ ready: true });
 });
