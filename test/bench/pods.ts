@@ -1,16 +1,17 @@
 /**
- * Pod start and end on a local cluster, beside the same work done by raw CRI calls on the same containerd; a burst of
- * pods; and what the agent costs while they idle. Needs root and dist/nodelet (`npm run build`).
+ * Pod start and end on a local cluster, beside the same work done by raw calls to the same runtime; a burst of pods; and what
+ * the agent costs while they idle. `--runtime docker` does it with Docker. Needs root and dist/nodelet (`npm run build`).
  */
 import { readFile } from "node:fs/promises";
 import { setTimeout as sleep } from "node:timers/promises";
+import { parseArgs } from "node:util";
 import { pods } from "../../agent/kube/resources.ts";
 import type { Pod } from "../../agent/kube/types.ts";
 import { startLocalCluster } from "../support/cluster/local-cluster.ts";
 import { busyboxImageName } from "../support/images/images.ts";
-import { containerConfig, sandboxConfig } from "../support/runtime/configs.ts";
-import { connectRuntime } from "../support/runtime/connect.ts";
+import { runtimeNamed } from "../support/cluster/runtime.ts";
 import { clientOf, readyPods } from "./cluster.ts";
+import { openRawPods, timed } from "./raw-pod.ts";
 import { isReady, until } from "./until.ts";
 
 const rounds = 20;
@@ -20,11 +21,13 @@ const namespace = "default";
 // Ends on SIGTERM at once: the time it takes to stop is then the machinery's.
 const command = ["sh", "-c", "trap 'exit 0' TERM; while true; do sleep 1000 & wait $!; done"];
 
-const cluster = await startLocalCluster();
+const { values: flags } = parseArgs({ options: { runtime: { type: "string", default: "containerd" } } });
+const cluster = await startLocalCluster({ runtime: runtimeNamed(flags.runtime) });
 const stop = new AbortController();
 try {
   await using client = await clientOf(cluster);
   const store = await readyPods(cluster, client, namespace, stop.signal);
+  await using raw = await openRawPods(cluster, command);
   const run = async (name: string) => await startAndEnd(name);
 
   await run("warm-up");
@@ -36,16 +39,16 @@ try {
     const [startMs, endMs] = await run(`pod-${i}`);
     starts.push(startMs);
     ends.push(endMs);
-    const [rawStartMs, rawEndMs] = await rawPod();
+    const [rawStartMs, rawEndMs] = await raw.run();
     rawStarts.push(rawStartMs);
     rawEnds.push(rawEndMs);
   }
   console.table([
     { what: "create → Ready, ms", ...quantiles(starts) },
-    { what: "raw CRI run + create + start, ms", ...quantiles(rawStarts) },
+    { what: `${raw.what.start}, ms`, ...quantiles(rawStarts) },
     { what: "agent's own share of start, ms", p50: round(median(starts) - median(rawStarts)) },
     { what: "delete → gone, ms", ...quantiles(ends) },
-    { what: "raw CRI stop, ms", ...quantiles(rawEnds) },
+    { what: `${raw.what.end}, ms`, ...quantiles(rawEnds) },
     { what: "agent's own share of end, ms", p50: round(median(ends) - median(rawEnds)) },
   ]);
 
@@ -83,36 +86,9 @@ try {
     await client.create(pods, pod);
     await until(store, (seen) => seen?.status?.conditions?.some(isReady) === true, `${namespace}/${name}`);
   }
-
-  async function rawPod(): Promise<[number, number]> {
-    const runtime = await connectRuntime(cluster.node);
-    const config = await sandboxConfig(cluster.node.dir, cluster.node.cgroupRoot);
-    const container = await containerConfig(config, "main", busyboxImageName, command);
-    let sandboxID = "";
-    let containerID = "";
-    const startMs = await timed(async () => {
-      sandboxID = await runtime.runPodSandbox(config, "");
-      containerID = await runtime.createContainer(sandboxID, container, config);
-      await runtime.startContainer(containerID);
-    });
-    const endMs = await timed(async () => {
-      await runtime.stopContainer(containerID, 30);
-      await runtime.stopPodSandbox(sandboxID);
-    });
-    await runtime.removeContainer(containerID);
-    await runtime.removePodSandbox(sandboxID);
-    runtime.close();
-    return [startMs, endMs];
-  }
 } finally {
   stop.abort();
   await cluster.destroy();
-}
-
-async function timed(work: () => Promise<void>): Promise<number> {
-  const begin = performance.now();
-  await work();
-  return performance.now() - begin;
 }
 
 async function usage(pid: number): Promise<{ cpuMs: number; residentMB: number; anonymousMB: number }> {
