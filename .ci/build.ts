@@ -28,16 +28,25 @@ const blobName = "NODE_SEA_BLOB";
 const postject = join(root, "node_modules/postject/dist/cli.js");
 const fuse = "NODE_SEA_FUSE_fce680ab2cc467b6e072b8b5df1996b2";
 
-// What dockerode brings along for logging in over ssh, for building images and for streams that the agent's own transport
-// makes: half a megabyte that nobody here calls.
-const uncalled = /^(?:ssh2|tar-fs|readable-stream|@balena\/dockerignore|\.\/session|\.\/buildkit)$/;
+// What libraries bring along and nobody here calls: a megabyte, which the process would hold as text. From dockerode what
+// logs in over ssh, builds images and makes streams that the agent's own transport makes; from systeminformation all but the
+// machine and its processors (agent/node/hardware.ts).
+const uncalled: readonly { importer: RegExp; path: RegExp }[] = [
+  {
+    importer: /\/node_modules\/(?:dockerode|docker-modem)\//,
+    path: /^(?:ssh2|tar-fs|readable-stream|@balena\/dockerignore|\.\/session|\.\/buildkit)$/,
+  },
+  { importer: /\/node_modules\/systeminformation\/lib\/index\.js$/, path: /^\.\/(?!util$|system$|cpu$)/ },
+];
 
 /** Leaves those out of the bundle: what stands in their place says so when it is called. */
 const withoutUncalled: Plugin = {
   name: "without-uncalled",
   setup: ({ onResolve, onLoad }) => {
-    onResolve({ filter: uncalled }, ({ path, importer }) =>
-      /\/node_modules\/(?:dockerode|docker-modem)\//.test(importer) ? { path, namespace: "uncalled" } : undefined,
+    onResolve({ filter: /.*/ }, ({ path, importer }) =>
+      uncalled.some((one) => one.importer.test(importer) && one.path.test(path))
+        ? { path, namespace: "uncalled" }
+        : undefined,
     );
     onLoad({ filter: /.*/, namespace: "uncalled" }, ({ path }) => {
       const message = JSON.stringify(`${path} is no part of this build`);
