@@ -40,8 +40,8 @@ export class Sandboxes {
   }
 
   /**
-   * Image, container, resolv.conf, network: in this order. A sandbox that could not be finished is removed again; one that
-   * an agent left unfinished has no addresses, and is seen as not ready.
+   * Container, resolv.conf, network: in this order. A sandbox that could not be finished is removed again; one that an agent
+   * left unfinished has no addresses, and is seen as not ready.
    */
   async run(config: PodSandboxConfig, runtimeHandler: string): Promise<string> {
     const key = keyOf(config.uid, config.attempt);
@@ -72,8 +72,13 @@ export class Sandboxes {
     const { client, context, pauseImage } = this.#options;
     const pod = `${config.namespace}/${config.name}`;
     const body = sandboxCreateBody(config, pauseImage, runtimeHandler, context);
-    await this.#ensurePauseImage(config);
-    const id = await createNamed(client, `create sandbox of ${pod}`, body);
+    const create = async () => await createNamed(client, `create sandbox of ${pod}`, body);
+    const id = await create().catch(async (err: unknown) => {
+      if (!hasCode(err, "NotFound")) throw err;
+      // Asked for only now: it is there for every pod but a node's first.
+      await this.#ensurePauseImage(config);
+      return await create();
+    });
     try {
       await client.call(`start sandbox of ${pod}`, async (abortSignal) => {
         await client.docker.getContainer(id).start({ abortSignal });
@@ -89,11 +94,9 @@ export class Sandboxes {
   /** Ends the sandbox's containers and takes its network down, then ends the pause container. */
   async stop(id: string): Promise<void> {
     const { client } = this.#options;
-    const inspect = await ifThere(this.#inspect(id));
+    const [inspect, containers] = await Promise.all([ifThere(this.#inspect(id)), this.#containersOf(id)]);
     if (inspect === undefined) return;
-    await Promise.all(
-      (await this.#containersOf(id)).filter(isListedRunning).map(async (container) => await this.#kill(container)),
-    );
+    await Promise.all(containers.filter(isListedRunning).map(async (container) => await this.#kill(container)));
     await this.#takeNetworkDown(inspect);
     // The pause program has nothing to say before its end.
     await alreadyIsFine(
@@ -106,8 +109,7 @@ export class Sandboxes {
   /** With its containers, running or not. */
   async remove(id: string): Promise<void> {
     const { client } = this.#options;
-    const inspect = await ifThere(this.#inspect(id));
-    const containers = await this.#containersOf(id);
+    const [inspect, containers] = await Promise.all([ifThere(this.#inspect(id)), this.#containersOf(id)]);
     await Promise.all(containers.map(async ({ Id }) => await this.#options.removeContainer(Id)));
     if (inspect === undefined) return;
     await this.#takeNetworkDown(inspect);
