@@ -1,16 +1,10 @@
 import { readFile } from "node:fs/promises";
 import type { Duplex } from "node:stream";
 import type Docker from "dockerode";
-import { forEachChunk } from "../../lib/chunks.ts";
-import { type Clock, systemClock } from "../../lib/clock.ts";
-import { AgentError, hasCode, messageOf } from "../../lib/errors.ts";
-import type { ExecSyncResult } from "../port.ts";
+import type { Clock } from "../../lib/clock.ts";
+import { AgentError } from "../../lib/errors.ts";
 import type { DockerClient } from "./client.ts";
-import { outputParser } from "./streaming/frames.ts";
-import { readToEnd } from "./streaming/hijacked.ts";
-
-// Of stdout and of stderr, each; the rest is read and dropped. containerd's limit, which is that of an answer over CRI.
-export const execOutputBytesMax = 16 << 20;
+import { readToEnd } from "./hijacked.ts";
 
 // A command that is told to end gets this long until it is killed: Docker's own patience.
 export const termGraceMs = 10_000;
@@ -88,7 +82,7 @@ export class DockerExec {
     );
     const running = starting.then((socket) => new DockerExec(client, exec, containerID, readToEnd(socket), clock));
     // A start that is broken off may still come to pass at the daemon: it is waited for, and what it started is ended.
-    return await settleWith(running, signal, what, (started) => void started.kill("SIGKILL"));
+    return await unlessAborted(running, signal, what, (started) => void started.kill("SIGKILL"));
   }
 
   /** True once the command runs or has run; false if it could not be started: what it says is the daemon's error then. */
@@ -169,10 +163,8 @@ export class DockerExec {
   }
 }
 
-const neverAborted = new AbortController().signal;
-
 /** The outcome of `work`, unless `signal` aborts before: then it rejects with Canceled, and `tooLate` gets what comes of it. */
-async function settleWith<T>(
+async function unlessAborted<T>(
   work: Promise<T>,
   signal: AbortSignal,
   what: string,
@@ -189,89 +181,5 @@ async function settleWith<T>(
     return await Promise.race([work, promise]);
   } finally {
     signal.removeEventListener("abort", onAbort);
-  }
-}
-
-/**
- * Runs a command to its end. Its outputs are cut at {@link execOutputBytesMax} each.
- *
- * Rejects with DeadlineExceeded when the time is over, Canceled when `signal` aborts: the command is killed then, with what
- * it started; Internal if it could not be started, NotFound or Conflict if there is no such container that runs.
- *
- * @param timeoutSeconds 0: no limit
- */
-export async function execSync(
-  client: DockerClient,
-  containerID: string,
-  command: readonly string[],
-  timeoutSeconds: number,
-  signal?: AbortSignal,
-  clock: Clock = systemClock,
-): Promise<ExecSyncResult> {
-  const late = new AbortController();
-  const timer = timeoutSeconds > 0 ? clock.after(timeoutSeconds * 1000, () => late.abort()) : undefined;
-  const stop = AbortSignal.any([late.signal, ...(signal === undefined ? [] : [signal])]);
-  let exec: DockerExec | undefined;
-  try {
-    exec = await DockerExec.start(client, { containerID, command, tty: false, stdin: false }, stop, clock);
-    return await collect(exec, containerID, stop);
-  } catch (err) {
-    const killed = exec?.kill("SIGKILL");
-    // Who asks again at once, as probes do, must not meet the command that was too late; who lost interest need not wait.
-    if (killed !== undefined) await settleWith(killed, signal ?? neverAborted, "", () => {}).catch(() => {});
-    if (late.signal.aborted) {
-      const message = `exec in container ${containerID}: timeout of ${timeoutSeconds} s exceeded`;
-      throw new AgentError("DeadlineExceeded", message, { cause: err });
-    }
-    if (stop.aborted) throw new AgentError("Canceled", `exec in container ${containerID}: canceled`, { cause: err });
-    throw err;
-  } finally {
-    timer?.cancel();
-  }
-}
-
-async function collect(exec: DockerExec, containerID: string, stop: AbortSignal): Promise<ExecSyncResult> {
-  const { socket } = exec;
-  const stdout = new CappedOutput();
-  const stderr = new CappedOutput();
-  const parser = outputParser(false);
-  const onStop = () => socket.destroy();
-  stop.addEventListener("abort", onStop);
-  if (stop.aborted) onStop();
-  try {
-    await forEachChunk(socket, async (chunk) => {
-      for (const { stream, payload } of parser.push(chunk)) {
-        if (stream === "system") throw new AgentError("Internal", payload.toString());
-        (stream === "stdout" ? stdout : stderr).add(payload);
-      }
-    });
-  } catch (err) {
-    throw hasCode(err, "Internal")
-      ? err
-      : new AgentError("Unavailable", `exec in container ${containerID}: ${messageOf(err)}`, { cause: err });
-  } finally {
-    stop.removeEventListener("abort", onStop);
-    socket.destroy();
-  }
-  const outcome = await exec.outcome(stdout.bytes().toString(), stop);
-  if (outcome.kind === "failed") {
-    throw new AgentError("Internal", `exec in container ${containerID}: ${outcome.message}`);
-  }
-  return { stdout: stdout.bytes(), stderr: stderr.bytes(), exitCode: outcome.exitCode };
-}
-
-class CappedOutput {
-  readonly #pieces: Buffer[] = [];
-  #room = execOutputBytesMax;
-
-  add(piece: Buffer): void {
-    if (this.#room === 0) return;
-    const kept = Buffer.from(piece.subarray(0, this.#room)); // a copy: the chunk it came in is given back
-    this.#pieces.push(kept);
-    this.#room -= kept.length;
-  }
-
-  bytes(): Buffer {
-    return Buffer.concat(this.#pieces);
   }
 }

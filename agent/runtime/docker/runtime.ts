@@ -21,7 +21,7 @@ import { type ContainerLogs, Containers } from "./containers.ts";
 import type { ContextOfDaemon } from "./create-body.ts";
 import { ifThere } from "./errors.ts";
 import { followDockerEvents } from "./events.ts";
-import { execSync } from "./exec.ts";
+import { execSync } from "./exec-sync.ts";
 import { listPodObjects } from "./list.ts";
 import { hasRecursiveReadOnly } from "./mounts.ts";
 import type { SandboxNetwork } from "./network.ts";

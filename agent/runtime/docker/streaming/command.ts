@@ -7,8 +7,8 @@ import type { DockerClient } from "../client.ts";
 import { ifThere } from "../errors.ts";
 import { detachKeys, DockerExec } from "../exec.ts";
 import type { CommandChannels, SessionOutcome } from "./channels.ts";
-import { outputParser } from "./frames.ts";
-import { readToEnd } from "./hijacked.ts";
+import { outputParser } from "../frames.ts";
+import { readToEnd } from "../hijacked.ts";
 import { parseSizes, type TerminalSize } from "./sizes.ts";
 
 // While input is held back nothing is read from the client: one that is lost shows when something is sent to it.

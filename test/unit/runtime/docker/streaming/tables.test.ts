@@ -2,7 +2,7 @@ import { IncomingMessage } from "node:http";
 import { Socket } from "node:net";
 import { describe, expect, test } from "vitest";
 import { outcomeText, type SessionOutcome } from "../../../../../agent/runtime/docker/streaming/channels.ts";
-import { outputParser } from "../../../../../agent/runtime/docker/streaming/frames.ts";
+import { outputParser } from "../../../../../agent/runtime/docker/frames.ts";
 import { chooseProtocol } from "../../../../../agent/runtime/docker/streaming/protocols.ts";
 import { parseSizes, type TerminalSize } from "../../../../../agent/runtime/docker/streaming/sizes.ts";
 import { streamTypes } from "../../../../../agent/runtime/docker/streaming/spdy-command.ts";

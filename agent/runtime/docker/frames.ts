@@ -1,4 +1,4 @@
-import { AgentError } from "../../../lib/errors.ts";
+import { AgentError } from "../../lib/errors.ts";
 
 /** A piece of what a command without a terminal says. A view of the chunk that was pushed. */
 export interface OutputPiece {
