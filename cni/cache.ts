@@ -1,9 +1,10 @@
-import { mkdir, readFile, rename, rm, writeFile } from "node:fs/promises";
+import { mkdir, readFile, rm, stat } from "node:fs/promises";
 import { join } from "node:path";
+import { writeFileAtomic } from "../agent/lib/atomic-file.ts";
 import { ignoreErrno } from "../agent/lib/errno.ts";
 import { namesIn } from "../agent/lib/names-in.ts";
-import { isObject, type JSONObject } from "./json.ts";
-import type { CNIArgs } from "./pod.ts";
+import { isObject, type JSONObject, parseObject } from "./json.ts";
+import type { CNIArgs } from "./request.ts";
 
 /** What is known of one interface that was added to a network, or was about to be. */
 export interface CachedAttachment {
@@ -11,6 +12,8 @@ export interface CachedAttachment {
   containerID: string;
   ifName: string;
   netnsPath: string;
+  /** The namespace that `netnsPath` led to at ADD; `undefined` in the records of others. */
+  netnsID: string | undefined;
   args: CNIArgs;
   capabilities: JSONObject;
   /** The text of the `.conflist` that ADD used; `undefined` in files older than this layout. */
@@ -19,11 +22,20 @@ export interface CachedAttachment {
   result: JSONObject | undefined;
   /** Written by this agent. Others keep theirs in the same directory. */
   isOurs: boolean;
+  /** The file cannot be read, or holds nothing of use, as after a power failure: only what its name says is known. */
+  isUnreadable: boolean;
 }
+
+/** What an attachment is called. */
+export type AttachmentName = Pick<CachedAttachment, "networkName" | "containerID" | "ifName">;
 
 // libcni's name for the layout.
 const kind = "cniCacheV1";
 const owner = "nodelet";
+// How writeFileAtomic calls what it has not finished: not mistaken for a record.
+const temporarySuffix = ".tmp";
+// Of a file that is being written. What is older was left by a crash.
+export const temporaryAgeMs = 10 * 60_000;
 
 /**
  * The files `DIR/results/NETWORK-CONTAINER-INTERFACE` that libcni defines, which outlive the agent and are readable by other tools.
@@ -35,36 +47,39 @@ export class AttachmentCache {
     this.#dir = join(cacheDir, "results");
   }
 
-  /** Replaces the attachment's file. */
-  async write(attachment: Omit<CachedAttachment, "isOurs">): Promise<void> {
-    const { networkName, containerID, ifName, netnsPath, args, capabilities, config = "", result } = attachment;
+  /**
+   * Replaces the attachment's file. It is on the disk then: the address that it stands for is taken after a crash of the machine too,
+   * as address pools are files that survive it.
+   */
+  async write(attachment: Omit<CachedAttachment, "isOurs" | "isUnreadable">): Promise<void> {
+    const { containerID, netnsPath, netnsID, config = "", result } = attachment;
     await mkdir(this.#dir, { recursive: true, mode: 0o700 });
     const content = {
       kind,
-      owner, // libcni passes over what it does not know
+      // libcni passes over what it does not know.
+      owner,
+      ...(netnsID === undefined ? {} : { netnsID }),
       containerId: containerID,
       config: Buffer.from(config).toString("base64"), // how Go writes bytes
-      ifName,
-      networkName,
+      ifName: attachment.ifName,
+      networkName: attachment.networkName,
       netns: netnsPath,
-      cniArgs: args,
-      capabilityArgs: capabilities,
+      cniArgs: attachment.args,
+      capabilityArgs: attachment.capabilities,
       ...(result === undefined ? {} : { result }),
     };
-    // Renamed, so that a reader sees the old one or the new one, but not forced to the disk, which can take long while a pod waits:
-    // the record outlives the agent without that, and after a crash of the machine there is no namespace to undo anything in.
-    const path = this.#path(attachment);
-    await rm(temporaryOf(path), { force: true });
-    await writeFile(temporaryOf(path), JSON.stringify(content), { mode: 0o600, flag: "wx" });
-    await rename(temporaryOf(path), path);
+    await writeFileAtomic(this.#path(attachment), JSON.stringify(content), 0o600);
   }
 
   /** Forgets an attachment; one that is not there is fine. */
-  async remove(attachment: Pick<CachedAttachment, "networkName" | "containerID" | "ifName">): Promise<void> {
+  async remove(attachment: AttachmentName): Promise<void> {
     await rm(this.#path(attachment), { force: true });
   }
 
-  /** The attachments of one interface: one, unless the network's name was changed on disk while the container ran. */
+  /**
+   * The attachments of one interface: ours, which are one, unless the network's name was changed while the container ran. Where there
+   * is none of ours, those of others: of a runtime before this one. A plugin that runs others may keep its own beside ours.
+   */
   async find(containerID: string, ifName: string): Promise<CachedAttachment[]> {
     const suffix = `-${containerID}-${ifName}`;
     const found: CachedAttachment[] = [];
@@ -73,36 +88,57 @@ export class AttachmentCache {
       const attachment = await this.#read(name, { networkName: name.slice(0, -suffix.length), containerID, ifName });
       if (attachment?.containerID === containerID && attachment.ifName === ifName) found.push(attachment);
     }
-    return found;
+    const ours = found.filter(({ isOurs }) => isOurs);
+    return ours.length > 0 ? ours : found;
   }
 
-  /** All attachments of a network. Files that cannot be read are left out. */
-  async list(networkName: string): Promise<CachedAttachment[]> {
+  /** All attachments in this layout, and of `networkName` also those whose file cannot be read. */
+  async list(networkName: string | undefined): Promise<CachedAttachment[]> {
     const found: CachedAttachment[] = [];
     for (const name of await namesIn(this.#dir)) {
-      if (!name.startsWith(`${networkName}-`)) continue;
-      const attachment = await this.#read(name, undefined);
-      if (attachment?.networkName === networkName) found.push(attachment);
+      if (name.endsWith(temporarySuffix)) continue;
+      const named = networkName === undefined ? undefined : nameIn(networkName, name);
+      const attachment = await this.#read(name, named);
+      if (attachment !== undefined && (attachment.isUnreadable || attachment.isInLayout)) found.push(attachment);
     }
     return found;
   }
 
-  #path({ networkName, containerID, ifName }: Pick<CachedAttachment, "networkName" | "containerID" | "ifName">) {
+  /** Removes what crashes left of files that were being written. */
+  async removeTemporary(nowMs: number): Promise<void> {
+    for (const name of await namesIn(this.#dir)) {
+      if (!name.endsWith(temporarySuffix)) continue;
+      const path = join(this.#dir, name);
+      const stats = await stat(path).catch(ignoreErrno("ENOENT"));
+      if (stats !== undefined && nowMs - stats.mtimeMs > temporaryAgeMs) await rm(path, { force: true });
+    }
+  }
+
+  #path({ networkName, containerID, ifName }: AttachmentName) {
     return join(this.#dir, `${networkName}-${containerID}-${ifName}`);
   }
 
   /** `named`: what the file's name says, for files that do not say it themselves. */
   async #read(
     name: string,
-    named: Pick<CachedAttachment, "networkName" | "containerID" | "ifName"> | undefined,
-  ): Promise<CachedAttachment | undefined> {
-    const text = await readFile(join(this.#dir, name), "utf8").catch(ignoreErrno("ENOENT", "EISDIR"));
-    if (text === undefined) return undefined;
-    const content = parseObject(text);
+    named: AttachmentName | undefined,
+  ): Promise<(CachedAttachment & { isInLayout: boolean }) | undefined> {
+    let content: JSONObject | undefined;
+    try {
+      const text = await readFile(join(this.#dir, name), "utf8").catch(ignoreErrno("ENOENT", "EISDIR"));
+      if (text === undefined) return undefined;
+      content = parseObject(text);
+    } catch {
+      // One file that the disk does not give must not hide all others.
+    }
     if (content?.["kind"] !== kind) {
-      // Before this layout the file held the result alone; one that was cut off by a crash holds nothing of use.
       if (named === undefined) return undefined;
-      return { ...named, netnsPath: "", args: [], capabilities: {}, config: undefined, result: content, isOurs: false };
+      return {
+        ...named,
+        ...{ netnsPath: "", netnsID: undefined, args: [], capabilities: {}, config: undefined, isOurs: false },
+        // Before this layout the file held the result alone.
+        ...{ result: content, isUnreadable: content === undefined, isInLayout: false },
+      };
     }
     const string = (key: string) => (typeof content[key] === "string" ? content[key] : "");
     const config = Buffer.from(string("config"), "base64").toString("utf8");
@@ -111,18 +147,23 @@ export class AttachmentCache {
       containerID: string("containerId"),
       ifName: string("ifName"),
       netnsPath: string("netns"),
+      netnsID: string("netnsID") || undefined,
       args: argsOf(content["cniArgs"]),
       capabilities: isObject(content["capabilityArgs"]) ? content["capabilityArgs"] : {},
       config: config === "" ? undefined : config,
       result: isObject(content["result"]) ? content["result"] : undefined,
       isOurs: content["owner"] === owner,
+      isUnreadable: false,
+      isInLayout: true,
     };
   }
 }
 
-/** Not mistaken for a record: it does not end as one. Operations on a container follow each other, so one name will do. */
-function temporaryOf(path: string): string {
-  return `${path}.tmp`;
+/** What a file of this network is about, by its name; IDs of containers hold no "-", names of interfaces may. Pure. */
+function nameIn(networkName: string, fileName: string): AttachmentName | undefined {
+  if (!fileName.startsWith(`${networkName}-`)) return undefined;
+  const [, containerID, ifName] = /^([a-zA-Z0-9_.]+)-(.+)$/.exec(fileName.slice(networkName.length + 1)) ?? [];
+  return containerID === undefined || ifName === undefined ? undefined : { networkName, containerID, ifName };
 }
 
 function argsOf(value: unknown): CNIArgs {
@@ -132,13 +173,4 @@ function argsOf(value: unknown): CNIArgs {
     const [key, text] = pair as unknown[];
     return typeof key === "string" && typeof text === "string" ? [[key, text] as const] : [];
   });
-}
-
-function parseObject(text: string): JSONObject | undefined {
-  try {
-    const value: unknown = JSON.parse(text);
-    return isObject(value) ? value : undefined;
-  } catch {
-    return undefined;
-  }
 }

@@ -14,7 +14,7 @@ export interface PluginConfig {
 /** A network: what a `.conflist` says, and a `.conf` or `.json` as a list of one. */
 export interface NetworkConfig {
   readonly name: string;
-  /** The versions it may be run with; never empty. Which one it is depends on the plugins. */
+  /** The versions it may be run with, that of `cniVersion` first; never empty. Which one it is depends on the plugins. */
   readonly versions: readonly SpecVersion[];
   readonly disableCheck: boolean;
   readonly disableGC: boolean;
@@ -106,9 +106,9 @@ function parseHead(top: JSONObject): NetworkConfig {
 /** A version alone must be one of ours; in a list, those that are not are for others. */
 function parseVersions(top: JSONObject): SpecVersion[] {
   const one = stringIn(top, "cniVersion");
-  const said = one === "" ? undefined : one;
+  const first = one === "" ? undefined : one;
   if (top["cniVersions"] === undefined) {
-    const version = said ?? versionUnsaid;
+    const version = first ?? versionUnsaid;
     if (!isSpecVersion(version)) throw fieldError("cniVersion", `"${version}" is not supported`);
     return [version];
   }
@@ -116,7 +116,7 @@ function parseVersions(top: JSONObject): SpecVersion[] {
     if (typeof version === "string") return version;
     throw fieldError(`cniVersions[${i}]`, `must be a string, is ${kindOf(version)}`);
   });
-  const all = new Set(said === undefined ? listed : [said, ...listed]);
+  const all = new Set(first === undefined ? listed : [first, ...listed]);
   const known = [...all].filter(isSpecVersion);
   if (all.size === 0) return [versionUnsaid];
   if (known.length === 0) throw fieldError("cniVersions", `none of ${[...all].join(", ")} is supported`);

@@ -2,31 +2,40 @@ import { AgentError } from "../agent/lib/errors.ts";
 
 // Plugins take machine-wide locks of their own (iptables, address pools): more at a time only wait there.
 export const operationsMax = 16;
+// The rest is for taking down: set-ups that hang, all waiting for the same address pool, must not keep pods from ending.
+export const setUpsMax = 12;
 // A node has some hundred pods; this many operations waiting means that none of them ends.
 export const waitingMax = 1_000;
 
+/** An operation on one container; those of one key run one after the other. */
+export interface Operation {
+  key: string;
+  kind: "set-up" | "take-down";
+}
+
 interface Waiting {
-  /** Operations of one key run one after the other; without a key it runs alone. */
-  key: string | undefined;
+  /** `undefined`: it runs alone. */
+  operation: Operation | undefined;
   start(): void;
 }
 
 /**
- * Decides which operations may run: one per container at a time, {@link operationsMax} in all, and garbage collection only while
+ * Decides which operations may run: one per container at a time, {@link operationsMax} in all, of which {@link setUpsMax} may be
+ * set-ups, and garbage collection only while
  * nothing else runs, as the specification demands. Operations of pods go first: collection waits for a quiet moment.
  */
 export class Gate {
-  readonly #busy = new Set<string>();
+  readonly #busy = new Map<string, Operation>();
   readonly #waiting: Waiting[] = [];
   #isAlone = false;
 
   /** Runs `work` when it is its turn. Rejects as `work` does, or with Canceled if `signal` aborts before it began. */
-  async run<T>(key: string, signal: AbortSignal | undefined, work: () => Promise<T>): Promise<T> {
-    await this.#turn(key, signal);
+  async run<T>(operation: Operation, signal: AbortSignal | undefined, work: () => Promise<T>): Promise<T> {
+    await this.#turn(operation, signal);
     try {
       return await work();
     } finally {
-      this.#busy.delete(key);
+      this.#busy.delete(operation.key);
       this.#startNext();
     }
   }
@@ -42,13 +51,13 @@ export class Gate {
     }
   }
 
-  async #turn(key: string | undefined, signal: AbortSignal | undefined): Promise<void> {
+  async #turn(operation: Operation | undefined, signal: AbortSignal | undefined): Promise<void> {
     if (signal?.aborted === true) throw canceled();
     if (this.#waiting.length >= waitingMax) {
       throw new AgentError("TooManyRequests", `${waitingMax} operations on pod networks wait already`);
     }
     const { promise, resolve, reject } = Promise.withResolvers<void>();
-    const entry: Waiting = { key, start: resolve };
+    const entry: Waiting = { operation, start: resolve };
     const onAbort = () => {
       const at = this.#waiting.indexOf(entry);
       if (at < 0) return; // it began
@@ -69,15 +78,19 @@ export class Gate {
         continue;
       }
       this.#waiting.splice(i, 1);
-      if (entry.key === undefined) this.#isAlone = true;
-      else this.#busy.add(entry.key);
+      const { operation } = entry;
+      if (operation === undefined) this.#isAlone = true;
+      else this.#busy.set(operation.key, operation);
       entry.start();
     }
   }
 
-  #mayStart({ key }: Waiting): boolean {
-    if (key === undefined) return this.#busy.size === 0;
-    return this.#busy.size < operationsMax && !this.#busy.has(key);
+  #mayStart({ operation }: Waiting): boolean {
+    if (operation === undefined) return this.#busy.size === 0;
+    if (this.#busy.size >= operationsMax || this.#busy.has(operation.key)) return false;
+    if (operation.kind === "take-down") return true;
+    const setUps = this.#busy.values().filter(({ kind }) => kind === "set-up");
+    return setUps.toArray().length < setUpsMax;
   }
 }
 

@@ -8,6 +8,16 @@ export function isObject(value: unknown): value is JSONObject {
   return typeof value === "object" && value !== null && !Array.isArray(value);
 }
 
+/** The object that a text holds; `undefined` if it holds none. */
+export function parseObject(text: string): JSONObject | undefined {
+  try {
+    const value: unknown = JSON.parse(text);
+    return isObject(value) ? value : undefined;
+  } catch {
+    return undefined;
+  }
+}
+
 /** What is wrong with a field: `plugins[1].type: must be a string, is a number`. Its code is Invalid. */
 export function fieldError(field: string, problem: string): AgentError {
   return new AgentError("Invalid", `${field}: ${problem}`);

@@ -2,7 +2,7 @@ import { AgentError } from "../agent/lib/errors.ts";
 import { exec } from "../agent/lib/exec.ts";
 import { parseNetworkConfig } from "./config.ts";
 import { addToNetwork, resolveNetwork } from "./network.ts";
-import type { Plugins } from "./plugins.ts";
+import type { Deadline, Plugins } from "./plugins.ts";
 
 const commandTimeoutMs = 10_000;
 // What other runtimes call it, in the version they use.
@@ -18,11 +18,11 @@ const config = parseNetworkConfig(
 export async function setUpLoopback(
   plugins: Plugins,
   target: { containerID: string; netnsPath: string },
-  signal?: AbortSignal,
+  { deadline, signal }: { deadline: Deadline; signal?: AbortSignal },
 ): Promise<void> {
   const network = await resolveNetwork(plugins, config);
   if (!("problem" in network)) {
-    await addToNetwork(plugins, network, { ...target, ifName: "lo" }, signal);
+    await addToNetwork(plugins, network, { ...target, ifName: "lo" }, { deadline, signal });
     return;
   }
   const args = [`--net=${target.netnsPath}`, "--", "ip", "link", "set", "lo", "up"];

@@ -2,9 +2,10 @@ import { AgentError, messageOf } from "../agent/lib/errors.ts";
 import type { CachedAttachment } from "./cache.ts";
 import type { NetworkConfig, PluginConfig } from "./config.ts";
 import type { JSONObject } from "./json.ts";
-import { type FoundPlugin, oneLine, type PluginOutcome, type Plugins } from "./plugins.ts";
+import { oneLine } from "./plugin-words.ts";
+import type { Deadline, FoundPlugin, PluginOutcome, Plugins } from "./plugins.ts";
 import { type CNITarget, type Command, pluginInput } from "./request.ts";
-import { type CNIResult, parseResult, renderResult } from "./result.ts";
+import { type CNIResult, resultIn } from "./result.ts";
 import { isAtLeast, negotiate, type SpecVersion } from "./version.ts";
 
 /** A network that can be run: its executables are there, and all of them speak `version`. */
@@ -13,6 +14,9 @@ export interface RunnableNetwork {
   readonly version: SpecVersion;
   readonly plugins: readonly { readonly config: PluginConfig; readonly found: FoundPlugin }[];
 }
+
+/** What DEL and CHECK need to know of a network: they look for its executables one by one. */
+export type VersionedNetwork = Pick<RunnableNetwork, "config" | "version">;
 
 /** An attached container, as GC hands it to plugins. */
 export interface ValidAttachment {
@@ -39,23 +43,32 @@ export async function resolveNetwork(
 }
 
 /**
+ * A configuration with the version to use for DEL and CHECK. What ADD of this agent recorded has but one; for others' records it is
+ * settled anew, and where that is not possible the plugins themselves shall say why.
+ */
+export async function withVersion(plugins: Plugins, config: NetworkConfig): Promise<VersionedNetwork> {
+  const [first, ...others] = config.versions;
+  if (first !== undefined && others.length === 0) return { config, version: first };
+  const network = await resolveNetwork(plugins, config);
+  return "problem" in network ? { config, version: config.versions.at(-1) ?? "0.1.0" } : network;
+}
+
+/**
  * ADD: each plugin in turn gets the result of the one before it. Rejects at the first that fails; what was done until then is the
  * caller's to undo.
- *
  * @returns the last plugin's result, and the same as JSON in the network's version, for the cache
  */
 export async function addToNetwork(
   plugins: Plugins,
   { config, version, plugins: chain }: RunnableNetwork,
   target: CNITarget,
-  signal?: AbortSignal,
+  { deadline, signal }: { deadline: Deadline; signal?: AbortSignal | undefined },
 ): Promise<{ raw: JSONObject; result: CNIResult }> {
   let last: { raw: JSONObject; result: CNIResult } | undefined;
   for (const { config: plugin, found } of chain) {
     const options = { prevResult: last?.raw, capabilities: target.capabilities };
     const input = pluginInput(plugin, { name: config.name, version }, options);
-    const timeoutMs = plugins.timeouts.verbMs;
-    const outcome = await plugins.run({ command: "ADD", plugin: found, input, target, timeoutMs, signal });
+    const outcome = await plugins.run({ command: "ADD", plugin: found, input, target, deadline, signal });
     last = readResult(stdoutOf(outcome), plugin.type, version);
   }
   if (last === undefined) throw new AgentError("Invalid", `network "${config.name}" has no plugins`);
@@ -70,16 +83,18 @@ export async function addToNetwork(
  */
 export async function deleteFromNetwork(
   plugins: Plugins,
-  network: Pick<RunnableNetwork, "config" | "version">,
+  network: VersionedNetwork,
   target: CNITarget,
   options: { result: JSONObject | undefined; keepGoing: boolean; signal?: AbortSignal | undefined },
 ): Promise<void> {
   const { config, version } = network;
   const prevResult = isAtLeast(version, "0.4.0") ? resultAs(options.result, version) : undefined;
   const failures: AgentError[] = [];
+  if (config.plugins.length === 0) throw new AgentError("Invalid", `network "${config.name}" has no plugins`);
+  const deadline = plugins.within(plugins.timeouts.verbMs);
   for (const plugin of config.plugins.toReversed()) {
     try {
-      await runOne(plugins, "DEL", plugin, network, { target, prevResult, signal: options.signal });
+      await runOne(plugins, "DEL", plugin, network, { target, prevResult, deadline, signal: options.signal });
     } catch (err) {
       if (!options.keepGoing) throw err;
       failures.push(err as AgentError);
@@ -91,25 +106,30 @@ export async function deleteFromNetwork(
 /** CHECK: rejects at the first plugin that finds something missing. Does nothing where the version or the network has no CHECK. */
 export async function checkInNetwork(
   plugins: Plugins,
-  network: Pick<RunnableNetwork, "config" | "version">,
+  network: VersionedNetwork,
   target: CNITarget,
   options: { result: JSONObject; signal?: AbortSignal | undefined },
 ): Promise<void> {
   const { config, version } = network;
   if (config.disableCheck || !isAtLeast(version, "0.4.0")) return;
   const prevResult = resultAs(options.result, version);
+  const deadline = plugins.within(plugins.timeouts.verbMs);
   for (const plugin of config.plugins) {
-    await runOne(plugins, "CHECK", plugin, network, { target, prevResult, signal: options.signal });
+    await runOne(plugins, "CHECK", plugin, network, { target, prevResult, deadline, signal: options.signal });
   }
 }
 
-/** STATUS: rejects with what the first plugin that cannot serve ADD says. Does nothing before 1.1.0. */
-export async function statusOfNetwork(plugins: Plugins, network: RunnableNetwork, signal?: AbortSignal): Promise<void> {
+/**
+ * STATUS: rejects with what the first plugin that cannot serve ADD says. Does nothing before 1.1.0.
+ */
+export async function statusOfNetwork(
+  plugins: Plugins,
+  network: RunnableNetwork,
+  { deadline, signal }: { deadline: Deadline; signal?: AbortSignal | undefined },
+): Promise<void> {
   if (!isAtLeast(network.version, "1.1.0")) return;
-  const endAtMs = performance.now() + plugins.timeouts.statusMs;
   for (const { config: plugin } of network.plugins) {
-    const timeoutMs = Math.max(1, Math.round(endAtMs - performance.now()));
-    await runOne(plugins, "STATUS", plugin, network, { signal, timeoutMs });
+    await runOne(plugins, "STATUS", plugin, network, { deadline, signal });
   }
 }
 
@@ -124,8 +144,9 @@ export async function collectInNetwork(
   // The second name is how the specification first wrote it, and how some plugins read it.
   const extra = { "cni.dev/valid-attachments": valid, "cni.dev/attachments": valid };
   const failures: AgentError[] = [];
+  const deadline = plugins.within(plugins.timeouts.gcMs);
   for (const { config: plugin } of network.plugins) {
-    await runOne(plugins, "GC", plugin, network, { extra, signal }).catch((err: unknown) => {
+    await runOne(plugins, "GC", plugin, network, { extra, deadline, signal }).catch((err: unknown) => {
       failures.push(err as AgentError);
     });
   }
@@ -143,7 +164,7 @@ interface OneRun {
   prevResult?: JSONObject | undefined;
   extra?: JSONObject;
   signal?: AbortSignal | undefined;
-  timeoutMs?: number;
+  deadline: Deadline;
 }
 
 /** Runs one plugin for its exit code only. */
@@ -151,23 +172,15 @@ async function runOne(
   plugins: Plugins,
   command: Command,
   plugin: PluginConfig,
-  { config, version }: Pick<RunnableNetwork, "config" | "version">,
-  { target, prevResult, extra = {}, signal, timeoutMs = plugins.timeouts.verbMs }: OneRun,
+  { config, version }: VersionedNetwork,
+  { target, prevResult, extra = {}, signal, deadline }: OneRun,
 ): Promise<void> {
   const found = await plugins.find(plugin.type);
   if ("problem" in found) throw new AgentError("Unavailable", found.problem);
   const options = { prevResult, capabilities: target?.capabilities, extra };
   const input = pluginInput(plugin, { name: config.name, version }, options);
-  stdoutOf(
-    await plugins.run({
-      command,
-      plugin: found,
-      input,
-      timeoutMs,
-      signal,
-      ...(target === undefined ? {} : { target }),
-    }),
-  );
+  const run = { command, plugin: found, input, deadline, signal, ...(target === undefined ? {} : { target }) };
+  stdoutOf(await plugins.run(run));
 }
 
 function stdoutOf(outcome: PluginOutcome): string {
@@ -179,13 +192,7 @@ function stdoutOf(outcome: PluginOutcome): string {
 function readResult(stdout: string, type: string, version: SpecVersion): { raw: JSONObject; result: CNIResult } {
   try {
     if (stdout.trim() === "") throw new AgentError("Invalid", "it printed nothing");
-    const raw = JSON.parse(stdout) as JSONObject;
-    const parsed = parseResult(raw, version);
-    const isSame = parsed.version === version;
-    return {
-      raw: isSame ? { ...raw, cniVersion: version } : renderResult(parsed.result, version),
-      result: parsed.result,
-    };
+    return resultIn(version, JSON.parse(stdout));
   } catch (err) {
     const message = `plugin type="${type}" failed (add): its result cannot be read: ${oneLine(messageOf(err))}`;
     throw new AgentError("Internal", message, { cause: err });
@@ -196,8 +203,7 @@ function readResult(stdout: string, type: string, version: SpecVersion): { raw: 
 function resultAs(raw: JSONObject | undefined, version: SpecVersion): JSONObject | undefined {
   if (raw === undefined) return undefined;
   try {
-    const parsed = parseResult(raw, version);
-    return parsed.version === version ? raw : renderResult(parsed.result, version);
+    return resultIn(version, raw).raw;
   } catch {
     return undefined;
   }

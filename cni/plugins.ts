@@ -5,31 +5,38 @@ import { systemClock, type Clock } from "../agent/lib/clock.ts";
 import type { ErrorCode } from "../agent/lib/errors.ts";
 import { exec } from "../agent/lib/exec.ts";
 import type { Logger } from "../agent/lib/log.ts";
-import { isObject, type JSONObject } from "./json.ts";
+import type { JSONObject } from "./json.ts";
+import { oneLine, parseErrorObject, parseVersions } from "./plugin-words.ts";
 import { type CNITarget, type Command, pluginEnv } from "./request.ts";
+import type { RunningPlugins } from "./running.ts";
 
-/** How long a plugin may take before it is killed, in ms. */
+/** How long plugins may take before they are killed, in ms. */
 export interface PluginTimeouts {
-  /** ADD, DEL, CHECK and GC. */
+  /** ADD, DEL and CHECK: all plugins of the network together. */
   verbMs: number;
-  /** STATUS of all plugins together. */
+  /** GC of all plugins together. No pod can start or stop meanwhile. */
+  gcMs: number;
+  /** All that a status needs: VERSION and STATUS of all plugins together. */
   statusMs: number;
+  /** VERSION of one plugin. */
   versionMs: number;
 }
 
 export const pluginTimeouts: PluginTimeouts = {
   // Some plugins wait for their daemon, which is a pod of this node. The kubelet's default for a call that sets up a pod's network.
   verbMs: 120_000,
-  // Below the 10 s that the agent waits for a runtime's status.
-  statusMs: 5_000,
+  // It looks through what the node has, and the next collection does what this one did not come to.
+  gcMs: 30_000,
+  // Below the 10 s that the agent waits for a runtime's status, with room for a plugin that is slow to die.
+  statusMs: 8_000,
   // It answers from memory.
   versionMs: 5_000,
 };
 
 // A result is some KiB; a plugin that prints more than this does not stop at all.
 export const stdoutBytesMax = 1 << 20;
-// What a plugin says goes into events and log lines.
-const wordsMax = 500;
+// A plugin that did not tell its versions is asked again after this long: it may have been the busy machine of a node that boots.
+export const versionRetryMs = 10_000;
 // A plugin's file cannot be started while an installer still writes it; libcni waits for it as long.
 export const busyRetries = 5;
 export const busyRetryMs = 1_000;
@@ -50,12 +57,20 @@ export interface FoundPlugin {
   identity: string;
 }
 
+/** Until when runs must have ended: see {@link Plugins.within}. */
+export interface Deadline {
+  readonly limitMs: number;
+  /** By the clock's monotonic time. */
+  readonly endAtMs: number;
+}
+
 export interface PluginRun {
   command: Command;
   plugin: FoundPlugin;
   input: JSONObject;
   target?: CNITarget;
-  timeoutMs: number;
+  /** When it is killed. */
+  deadline: Deadline;
   signal?: AbortSignal | undefined;
 }
 
@@ -65,6 +80,10 @@ export interface PluginsOptions {
   readonly log: Logger;
   readonly timeouts?: PluginTimeouts;
   readonly clock?: Clock;
+  /** Notes which plugin works on which container. */
+  readonly running?: RunningPlugins;
+  /** Kills whatever runs. */
+  readonly signal?: AbortSignal;
 }
 
 const verbWords: Readonly<Record<Command, string>> = {
@@ -76,25 +95,36 @@ const verbWords: Readonly<Record<Command, string>> = {
   VERSION: "version",
 };
 
+/** What a plugin's file said, until when that holds. */
+interface KnownVersions {
+  identity: string;
+  answer: Promise<readonly string[] | undefined>;
+  untilMs: number;
+}
+
 /** Finds and runs plugins. Keeps what their files answered to VERSION. */
 export class Plugins {
   readonly timeouts: PluginTimeouts;
-  readonly #binDirs: readonly string[];
-  readonly #log: Logger;
+  readonly #options: PluginsOptions;
   readonly #clock: Clock;
-  readonly #versions = new Map<string, { identity: string; answer: Promise<readonly string[] | undefined> }>();
+  readonly #versions = new Map<string, KnownVersions>();
 
-  constructor({ binDirs, log, timeouts = pluginTimeouts, clock = systemClock }: PluginsOptions) {
-    this.#binDirs = binDirs;
-    this.#log = log;
+  constructor(options: PluginsOptions) {
+    const { timeouts = pluginTimeouts, clock = systemClock } = options;
     this.timeouts = timeouts;
+    this.#options = options;
     this.#clock = clock;
+  }
+
+  /** The deadline of runs that have this long together. */
+  within(limitMs: number): Deadline {
+    return { limitMs, endAtMs: this.#clock.monotonic() + limitMs };
   }
 
   /** The first executable of this name; or, in words, why there is none. */
   async find(type: string): Promise<FoundPlugin | { problem: string }> {
-    let problem = `failed to find plugin "${type}" in path [${this.#binDirs.join(" ")}]`;
-    for (const dir of this.#binDirs) {
+    let problem = `failed to find plugin "${type}" in path [${this.#options.binDirs.join(" ")}]`;
+    for (const dir of this.#options.binDirs) {
       const path = join(dir, type);
       const stats = await stat(path, { bigint: true }).catch(() => undefined);
       if (stats?.isFile() !== true) continue;
@@ -111,13 +141,18 @@ export class Plugins {
     return { problem };
   }
 
-  /** The versions that a plugin speaks; `undefined` if it gives no usable answer. Asked once for each state of its file. */
+  /**
+   * The versions that a plugin speaks; `undefined` if it gives no usable answer. An answer holds for as long as its file stays the
+   * same, that there is none for {@link versionRetryMs}.
+   */
   async versionsOf(plugin: FoundPlugin): Promise<readonly string[] | undefined> {
     const known = this.#versions.get(plugin.path);
-    if (known?.identity === plugin.identity) return known.answer;
-    const answer = this.#askVersions(plugin);
-    this.#versions.set(plugin.path, { identity: plugin.identity, answer });
-    return answer;
+    if (known?.identity === plugin.identity && this.#clock.monotonic() < known.untilMs) return await known.answer;
+    const entry = { identity: plugin.identity, answer: this.#askVersions(plugin), untilMs: Number.POSITIVE_INFINITY };
+    this.#versions.set(plugin.path, entry);
+    const versions = await entry.answer;
+    if (versions === undefined) entry.untilMs = this.#clock.monotonic() + versionRetryMs;
+    return versions;
   }
 
   /** Runs a plugin to its end. Never rejects. When it is killed, what it started is killed with it. */
@@ -130,25 +165,39 @@ export class Plugins {
   }
 
   async #runOnce(run: PluginRun): Promise<{ outcome: PluginOutcome; isBusy: boolean }> {
-    const { command, plugin, input, target, timeoutMs, signal } = run;
+    const { command, plugin, input, target, deadline } = run;
+    const { binDirs, running, log } = this.#options;
+    // VERSION and its like work on no container.
+    const containerID = target?.containerID ?? "";
     const stop = new AbortController();
+    const signals = [run.signal, this.#options.signal].filter((signal) => signal !== undefined);
     const chunks: Buffer[] = [];
     let bytes = 0;
     const result = await exec(plugin.path, [], {
       stdin: JSON.stringify(input),
-      timeoutMs,
-      signal: signal === undefined ? stop.signal : AbortSignal.any([signal, stop.signal]),
+      timeoutMs: Math.max(1, Math.round(deadline.endAtMs - this.#clock.monotonic())),
+      signal: AbortSignal.any([...signals, stop.signal]),
       // It finds iptables and its like by the agent's PATH.
-      env: { ...process.env, ...pluginEnv(command, this.#binDirs, target) },
+      env: { ...process.env, ...pluginEnv(command, binDirs, target) },
+      ...(running === undefined || containerID === ""
+        ? {}
+        : { beforeStdin: async (pid: number) => await running.note(containerID, pid) }),
       onStdout: (chunk) => {
         bytes += chunk.length;
         if (bytes > stdoutBytesMax) stop.abort();
         else chunks.push(chunk);
       },
     });
+    // One that had to be killed may still be there: whoever works on the container next looks.
+    const hasEnded = result.failure !== "timeout" && result.failure !== "canceled";
+    if (running !== undefined && containerID !== "" && hasEnded) await running.forget(containerID);
     const stdout = Buffer.concat(chunks).toString("utf8");
     const isTooMuch = bytes > stdoutBytesMax;
-    if (result.failure === undefined && !isTooMuch) return { outcome: { ok: true, stdout }, isBusy: false };
+    if (result.failure === undefined && !isTooMuch) {
+      const words = oneLine(result.stderr);
+      if (words !== "") log.debug({ plugin: plugin.type, command, containerID, stderr: words }, "a CNI plugin says");
+      return { outcome: { ok: true, stdout }, isBusy: false };
+    }
     const isBusy = result.failure === "spawn" && result.message.includes("ETXTBSY");
     const fail = (code: ErrorCode, words: string, pluginCode?: number) => ({
       outcome: {
@@ -160,10 +209,15 @@ export class Plugins {
       isBusy,
     });
     if (isTooMuch) return fail("Internal", `it printed more than ${stdoutBytesMax} bytes and was killed`);
-    if (result.failure === "timeout") return fail("DeadlineExceeded", oneLine(result.message));
+    if (result.failure === "timeout") {
+      const all = `; the plugins of an operation have ${deadline.limitMs} ms together`;
+      return fail("DeadlineExceeded", oneLine(result.message) + all);
+    }
     if (result.failure === "canceled") return fail("Canceled", oneLine(result.message));
-    const said = parseErrorObject(stdout);
-    if (said !== undefined) return fail(laterCodes.has(said.code) ? "Unavailable" : "Internal", said.words, said.code);
+    const error = parseErrorObject(stdout);
+    if (error !== undefined) {
+      return fail(laterCodes.has(error.code) ? "Unavailable" : "Internal", error.words, error.code);
+    }
     const printed = oneLine(stdout);
     return fail(
       "Internal",
@@ -178,7 +232,7 @@ export class Plugins {
       input: { cniVersion: "1.1.0" },
       // Plugins made for the first versions want them before they look at the command.
       target: { containerID: "", netnsPath: "dummy", ifName: "dummy" },
-      timeoutMs: this.timeouts.versionMs,
+      deadline: this.within(this.timeouts.versionMs),
     });
     if (outcome.ok) {
       const versions = parseVersions(outcome.stdout);
@@ -187,41 +241,10 @@ export class Plugins {
       return ["0.1.0"]; // the first version had no such command
     }
     const why = outcome.ok ? "its answer cannot be read" : outcome.message;
-    this.#log.warn({ plugin: plugin.path, err: why }, "a CNI plugin does not tell its versions, using it all the same");
+    this.#options.log.warn(
+      { plugin: plugin.path, err: why },
+      "a CNI plugin does not tell its versions, using that of the configuration and asking again",
+    );
     return undefined;
   }
-}
-
-function parseVersions(stdout: string): string[] | undefined {
-  const answer = parseObject(stdout);
-  const listed = answer?.["supportedVersions"];
-  if (Array.isArray(listed)) return listed.filter((version): version is string => typeof version === "string");
-  // 0.1.0 again: it answers with nothing but its version.
-  return typeof answer?.["cniVersion"] === "string" ? [answer["cniVersion"]] : undefined;
-}
-
-/** A plugin's error object: its code, and the rest in words. */
-function parseErrorObject(stdout: string): { code: number; words: string } | undefined {
-  const object = parseObject(stdout);
-  if (object === undefined) return undefined;
-  const { code, msg, details } = object;
-  if (typeof msg !== "string" || msg === "") return undefined;
-  const number = typeof code === "number" ? code : 0;
-  const more = typeof details === "string" && details !== "" ? `; ${oneLine(details)}` : "";
-  return { code: number, words: `${oneLine(msg)}${more}${number === 0 ? "" : ` (error code ${number})`}` };
-}
-
-function parseObject(text: string): JSONObject | undefined {
-  try {
-    const value: unknown = JSON.parse(text);
-    return isObject(value) ? value : undefined;
-  } catch {
-    return undefined;
-  }
-}
-
-/** What a plugin said, made printable, one line, and short. */
-export function oneLine(text: string): string {
-  const line = text.replaceAll(/[\p{Cc}\s\u{FFFD}]+/gu, " ").trim();
-  return line.length <= wordsMax ? line : `${line.slice(0, wordsMax)}…`;
 }

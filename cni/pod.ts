@@ -1,4 +1,5 @@
 import { AgentError } from "../agent/lib/errors.ts";
+import type { CNIArgs } from "./request.ts";
 
 /** What a pod's sandbox asks of its network, in the words of CRI. */
 export interface PodNetworkRequest {
@@ -20,9 +21,6 @@ export interface PodNetworkRequest {
   /** The pod's cgroup; plugins that limit traffic by cgroup ask for it. */
   cgroupPath?: string | undefined;
 }
-
-/** `CNI_ARGS`, in the order given. */
-export type CNIArgs = readonly (readonly [key: string, value: string])[];
 
 export const ingressBandwidthAnnotation = "kubernetes.io/ingress-bandwidth";
 export const egressBandwidthAnnotation = "kubernetes.io/egress-bandwidth";

@@ -1,8 +1,10 @@
 import { AgentError } from "../agent/lib/errors.ts";
 import type { PluginConfig } from "./config.ts";
 import type { JSONObject } from "./json.ts";
-import type { CNIArgs } from "./pod.ts";
 import type { SpecVersion } from "./version.ts";
+
+/** `CNI_ARGS`, in the order given. */
+export type CNIArgs = readonly (readonly [key: string, value: string])[];
 
 /** A container's interface in a network. */
 export interface CNITarget {

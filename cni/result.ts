@@ -1,5 +1,6 @@
 import { isIP } from "node:net";
 import { AgentError } from "../agent/lib/errors.ts";
+import { cidrFamily, cidrHost } from "./cidr.ts";
 import { fieldError, integerIn, isObject, type JSONObject, kindOf, listIn, stringIn, stringsIn } from "./json.ts";
 import { isAtLeast, isSpecVersion, type SpecVersion } from "./version.ts";
 
@@ -57,8 +58,8 @@ export interface CNIResult {
  */
 export function parseResult(raw: unknown, fallback: SpecVersion): { version: SpecVersion; result: CNIResult } {
   if (!isObject(raw)) throw new AgentError("Invalid", `the result must be an object, is ${kindOf(raw)}`);
-  const said = stringIn(raw, "cniVersion") ?? "";
-  const version = said === "" ? fallback : said;
+  const named = stringIn(raw, "cniVersion") ?? "";
+  const version = named === "" ? fallback : named;
   if (!isSpecVersion(version)) throw fieldError("cniVersion", `"${version}" is not supported`);
   const dns = parseDNS(raw);
   if (!isAtLeast(version, "0.3.0")) return { version, result: { ...parseOld(raw), dns } };
@@ -73,6 +74,13 @@ export function parseResult(raw: unknown, fallback: SpecVersion): { version: Spe
   };
 }
 
+/** Reads a result; `raw` is the same in the form of `version`, also where it came in another. Pure; throws as {@link parseResult}. */
+export function resultIn(version: SpecVersion, from: unknown): { raw: JSONObject; result: CNIResult } {
+  const { version: found, result } = parseResult(from, version);
+  const isSame = found === version && isObject(from);
+  return { raw: isSame ? { ...from, cniVersion: version } : renderResult(result, version), result };
+}
+
 /** A result in the form of `version`, as JSON. What that version cannot say is left out. Pure. */
 export function renderResult(result: CNIResult, version: SpecVersion): JSONObject {
   const { interfaces, ips, routes, dns } = result;
@@ -85,7 +93,7 @@ export function renderResult(result: CNIResult, version: SpecVersion): JSONObjec
   return {
     cniVersion: version,
     interfaces: interfaces.map(({ name, mac, sandbox }) => ({ name, mac, sandbox })),
-    ips: isAtLeast(version, "1.0.0") ? ips : ips.map((ip) => ({ version: String(familyOf(ip.address)), ...ip })),
+    ips: isAtLeast(version, "1.0.0") ? ips : ips.map((ip) => ({ version: String(cidrFamily(ip.address)), ...ip })),
     routes: routes.map(({ dst, gw }) => ({ dst, gw })),
     ...tail,
   };
@@ -101,7 +109,7 @@ export function addressesOf(result: CNIResult, ifName: string): string[] {
       const named = index === undefined || index < 0 ? undefined : result.interfaces[index];
       return named === undefined ? index === undefined || index < 0 : named.name === ifName;
     })
-    .map(({ address }) => hostOf(address));
+    .map(({ address }) => cidrHost(address));
 }
 
 function parseInterface(from: JSONObject, path: string): CNIInterface {
@@ -165,12 +173,12 @@ function parseOld(raw: JSONObject): Omit<CNIResult, "dns"> {
 function renderOld({ ips, routes }: CNIResult): JSONObject {
   const found: Record<string, unknown> = {};
   for (const family of [4, 6]) {
-    const ip = ips.find(({ address }) => familyOf(address) === family);
+    const ip = ips.find(({ address }) => cidrFamily(address) === family);
     if (ip === undefined) continue;
     found[`ip${family}`] = {
       ip: ip.address,
       ...present("gateway", ip.gateway),
-      routes: routes.filter(({ dst }) => familyOf(dst) === family).map(({ dst, gw }) => ({ dst, gw })),
+      routes: routes.filter(({ dst }) => cidrFamily(dst) === family).map(({ dst, gw }) => ({ dst, gw })),
     };
   }
   return found;
@@ -191,12 +199,7 @@ function objectsIn(from: JSONObject, key: string, path = "") {
 function cidrIn(from: JSONObject, key: string, path: string): string {
   const text = stringIn(from, key, path);
   if (text === undefined) throw fieldError(path + key, "must be set");
-  const [host = "", prefix = ""] = text.split("/", 2);
-  const family = isIP(host);
-  const bits = /^\d{1,3}$/.test(prefix) ? Number(prefix) : Number.NaN;
-  if (family === 0 || !(bits <= (family === 4 ? 32 : 128))) {
-    throw fieldError(path + key, `"${text}" is no address with a prefix length`);
-  }
+  if (cidrFamily(text) === undefined) throw fieldError(path + key, `"${text}" is no address with a prefix length`);
   return text;
 }
 
@@ -205,14 +208,6 @@ function ipIn(from: JSONObject, key: string, path: string): string | undefined {
   if (text === undefined || text === "") return undefined;
   if (isIP(text) === 0) throw fieldError(path + key, `"${text}" is no address`);
   return text;
-}
-
-function familyOf(cidr: string): number {
-  return isIP(hostOf(cidr));
-}
-
-function hostOf(cidr: string): string {
-  return cidr.split("/", 1)[0] ?? cidr;
 }
 
 function present<K extends string, T>(key: K, value: T | undefined): { [key in K]?: T } {

@@ -13,7 +13,7 @@ export function isAtLeast(version: SpecVersion, least: SpecVersion): boolean {
   return specVersions.indexOf(version) >= specVersions.indexOf(least);
 }
 
-/** What a plugin answered to VERSION; `undefined`: it could not be asked, and everything is worth a try. */
+/** What a plugin answered to VERSION; `undefined`: it gave no answer, and what the configuration was written for is worth a try. */
 export interface PluginVersions {
   type: string;
   supported: readonly string[] | undefined;
@@ -22,13 +22,17 @@ export interface PluginVersions {
 /**
  * The newest of a configuration's versions that all its plugins speak; or, in words, which plugin is in the way. Pure.
  *
- * @param wanted the configuration's versions; never empty
+ * @param wanted the configuration's versions, never empty; the first is the one it was written for, and none above it is taken
+ *   while a plugin has not told its own
  */
 export function negotiate(
   wanted: readonly SpecVersion[],
   plugins: readonly PluginVersions[],
 ): { version: SpecVersion } | { problem: string } {
-  const newestFirst = [...wanted].sort((a, b) => specVersions.indexOf(b) - specVersions.indexOf(a));
+  const first = wanted[0] ?? "0.1.0";
+  const isUnsure = plugins.some(({ supported }) => supported === undefined);
+  const possible = isUnsure ? wanted.filter((version) => isAtLeast(first, version)) : wanted;
+  const newestFirst = [...possible].sort((a, b) => specVersions.indexOf(b) - specVersions.indexOf(a));
   for (const version of newestFirst) {
     if (plugins.every(({ supported }) => supported === undefined || supported.includes(version))) return { version };
   }

@@ -3,6 +3,8 @@ import { type ChildProcess, spawn } from "node:child_process";
 export interface ExecOptions {
   /** Written to the child's standard input, which is then closed. */
   stdin?: string | Uint8Array;
+  /** Told the child's process ID, which is its group's too; the child gets its input when this has resolved. Must not reject. */
+  beforeStdin?: (pid: number) => Promise<void>;
   /** The child and what it started get SIGKILL after this long; the call ends then, at the latest {@link killWaitMs} later. */
   timeoutMs: number;
   signal?: AbortSignal;
@@ -119,7 +121,10 @@ export async function exec(file: string, args: readonly string[], options: ExecO
     child.stderr?.on("data", err.add);
     // EPIPE: the child closed its input early; how it exits says whether that matters.
     child.stdin?.on("error", () => {});
-    if (stdin !== undefined) child.stdin?.end(stdin);
+    const feed = () => void child.stdin?.end(stdin);
+    if (stdin !== undefined && options.beforeStdin !== undefined && child.pid !== undefined) {
+      void options.beforeStdin(child.pid).then(feed, feed);
+    } else if (stdin !== undefined) feed();
   });
 
   const stdout = out.text();

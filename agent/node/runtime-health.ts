@@ -11,7 +11,7 @@ const pollMs = 5_000;
 // No good answer for this long, and the node is not Ready: kubelet's value.
 const downAfterMs = 30_000;
 // A poll that hangs must not hide that the runtime is down.
-const statusTimeoutMs = 10_000;
+export const statusTimeoutMs = 10_000;
 // A CNI plugin's installer writes several files; the runtime itself needs a moment to read them.
 const cniSettleMs = 50;
 // containerd reloads the CNI directory on its own inotify event; these re-polls catch the moment after that.

@@ -2,7 +2,7 @@ import { chmod, open, readFile, rm, writeFile } from "node:fs/promises";
 import { join } from "node:path";
 import { afterEach, beforeEach, describe, expect, test } from "vitest";
 import { closeGraceMs } from "../../../cni/index.ts";
-import { busyRetries, busyRetryMs, stdoutBytesMax } from "../../../cni/plugins.ts";
+import { busyRetries, busyRetryMs, pluginTimeouts, stdoutBytesMax } from "../../../cni/plugins.ts";
 import type { CNITarget } from "../../../cni/request.ts";
 import { FakeClock } from "../kube/fake-clock.ts";
 import { failure, ScriptedNode } from "./scripted-plugins.ts";
@@ -110,11 +110,25 @@ describe("a plugin that fails in ADD", () => {
     const cni = node.cni({ timeouts: { verbMs: shortMs } });
     await expect(cni.add(target)).rejects.toMatchObject({
       code: "DeadlineExceeded",
-      message: expect.stringContaining(`did not end within ${shortMs} ms`),
+      message: expect.stringContaining(`the plugins of an operation have ${shortMs} ms together`),
     });
     expect(await node.story()).toEqual(undone);
     const pid = Number(await readFile(pidFile, "utf8"));
     await until(async () => Promise.resolve(!isAlive(pid)));
+  });
+
+  test("has what those before it have left of the operation's time", async () => {
+    const clock = new FakeClock();
+    const go = join(node.dir, "go");
+    await node.plugin("bridge", { ADD: `until [ -e ${go} ]; do sleep 0.02; done; echo '{}'` });
+    await node.plugin("second", { ADD: "sleep 1000" });
+    const cni = node.cni({ clock });
+    const adding = cni.add(target).catch((err: unknown) => err);
+    await until(async () => (await node.story()).includes("ADD bridge"));
+    await clock.advance(pluginTimeouts.verbMs);
+    await writeFile(go, "");
+    expect(await adding).toMatchObject({ code: "DeadlineExceeded" });
+    expect(await node.records()).toEqual([]); // undoing has a time of its own
   });
 
   test("and cannot be undone: both are said, and a later DEL does it with what is on record", async () => {

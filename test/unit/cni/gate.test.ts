@@ -1,18 +1,23 @@
 import { describe, expect, test } from "vitest";
-import { Gate, operationsMax, waitingMax } from "../../../cni/gate.ts";
+import { Gate, type Operation, operationsMax, setUpsMax, waitingMax } from "../../../cni/gate.ts";
 import { settle } from "../kube/fake-clock.ts";
 
 /** Operations that run until they are told to end; says which run. */
 function operations(gate: Gate) {
   const running = new Map<string, () => void>();
-  const start = async (name: string, key: string | undefined, signal?: AbortSignal) => {
+  const start = async (
+    name: string,
+    key: string | undefined,
+    signal?: AbortSignal,
+    kind: Operation["kind"] = "take-down",
+  ) => {
     const work = async () => {
       const { promise, resolve } = Promise.withResolvers<void>();
       running.set(name, resolve);
       await promise;
       running.delete(name);
     };
-    await (key === undefined ? gate.runAlone(signal, work) : gate.run(key, signal, work));
+    await (key === undefined ? gate.runAlone(signal, work) : gate.run({ key, kind }, signal, work));
   };
   return {
     start,
@@ -38,6 +43,16 @@ describe("Gate", () => {
     expect(await running()).toEqual(["b1", "a3"]);
     await end("b1");
     await end("a3");
+    await Promise.all(all);
+  });
+
+  test("set-ups that hang leave room for what ends", async () => {
+    const { start, running, end } = operations(new Gate());
+    const names = Array.from({ length: setUpsMax + 1 }, (_, i) => `c${i}`);
+    const all = names.map(async (name) => start(name, name, undefined, "set-up"));
+    all.push(start("gone", "gone"));
+    expect(await running()).toEqual([...names.slice(0, setUpsMax), "gone"]);
+    for (const name of ["gone", ...names]) await end(name);
     await Promise.all(all);
   });
 
@@ -86,9 +101,11 @@ describe("Gate", () => {
 
   test("one that fails makes room", async () => {
     const gate = new Gate();
-    await expect(gate.run("a", undefined, async () => Promise.reject(new Error("no")))).rejects.toThrow("no");
+    await expect(
+      gate.run({ key: "a", kind: "take-down" }, undefined, async () => Promise.reject(new Error("no"))),
+    ).rejects.toThrow("no");
     await expect(gate.runAlone(undefined, async () => Promise.reject(new Error("no")))).rejects.toThrow("no");
-    expect(await gate.run("a", undefined, async () => Promise.resolve(1))).toBe(1);
+    expect(await gate.run({ key: "a", kind: "take-down" }, undefined, async () => Promise.resolve(1))).toBe(1);
   });
 
   test("a queue that never moves takes no more", async () => {
@@ -97,9 +114,11 @@ describe("Gate", () => {
     const { start, end } = operations(gate);
     const first = start("a", "a");
     const waiting = Array.from({ length: waitingMax }, async () =>
-      gate.run("a", stop.signal, async () => Promise.resolve()).catch(() => undefined),
+      gate.run({ key: "a", kind: "take-down" }, stop.signal, async () => Promise.resolve()).catch(() => undefined),
     );
-    await expect(gate.run("b", undefined, async () => Promise.resolve())).rejects.toMatchObject({
+    await expect(
+      gate.run({ key: "b", kind: "take-down" }, undefined, async () => Promise.resolve()),
+    ).rejects.toMatchObject({
       code: "TooManyRequests",
     });
     stop.abort();

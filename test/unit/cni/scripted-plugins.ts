@@ -113,6 +113,11 @@ esac
     return (await namesIn(join(this.cacheDir, "results"))).sort((a, b) => a.localeCompare(b));
   }
 
+  /** The text of a file in the node's directory; "" if there is none. */
+  async read(name: string): Promise<string> {
+    return await readFile(join(this.dir, name), "utf8").catch(() => "");
+  }
+
   async [Symbol.asyncDispose](): Promise<void> {
     for (const cni of this.#made) await cni.close();
     await rm(this.dir, { recursive: true, force: true });

@@ -1,7 +1,12 @@
 import { rm } from "node:fs/promises";
 import { join } from "node:path";
 import { afterEach, beforeEach, describe, expect, test } from "vitest";
+import { killWaitMs } from "../../../agent/lib/exec.ts";
+import { statusTimeoutMs } from "../../../agent/node/runtime-health.ts";
+import { closeGraceMs } from "../../../cni/index.ts";
+import { pluginTimeouts, versionRetryMs } from "../../../cni/plugins.ts";
 import type { CNITarget } from "../../../cni/request.ts";
+import { FakeClock } from "../kube/fake-clock.ts";
 import { failure, ScriptedNode, versionScript } from "./scripted-plugins.ts";
 
 let node: ScriptedNode;
@@ -49,16 +54,58 @@ describe("status", () => {
     });
   });
 
-  test("a plugin that hangs does not make it hang", async () => {
-    await node.plugin("bridge", { STATUS: "sleep 1000" });
+  test("a plugin that hangs does not make it hang, and what it began is killed", async () => {
+    const pids = join(node.dir, "pids");
+    await node.plugin("bridge", { STATUS: `echo $$ > ${pids}; exec sleep 1000` });
     await node.network({ cniVersion: "1.1.0", name: "podnet", plugins: [{ type: "bridge" }] });
     const cni = node.cni({ timeouts: { statusMs: shortMs } });
-    expect((await cni.status()).message).toContain("failed (status)");
+    const { message } = await cni.status();
+    expect(message).toContain(`failed (status): ${join(node.binDir, "bridge")} did not end within`);
+    expect(message).toContain(`the plugins of an operation have ${shortMs} ms together`);
+    const pid = Number(await node.read("pids"));
+    expect(() => process.kill(pid, 0)).toThrow("ESRCH");
   });
 
-  test("a plugin whose VERSION hangs is used all the same", async () => {
-    await node.plugin("bridge", { VERSION: "sleep 1000" });
-    const cni = node.cni({ timeouts: { versionMs: shortMs } });
-    expect((await cni.status()).ready).toBe(true);
+  test("is there before its caller gives up, though VERSION and STATUS both hang and are slow to die", () => {
+    const { versionMs, statusMs } = pluginTimeouts;
+    expect(versionMs + killWaitMs).toBeLessThan(statusMs);
+    expect(statusMs + killWaitMs).toBeLessThan(statusTimeoutMs);
+  });
+
+  test("ends when the agent does", async () => {
+    const clock = new FakeClock();
+    await node.plugin("bridge", { STATUS: "sleep 1000" });
+    await node.network({ cniVersion: "1.1.0", name: "podnet", plugins: [{ type: "bridge" }] });
+    const cni = node.cni({ clock });
+    const asked = cni.status();
+    await expect.poll(async () => node.story()).toEqual(["STATUS bridge"]);
+    const closed = cni.close();
+    await clock.advance(closeGraceMs);
+    await closed;
+    expect(await asked).toMatchObject({ ready: false });
+    expect((await cni.status()).message).toContain("the agent stops");
+  });
+
+  test("a plugin that does not tell its versions gets that of the configuration, and is asked again later", async () => {
+    const clock = new FakeClock();
+    const asked = join(node.dir, "asked");
+    const slowOnce = `echo . >> ${asked}; [ "$(wc -l < ${asked})" -gt 1 ] || exec sleep 1000`;
+    await node.plugin("bridge", { VERSION: `${slowOnce}; ${versionScript(["0.4.0", "1.0.0"])}` });
+    await node.network({
+      cniVersion: "0.4.0",
+      cniVersions: ["1.0.0", "1.1.0"],
+      name: "podnet",
+      plugins: [{ type: "bridge" }],
+    });
+    const cni = node.cni({ clock, timeouts: { versionMs: shortMs } });
+    await cni.add({ ...target, containerID: "c1" });
+    await cni.add({ ...target, containerID: "c2" });
+    expect(await node.read("asked")).toBe(".\n");
+    await clock.advance(versionRetryMs);
+    await cni.add({ ...target, containerID: "c3" });
+    await cni.add({ ...target, containerID: "c4" });
+    expect(await node.read("asked")).toBe(".\n.\n");
+    const versions = (await node.calls()).map(({ input }) => input["cniVersion"]);
+    expect(versions).toEqual(["0.4.0", "0.4.0", "1.0.0", "1.0.0"]);
   });
 });

@@ -1,6 +1,7 @@
-import { mkdir, readFile, stat, writeFile } from "node:fs/promises";
+import { mkdir, readFile, stat, utimes, writeFile } from "node:fs/promises";
 import { join } from "node:path";
 import { afterEach, beforeEach, describe, expect, test } from "vitest";
+import { temporaryAgeMs } from "../../../cni/cache.ts";
 import type { CNITarget } from "../../../cni/request.ts";
 import { answer, failure, ScriptedNode, versionScript } from "./scripted-plugins.ts";
 
@@ -124,11 +125,16 @@ describe("add", () => {
     ]);
   });
 
-  test("operations on one container follow each other", async () => {
-    await twoPlugins();
+  test("is canceled by a del of the same container, which then undoes it", async () => {
+    await node.plugin("bridge", { ADD: "sleep 1000" });
+    await node.network({ cniVersion: "1.0.0", name: "podnet", plugins: [{ type: "bridge" }] });
     const cni = node.cni();
-    await Promise.all([cni.add(target), cni.del(target)]);
-    expect(await node.story()).toEqual(["ADD bridge", "ADD portmap", "DEL portmap", "DEL bridge"]);
+    const adding = cni.add(target).catch((err: unknown) => err);
+    await expect.poll(async () => node.story()).toEqual(["ADD bridge"]);
+    await cni.del(target);
+    expect(await adding).toMatchObject({ code: "Canceled" });
+    expect((await node.story()).slice(0, 2)).toEqual(["ADD bridge", "DEL bridge"]);
+    expect(await node.records()).toEqual([]);
   });
 
   test("needs a namespace, and refuses IDs that are paths", async () => {
@@ -217,10 +223,15 @@ describe("del", () => {
     await twoPlugins();
     const cni = node.cni();
     await cni.add(target);
-    await writeFile(join(node.cacheDir, "results", "podnet-abc-eth0.tmp"), '{"kind":"cniCa');
-    await cni.add(target);
-    expect(await node.records()).toEqual(["podnet-abc-eth0"]);
+    const path = join(node.cacheDir, "results", "podnet-abc-eth0.123456789abc.tmp");
+    await writeFile(path, '{"kind":"cniCa');
     await cni.del(target);
+    expect((await node.story()).slice(2)).toEqual(["DEL portmap", "DEL bridge"]);
+    await cni.gc([]);
+    expect(await node.records()).toHaveLength(1); // it may be being written
+    const old = Date.now() / 1_000 - temporaryAgeMs / 1_000 - 1;
+    await utimes(path, old, old);
+    await cni.gc([]);
     expect(await node.records()).toEqual([]);
   });
 
@@ -300,11 +311,16 @@ describe("gc", () => {
     expect(await node.story()).toEqual(["GC bridge", "GC portmap"]);
   });
 
-  test("does nothing if the network says so, and runs no GC where the version has none", async () => {
-    await twoPlugins("1.1.0", { disableGC: true });
-    await node.cni().gc([]);
-    await twoPlugins("1.0.0");
-    await node.cni().gc([]);
-    expect(await node.story()).toEqual([]);
+  const without = [
+    { name: "the network switches it off", version: "1.1.0", more: { disableGC: true } },
+    { name: "the version has none", version: "1.0.0", more: {} },
+  ];
+  test.each(without)("deletes what is on record, but runs no GC if $name", async ({ version, more }) => {
+    await twoPlugins(version, more);
+    const cni = node.cni();
+    await cni.add(target);
+    await cni.gc([]);
+    expect((await node.story()).slice(2)).toEqual(["DEL portmap", "DEL bridge"]);
+    expect(await node.records()).toEqual([]);
   });
 });

@@ -2,6 +2,7 @@ import { mkdir, rename, rm, writeFile } from "node:fs/promises";
 import { join } from "node:path";
 import { afterEach, beforeEach, describe, expect, test } from "vitest";
 import { brokenGraceMs, type ConfigDir, decideTakeOver } from "../../../cni/config-dir.ts";
+import { messageOf } from "../../../agent/lib/errors.ts";
 import type { CNI } from "../../../cni/index.ts";
 import { until } from "../kube/support.ts";
 import { ScriptedNode } from "./scripted-plugins.ts";
@@ -17,15 +18,24 @@ afterEach(async () => stack.disposeAsync());
 
 const list = (name: string) => ({ cniVersion: "1.0.0", name, plugins: [{ type: "bridge" }] });
 
-/** Follows the directory; `networks` are the names that came into use, or "none". */
+/** Follows the directory; `networks` are the names that came into use, "none", or what is wrong. */
 function follow(cni: CNI) {
   const networks: string[] = [];
   const stop = new AbortController();
+  const target = { containerID: "abc", netnsPath: "/proc/self/ns/net" };
   const onChange = () => {
     const at = networks.push("?") - 1;
-    void cni.status().then(({ ready, message }) => {
-      networks[at] = ready ? "ready" : message.includes("no network config") ? "none" : message;
-    });
+    const using = async () => {
+      await cni.add(target);
+      const last = (await node.calls()).findLast(({ command }) => command === "ADD");
+      return String(last?.input["name"]);
+    };
+    const problem = (err: unknown) => (messageOf(err).includes("no network config") ? "none" : messageOf(err));
+    void using()
+      .catch(problem)
+      .then((network) => {
+        networks[at] = network;
+      });
   };
   const ended = cni.watch(stop.signal, onChange);
   stack.defer(async () => {
@@ -43,33 +53,43 @@ describe("watch", () => {
     await until(() => seen.join() === "none");
     await mkdir(node.confDir);
     await node.network(list("a"));
-    await until(() => seen.join() === "none,ready");
+    await until(() => seen.join() === "none,a");
     await node.network(list("b")); // in place
-    await until(() => seen.length === 3);
+    await until(() => seen.join() === "none,a,b");
     await writeFile(join(node.dir, "new"), JSON.stringify(list("c")));
     await rename(join(node.dir, "new"), join(node.confDir, "10-net.conflist"));
-    await until(() => seen.length === 4);
+    await until(() => seen.join() === "none,a,b,c");
     await rm(node.confDir, { recursive: true });
     await until(() => seen.at(-1) === "none");
     await node.network(list("d"));
-    await until(() => seen.at(-1) === "ready");
+    await until(() => seen.at(-1) === "d");
   });
 
   test("a further plugin of the network is a change, another file behind the first is none", async () => {
     await node.network(list("a"));
     const seen = follow(node.cni());
-    await until(() => seen.join() === "ready");
+    await until(() => seen.join() === "a");
     await node.network(list("z"), "90-z.conflist");
     await mkdir(join(node.confDir, "a"));
     await writeFile(join(node.confDir, "a", "x.conf"), JSON.stringify({ type: "missing" }));
     await until(() => seen.length === 2 && (seen[1] ?? "").includes('failed to find plugin "missing"'));
   });
 
+  test("what a question finds before the watch does is a change too, told once", async () => {
+    await node.network(list("a"));
+    const cni = node.cni();
+    const seen = follow(cni);
+    await Promise.all([cni.status(), cni.status(), cni.status()]);
+    await until(() => seen.join() === "a");
+    expect(await cni.status()).toMatchObject({ ready: true });
+    expect(seen).toEqual(["a"]);
+  });
+
   test("a file that stays broken gives way to the next one", async () => {
     await node.network(list("a"));
     await node.network({ ...list("z"), plugins: [{ type: "missing" }] }, "90-z.conflist");
     const seen = follow(node.cni());
-    await until(() => seen.join() === "ready");
+    await until(() => seen.join() === "a");
     await writeFile(join(node.confDir, "10-net.conflist"), "{");
     await until(() => seen.length === 2 && (seen[1] ?? "").includes('failed to find plugin "missing"'));
   });
