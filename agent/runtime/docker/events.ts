@@ -27,8 +27,9 @@ const steadyMs = 10_000;
 // The daemon answers before it subscribes us. It replays what it remembers (256 events) from this long before.
 const replaySeconds = 2;
 
-// An event has some labels and annotations of a pod; those are limited to 256 KiB in all.
-const lineBytesMax = 1 << 20;
+// An event has all annotations of a pod, 256 KiB at most, and of those characters that JSON of the daemon writes as six bytes each,
+// and labels besides.
+const lineCharsMax = 2 << 20;
 
 // What can change a pod. Executions and health checks are left out: a probe by exec would make three events each time.
 const actions: Readonly<Record<string, RuntimeEvent["kind"]>> = {
@@ -50,25 +51,36 @@ export async function followDockerEvents(
 ): Promise<void> {
   const { clock, log } = options;
   let failures = 0;
+  // What was last said of a failure, and whether its end is still to be told.
+  let said = "";
+  let isAway = false;
+  const onOpen = () => {
+    if (isAway) log.info("following the Docker daemon's events again");
+    isAway = false;
+  };
   while (!signal.aborted) {
     const connectedAt = clock.monotonic();
     let why = "closed by the daemon";
     try {
       if (failures > 0) await options.refresh();
-      await followOnce(options, onEvent, signal);
+      await followOnce(options, { onEvent, onOpen }, signal);
     } catch (err) {
       why = messageOf(err);
     }
     if (signal.aborted) return;
     failures = clock.monotonic() - connectedAt >= steadyMs ? 1 : failures + 1;
-    if (failures === 1) log.warn({ why }, "the Docker daemon's event stream ended, reconnecting");
+    if (failures === 1 || why !== said) {
+      log.warn({ why }, "the Docker daemon's events cannot be followed, trying again");
+      said = why;
+      isAway = true;
+    }
     await clock.sleep(backoffMs(failures, reconnect), signal).catch(ignoreAbort);
   }
 }
 
 async function followOnce(
   { client, clock, log, onSandboxGone }: EventsOptions,
-  onEvent: (event: RuntimeEvent) => void,
+  { onEvent, onOpen }: { onEvent: (event: RuntimeEvent) => void; onOpen: () => void },
   signal: AbortSignal,
 ): Promise<void> {
   const since = Math.floor(clock.now() / 1000) - replaySeconds;
@@ -78,9 +90,17 @@ async function followOnce(
     async (abortSignal) => await client.docker.getEvents({ since, filters, abortSignal }),
     { signal },
   );
-  log.debug("following the Docker daemon's events");
-  onEvent({ kind: "unknown", podUID: undefined, containerID: undefined });
+  onOpen();
+  const anything = { kind: "unknown", podUID: undefined, containerID: undefined } as const;
+  onEvent(anything);
   for await (const line of linesOf(stream)) {
+    if (line === undefined) {
+      log.warn(
+        `an event of the Docker daemon longer than ${lineCharsMax} characters is taken for "anything may have changed"`,
+      );
+      onEvent(anything);
+      continue;
+    }
     const event = readEvent(line);
     if (event === undefined) continue;
     if (event.isSandboxGone) onSandboxGone(event.wake.containerID ?? "");
@@ -112,13 +132,22 @@ function parseEvent(line: string): WireEvent {
   }
 }
 
-async function* linesOf(stream: NodeJS.ReadableStream): AsyncGenerator<string> {
+/** `undefined` for a line that is too long to be kept. */
+async function* linesOf(stream: NodeJS.ReadableStream): AsyncGenerator<string | undefined> {
   let rest = "";
+  let isTooLong = false;
   stream.setEncoding("utf8");
   for await (const chunk of stream) {
     const lines = (rest + String(chunk)).split("\n");
     rest = lines.pop() ?? "";
-    if (rest.length > lineBytesMax) throw new Error(`the daemon sent an event longer than ${lineBytesMax} bytes`);
-    yield* lines;
+    for (const line of lines) {
+      // Of one that was too long this is the end.
+      if (!isTooLong) yield line;
+      isTooLong = false;
+    }
+    if (rest.length <= lineCharsMax && !isTooLong) continue;
+    if (!isTooLong) yield undefined;
+    isTooLong = true;
+    rest = "";
   }
 }

@@ -3,7 +3,7 @@ import type { ServerResponse } from "node:http";
 import { setTimeout as sleep } from "node:timers/promises";
 import { describe, expect, test } from "vitest";
 import { systemClock } from "../../../../agent/lib/clock.ts";
-import { silentLogger } from "../../../../agent/lib/log.ts";
+import { createLogger, silentLogger } from "../../../../agent/lib/log.ts";
 import { openDocker } from "../../../../agent/runtime/docker/client.ts";
 import { followDockerEvents, readEvent } from "../../../../agent/runtime/docker/events.ts";
 import type { RuntimeEvent } from "../../../../agent/runtime/port.ts";
@@ -50,14 +50,14 @@ describe("one event", () => {
   });
 });
 
-async function follow(daemon: FakeDaemon) {
+async function follow(daemon: FakeDaemon, log = silentLogger) {
   const client = await openDocker({ socketPath: daemon.socketPath, requestTimeoutMs: 5_000 });
   const stop = new AbortController();
   const seen: string[] = [];
   const options = {
     client,
     clock: systemClock,
-    log: silentLogger,
+    log,
     onSandboxGone: (id: string) => void seen.push(`gone ${id}`),
     refresh: async () => await client.refresh(),
   };
@@ -126,4 +126,47 @@ test("a stop ends an open stream", async () => {
   await follower.end();
   await closed.promise;
   expect(follower.seen).toEqual(["unknown undefined"]);
+});
+
+test("an event that is too long to be kept wakes all pods, and the stream goes on", async () => {
+  const streams: ServerResponse[] = [];
+  await using daemon = await startFakeDaemon((_request, response) => {
+    response.writeHead(200).flushHeaders();
+    streams.push(response);
+  });
+  const follower = await follow(daemon);
+  await follower.until(1);
+  // As the daemon writes a pod's 256 KiB of markup in annotations.
+  const markup = "\\u003c".repeat(256 << 10);
+  streams[0]?.write(event("die", { ...attributes, "annotation.a": "ANNOTATION" }).replace("ANNOTATION", markup));
+  expect(await follower.until(2)).toEqual(["unknown undefined", "exited u"]);
+  streams[0]?.write(`{"Action":"${"x".repeat(5 << 20)}"}\n${event("start")}`);
+  expect((await follower.until(4)).slice(2)).toEqual(["unknown undefined", "started u"]);
+  await follower.end();
+  expect(streams).toHaveLength(1);
+});
+
+test("why events do not come is told once for each reason, and that they come again", async () => {
+  const streams: ServerResponse[] = [];
+  await using daemon = await startFakeDaemon((_request, response) => {
+    response.writeHead(200).flushHeaders();
+    streams.push(response);
+  });
+  const lines: string[] = [];
+  const log = createLogger({ level: "info", stream: { write: (line) => void lines.push(line) } });
+  const follower = await follow(daemon, log);
+  await follower.until(1);
+  daemon.version = { Version: "18.09", ApiVersion: "1.39" };
+  streams[0]?.end();
+  await expect.poll(() => lines.length).toBe(2);
+  const asked = daemon.requests.length;
+  await expect.poll(() => daemon.requests.length).toBeGreaterThan(asked + 1);
+  daemon.version = { Version: "20.10.24", ApiVersion: "1.41" };
+  await follower.until(2);
+  await follower.end();
+  expect(lines).toEqual([
+    expect.stringContaining("closed by the daemon"),
+    expect.stringContaining("Docker Engine 18.09 (API 1.39) is too old"),
+    expect.stringContaining("events again"),
+  ]);
 });
