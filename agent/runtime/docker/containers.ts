@@ -1,3 +1,4 @@
+import type { Clock } from "../../lib/clock.ts";
 import { AgentError, hasCode, messageOf } from "../../lib/errors.ts";
 import type { Logger } from "../../lib/log.ts";
 import type { ContainerConfig, ContainerStatus, ImageService, LinuxResources, PodSandboxConfig } from "../port.ts";
@@ -5,13 +6,14 @@ import type { DockerClient } from "./client.ts";
 import { containerCreateBody } from "./container-config.ts";
 import { createNamed, inspectContainer, removeForced } from "./create.ts";
 import type { ContextOfDaemon, LogConfig } from "./create-body.ts";
-import { alreadyIsFine, ifThere, isUnchanged } from "./errors.ts";
+import { ifThere, isUnchanged } from "./errors.ts";
 import { writeCgroupFiles } from "./host-limits.ts";
 import { containerStatus, isOfPod, isRunning } from "./inspect.ts";
 import { cgroupWritesOf, readContainer, readSandbox, withCgroupWrites } from "./labels.ts";
 import { makeMissingSources } from "./mounts.ts";
 import { cgroupWrites, dockerResources } from "./resources.ts";
 import { readSeccompProfile } from "./seccomp-profile.ts";
+import { stopContainer } from "./stop.ts";
 import type { WireInspect } from "./wire.ts";
 
 /** Where a container's log is found in its pod's log directory. */
@@ -32,21 +34,28 @@ export interface ContainersOptions {
   logs: ContainerLogs;
   /** Deadline of an ordinary call in ms. */
   requestTimeoutMs: number;
+  clock: Clock;
   log: Logger;
 }
 
-// IDs of some 64 bytes. When they are forgotten, links that are there are looked at once more.
+// IDs of some 64 bytes. When they are forgotten, links and limits that are there are looked at once more.
 const linkedMax = 16_384;
 
 // Image IDs with the digests that registries know them by; a node has some dozens.
 const imageRefsMax = 1_024;
 
+// Images that were loaded or built have no digest; without this each look at one of their containers would ask again.
+const noDigestMs = 10_000;
+
 /** App containers with Docker. */
 export class Containers {
   readonly #options: ContainersOptions;
-  readonly #imageRefs = new Map<string, string>();
+  /** What images are called, and until when (monotonic ms) nobody asks again. */
+  readonly #imageRefs = new Map<string, { ref: string; untilMs: number }>();
   /** Containers whose logs were linked, or are about to be: none of these rejects. */
   readonly #links = new Map<string, Promise<void>>();
+  /** Containers whose limits are set, with the instant of the start since which they are. */
+  readonly #limited = new Map<string, string>();
 
   constructor(options: ContainersOptions) {
     this.#options = options;
@@ -82,36 +91,37 @@ export class Containers {
   async start(id: string): Promise<void> {
     const { client } = this.#options;
     const what = `start container ${id}`;
+    const before = await this.#look(what, id);
+    if (isRunning(before.State)) return await this.#finishStart(what, before);
     try {
       await client.call(what, async (abortSignal) => {
         await client.docker.getContainer(id).start({ abortSignal });
       });
     } catch (err) {
-      if (isUnchanged(err)) return;
-      // Why a program cannot be run is no fault of the request, for which Docker takes it.
-      throw hasCode(err, "Invalid") ? new AgentError("Internal", err.message, { cause: err }) : err;
+      if (!isUnchanged(err)) {
+        // Why a program cannot be run is no fault of the request, for which Docker takes it.
+        throw hasCode(err, "Invalid") ? new AgentError("Internal", err.message, { cause: err }) : err;
+      }
     }
-    const inspect = await ifThere(inspectContainer(client, what, id));
-    if (inspect !== undefined) await Promise.all([this.#limit(what, inspect), this.#linkLog(inspect)]);
+    const inspect = await ifThere(this.#look(what, id));
+    if (inspect !== undefined) await this.#finishStart(what, inspect);
   }
 
-  /** The stop signal, then SIGKILL after the grace, both by the daemon, which goes on if the agent ends meanwhile. */
+  /** The stop signal, then SIGKILL after the grace. What is no pod's container is left alone, as what is not there. */
   async stop(id: string, graceSeconds: number): Promise<void> {
     const { client, requestTimeoutMs } = this.#options;
-    const stop = client.call(
-      `stop container ${id}`,
-      async (abortSignal) => {
-        await client.docker.getContainer(id).stop({ t: graceSeconds, abortSignal });
-      },
-      { timeoutMs: requestTimeoutMs + graceSeconds * 1000 },
-    );
-    await alreadyIsFine(stop);
+    const what = `stop container ${id}`;
+    const inspect = await ifThere(this.#look(what, id));
+    if (inspect === undefined || !isRunning(inspect.State)) return;
+    await stopContainer(client, inspect, { what, graceSeconds, requestTimeoutMs });
   }
 
+  /** What is no pod's container is left alone, as what is not there. */
   async remove(id: string): Promise<void> {
     const { client, logs } = this.#options;
-    const inspect = await ifThere(inspectContainer(client, `look at container ${id}`, id));
+    const inspect = await ifThere(this.#look(`remove container ${id}`, id));
     this.#links.delete(id);
+    this.#limited.delete(id);
     if (inspect === undefined) return;
     await removeForced(client, `remove container ${id}`, id);
     const { logPath } = readContainer(inspect.Config?.Labels ?? {});
@@ -120,13 +130,13 @@ export class Containers {
 
   /** Rejects with NotFound, also for what is no pod's container. */
   async status(id: string): Promise<ContainerStatus> {
-    const { client } = this.#options;
     const what = `status of container ${id}`;
-    const inspect = await inspectContainer(client, what, id);
-    if (!isOfPod(inspect, "container")) throw new AgentError("NotFound", `${what}: the container is no pod's`);
+    const inspect = await this.#look(what, id);
     const status = containerStatus(inspect, await this.#imageRef(inspect.Image ?? ""));
-    // The agent that started it may have ended before it made the link. Who hears of its end may look for its last words there.
-    if (status.startedAtMs > 0 && status.reason !== "ContainerCannotRun") await this.#linkLog(inspect);
+    // The agent that started it may have ended before it did the rest. Who hears of its end may look for its last words by the link.
+    if (status.startedAtMs > 0 && status.reason !== "ContainerCannotRun") {
+      await Promise.all([this.#limit(what, inspect, { isOnlyUnset: true }), this.#linkLog(inspect)]);
+    }
     return status;
   }
 
@@ -135,6 +145,7 @@ export class Containers {
     const { client, context } = this.#options;
     const { cgroupVersion } = context.daemon;
     const what = `update resources of container ${id}`;
+    const { State } = await this.#look(what, id);
     const change = dockerResources(what, resources);
     const writes = cgroupWrites(what, resources, cgroupVersion);
     if (Object.keys(change).length > 0) {
@@ -142,26 +153,46 @@ export class Containers {
         await client.docker.getContainer(id).update({ ...change, abortSignal });
       });
     }
-    if (writes.length === 0) return;
-    const { State } = await inspectContainer(client, what, id);
     if (isRunning(State)) await writeCgroupFiles(writes, { what, pid: State?.Pid ?? 0, version: cgroupVersion });
   }
 
   async reopenLog(id: string): Promise<void> {
-    await this.#options.logs.link(await inspectContainer(this.#options.client, `look at container ${id}`, id));
+    await this.#options.logs.link(await this.#look(`look at container ${id}`, id));
   }
 
-  /** Sets the limits that Docker has no word for. A container that cannot have them must not run. */
-  async #limit(what: string, { Id, Config, State }: WireInspect): Promise<void> {
+  /** Rejects with NotFound, also for what is no pod's container: nothing here touches that. */
+  async #look(what: string, id: string): Promise<WireInspect> {
+    const inspect = await inspectContainer(this.#options.client, what, id);
+    if (!isOfPod(inspect, "container")) throw new AgentError("NotFound", `${what}: the container is no pod's`);
+    return inspect;
+  }
+
+  async #finishStart(what: string, inspect: WireInspect): Promise<void> {
+    await Promise.all([this.#limit(what, inspect), this.#linkLog(inspect)]);
+  }
+
+  /**
+   * Sets the limits that Docker has no word for, once for each run. A container that cannot have them must not run.
+   * `isOnlyUnset`: what was set already, and perhaps changed since by another agent, stays.
+   */
+  async #limit(
+    what: string,
+    { Id, Config, State }: WireInspect,
+    { isOnlyUnset = false }: { isOnlyUnset?: boolean } = {},
+  ): Promise<void> {
     const writes = cgroupWritesOf(Config?.Labels ?? {});
     if (writes.length === 0 || !isRunning(State)) return;
+    const startedAt = State?.StartedAt ?? "";
+    if (this.#limited.get(Id) === startedAt) return;
     const { cgroupVersion } = this.#options.context.daemon;
     try {
-      await writeCgroupFiles(writes, { what, pid: State?.Pid ?? 0, version: cgroupVersion });
+      await writeCgroupFiles(writes, { what, pid: State?.Pid ?? 0, version: cgroupVersion, isOnlyUnset });
     } catch (err) {
       await this.stop(Id, 0);
       throw err;
     }
+    if (this.#limited.size > linkedMax) this.#limited.clear();
+    this.#limited.set(Id, startedAt);
   }
 
   /** Once for each container. Never rejects: the container runs and its log is kept; only the path that people know would lack it. */
@@ -181,14 +212,19 @@ export class Containers {
 
   /** The image by its digest in a registry, as `imageID` of a container's status shows it; its ID if it has none. */
   async #imageRef(id: string): Promise<string> {
+    const { images, clock } = this.#options;
     const known = this.#imageRefs.get(id);
-    if (known !== undefined || id === "") return known ?? id;
-    const image = await this.#options.images.imageStatus(id).catch(() => undefined);
-    const [digest] = image?.repoDigests ?? [];
-    // An image that was loaded from a file may get its digest later, by a pull.
-    if (digest === undefined) return id;
-    if (this.#imageRefs.size >= imageRefsMax) this.#imageRefs.clear();
-    this.#imageRefs.set(id, digest);
-    return digest;
+    const nowMs = clock.monotonic();
+    if (id === "" || (known !== undefined && nowMs < known.untilMs)) return known?.ref ?? id;
+    try {
+      const [digest] = (await images.imageStatus(id))?.repoDigests ?? [];
+      if (this.#imageRefs.size >= imageRefsMax) this.#imageRefs.clear();
+      // An image that was loaded from a file may get its digest later, by a pull.
+      const untilMs = digest === undefined ? nowMs + noDigestMs : Infinity;
+      this.#imageRefs.set(id, { ref: digest ?? id, untilMs });
+      return digest ?? id;
+    } catch {
+      return known?.ref ?? id;
+    }
   }
 }

@@ -24,6 +24,8 @@ export interface WriteCgroupOptions {
   /** The container's first process, as the node counts. */
   pid: number;
   version: 1 | 2;
+  /** Leaves files alone that are not as the kernel makes them. */
+  isOnlyUnset?: boolean;
   /** "/proc" but in tests. */
   procDir?: string;
 }
@@ -34,7 +36,7 @@ export interface WriteCgroupOptions {
  */
 export async function writeCgroupFiles(writes: readonly CgroupWrite[], options: WriteCgroupOptions): Promise<void> {
   if (writes.length === 0) return;
-  const { what, pid, version, procDir = "/proc" } = options;
+  const { what, pid, version, isOnlyUnset = false, procDir = "/proc" } = options;
   const own = await readFile(join(procDir, String(pid), "cgroup"), "utf8").catch(ignoreErrno("ENOENT", "ESRCH"));
   if (own === undefined) return;
   const mountinfo = await readFile(join(procDir, "self/mountinfo"), "utf8");
@@ -43,6 +45,7 @@ export async function writeCgroupFiles(writes: readonly CgroupWrite[], options: 
     if (directory === undefined && isOptional) continue;
     try {
       if (directory === undefined) throw new Error(`cgroup controller ${controller} is not mounted`);
+      if (isOnlyUnset && !isUnset(file, await readFile(join(directory, file), "utf8"))) continue;
       // r+ makes no file: what is not there the kernel does not have.
       await writeFile(join(directory, file), content, { flag: "r+" });
     } catch (err) {
@@ -52,6 +55,15 @@ export async function writeCgroupFiles(writes: readonly CgroupWrite[], options: 
       });
     }
   }
+}
+
+// Without a limit cgroup v1 tells the largest number that fits, in whole pages, which are of a GiB at most.
+const unlimitedMin = 2 ** 62;
+
+function isUnset(file: string, content: string): boolean {
+  const value = content.trim();
+  if (/\.(?:min|low|group)$/.test(file)) return value === "0";
+  return value === "max" || Number(value) >= unlimitedMin;
 }
 
 async function hasEnded(procDir: string, pid: number): Promise<boolean> {

@@ -1,8 +1,10 @@
-import { expect, test } from "vitest";
+import { describe, expect, test } from "vitest";
 import { silentLogger } from "../../../../agent/lib/log.ts";
 import { type ContainerLogs, Containers } from "../../../../agent/runtime/docker/containers.ts";
 import type { WireInspect } from "../../../../agent/runtime/docker/wire.ts";
-import { fakeDocker } from "./fake-docker.ts";
+import type { ImageService } from "../../../../agent/runtime/port.ts";
+import { FakeClock } from "../../kube/fake-clock.ts";
+import { type Answer, answered, fakeDocker, sendJSON } from "./fake-docker.ts";
 
 // One that ended as soon as it was started.
 const ended: WireInspect = {
@@ -14,25 +16,38 @@ const ended: WireInspect = {
   },
 };
 
-async function withContainer(link: ContainerLogs["link"]) {
-  const fake = await fakeDocker(({ path }) => (path.endsWith("/json") ? ended : {}));
+interface Setting {
+  link?: ContainerLogs["link"];
+  inspect?: WireInspect;
+  imageStatus?: ImageService["imageStatus"];
+  /** What the daemon says to all but a look. */
+  answer?: Answer;
+}
+
+async function withContainer({ link = async () => {}, inspect = ended, ...setting }: Setting) {
+  const { imageStatus = async () => undefined, answer = () => ({}) } = setting;
+  const fake = await fakeDocker((...call) => (call[0].path.endsWith("/json") ? inspect : answer(...call)));
+  const clock = new FakeClock();
   const containers = new Containers({
     client: fake.client,
     context: { daemon: fake.client.daemon, oomScoreAdjMin: -1000, hasIPv6: true },
-    images: { imageStatus: async () => undefined },
+    images: { imageStatus },
     logs: { config: { Type: "json-file", Config: {} }, giveWay: () => false, link, unlink: async () => {} },
     requestTimeoutMs: 5_000,
+    clock,
     log: silentLogger,
   });
-  return { containers, requests: fake.requests, [Symbol.asyncDispose]: () => fake[Symbol.asyncDispose]() };
+  return { containers, clock, requests: fake.requests, [Symbol.asyncDispose]: () => fake[Symbol.asyncDispose]() };
 }
 
 test("nobody hears of a container's end before its log can be found, which is linked once", async () => {
   const linked = Promise.withResolvers<void>();
   let links = 0;
-  await using t = await withContainer(async () => {
-    links += 1;
-    await linked.promise;
+  await using t = await withContainer({
+    link: async () => {
+      links += 1;
+      await linked.promise;
+    },
   });
   const starting = t.containers.start("c1");
   let isTold = false;
@@ -40,7 +55,7 @@ test("nobody hears of a container's end before its log can be found, which is li
     isTold = true;
     return status;
   });
-  await expect.poll(() => t.requests.length).toBe(3); // start, and a look by either
+  await expect.poll(() => t.requests.length).toBe(4); // start, a look before and after it, and one for the status
   await expect.poll(() => links).toBe(1);
   expect(isTold).toBe(false);
   linked.resolve();
@@ -51,7 +66,102 @@ test("nobody hears of a container's end before its log can be found, which is li
 });
 
 test("a log that cannot be linked keeps no container from running", async () => {
-  await using t = await withContainer(async () => await Promise.reject(new Error("no space left on device")));
+  await using t = await withContainer({ link: async () => await Promise.reject(new Error("no space left on device")) });
   await t.containers.start("c1");
   expect(await t.containers.status("c1")).toMatchObject({ id: "c1" });
+});
+
+const running: WireInspect = {
+  ...ended,
+  State: { Running: true, Pid: process.pid, StartedAt: "2026-01-01T00:00:01Z" },
+};
+
+test("what is no pod's container is not touched", async () => {
+  await using t = await withContainer({ inspect: { ...running, Config: { Labels: { name: "database" } } } });
+  const { containers } = t;
+  const notFound = { code: "NotFound" };
+  await expect(containers.start("c1")).rejects.toMatchObject(notFound);
+  await expect(containers.update("c1", { cpuShares: 2, oomScoreAdj: 0 })).rejects.toMatchObject(notFound);
+  await expect(containers.reopenLog("c1")).rejects.toMatchObject(notFound);
+  await containers.stop("c1", 0);
+  await containers.remove("c1");
+  expect(new Set(t.requests)).toEqual(new Set(["GET /containers/c1/json"]));
+});
+
+describe("a container that was started and whose limits nobody set", () => {
+  // No kernel has this file: that somebody tried to set it is all there is to see.
+  const writes = [{ controller: "memory", file: "memory.none", content: "1", isOptional: false }];
+  const labels = { ...ended.Config?.Labels, "io.nodelet.cgroup-files": JSON.stringify(writes) };
+  const inspect = { ...running, Config: { Labels: labels } };
+
+  test.each(["start", "status"] as const)("gets them by the next agent's %s, or must not run", async (verb) => {
+    await using t = await withContainer({ inspect });
+    await expect(t.containers[verb]("c1")).rejects.toThrow("memory.none cannot be set to 1");
+    expect(t.requests).toContain("POST /containers/c1/kill");
+  });
+});
+
+describe("stop", () => {
+  /** What the daemon was asked for; its `wait` never ends before a signal of `deadly` was sent. */
+  async function stopping(graceSeconds: number, { deadly, refuses = "" }: { deadly: string; refuses?: string }) {
+    const seen: string[] = [];
+    const dead = Promise.withResolvers<void>();
+    await using t = await withContainer({
+      inspect: { ...running, Config: { ...running.Config, StopSignal: "SIGQUIT" } },
+      answer: async ({ path, query }, response) => {
+        const signal = query.get("signal");
+        seen.push(signal ?? path.replace(/.*\//, ""));
+        if (signal === refuses) {
+          sendJSON(response, 500, { message: "cannot signal" });
+          return answered;
+        }
+        if (signal === deadly) dead.resolve();
+        if (signal === null) await dead.promise;
+        return { StatusCode: 0 };
+      },
+    });
+    await t.containers.stop("c1", graceSeconds);
+    return seen;
+  }
+
+  test("gives the container its own stop signal and the time to end", async () => {
+    expect(await stopping(60, { deadly: "SIGQUIT" })).toEqual(["SIGQUIT", "wait"]);
+  });
+
+  test("kills what has not ended within the grace", async () => {
+    expect(await stopping(0.05, { deadly: "SIGKILL" })).toEqual(["SIGQUIT", "wait", "SIGKILL", "wait"]);
+  });
+
+  test("kills at once without a grace, and what cannot be told to end", async () => {
+    expect(await stopping(0, { deadly: "SIGKILL" })).toEqual(["SIGKILL", "wait"]);
+    expect(await stopping(60, { deadly: "SIGKILL", refuses: "SIGQUIT" })).toEqual(["SIGQUIT", "SIGKILL", "wait"]);
+  });
+
+  test("a container that does not run is stopped", async () => {
+    await using t = await withContainer({});
+    await t.containers.stop("c1", 60);
+    expect(t.requests).toEqual(["GET /containers/c1/json"]);
+  });
+});
+
+test("an image without a digest is asked for now and then, and a failed look takes no digest away", async () => {
+  let looks = 0;
+  let repoDigests: string[] = [];
+  let isBroken = false;
+  await using t = await withContainer({
+    inspect: { ...ended, Image: "sha256:i" },
+    imageStatus: async () => {
+      looks += 1;
+      if (isBroken) throw new Error("the daemon is busy");
+      return { repoDigests } as unknown as Awaited<ReturnType<ImageService["imageStatus"]>>;
+    },
+  });
+  const imageRef = async () => (await t.containers.status("c1")).imageRef;
+  expect([await imageRef(), await imageRef(), looks]).toEqual(["sha256:i", "sha256:i", 1]);
+  await t.clock.advance(10_000);
+  repoDigests = ["registry/app@sha256:d"];
+  expect([await imageRef(), looks]).toEqual(["registry/app@sha256:d", 2]);
+  isBroken = true;
+  await t.clock.advance(3_600_000);
+  expect([await imageRef(), looks]).toEqual(["registry/app@sha256:d", 2]);
 });

@@ -135,6 +135,22 @@ test("writeCgroupFiles writes what the kernel has and leaves out huge pages that
   expect(await readFile(join(cgroup, "memory.oom.group"), "utf8")).toBe("1");
 });
 
+test("limits that are set already stay as they are, if only those that are not are asked for", async () => {
+  const unset = "9223372036854771712\n";
+  const { procDir, cgroup } = await fakeHost({
+    "memory.high": "500\n",
+    "memory.swap.max": "max\n",
+    "memory.min": "0\n",
+  });
+  await writeFile(join(cgroup, "hugetlb.2MB.max"), unset);
+  const unified = { "memory.high": "400", "memory.swap.max": "0", "memory.min": "7", "hugetlb.2MB.max": "0" };
+  const writes = cgroupWrites(what, { unified }, 2);
+  await writeCgroupFiles(writes, { what, pid: 42, version: 2, procDir, isOnlyUnset: true });
+  const contents = Object.keys(unified).map(async (file) => (await readFile(join(cgroup, file), "utf8")).trim());
+  // A write to these files replaces what they hold, to ordinary ones only their beginning.
+  expect(await Promise.all(contents)).toEqual(["500", "0ax", "7", expect.stringMatching(/^0/)]);
+});
+
 test("a limit that cannot be set is an error that names it; a container that has ended is none", async () => {
   const { procDir } = await fakeHost({});
   const writes = cgroupWrites(what, { unified: { "memory.swap.max": "0" } }, 2);
