@@ -1,12 +1,12 @@
-import { mkdir, readFile } from "node:fs/promises";
-import { isIPv6 } from "node:net";
+import { mkdir, readFile, rm } from "node:fs/promises";
 import { join } from "node:path";
 import { writeFileAtomic } from "../agent/lib/atomic-file.ts";
 import { ignoreErrno } from "../agent/lib/errno.ts";
 import { AgentError } from "../agent/lib/errors.ts";
 import type { Logger } from "../agent/lib/log.ts";
+import { cidrFamily } from "./cidr.ts";
 import { readConfigDir } from "./config-dir.ts";
-import { isObject } from "./json.ts";
+import { parseObject } from "./json.ts";
 import { type PluginTimeouts, Plugins } from "./plugins.ts";
 import { negotiate, type SpecVersion } from "./version.ts";
 
@@ -25,10 +25,14 @@ export interface DefaultConfigOptions {
   /** Where host-local keeps the addresses in use; its own default unless given. */
   readonly dataDir?: string;
   readonly timeouts?: PluginTimeouts;
+  /** Spares those who call again and again the plugins' versions. */
+  readonly plugins?: Plugins;
 }
 
-/** The file's name sorts behind those that network providers use: theirs take precedence. */
-export const defaultConfigName = "99-nodelet.conflist";
+/** The file's name sorts behind those that network providers use, also behind those without a number: theirs take precedence. */
+export const defaultConfigName = "zz-nodelet.conflist";
+// How it was called before. It sorted before a provider's calico.conflist.
+const formerConfigName = "99-nodelet.conflist";
 // Set in our file alone. Whoever takes it out has made the file their own.
 const marker = { managedBy: "nodelet" };
 const mandatory = ["bridge", "host-local", "portmap"];
@@ -46,12 +50,14 @@ const versionsWanted: readonly SpecVersion[] = ["0.4.0", "1.0.0", "1.1.0"];
 export async function writeDefaultConfig(options: DefaultConfigOptions): Promise<"written" | "unchanged" | "foreign"> {
   const { confDir, binDirs, log, timeouts } = options;
   const path = join(confDir, defaultConfigName);
-  const before = await readFile(path, "utf8").catch(ignoreErrno("ENOENT"));
+  const formerPath = join(confDir, formerConfigName);
+  const [before, former] = await Promise.all([readIfThere(path), readIfThere(formerPath)]);
+  const isFormerOurs = former !== undefined && isOurs(former);
   if (before !== undefined && !isOurs(before)) return "foreign";
   const { file } = await readConfigDir(confDir);
-  if (file !== undefined && file !== path) return "foreign";
+  if (file !== undefined && file !== path && !(file === formerPath && isFormerOurs)) return "foreign";
 
-  const plugins = new Plugins({ binDirs, log, ...(timeouts === undefined ? {} : { timeouts }) });
+  const { plugins = new Plugins({ binDirs, log, ...(timeouts === undefined ? {} : { timeouts }) }) } = options;
   const answers = [];
   for (const type of [...mandatory, ...optional]) {
     const plugin = await plugins.find(type);
@@ -62,10 +68,11 @@ export async function writeDefaultConfig(options: DefaultConfigOptions): Promise
   if ("problem" in agreed) throw new AgentError("Unavailable", `default network: ${agreed.problem}`);
   const present = new Set(answers.map(({ type }) => type));
   const text = renderDefaultConfig(options, agreed.version, present);
-  if (text === before) return "unchanged";
+  if (text === before && !isFormerOurs) return "unchanged";
   await mkdir(confDir, { recursive: true, mode: 0o755 });
   // Like any file of this directory: other tools of the node read it, and there is nothing secret in it.
   await writeFileAtomic(path, text, 0o644);
+  if (isFormerOurs) await rm(formerPath, { force: true });
   return "written";
 }
 
@@ -110,18 +117,16 @@ export function renderDefaultConfig(
   return `${JSON.stringify(config, undefined, 2)}\n`;
 }
 
+async function readIfThere(path: string): Promise<string | undefined> {
+  return await readFile(path, "utf8").catch(ignoreErrno("ENOENT"));
+}
+
 function isOurs(text: string): boolean {
-  try {
-    const value: unknown = JSON.parse(text);
-    return isObject(value) && value["managedBy"] === marker.managedBy;
-  } catch {
-    return false;
-  }
+  return parseObject(text)?.["managedBy"] === marker.managedBy;
 }
 
 function familyOf(cidr: string): 4 | 6 {
-  const [host = "", bits = ""] = cidr.split("/", 2);
-  if (/^\d+\.\d+\.\d+\.\d+$/.test(host) && /^\d{1,2}$/.test(bits) && Number(bits) <= 32) return 4;
-  if (isIPv6(host) && /^\d{1,3}$/.test(bits) && Number(bits) <= 128) return 6;
-  throw new AgentError("Invalid", `pod CIDR "${cidr}" is no address with a prefix length`);
+  const family = cidrFamily(cidr);
+  if (family === undefined) throw new AgentError("Invalid", `pod CIDR "${cidr}" is no address with a prefix length`);
+  return family;
 }

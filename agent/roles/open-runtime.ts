@@ -1,4 +1,4 @@
-import { writeDefaultConfig } from "../../cni/default-config.ts";
+import { DefaultNetwork } from "../../cni/default-keeper.ts";
 import type { KubeletConfiguration } from "../config/kubelet-config.ts";
 import type { KubeletFlags } from "../config/kubelet-flags.ts";
 import { quantityValue } from "../kube/quantity.ts";
@@ -90,15 +90,17 @@ async function openDocker(
   });
 }
 
-/** The same runtime, for which a network is described as soon as the node's pod addresses are known. */
-function withDefaultNetwork(runtime: Runtime, flags: RuntimeSettings["flags"], { log }: OpenRuntimeDeps): Runtime {
-  const { cniConfDir: confDir, cniBinDir: binDirs } = flags;
+/** The same runtime, for which a network is described as soon as the node's pod addresses are known, and kept described. */
+function withDefaultNetwork(runtime: Runtime, flags: RuntimeSettings["flags"], deps: OpenRuntimeDeps): Runtime {
+  const network = new DefaultNetwork({ confDir: flags.cniConfDir, binDirs: flags.cniBinDir, ...deps });
   const updateRuntimeConfig = runtime.updateRuntimeConfig.bind(runtime);
+  const close = runtime.close.bind(runtime);
   runtime.updateRuntimeConfig = async (config) => {
-    const podCIDRs = config.podCIDR.split(",");
-    const outcome = await writeDefaultConfig({ confDir, binDirs, podCIDRs, log });
-    if (outcome !== "unchanged") log.info({ confDir, podCIDRs, outcome }, "default network for pods");
+    await network.use(config.podCIDR.split(","));
     await updateRuntimeConfig(config);
+  };
+  runtime.close = async () => {
+    await Promise.all([network.close(), close()]);
   };
   return runtime;
 }

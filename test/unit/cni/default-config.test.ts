@@ -1,8 +1,11 @@
-import { readdir, readFile, rm, stat, writeFile } from "node:fs/promises";
+import { readdir, readFile, rename, rm, stat, writeFile } from "node:fs/promises";
 import { join } from "node:path";
 import { afterEach, beforeEach, describe, expect, test } from "vitest";
+import { systemClock } from "../../../agent/lib/clock.ts";
 import { silentLogger } from "../../../agent/lib/log.ts";
 import { defaultConfigName, renderDefaultConfig, writeDefaultConfig } from "../../../cni/default-config.ts";
+import { DefaultNetwork } from "../../../cni/default-keeper.ts";
+import { FakeClock } from "../kube/fake-clock.ts";
 import { ScriptedNode, versionScript } from "./scripted-plugins.ts";
 
 let node: ScriptedNode;
@@ -97,6 +100,27 @@ describe("writeDefaultConfig", () => {
     }
   });
 
+  test("gives way to a provider's that sorts behind numbers", async () => {
+    await write();
+    await node.network({ cniVersion: "1.0.0", name: "theirs", plugins: [{ type: "bridge" }] }, "calico.conflist");
+    await node.cni().add({ containerID: "abc", netnsPath: "/proc/self/ns/net" });
+    expect((await node.calls()).map(({ input }) => input["name"])).toEqual(["theirs"]);
+    expect(await write()).toBe("foreign");
+  });
+
+  test("takes over the name that it had before, unless somebody took that over", async () => {
+    const former = join(node.confDir, "99-nodelet.conflist");
+    await write();
+    await rename(path(), former);
+    expect(await write()).toBe("written");
+    expect(await readdir(node.confDir)).toEqual([defaultConfigName]);
+    await rename(path(), former);
+    const theirs = (await readFile(former, "utf8")).replace("managedBy", "wasManagedBy");
+    await writeFile(former, theirs);
+    expect(await write()).toBe("foreign");
+    expect(await readdir(node.confDir)).toEqual(["99-nodelet.conflist"]);
+  });
+
   test("a broken file of others is no network", async () => {
     await writeFile(join(node.confDir, "10-broken.conflist"), "{");
     expect(await write()).toBe("written");
@@ -107,5 +131,42 @@ describe("writeDefaultConfig", () => {
     await expect(write()).rejects.toThrow('default network: failed to find plugin "host-local" in path');
     await node.plugin("host-local", { VERSION: versionScript(["0.2.0"]) });
     await expect(write()).rejects.toThrow('default network: plugin type="host-local" does not support config version');
+  });
+});
+
+describe("DefaultNetwork", () => {
+  test("writes the file again after it was deleted or a provider has gone, until it is closed", async () => {
+    const options = { confDir: node.confDir, binDirs: [node.binDir], log: silentLogger, clock: systemClock };
+    const network = new DefaultNetwork(options);
+    const names = async () => readdir(node.confDir);
+    try {
+      await network.use(["10.1.0.0/24"]);
+      expect(await names()).toEqual([defaultConfigName]);
+      await rm(path());
+      await expect.poll(names).toEqual([defaultConfigName]);
+      await node.network({ cniVersion: "1.0.0", name: "theirs", plugins: [{ type: "bridge" }] });
+      await network.use(["10.2.0.0/24"]);
+      expect(JSON.stringify(await read())).toContain("10.1.0.0/24");
+      await rm(join(node.confDir, "10-net.conflist"));
+      await expect.poll(async () => JSON.stringify(await read())).toContain("10.2.0.0/24");
+    } finally {
+      await network.close();
+    }
+  });
+
+  test("says what is missing to who gives it the addresses, and writes once it is there", async () => {
+    const clock = new FakeClock();
+    const network = new DefaultNetwork({ confDir: node.confDir, binDirs: [node.binDir], log: silentLogger, clock });
+    try {
+      await network.use(["10.1.0.0/24"]);
+      await rm(path());
+      await rm(join(node.binDir, "portmap"));
+      await expect(network.use(["10.1.0.0/24"])).rejects.toMatchObject({ code: "Unavailable" });
+      await node.plugin("portmap");
+      await network.use(["10.1.0.0/24"]);
+      expect(await readdir(node.confDir)).toEqual([defaultConfigName]);
+    } finally {
+      await network.close();
+    }
   });
 });
