@@ -23,9 +23,10 @@ export interface NetworkTarget {
 export interface SandboxNetwork {
   /**
    * Loopback and the pod's interfaces. A failure, or that there is no address, takes down what was made.
+   * `signal` ends the plugin that is at work.
    * @returns addresses of eth0, in the plugins' order
    */
-  setUp(target: NetworkTarget): Promise<{ ips: string[] }>;
+  setUp(target: NetworkTarget, signal?: AbortSignal): Promise<{ ips: string[] }>;
   /** Idempotent; also for what was set up in half, and by an earlier process. */
   tearDown(target: NetworkTarget): Promise<void>;
   /** What `setUp` gave this sandbox, also in an earlier process; empty if it has no network. */
@@ -41,6 +42,8 @@ export interface SandboxNetwork {
   collect(listSandboxIDs: () => Promise<readonly string[]>, signal?: AbortSignal): Promise<void>;
   /** Whether sandboxes can be set up. Never rejects. */
   status(): Promise<RuntimeCondition>;
+  /** Refuses what is new and ends what runs, within seconds; what was set up stays. May be called again. */
+  close(): Promise<void>;
 }
 
 /** Sandboxes' network by CNI. What a sandbox got is remembered here and, for the next agent, in CNI's own cache. */
@@ -64,9 +67,9 @@ export function createCNINetwork(cni: CNI): SandboxNetwork {
     known.delete(target.containerID);
   };
   return {
-    setUp: async (target) => {
+    setUp: async (target, signal) => {
       for (const targets of valid) targets.push({ containerID: target.containerID });
-      const ips = ipsOf(await cni.add(cniTarget(target)));
+      const ips = ipsOf(await cni.add(cniTarget(target), signal));
       if (ips.length === 0) {
         await tearDown(target);
         throw new AgentError("Internal", `the network gave the pod no address on ${defaultIfName}`);
@@ -102,5 +105,6 @@ export function createCNINetwork(cni: CNI): SandboxNetwork {
       const { ready, reason, message } = await cni.status();
       return { status: ready, reason, message };
     },
+    close: async () => await cni.close(),
   };
 }

@@ -1,3 +1,4 @@
+import type { Clock } from "../../lib/clock.ts";
 import { AgentError, hasCode, messageOf, withContext } from "../../lib/errors.ts";
 import type { Logger } from "../../lib/log.ts";
 import type { ImageService, PodSandboxConfig, SandboxStatus } from "../port.ts";
@@ -24,7 +25,19 @@ export interface SandboxesOptions {
   removeContainer(containerID: string): Promise<void>;
   /** Deadline of an ordinary call in ms. */
   requestTimeoutMs: number;
+  clock: Clock;
   log: Logger;
+}
+
+// As the contract of `Runtime` has it: the image may have to be pulled.
+const runTimeoutFactor = 2;
+
+/** A `run` under way. */
+interface Making {
+  /** What it is at, for the message that it was too slow. */
+  step: string;
+  /** Aborts at its deadline. */
+  readonly signal: AbortSignal;
 }
 
 /** A pod's sandbox with Docker: a pause container that holds the namespaces, and CNI's network in one of them. */
@@ -44,11 +57,28 @@ export class Sandboxes {
    * left unfinished has no addresses, and is seen as not ready.
    */
   async run(config: PodSandboxConfig, runtimeHandler: string): Promise<string> {
+    const { clock, requestTimeoutMs } = this.#options;
     const key = keyOf(config.uid, config.attempt);
+    const timeoutMs = runTimeoutFactor * requestTimeoutMs;
+    const deadline = new AbortController();
+    const late = Promise.withResolvers<never>();
+    const making: Making = { step: "", signal: deadline.signal };
+    const timer = clock.after(timeoutMs, () => {
+      const what = `run sandbox of ${config.namespace}/${config.name}`;
+      late.reject(
+        new AgentError(
+          "DeadlineExceeded",
+          `${what}: not done within ${timeoutMs / 1000} s; it came to: ${making.step}`,
+        ),
+      );
+      deadline.abort();
+    });
     this.#unfinished.add(key);
     try {
-      return await this.#make(config, runtimeHandler);
+      // What hangs may do so for longer. Whatever it made is removed when it ends.
+      return await Promise.race([this.#make(config, runtimeHandler, making), late.promise]);
     } finally {
+      timer.cancel();
       this.#unfinished.delete(key);
     }
   }
@@ -68,22 +98,22 @@ export class Sandboxes {
     this.#lost.delete(id);
   }
 
-  async #make(config: PodSandboxConfig, runtimeHandler: string): Promise<string> {
-    const { client, context, pauseImage } = this.#options;
+  async #make(config: PodSandboxConfig, runtimeHandler: string, making: Making): Promise<string> {
+    const { context, pauseImage } = this.#options;
+    const client = endedBy(making.signal, this.#options.client);
     const pod = `${config.namespace}/${config.name}`;
     const body = sandboxCreateBody(config, pauseImage, runtimeHandler, context);
-    const create = async () => await createNamed(client, `create sandbox of ${pod}`, body);
-    const id = await create().catch(async (err: unknown) => {
-      if (!hasCode(err, "NotFound")) throw err;
-      // Asked for only now: it is there for every pod but a node's first.
-      await this.#ensurePauseImage(config);
-      return await create();
-    });
+    making.step = "the pause image";
+    await this.#ensurePauseImage(config, making.signal);
+    making.step = "create";
+    const id = await createNamed(client, `create sandbox of ${pod}`, body);
     try {
+      making.step = "start";
       await client.call(`start sandbox of ${pod}`, async (abortSignal) => {
         await client.docker.getContainer(id).start({ abortSignal });
       });
-      await this.#furnish(id, config);
+      await this.#furnish(id, config, making);
+      making.signal.throwIfAborted();
       return id;
     } catch (err) {
       await this.#discard(id);
@@ -124,14 +154,14 @@ export class Sandboxes {
   }
 
   /** Rejects with NotFound, also for what is no sandbox. */
-  async #inspect(id: string): Promise<WireInspect> {
+  async #inspect(id: string, client = this.#options.client): Promise<WireInspect> {
     const what = `status of sandbox ${id}`;
-    const inspect = await inspectContainer(this.#options.client, what, id);
+    const inspect = await inspectContainer(client, what, id);
     if (!isOfPod(inspect, "sandbox")) throw new AgentError("NotFound", `${what}: the container is no pod's sandbox`);
     return inspect;
   }
 
-  async #ensurePauseImage(sandboxConfig: PodSandboxConfig): Promise<void> {
+  async #ensurePauseImage(sandboxConfig: PodSandboxConfig, signal: AbortSignal): Promise<void> {
     const { images, pauseImage } = this.#options;
     if ((await images.imageStatus(pauseImage)) !== undefined) return;
     try {
@@ -139,17 +169,17 @@ export class Sandboxes {
         annotations: {},
         sandboxConfig,
         // A registry that hangs must not hold the pod for good: it is tried again.
-        signal: AbortSignal.timeout(this.#options.requestTimeoutMs),
+        signal,
       });
     } catch (err) {
       throw withContext(err, `pull image ${pauseImage} of the sandbox`);
     }
   }
 
-  async #furnish(id: string, config: PodSandboxConfig): Promise<void> {
-    const { network } = this.#options;
+  async #furnish(id: string, config: PodSandboxConfig, making: Making): Promise<void> {
+    const { client, network } = this.#options;
     const pod = `${config.namespace}/${config.name}`;
-    const inspect = await this.#inspect(id);
+    const inspect = await this.#inspect(id, endedBy(making.signal, client));
     const pid = inspect.State?.Pid ?? 0;
     if (!isRunning(inspect.State) || pid === 0) {
       const { ExitCode = 0, Error: why = "" } = inspect.State ?? {};
@@ -160,12 +190,14 @@ export class Sandboxes {
     }
     if (config.dns !== undefined && inspect.ResolvConfPath) await writeResolvConf(inspect.ResolvConfPath, config.dns);
     if (config.securityContext.namespaceOptions.network === "NODE") return;
+    making.step = "set up its network";
+    const target = {
+      ...targetOf(inspect),
+      dns: config.dns,
+      ...(config.cgroupParent === "" ? {} : { cgroupPath: config.cgroupParent }),
+    };
     try {
-      await network.setUp({
-        ...targetOf(inspect),
-        dns: config.dns,
-        ...(config.cgroupParent === "" ? {} : { cgroupPath: config.cgroupParent }),
-      });
+      await network.setUp(target, making.signal);
     } catch (err) {
       throw withContext(err, `set up network of ${pod}`);
     }
@@ -207,6 +239,12 @@ export class Sandboxes {
       if (!hasCode(err, "Conflict")) throw err;
     });
   }
+}
+
+/** The client, whose calls end with a signal, too. */
+function endedBy(signal: AbortSignal, client: DockerClient): DockerClient {
+  const call: DockerClient["call"] = async (what, run, options) => await client.call(what, run, { ...options, signal });
+  return { ...client, call };
 }
 
 function keyOf(podUID: string, attempt: number): string {

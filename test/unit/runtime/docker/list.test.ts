@@ -1,6 +1,7 @@
 import { expect, test } from "vitest";
 import { listPodObjects } from "../../../../agent/runtime/docker/list.ts";
 import { Sandboxes } from "../../../../agent/runtime/docker/sandboxes.ts";
+import { systemClock } from "../../../../agent/lib/clock.ts";
 import { silentLogger } from "../../../../agent/lib/log.ts";
 import type { SandboxNetwork } from "../../../../agent/runtime/docker/network.ts";
 import { fakeDocker } from "./fake-docker.ts";
@@ -36,6 +37,7 @@ test("an answer that is no list is an error that says so, not an end of the pods
     pauseImage: "pause",
     removeContainer: async () => {},
     requestTimeoutMs: 5_000,
+    clock: systemClock,
     log: silentLogger,
   });
   await expect(sandboxes.stop("s")).rejects.toMatchObject(error);

@@ -1,0 +1,92 @@
+import { expect, test } from "vitest";
+import { silentLogger } from "../../../../agent/lib/log.ts";
+import { sandboxLabels } from "../../../../agent/runtime/docker/labels.ts";
+import type { SandboxNetwork } from "../../../../agent/runtime/docker/network.ts";
+import { Sandboxes } from "../../../../agent/runtime/docker/sandboxes.ts";
+import { FakeClock } from "../../kube/fake-clock.ts";
+import { context, sandbox } from "./config-support.ts";
+import { answered, fakeDocker } from "./fake-docker.ts";
+
+const requestTimeoutMs = 120_000;
+
+/** What of making a sandbox hangs for ever. */
+type Hang = "image" | "create" | "start" | "network";
+
+async function withSandboxes(hang?: Hang) {
+  const clock = new FakeClock();
+  const config = sandbox();
+  const hung = Promise.withResolvers<void>();
+  const forever = async (): Promise<never> => {
+    hung.resolve();
+    return await new Promise<never>(() => {});
+  };
+  const inspect = {
+    Id: "abc",
+    State: { Running: true, Pid: process.pid },
+    Config: { Labels: sandboxLabels(config, "") },
+    HostConfig: { NetworkMode: "none" },
+  };
+  const fake = await fakeDocker(({ method, path }) => {
+    const isHung = path === { create: "/containers/create", start: "/containers/abc/start" }[String(hang)];
+    if (isHung) hung.resolve();
+    if (isHung) return answered;
+    if (path === "/containers/json") return [];
+    return method === "GET" ? inspect : { Id: "abc" };
+  });
+  const network = {
+    setUp: async () => (hang === "network" ? await forever() : { ips: ["10.0.0.2"] }),
+    tearDown: async () => {},
+  } as unknown as SandboxNetwork;
+  const sandboxes = new Sandboxes({
+    client: fake.client,
+    context: context(),
+    network,
+    images: {
+      imageStatus: async () => undefined,
+      pullImage: async () => (hang === "image" ? await forever() : ""),
+    },
+    pauseImage: "pause",
+    removeContainer: async () => {},
+    requestTimeoutMs,
+    clock,
+    log: silentLogger,
+  });
+  return {
+    sandboxes,
+    config,
+    clock,
+    hung: hung.promise,
+    requests: fake.requests,
+    [Symbol.asyncDispose]: fake[Symbol.asyncDispose],
+  };
+}
+
+test("a sandbox is made in a few calls", async () => {
+  await using t = await withSandboxes();
+  expect(await t.sandboxes.run(t.config, "")).toBe("abc");
+  await t.clock.advance(2 * requestTimeoutMs);
+  expect(t.requests).toEqual(["POST /containers/create", "POST /containers/abc/start", "GET /containers/abc/json"]);
+});
+
+const cases: { hang: Hang; step: string; isRemoved: boolean }[] = [
+  { hang: "image", step: "the pause image", isRemoved: false },
+  { hang: "create", step: "create", isRemoved: false },
+  { hang: "start", step: "start", isRemoved: true },
+  { hang: "network", step: "set up its network", isRemoved: false },
+];
+test.each(cases)(
+  "whatever hangs ($hang), nobody waits longer than the contract says",
+  async ({ hang, step, isRemoved }) => {
+    await using t = await withSandboxes(hang);
+    const outcome = t.sandboxes.run(t.config, "").catch((err: unknown) => err);
+    await t.hung;
+    expect(t.sandboxes.isUnfinished({ podUID: t.config.uid, attempt: t.config.attempt })).toBe(true);
+    await t.clock.advance(2 * requestTimeoutMs);
+    expect(await outcome).toMatchObject({
+      code: "DeadlineExceeded",
+      message: expect.stringMatching(`240 s.*${step}$`) as unknown,
+    });
+    expect(t.sandboxes.isUnfinished({ podUID: t.config.uid, attempt: t.config.attempt })).toBe(false);
+    if (isRemoved) await expect.poll(() => t.requests.at(-1)).toBe("DELETE /containers/abc");
+  },
+);
