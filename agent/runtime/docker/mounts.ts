@@ -1,7 +1,8 @@
-import { mkdir, stat } from "node:fs/promises";
+import { mkdir } from "node:fs/promises";
 import { posix } from "node:path";
-import { errnoOf } from "../../lib/errno.ts";
 import { AgentError, messageOf } from "../../lib/errors.ts";
+import { exec } from "../../lib/exec.ts";
+import { lookAt } from "../../volumes/look.ts";
 import type { Mount } from "../port.ts";
 import { type BindMount, type ContextOfDaemon, type HostConfig, knowsRecursiveReadOnly } from "./create-body.ts";
 import { compareVersions, type DaemonInfo, hasSecurityOption } from "./daemon.ts";
@@ -119,21 +120,35 @@ const missingDirectoryMode = 0o755;
 
 /**
  * Makes a directory for each mount whose path on the host does not exist, as CRI runtimes do and Docker does not.
- * Rejects with Invalid, naming the path, if one cannot be made.
+ * Rejects, naming the path, with Invalid if one cannot be made, DeadlineExceeded if its file system does not answer.
  */
 export async function makeMissingSources(
   what: string,
   mounts: readonly Pick<Mount, "hostPath" | "image">[],
 ): Promise<void> {
-  for (const { hostPath, image } of mounts) {
-    if (image !== undefined) continue;
-    try {
-      await stat(hostPath);
-    } catch (err) {
-      if (errnoOf(err) === "ENOENT") await makeDirectory(what, hostPath);
-      else throw new AgentError("Invalid", `${what}: path on the node: ${messageOf(err)}`, { cause: err });
-    }
+  const paths = [...new Set(mounts.filter(({ image }) => image === undefined).map(({ hostPath }) => hostPath))];
+  if (await areThere(paths)) return;
+  const never = new AbortController().signal;
+  const looks = paths.map(async (path) => ({ path, look: await lookAt(path, never) }));
+  for (const { path, look } of await Promise.all(looks)) {
+    if (look.kind === "absent") await makeDirectory(what, path);
+    const words = `${what}: path on the node ${path}: `;
+    if (look.kind === "refused") throw new AgentError("Invalid", words + look.message);
+    if (look.kind === "silent") throw new AgentError("DeadlineExceeded", words + look.message);
   }
+}
+
+// File systems that answer do so in milliseconds. After this each path gets a look, and more time, of its own.
+const looksTimeoutMs = 2_000;
+
+/**
+ * Whether all can be looked at, by one process for all: that is the common case. It is another process, as a call for a network
+ * mount whose server is gone never returns and would take one of our few threads with it for good.
+ */
+async function areThere(paths: readonly string[]): Promise<boolean> {
+  if (paths.length === 0) return true;
+  const { failure } = await exec("stat", ["-L", "-c", "", "--", ...paths], { timeoutMs: looksTimeoutMs });
+  return failure === undefined;
 }
 
 async function makeDirectory(what: string, path: string): Promise<void> {

@@ -163,6 +163,15 @@ test("a path that cannot be made is named", async () => {
     /^container app in pod shop\/web: path on the node does not exist and cannot be made: .*dangling/,
   );
   await expect(make(join(dir, "file/below"))).rejects.toThrow(
-    /^container app in pod shop\/web: path on the node: .*file\/below/,
+    /^container app in pod shop\/web: path on the node does not exist and cannot be made: .*file\/below/,
   );
+});
+
+test("a path that may not be looked at is named", async () => {
+  const dir = await mkdtemp(join(tmpdir(), "nodelet-mounts-"));
+  onTestFinished(async () => await rm(dir, { recursive: true, force: true }));
+  const loop = join(dir, "loop");
+  await symlink(loop, loop);
+  const error = { code: "Invalid", message: expect.stringContaining(`path on the node ${loop}: `) as unknown };
+  await expect(makeMissingSources(what, [mount({ hostPath: loop })])).rejects.toMatchObject(error);
 });
