@@ -5,7 +5,7 @@ import type { Logger } from "../../lib/log.ts";
 import type { Runtime } from "../port.ts";
 import { type DockerClient, openDocker } from "./client.ts";
 import { createDockerDisk, type MeasureTree } from "./fs-usage.ts";
-import { readKernelFacts } from "./host-limits.ts";
+import { readKernelFacts, reportOOMScoreAdjMin } from "./host-limits.ts";
 import { createDockerImages } from "./images.ts";
 import { createLogDriver, type DockerLogOptions, linkLog, unlinkLog } from "./logs.ts";
 import { createCNINetwork } from "./network.ts";
@@ -54,6 +54,7 @@ export async function connectDocker(options: ConnectDockerOptions): Promise<Runt
     report(client, log);
     const kernel = await readKernelFacts();
     const context = {
+    reportOOMScoreAdjMin(kernel, log);
       get daemon() {
         return client.daemon;
       },

@@ -2,6 +2,7 @@ import { access, readFile, writeFile } from "node:fs/promises";
 import { join } from "node:path";
 import { errnoOf, ignoreErrno } from "../../lib/errno.ts";
 import { AgentError, messageOf } from "../../lib/errors.ts";
+import type { Logger } from "../../lib/log.ts";
 import type { ContextOfDaemon } from "./create-body.ts";
 import type { CgroupWrite } from "./resources.ts";
 
@@ -118,4 +119,16 @@ export async function readOOMScoreAdjMin(procDir = "/proc"): Promise<number> {
   const [, bits = "0"] = /^CapEff:\s*([0-9a-f]+)$/m.exec(status) ?? [];
   if ((BigInt(`0x${bits}`) >> sysResourceBit) & 1n) return oomScoreAdjMin;
   return Number(await readFile(join(procDir, "self/oom_score_adj"), "utf8"));
+}
+
+/** Says once which lower values containers will not get: what the kernel kills first when memory is short hangs on it. */
+export function reportOOMScoreAdjMin(
+  { oomScoreAdjMin: min }: Pick<ContextOfDaemon, "oomScoreAdjMin">,
+  log: Logger,
+): void {
+  if (min === oomScoreAdjMin) return;
+  log.warn(
+    { oomScoreAdjMin: min },
+    "the agent lacks CAP_SYS_RESOURCE, and the Docker daemon is taken to lack it, too: containers get no lower oom_score_adj",
+  );
 }

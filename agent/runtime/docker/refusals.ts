@@ -14,15 +14,18 @@ export interface Difference {
   subject: string;
   /** What comes of it; one line of Markdown. */
   outcome: string;
-  /** For what is settled before the pod starts: why this pod cannot run, or undefined. Absent: no pod is rejected for it. */
-  refuses?: (pod: Pod, daemon: DaemonInfo) => string | undefined;
+}
+
+/** One that is settled before the pod starts. */
+interface Refusal extends Difference {
+  /** Why this pod cannot run, or undefined. */
+  refuses: (pod: Pod, daemon: DaemonInfo) => string | undefined;
 }
 
 const noUserNamespaceOfItsOwn =
   "hostUsers: false needs a CRI runtime: Docker gives user namespaces to all containers of a daemon or to none";
 
-/** Every difference, those that reject a pod first. The README's table shows this list. */
-export const differences: readonly Difference[] = [
+const refusals: readonly Refusal[] = [
   {
     subject: "`hostUsers: false` (user namespaces, ID-mapped mounts)",
     outcome: "Pod rejected: Docker gives user namespaces to all containers of a daemon or to none.",
@@ -58,6 +61,11 @@ export const differences: readonly Difference[] = [
     outcome: "Pod rejected: the Docker daemon takes no smaller one.",
     refuses: tooSmall,
   },
+];
+
+/** Every difference, those that reject a pod first. The README's table shows this list. */
+export const differences: readonly Difference[] = [
+  ...refusals,
   {
     subject: "A RuntimeClass",
     outcome:
@@ -81,6 +89,20 @@ export const differences: readonly Difference[] = [
     subject: "Volumes on a node with SELinux",
     outcome:
       "Relabelled by Docker. A path with a colon cannot be; such a container is not made. Read-only ones are so recursively from Engine 25 on.",
+  },
+  {
+    subject: "Pods that cri-dockerd or an old kubelet runs on the same daemon",
+    outcome: "Left alone and not taken over, whatever their labels: drain the node before this agent takes its place.",
+  },
+  {
+    subject: "`oom_score_adj` where the agent lacks `CAP_SYS_RESOURCE` (inside a container)",
+    outcome:
+      "No container gets a lower one than the agent has, as the daemon is taken to lack the capability, too; the log says so.",
+  },
+  {
+    subject: "Pulls of images",
+    outcome:
+      "Given up and tried again after a minute without progress, or half an hour in which they wait for others' layers.",
   },
   {
     subject: "Checkpoints of containers",
@@ -122,8 +144,8 @@ export const differences: readonly Difference[] = [
  * What only turns out later is refused then, by the create call.
  */
 export function unsupported(pod: Pod, daemon: DaemonInfo): string | undefined {
-  for (const { refuses } of differences) {
-    const why = refuses?.(pod, daemon);
+  for (const { refuses } of refusals) {
+    const why = refuses(pod, daemon);
     if (why !== undefined) return why;
   }
   return undefined;

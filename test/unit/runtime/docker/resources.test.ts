@@ -2,7 +2,13 @@ import { mkdir, mkdtemp, readFile, rm, writeFile } from "node:fs/promises";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { expect, onTestFinished, test } from "vitest";
-import { cgroupDirectory, readOOMScoreAdjMin, writeCgroupFiles } from "../../../../agent/runtime/docker/host-limits.ts";
+import { createLogger } from "../../../../agent/lib/log.ts";
+import {
+  cgroupDirectory,
+  readOOMScoreAdjMin,
+  reportOOMScoreAdjMin,
+  writeCgroupFiles,
+} from "../../../../agent/runtime/docker/host-limits.ts";
 import { cgroupWrites, dockerResources, memoryBytesMin } from "../../../../agent/runtime/docker/resources.ts";
 import type { LinuxResources } from "../../../../agent/runtime/port.ts";
 
@@ -168,4 +174,13 @@ test("the lowest oom_score_adj is one's own without CAP_SYS_RESOURCE", async () 
   expect(await readOOMScoreAdjMin(procDir)).toBe(-1000);
   await caps("000001fffeffffff");
   expect(await readOOMScoreAdjMin(procDir)).toBe(-500);
+});
+
+test("containers that cannot be kept from the kernel's OOM killer as they should are told of", () => {
+  const lines: string[] = [];
+  const log = createLogger({ level: "info", stream: { write: (line) => void lines.push(line) } });
+  reportOOMScoreAdjMin({ oomScoreAdjMin: -1000 }, log);
+  expect(lines).toEqual([]);
+  reportOOMScoreAdjMin({ oomScoreAdjMin: -500 }, log);
+  expect(lines.join("")).toMatch(/-500.*lacks CAP_SYS_RESOURCE/);
 });
