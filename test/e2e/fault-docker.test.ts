@@ -7,7 +7,7 @@ import type { ContainerStatus, Pod } from "../../agent/kube/types.ts";
 import { type ProxyMode, type SocketProxy, startSocketProxy } from "../support/runtime/socket-proxy.ts";
 import { isReady, until } from "./support/cluster.ts";
 import { openKubectl } from "./support/kubectl.ts";
-import { type BreakableCluster, identityOf, openBreakableCluster } from "./support/local.ts";
+import { type BreakableCluster, identityOf, openBreakableCluster, podCgroups, podDirs } from "./support/local.ts";
 import { podOf, sleeperOf } from "./support/pods.ts";
 
 // What happens to a Docker daemon and to its containers, whatever the other files run with.
@@ -107,6 +107,49 @@ describe.skipIf(!inject("isLocal"))("a Docker daemon without live-restore", () =
     await until("all of it gone", async () => {
       const { sandboxes, containers } = await env.list();
       return [...sandboxes, ...containers, ...(await env.local.runtime.networks())].length === 0;
+    });
+  });
+});
+
+describe.skipIf(!inject("isLocal"))("a Docker daemon with live-restore", () => {
+  let env: BreakableCluster;
+
+  beforeAll(async () => {
+    env = await openBreakableCluster({}, [], { runtime: "docker" });
+  });
+  afterAll(() => env?.[Symbol.asyncDispose]());
+
+  test("that is killed in the middle of ten pod starts, once together with the agent: all end well, nothing is doubled or left", async () => {
+    const { cluster, local } = env;
+    await cluster.createPod(sleeperOf("witness"));
+    const witness = await cluster.waitForPod("witness", "ready", isReady);
+    const names = Array.from({ length: 10 }, (_, i) => `interrupted-${i}`);
+    for (const [i, name] of names.entries()) {
+      await cluster.createPod(sleeperOf(name));
+      if (i % 3 !== 2) continue;
+      // Three pods take about a second to start; the moments are spread over that.
+      await sleep(Math.random() * 1_000);
+      if (i === 5) await local.agent.stop("SIGKILL");
+      await local.runtime.restart("SIGKILL");
+      if (i === 5) await local.agent.start();
+    }
+    const pods = await Promise.all(names.map((name) => cluster.waitForPod(name, "ready", isReady)));
+    expect(identityOf(await cluster.getPod("witness"))).toEqual(identityOf(witness));
+    await until("one sandbox and one container a pod", async () => {
+      const { sandboxes, containers } = await env.list();
+      const ready = sandboxes.filter((sandbox) => sandbox.ready).map(({ podUID }) => podUID);
+      const running = containers.filter(({ state }) => state === "running").map(({ podUID }) => podUID);
+      const wanted = [...pods, witness].map(({ metadata }) => metadata.uid ?? "").toSorted();
+      return [ready, running].every((uids) => uids.toSorted().join() === wanted.join());
+    });
+    const addresses = await Promise.all(names.map(async (name) => (await cluster.getPod(name)).status?.podIP));
+    expect(new Set(addresses).size).toBe(names.length);
+    for (const name of [...names, "witness"]) await cluster.deletePod(name);
+    for (const name of [...names, "witness"]) await cluster.waitForPodGone(name);
+    await until("nothing left", async () => {
+      const { sandboxes, containers } = await env.list();
+      const left = [...sandboxes, ...containers, ...(await local.runtime.networks())];
+      return [...left, ...(await podDirs(env)), ...(await podCgroups(env))].length === 0;
     });
   });
 });
