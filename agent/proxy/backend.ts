@@ -40,6 +40,16 @@ export interface Backend {
 export interface BackendFigures {
   /** iptables: by table, rules that are ours, and those that the last sync wrote. */
   readonly rules?: Readonly<Record<string, { readonly owned: number; readonly written: number }>>;
+  /** iptables: what rules have counted, asked of the kernel now or a moment ago. Never rejects. */
+  readonly packets?: () => Promise<PacketFigures>;
   /** nftables: how often empty chains of services that are gone could not be deleted. */
   readonly cleanupFailures?: number;
+}
+
+/** Packets since the rules were written; absent what is not counted or cannot be read. */
+export interface PacketFigures {
+  /** Dropped because they belong to no known connection. */
+  readonly invalidDropped?: number;
+  /** First packets of connections to node ports on loopback. */
+  readonly localhostNodePorts?: number;
 }

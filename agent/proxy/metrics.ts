@@ -1,4 +1,5 @@
 import type { Collector, MetricFamily, MetricsRegistry, Sample } from "../lib/metrics.ts";
+import type { PacketFigures } from "./backend.ts";
 import type { FamilyStats, SyncObserver } from "./family.ts";
 import type { ProxyOptions } from "./options.ts";
 
@@ -31,7 +32,7 @@ export function createProxyMetrics(
   stats: () => readonly FamilyStats[],
 ): ProxyMetrics {
   for (const { name, help, type, read } of [...commonFigures, ...figuresOfMode[mode]]) {
-    registry.collect(name, collectorOf({ name, help, type, samples: () => read(stats()) }));
+    registry.collect(name, collectorOf({ name, help, type, samples: async () => await read(stats()) }));
   }
   const seconds = (name: string, help: string, buckets = syncBuckets) =>
     registry.histogram(`kubeproxy_${name}`, help, buckets, ["ip_family"]);
@@ -73,7 +74,7 @@ interface Figure {
   readonly name: string;
   readonly help: string;
   readonly type: "counter" | "gauge";
-  readonly read: (stats: readonly FamilyStats[]) => Sample[];
+  readonly read: (stats: readonly FamilyStats[]) => Sample[] | Promise<Sample[]>;
 }
 
 const commonFigures: readonly Figure[] = [
@@ -123,6 +124,16 @@ const figuresOfMode: Readonly<Record<ProxyOptions["mode"], readonly Figure[]>> =
   iptables: [
     perTable("sync_proxy_rules_iptables_total", "Rules of the proxy, by table.", "owned"),
     perTable("sync_proxy_rules_iptables_last", "Rules that the last sync wrote, by table.", "written"),
+    packets(
+      "iptables_ct_state_invalid_dropped_packets_total",
+      "Packets dropped because they belong to no known connection.",
+      "invalidDropped",
+    ),
+    packets(
+      "iptables_localhost_nodeports_accepted_packets_total",
+      "Connections to node ports on loopback.",
+      "localhostNodePorts",
+    ),
     perFamily(
       "sync_proxy_rules_iptables_restore_failures_total",
       "counter",
@@ -183,10 +194,23 @@ function perTable(name: string, help: string, which: "owned" | "written"): Figur
   return { name: `kubeproxy_${name}`, help, type: "gauge", read: (stats) => stats.flatMap(samplesOf) };
 }
 
+/** Of all families; absent where none of them counts. */
+function packets(name: string, help: string, which: keyof PacketFigures): Figure {
+  const read = async (stats: readonly FamilyStats[]): Promise<Sample[]> => {
+    const all = await Promise.all(stats.map(async ({ backend }) => (await backend.packets?.())?.[which]));
+    const known = all.filter((value) => value !== undefined);
+    return known.length === 0 ? [] : [{ labels: {}, value: known.reduce((total, value) => total + value, 0) }];
+  };
+  return { name: `kubeproxy_${name}`, help, type: "counter", read };
+}
+
 function sum(stats: readonly FamilyStats[], read: (stats: FamilyStats) => number): number {
   return stats.reduce((total, one) => total + read(one), 0);
 }
 
-function collectorOf({ samples, ...family }: Omit<MetricFamily, "samples"> & { samples: () => Sample[] }): Collector {
-  return () => [{ ...family, samples: samples() }];
+function collectorOf({
+  samples,
+  ...family
+}: Omit<MetricFamily, "samples"> & { samples: () => Promise<Sample[]> }): Collector {
+  return async () => [{ ...family, samples: await samples() }];
 }

@@ -109,7 +109,8 @@ describe.skipIf(!inject("isLocal"))("a node whose service proxy is in trouble", 
     await farm.breakIptables();
     await until(
       "an event about the tables",
-      async () => (await nodeEvents("FailedToStartProxy")).find(({ message }) => message?.includes("no nat table")),
+      async () =>
+        (await nodeEvents("FailedToStartProxy")).find(({ message }) => message?.includes("Table does not exist")),
       retryWaitMs,
     );
     expect((await health("healthz")).status).toBe(503);

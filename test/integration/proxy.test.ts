@@ -55,6 +55,28 @@ for (const flavour of ["nft", "legacy"] as const) {
 
     testServices(() => ({ net, running }), { nodePortsOnLoopback: true });
 
+    test("connections to node ports on loopback, and packets of no connection, are counted", async () => {
+      const count = async () => await running.proxy.stats()[0]?.backend.packets?.();
+      const { invalidDropped = -1, localhostNodePorts = -1 } = (await count()) ?? {};
+      const nodePorts = ports.map((port) => ({ ...port, nodePort: 30_080 }));
+      await publish({ net, running }, "web", { type: "NodePort", clusterIP: vip, ports: nodePorts }, [pod1]);
+      for (let n = 0; n < 3; n += 1) await net.node.ask("tcp", "127.0.0.1", 30_080);
+      await net.client.ask("tcp", "192.0.2.1", 30_080);
+      // A connection that nobody knows any more, and that is not picked up in the middle.
+      await net.pod1.request({ op: "echo", host: pod1, port: 8091 });
+      await net.client.request({ op: "hold", host: pod1, port: 8091 });
+      await net.sysctls.write("net/netfilter/nf_conntrack_tcp_loose", "0");
+      await net.onNode("conntrack", ["-F"]);
+      await net.client.request({ op: "dropHeld" });
+      await until("both are counted", async () => {
+        const now = await count();
+        return now?.localhostNodePorts === localhostNodePorts + 3 && (now.invalidDropped ?? -1) > invalidDropped;
+      });
+      expect(invalidDropped).toBeGreaterThanOrEqual(0);
+      expect(localhostNodePorts).toBeGreaterThanOrEqual(0);
+      await net.sysctls.write("net/netfilter/nf_conntrack_tcp_loose", "1");
+    });
+
     test("rules that somebody flushed come back, and so does a set", async () => {
       await publish({ net, running }, "web", { clusterIP: vip }, [pod1]);
       await net.onNode(`iptables-${flavour}`, ["-t", "nat", "-F"]);

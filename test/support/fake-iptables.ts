@@ -1,4 +1,11 @@
-import type { ChainsByTable, Ipset, Iptables, MissingChain, SetChanges } from "../../agent/proxy/iptables/port.ts";
+import type {
+  ChainsByTable,
+  Ipset,
+  Iptables,
+  MissingChain,
+  PacketCount,
+  SetChanges,
+} from "../../agent/proxy/iptables/port.ts";
 import { RefusedLine } from "../../agent/proxy/iptables/port.ts";
 import { AgentError } from "../../agent/lib/errors.ts";
 import { chainPrint } from "../../agent/proxy/iptables/print.ts";
@@ -77,6 +84,12 @@ export class FakeIptables implements Iptables {
       .get(table)
       ?.get(chain)
       ?.map((rule) => `-A ${chain} ${rule}`);
+  }
+
+  async expectTable(): Promise<void> {}
+
+  async listPackets(table: string, chain: string): Promise<PacketCount[]> {
+    return (await this.listRules(table, chain))?.map((rule) => ({ rule, packets: 0 })) ?? [];
   }
 
   async listMany(chains: ChainsByTable): Promise<Map<string, string[]> | MissingChain> {

@@ -35,6 +35,8 @@ export interface TraceResult {
 
 interface State {
   packet: Packet;
+  /** Before it was translated. */
+  readonly origDst: string;
   mark: boolean;
   dnat: string | undefined;
   visited: number;
@@ -45,7 +47,14 @@ type Verdict = "ACCEPT" | "DROP" | "REJECT" | "DNAT" | "MASQUERADE" | "RETURN";
 
 /** Follows the first packet of a connection through the tables, as the kernel would. Understands our own rules only. */
 export function tracePacket(tables: FakeIptables["tables"], packet: Packet, options: TraceOptions = {}): TraceResult {
-  const state: State = { packet: { ...packet }, mark: false, dnat: undefined, visited: 0, path: [] };
+  const state: State = {
+    packet: { ...packet },
+    origDst: packet.dst,
+    mark: false,
+    dnat: undefined,
+    visited: 0,
+    path: [],
+  };
   const isLocalIP = (ip: string) => ip.startsWith("127.") || ip === "::1" || (options.localIPs?.includes(ip) ?? false);
   const run = (table: string, chain: string) => walk(tables, table, chain, state, options, isLocalIP) ?? "ACCEPT";
 
@@ -159,6 +168,9 @@ function matches(args: readonly string[], state: State, options: TraceOptions, i
       case "--ctstate":
         // A first packet; NAT decided just now shows as DNAT.
         isMatch = value.split(",").some((one) => one === "NEW" || (one === "DNAT" && state.dnat !== undefined));
+        break;
+      case "--ctorigdst":
+        isMatch = inRange(state.origDst, value);
         break;
       case "--match-set":
         setName = value;

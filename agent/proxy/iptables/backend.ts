@@ -4,6 +4,7 @@ import type { Backend } from "../backend.ts";
 import type { Commands } from "../commands.ts";
 import type { Family } from "../ip.ts";
 import type { ProxyOptions } from "../options.ts";
+import { PacketCounters } from "./counters.ts";
 import { createIptables } from "./exec.ts";
 import { createClientSets, createIpset } from "./ipset.ts";
 import { markText, nodePortIPs, readNodePortAddresses } from "../node-ports.ts";
@@ -32,7 +33,7 @@ export interface IptablesBackendOptions {
 export async function createIptablesBackend(about: IptablesBackendOptions, signal: AbortSignal): Promise<Backend> {
   const { family, options, commands, hasLocalhostNodePorts, dropsInvalid } = about;
   const iptables = await createIptables(commands, family, about.flavour, signal);
-  if ((await iptables.listRules("nat", "POSTROUTING", signal)) === undefined) throw new Error("no nat table");
+  await iptables.expectTable("nat", signal);
   const ipset = about.hasIpset ? createIpset(commands, family) : undefined;
   const clientSets = about.hasIpset ? createClientSets(commands, family) : undefined;
   const rules = new IptablesBackend({
@@ -43,6 +44,7 @@ export async function createIptablesBackend(about: IptablesBackendOptions, signa
     log: about.log,
     onRefused: about.onRefused,
   });
+  const counters = new PacketCounters({ iptables, clock: about.clock, log: about.log });
 
   const context = (): Pick<IptablesSyncRequest, "fixed" | "render"> => {
     const addresses = readNodePortAddresses(options.nodePortAddresses, options.nodeIPs, family);
@@ -68,7 +70,7 @@ export async function createIptablesBackend(about: IptablesBackendOptions, signa
       return rules.needsFull;
     },
     sync: async (request, signal) => ({ ...(await rules.sync({ ...request, ...context() }, signal)) }),
-    figures: () => rules.figures(),
+    figures: () => ({ ...rules.figures(), packets: async () => await counters.read(signal) }),
     findDamage: async (signal) => await rules.findDamage(signal),
   };
 }

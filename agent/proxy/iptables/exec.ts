@@ -3,7 +3,7 @@ import type { ExecResult } from "../../lib/exec.ts";
 import { type Commands, expectSuccess } from "../commands.ts";
 import type { Family } from "../ip.ts";
 import { isAtLeast } from "../version.ts";
-import { type Iptables, RefusedLine } from "./port.ts";
+import { type Iptables, type PacketCount, RefusedLine } from "./port.ts";
 import { addToPrint, chainPrint } from "./print.ts";
 import { isKept, ListingReader, listingText } from "./listing.ts";
 
@@ -21,6 +21,8 @@ const resourceProblem = 4;
 // A chain that something else refers to is busy for as long as that is there: this passes by nobody's waiting.
 const refusalRE =
   /CHAIN_DEL failed|failed \((?!Resource temporarily|Device or resource busy|Cannot allocate|Interrupted|No buffer)/;
+// "-c PACKETS BYTES", behind the matches. A comment would have it in quotes, which do not end before the end of the line or a target.
+const packetsRE = / -c (\d+) \d+(?= -[jg] |$)/;
 // What a command complains about is one line; more is its usage.
 const complaintLengthMax = 500;
 
@@ -89,6 +91,28 @@ export async function createIptables(
       if (result.failure === "exit" && isNotFound(result.stderr)) return undefined;
       expectSuccess(result, `list chain ${chain} of table ${table}`);
       return rules;
+    },
+
+    expectTable: async (table, stop) => {
+      // One that is built in, in each of our tables.
+      const args = [...commandLock, "-t", table, "-S", "OUTPUT"];
+      const result = await commands.lines(names.command, args, { ...options, signal: stop, onLine: () => {} });
+      expectSuccess(result, `read table ${table}`);
+    },
+
+    listPackets: async (table, chain, stop) => {
+      const counts: PacketCount[] = [];
+      const result = await commands.lines(names.command, [...commandLock, "-t", table, "-v", "-S", chain], {
+        timeoutMs: lookTimeoutMs,
+        signal: stop,
+        onLine: (line) => {
+          const packets = packetsRE.exec(line)?.[1];
+          if (packets !== undefined) counts.push({ rule: line.replace(packetsRE, ""), packets: Number(packets) });
+        },
+      });
+      if (result.failure === "exit" && isNotFound(result.stderr)) return [];
+      expectSuccess(result, `read the counters of chain ${chain} of table ${table}`);
+      return counts;
     },
 
     readChains: async (table, stop) => {

@@ -51,6 +51,12 @@ export const ownChains: Readonly<Record<Table, readonly string[]>> = {
   filter: ["KUBE-SERVICES", "KUBE-EXTERNAL-SERVICES", "KUBE-NODEPORTS", "KUBE-FORWARD", "KUBE-PROXY-FIREWALL"],
 };
 
+/** Packets of no known connection. */
+export const invalidRule = "-m conntrack --ctstate INVALID -j DROP";
+/** Tells the rule that counts connections to node ports on loopback. */
+export const localhostCountComment = "kubernetes service nodeports on loopback, to be counted";
+const localhostCountRule = `-m comment --comment "${localhostCountComment}" -m conntrack --ctstate DNAT --ctorigdst 127.0.0.0/8`;
+
 /** By which others know the rule, too. */
 export const martianComment = "block incoming localnet connections";
 /** Node ports on loopback need route_localnet, which lets neighbours send to 127.0.0.0/8. IPv6 has no such setting. */
@@ -110,6 +116,8 @@ export function renderBase(context: FixedContext): Record<Table, Map<string, rea
       [
         ...hairpins,
         `-m mark ! --mark ${mark}/${mark} -j RETURN`,
+        // Only counts. All of them come here, as the node is their client, and little else does.
+        ...(context.family === "IPv4" && context.hasLocalhostNodePorts ? [localhostCountRule] : []),
         // Cleared, so that a packet that passes here again (through a tunnel, say) is not masqueraded twice.
         `-j MARK --xor-mark ${mark}`,
         `-m comment --comment "kubernetes service traffic requiring SNAT" -j MASQUERADE${context.hasRandomFully ? " --random-fully" : ""}`,
@@ -120,7 +128,7 @@ export function renderBase(context: FixedContext): Record<Table, Map<string, rea
     [
       "KUBE-FORWARD",
       [
-        ...(context.dropsInvalid ? ["-m conntrack --ctstate INVALID -j DROP"] : []),
+        ...(context.dropsInvalid ? [invalidRule] : []),
         `-m comment --comment "kubernetes forwarding rules" -m mark --mark ${mark}/${mark} -j ACCEPT`,
         '-m comment --comment "kubernetes forwarding conntrack rule" -m conntrack --ctstate RELATED,ESTABLISHED -j ACCEPT',
       ],

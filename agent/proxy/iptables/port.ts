@@ -24,8 +24,18 @@ export interface Iptables {
    * All that was asked for or a rejection, never a part. Also cheap beside tens of thousands of other chains.
    */
   listMany(chains: ChainsByTable, signal: AbortSignal): Promise<ReadonlyMap<string, readonly string[]> | MissingChain>;
+  /** Rejects, in the command's own words, if the table cannot be had on this machine. */
+  expectTable(table: AnyTable, signal: AbortSignal): Promise<void>;
+  /** How many packets met each rule of a chain of ours, with the rule as {@link listRules} has it; none if there is no such chain. */
+  listPackets(table: AnyTable, chain: string, signal: AbortSignal): Promise<PacketCount[]>;
   /** All chains of a table that are not built in, with the `chainPrint` of what they hold. */
   readChains(table: string, signal: AbortSignal): Promise<Map<string, number>>;
+}
+
+/** What a rule has counted since it was written. */
+export interface PacketCount {
+  readonly rule: string;
+  readonly packets: number;
 }
 
 /** Names of chains, by table. */

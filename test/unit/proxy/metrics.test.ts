@@ -58,6 +58,17 @@ test("the figures of both families stand beside each other, or are summed where 
   ]);
 });
 
+test("packets that rules counted are summed over the families, and absent where none counts them", async () => {
+  const registry = new MetricsRegistry();
+  createProxyMetrics(registry, "iptables", () => [
+    stats("IPv4", { backend: { packets: async () => ({ invalidDropped: 3 }) } }),
+    stats("IPv6", { backend: { packets: async () => ({ invalidDropped: 4 }) } }),
+  ]);
+  expect((await scrape(registry)).filter((line) => line.includes("packets"))).toEqual([
+    "kubeproxy_iptables_ct_state_invalid_dropped_packets_total 7",
+  ]);
+});
+
 test("nftables mode has its own failures, and none of iptables'", async () => {
   const registry = new MetricsRegistry();
   createProxyMetrics(registry, "nftables", () => [stats("IPv4", { backend: { cleanupFailures: 4 } })]);
