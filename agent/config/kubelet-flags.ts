@@ -22,7 +22,7 @@ export const kubeletFlagFields = {
   podInfraContainerImage: works(text, "registry.k8s.io/pause:3.10", "with Docker: image of the pods' pause containers"),
   cniConfDir: works(text, "/etc/cni/net.d", "where the network of pods is described"),
   cniBinDir: works(list(text), ["/opt/cni/bin", "/usr/lib/cni"], "with Docker: directories of CNI plugins"),
-  cniCacheDir: works(text, "/var/lib/cni", "with Docker: what plugins gave pods, for their removal"),
+  cniCacheDir: works(text, "/var/lib/cni/cache", "with Docker: what plugins gave pods, for their removal"),
   cniDefaultNetwork: works(bool, false, "describe a bridge network for the node's podCIDRs if there is none"),
   lockFile: later(text, "", "file to hold a lock on while running"),
   exitOnLockContention: later(bool, false, "leave when another wants that lock"),

@@ -206,7 +206,8 @@ class Manager {
       ]);
     } finally {
       for (const end of unsubscribe) end?.();
-      await this.#gate.settled();
+      // Steps that wait for what the runtime runs end with that.
+      await Promise.all([runtime.drain?.(), this.#gate.settled()]);
       await Promise.all([...this.#workers.values()].map(({ done }) => done));
       await this.#probes.close();
       await this.#resizes.close();

@@ -37,7 +37,7 @@ export interface CNIDirectories {
   confDir: string;
   /** `/opt/cni/bin` and the like; searched in this order. */
   binDirs: readonly string[];
-  /** `/var/lib/cni` */
+  /** `/var/lib/cni/cache` */
   cacheDir: string;
 }
 
@@ -68,14 +68,13 @@ export async function connectDocker(options: ConnectDockerOptions): Promise<Runt
     });
     const stop = new AbortController();
     const failed = (what: string) => (err: unknown) => log.error({ err: messageOf(err) }, what);
-    void cni.watch(stop.signal).catch(failed("following the CNI configuration failed"));
     const close = () => {
       stop.abort();
       disk.close();
       void cni.close().catch(failed("ending CNI failed"));
       void streaming.close().catch(failed("ending the streaming server failed"));
     };
-    return new DockerRuntime({
+    const runtime = new DockerRuntime({
       client,
       context,
       network: createCNINetwork(cni),
@@ -89,6 +88,9 @@ export async function connectDocker(options: ConnectDockerOptions): Promise<Runt
       log,
       close,
     });
+    const followed = cni.watch(stop.signal, () => runtime.networkChanged());
+    void followed.catch(failed("following the CNI configuration failed"));
+    return runtime;
   } catch (err) {
     client.close();
     throw err;
