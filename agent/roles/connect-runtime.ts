@@ -61,7 +61,7 @@ async function greet(runtime: Runtime, endpoint: string, log: Logger): Promise<C
     log.info({ endpoint, runtimeName, runtimeVersion, cgroupDriver }, "connected to the container runtime");
     return { runtime, runtimeName, cgroupDriver };
   } catch (err) {
-    runtime.close();
+    await runtime.close();
     throw err;
   }
 }

@@ -245,7 +245,7 @@ async function benchRestart(cluster: LocalCluster, client: KubeClient, store: St
   } finally {
     stop.abort();
     await watching;
-    runtime.close();
+    await runtime.close();
   }
   const begun: Record<"EnsureImage" | "StartContainer", number[]> = { EnsureImage: [], StartContainer: [] };
   const open = new Map([...ended].map(([uid, endMs]) => [uid, { endMs, kinds: new Set<string>() }]));

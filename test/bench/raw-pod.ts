@@ -41,7 +41,7 @@ function rawCRI({ node }: LocalCluster, command: string[]): RawPods {
       });
       await runtime.removeContainer(containerID);
       await runtime.removePodSandbox(sandboxID);
-      runtime.close();
+      await runtime.close();
       return [startMs, endMs];
     },
     [Symbol.asyncDispose]: async () => {},

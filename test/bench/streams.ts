@@ -84,7 +84,7 @@ try {
       rows.push({ what: `exec ${direction}, ${count} at once`, ...compare(ours, floor), ...(await watch) });
     }
   }
-  runtime.close();
+  await runtime.close();
 
   const ours: number[] = [];
   const floor: number[] = [];

@@ -67,7 +67,7 @@ describe.skipIf(!inject("isLocal"))("containers that end while the agent is away
       const { containers } = await runtime.list();
       await Promise.all(containers.map(async ({ id }) => await runtime.stopContainer(id, 2)));
     } finally {
-      runtime.close();
+      await runtime.close();
     }
   }
 

@@ -19,7 +19,7 @@ runtimeContract("containerd by CRI", async () => {
       restart: async () => await node.containerd.restart(),
       fetch: async (url) => await (await fetch(url, { signal: AbortSignal.timeout(2_000) })).text(),
       dispose: async () => {
-        runtime.close();
+        await runtime.close();
         await node.destroy();
       },
     };

@@ -28,7 +28,7 @@ beforeAll(async () => {
   await registry.push(await customImage({ name: "private.local/team/app:1" }));
 });
 afterAll(async () => {
-  runtime?.close();
+  await runtime?.close();
   await node?.destroy();
 });
 beforeEach(() => {

@@ -16,7 +16,7 @@ async function startPod(node: TestNode, image = busyboxImageName, command = ["sl
   const containerID = await runtime.createContainer(sandboxID, config, sandbox);
   await runtime.startContainer(containerID);
   const [ip = ""] = (await runtime.podSandboxStatus(sandboxID)).ips;
-  runtime.close();
+  await runtime.close();
   return { ip, containerID };
 }
 

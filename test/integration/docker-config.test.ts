@@ -32,7 +32,7 @@ beforeAll(async () => {
 });
 
 afterAll(async () => {
-  runtime?.close();
+  await runtime?.close();
   await docker?.destroy();
 });
 

@@ -22,7 +22,7 @@ runtimeContract("Docker", async () => {
       },
       fetch: async (url) => await (await fetch(url, { signal: AbortSignal.timeout(2_000) })).text(),
       dispose: async () => {
-        runtime.close();
+        await runtime.close();
         await docker.destroy();
       },
     };

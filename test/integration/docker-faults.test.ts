@@ -6,6 +6,7 @@ import { busyboxImageName, pauseImageName } from "../support/images/images.ts";
 import { containerConfig, sandboxConfig } from "../support/runtime/configs.ts";
 import { startTestDocker, type TestDocker } from "../support/runtime/docker.ts";
 import { eventually, expectCode, followEvents } from "../support/runtime/watching.ts";
+import { spdyClient } from "../support/streaming/clients.ts";
 
 let docker: TestDocker;
 let runtime: Runtime;
@@ -15,7 +16,7 @@ beforeAll(async () => {
   runtime = await docker.connect();
 });
 afterAll(async () => {
-  runtime?.close();
+  await runtime?.close();
   await docker?.destroy();
 });
 
@@ -139,7 +140,7 @@ test("a log's link is there again for the next agent, and goes with its containe
   const next = await docker.connect();
   await next.podSnapshot(sandbox.config.uid);
   expect(await readFile(logPath, "utf8")).toContain("said");
-  next.close();
+  await next.close();
   await removeSandbox(sandbox);
   await expect(readlink(logPath)).rejects.toThrow("ENOENT");
 });
@@ -278,7 +279,7 @@ describe("the daemon", () => {
       expect((await impatient.status()).runtimeReady).toMatchObject({ status: false });
     } finally {
       process.kill(docker.pid, "SIGCONT");
-      impatient.close();
+      await impatient.close();
     }
     await eventually(async () => expect((await runtime.status()).runtimeReady.status).toBe(true));
   });
@@ -303,6 +304,32 @@ test("a pod's DNS settings are those of its containers, and what it asked for is
     ...(await runtime.podSnapshot(sandbox.config.uid)),
     observedAtMs: expect.any(Number) as unknown,
   });
-  other.close();
+  await other.close();
   await removeSandbox(sandbox);
 });
+
+test("commands in containers end with the agent: those it waits for, and sessions that hear no SIGTERM", async () => {
+  const leaving = await docker.connect();
+  const sandbox = await newSandbox();
+  const app = await startContainer(sandbox, "exec sleep 1000");
+  const session = { tty: false, stdin: false, stdout: true, stderr: true };
+  const deaf = ["sh", "-c", 'trap "" TERM; sleep 2222; true'];
+  const url = await leaving.streamingURL({ kind: "exec", containerID: app, command: deaf, ...session });
+  const { connection, open } = await spdyClient(url);
+  for (const stream of ["error", "stdout", "stderr"]) await open(stream);
+  await expect.poll(async () => await processesIn(app)).toHaveLength(3);
+  const probe = leaving.execSync(app, ["sleep", "1111"], 0).catch((err: unknown) => err);
+  await expect.poll(async () => await processesIn(app)).toHaveLength(4);
+
+  await leaving.close();
+  expect(await probe).toMatchObject({ code: "Canceled" });
+  await eventually(async () => expect(await processesIn(app)).toEqual(["sleep 1000"]));
+  connection.destroy();
+  await removeSandbox(sandbox);
+});
+
+/** Command lines of a container's processes. */
+async function processesIn(containerID: string): Promise<string[]> {
+  const { Processes } = (await docker.api("GET", `/containers/${containerID}/top`)) as { Processes: string[][] };
+  return Processes.map((fields) => fields.at(-1) ?? "");
+}

@@ -26,7 +26,7 @@ beforeAll(async () => {
   await registry.push(await customImage({ name: named("team/app:1"), user: "1000:7" }));
 });
 afterAll(async () => {
-  runtime?.close();
+  await runtime?.close();
   await docker?.destroy();
 });
 beforeEach(() => {

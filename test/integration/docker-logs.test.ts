@@ -29,7 +29,7 @@ beforeAll(async () => {
   sandboxID = await runtime.runPodSandbox(sandbox, "");
 });
 afterAll(async () => {
-  runtime?.close();
+  await runtime?.close();
   await docker?.destroy();
 });
 

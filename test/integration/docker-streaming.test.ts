@@ -16,7 +16,7 @@ streamingScenarios(async () => {
       lostStatus: /"status":"Failure".*Docker daemon/, // the streaming server is the agent's own
       killsCommands: true,
       dispose: async () => {
-        runtime.close();
+        await runtime.close();
         await docker.destroy();
       },
     };

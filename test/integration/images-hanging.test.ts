@@ -34,7 +34,7 @@ beforeAll(async () => {
   await writeFile(join(node.paths.registryConfigDir, "hangs.local", "hosts.toml"), renderRegistryHosts(address));
 });
 afterAll(async () => {
-  runtime?.close();
+  await runtime?.close();
   for (const socket of connections) socket.destroy();
   await new Promise((resolve) => (server === undefined ? resolve(undefined) : server.close(resolve)));
   await node?.destroy();

@@ -20,7 +20,7 @@ beforeAll(async () => {
   runtime = await connectRuntime(node);
 });
 afterAll(async () => {
-  runtime?.close();
+  await runtime?.close();
   await node?.destroy();
 });
 

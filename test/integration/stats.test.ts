@@ -87,7 +87,7 @@ afterAll(async () => {
   stop.abort();
   await running;
   await counting;
-  runtime?.close();
+  await runtime?.close();
   await node?.destroy();
 });
 

@@ -14,7 +14,7 @@ streamingScenarios(async () => {
       lostStatus: /^$/, // its streaming server dies with it
       killsCommands: false,
       dispose: async () => {
-        runtime.close();
+        await runtime.close();
         await node.destroy();
       },
     };

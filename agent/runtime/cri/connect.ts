@@ -68,7 +68,7 @@ export async function connectCRI(options: ConnectCRIOptions): Promise<Runtime> {
   try {
     await runtime.version();
   } catch (err) {
-    runtime.close();
+    await runtime.close();
     if (!hasCode(err, "Unimplemented")) throw err;
     throw new AgentError(
       "Unimplemented",
@@ -346,7 +346,7 @@ class CRIRuntime implements Runtime {
     }
   }
 
-  close(): void {
+  async close(): Promise<void> {
     const { channel, imageChannel } = this.#options;
     channel.close();
     if (imageChannel !== channel) imageChannel.close();

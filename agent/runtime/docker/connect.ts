@@ -4,6 +4,7 @@ import { messageOf } from "../../lib/errors.ts";
 import type { Logger } from "../../lib/log.ts";
 import type { Runtime } from "../port.ts";
 import { type DockerClient, openDocker } from "./client.ts";
+import { DockerExecs } from "./exec.ts";
 import { createDockerDisk, type MeasureTree } from "./fs-usage.ts";
 import { readKernelFacts, reportOOMScoreAdjMin } from "./host-limits.ts";
 import { createDockerImages } from "./images.ts";
@@ -37,14 +38,14 @@ export interface CNIDirectories {
   confDir: string;
   /** `/opt/cni/bin` and the like; searched in this order. */
   binDirs: readonly string[];
-  /** `/var/lib/cni/cache` */
+  /** `/var/lib/cni` */
   cacheDir: string;
 }
 
 /**
  * Connects to a Docker daemon and makes a pod runtime of it.
  *
- * @returns the runtime; `close` ends its connections and sessions
+ * @returns the runtime; `close` ends its sessions, its commands in containers, and its connections
  * Rejects with Unavailable if nobody answers, Invalid if what answers cannot run pods (too old, rootless, not Linux).
  */
 export async function connectDocker(options: ConnectDockerOptions): Promise<Runtime> {
@@ -62,19 +63,24 @@ export async function connectDocker(options: ConnectDockerOptions): Promise<Runt
     };
     const cni = createCNI({ ...options.cni, log, clock });
     const disk = createDockerDisk(client, { measureTree: options.measureTree, clock, log });
-    const streaming = await startDockerStreaming(client, {
-      clock,
+    const execs = new DockerExecs(client, clock);
+    const streaming = await startDockerStreaming({
+      ...{ client, execs, clock },
       ...(options.streamingIdleMs === undefined ? {} : { idleMs: options.streamingIdleMs }),
     });
     const stop = new AbortController();
     const failed = (what: string) => (err: unknown) => log.error({ err: messageOf(err) }, what);
-    const close = () => {
+    void cni.watch(stop.signal).catch(failed("following the CNI configuration failed"));
+    const close = async () => {
       stop.abort();
       disk.close();
-      void cni.close().catch(failed("ending CNI failed"));
-      void streaming.close().catch(failed("ending the streaming server failed"));
+      await Promise.all([
+        cni.close().catch(failed("ending CNI failed")),
+        streaming.close().catch(failed("ending the streaming server failed")),
+        execs.close(),
+      ]);
     };
-    const runtime = new DockerRuntime({
+    return new DockerRuntime({
       client,
       context,
       network: createCNINetwork(cni),
@@ -82,15 +88,13 @@ export async function connectDocker(options: ConnectDockerOptions): Promise<Runt
       logs: Object.assign(createLogDriver(options.logs, log), { link: linkLog, unlink: unlinkLog }),
       stats: createDockerStats(client, { disk, clock }),
       streaming,
+      execs,
       pauseImage,
       requestTimeoutMs,
       clock,
       log,
       close,
     });
-    const followed = cni.watch(stop.signal, () => runtime.networkChanged());
-    void followed.catch(failed("following the CNI configuration failed"));
-    return runtime;
   } catch (err) {
     client.close();
     throw err;

@@ -3,8 +3,7 @@ import { forEachChunk } from "../../lib/chunks.ts";
 import { type Clock, systemClock } from "../../lib/clock.ts";
 import { AgentError, hasCode, messageOf } from "../../lib/errors.ts";
 import type { ExecSyncResult } from "../port.ts";
-import type { DockerClient } from "./client.ts";
-import { DockerExec } from "./exec.ts";
+import type { DockerExec, DockerExecs } from "./exec.ts";
 import { outputParser } from "./frames.ts";
 
 // Of stdout and of stderr, each; the rest is read and dropped. containerd's limit, which is that of an answer over CRI.
@@ -19,7 +18,7 @@ export const execOutputBytesMax = 16 << 20;
  * @param timeoutSeconds 0: no limit
  */
 export async function execSync(
-  client: DockerClient,
+  execs: DockerExecs,
   containerID: string,
   command: readonly string[],
   timeoutSeconds: number,
@@ -28,10 +27,10 @@ export async function execSync(
 ): Promise<ExecSyncResult> {
   const late = new AbortController();
   const timer = timeoutSeconds > 0 ? clock.after(timeoutSeconds * 1000, () => late.abort()) : undefined;
-  const stop = AbortSignal.any([late.signal, ...(signal === undefined ? [] : [signal])]);
+  const stop = AbortSignal.any([late.signal, execs.closing, ...(signal === undefined ? [] : [signal])]);
   let exec: DockerExec | undefined;
   try {
-    exec = await DockerExec.start(client, { containerID, command, tty: false, stdin: false }, stop, clock);
+    exec = await execs.start({ containerID, command, tty: false, stdin: false }, stop);
     return await collect(exec, containerID, stop);
   } catch (err) {
     // Who asks again at once, as probes do, must not meet the command that was too late; who lost interest need not wait.

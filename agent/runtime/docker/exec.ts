@@ -9,6 +9,10 @@ import { readToEnd } from "./hijacked.ts";
 // A command that is told to end gets this long until it is killed: Docker's own patience.
 export const termGraceMs = 10_000;
 
+// How long `close` waits for commands that were told to end, and once more for those that were killed: a part of the time
+// that the agent takes for its own end.
+export const closeGraceMs = 2_000;
+
 // Between two looks at a command that is being started, or that closed its outputs and goes on: from a few ms, as the
 // daemon is done with it in so many, up to once a second.
 const lookMsMin = 5;
@@ -50,39 +54,20 @@ export class DockerExec {
   readonly #containerID: string;
   readonly #clock: Clock;
 
-  private constructor(client: DockerClient, exec: Docker.Exec, containerID: string, socket: Duplex, clock: Clock) {
+  readonly #ended = Promise.withResolvers<void>();
+
+  /** `socket` is what the start of `exec` answered. */
+  constructor(client: DockerClient, exec: Docker.Exec, containerID: string, socket: Duplex, clock: Clock) {
     this.#client = client;
     this.#exec = exec;
     this.#containerID = containerID;
-    this.socket = socket;
+    this.socket = readToEnd(socket);
     this.#clock = clock;
   }
 
-  /** Rejects with AgentError if the container does not run or is not there, Canceled when `signal` aborts. */
-  static async start(
-    client: DockerClient,
-    { containerID, command, tty, stdin }: ExecCommand,
-    signal: AbortSignal,
-    clock: Clock,
-  ): Promise<DockerExec> {
-    const { docker } = client;
-    const what = `exec in container ${containerID}`;
-    const create = {
-      ...{ AttachStdin: stdin, AttachStdout: true, AttachStderr: true, Tty: tty, DetachKeys: detachKeys },
-      Cmd: [...command],
-    };
-    const exec = await client.call(
-      what,
-      async (abortSignal) => await docker.getContainer(containerID).exec({ ...create, abortSignal }),
-      { signal },
-    );
-    const starting = client.call(
-      what,
-      async (abortSignal) => await exec.start({ hijack: true, Detach: false, Tty: tty, abortSignal }),
-    );
-    const running = starting.then((socket) => new DockerExec(client, exec, containerID, readToEnd(socket), clock));
-    // A start that is broken off may still come to pass at the daemon: it is waited for, and what it started is ended.
-    return await unlessAborted(running, signal, what, (started) => void started.kill("SIGKILL"));
+  /** Resolves when its end was seen, or `kill` is through. */
+  get ended(): Promise<void> {
+    return this.#ended.promise;
   }
 
   /** True once the command runs or has run; false if it could not be started: what it says is the daemon's error then. */
@@ -98,6 +83,7 @@ export class DockerExec {
    */
   async outcome(said: string, signal: AbortSignal): Promise<ExecOutcome> {
     const { pid, exitCode = 0 } = await this.#until(({ running }) => !running, signal);
+    this.#ended.resolve();
     if (pid !== undefined) return { kind: "exited", exitCode };
     return { kind: "failed", message: said.trim() || `the container runtime could not start it (${exitCode})` };
   }
@@ -130,6 +116,7 @@ export class DockerExec {
       // The container has ended, and with it the command, or the daemon is gone.
     } finally {
       timer.cancel();
+      this.#ended.resolve();
     }
   }
 
@@ -160,6 +147,91 @@ export class DockerExec {
       signal === undefined ? {} : { signal },
     );
     return { running: Running, exitCode: ExitCode ?? undefined, pid: Pid > 0 ? Pid : undefined };
+  }
+}
+
+/** Commands in containers. None outlives the agent's orderly end: nobody would know of it. */
+export class DockerExecs {
+  readonly #client: DockerClient;
+  readonly #clock: Clock;
+  readonly #closing = new AbortController();
+  readonly #running = new Set<DockerExec>();
+  /** What `close` waits for: commands that are being started, and those that have not ended. None rejects. */
+  readonly #underWay = new Set<Promise<void>>();
+
+  constructor(client: DockerClient, clock: Clock) {
+    this.#client = client;
+    this.#clock = clock;
+  }
+
+  /** Aborts when the agent ends. */
+  get closing(): AbortSignal {
+    return this.#closing.signal;
+  }
+
+  /** Rejects with AgentError if the container does not run or is not there, Canceled when `signal` aborts. */
+  async start(command: ExecCommand, signal: AbortSignal): Promise<DockerExec> {
+    const what = `exec in container ${command.containerID}`;
+    const stop = AbortSignal.any([signal, this.#closing.signal]);
+    if (stop.aborted) throw new AgentError("Canceled", `${what}: canceled`);
+    const starting = this.#begin(what, command);
+    this.#keep(starting);
+    return await unlessAborted(starting, stop, what, (started) => void started.kill("SIGKILL"));
+  }
+
+  /**
+   * Ends all commands: those that are waited for at once, those of sessions when they had {@link closeGraceMs} to end by
+   * themselves. Resolves when they have ended, or the time for that is over. Never rejects.
+   */
+  async close(): Promise<void> {
+    this.#closing.abort();
+    await this.#rest();
+    for (const exec of this.#running) void exec.kill("SIGKILL");
+    await this.#rest();
+  }
+
+  /**
+   * No signal ends this in the middle. A start that is broken off may still come to pass at the daemon; and of commands that
+   * were never started Docker keeps record until their container ends. Whoever has lost interest ends what was started.
+   */
+  async #begin(what: string, { containerID, command, tty, stdin }: ExecCommand): Promise<DockerExec> {
+    const { docker } = this.#client;
+    const create = {
+      ...{ AttachStdin: stdin, AttachStdout: true, AttachStderr: true, Tty: tty, DetachKeys: detachKeys },
+      Cmd: [...command],
+    };
+    const exec = await this.#client.call(
+      what,
+      async (abortSignal) => await docker.getContainer(containerID).exec({ ...create, abortSignal }),
+    );
+    if (this.#closing.signal.aborted) throw new AgentError("Canceled", `${what}: canceled`);
+    const socket = await this.#client.call(
+      what,
+      async (abortSignal) => await exec.start({ hijack: true, Detach: false, Tty: tty, abortSignal }),
+    );
+    const started = new DockerExec(this.#client, exec, containerID, socket, this.#clock);
+    this.#running.add(started);
+    this.#keep(started.ended.then(() => this.#running.delete(started)));
+    return started;
+  }
+
+  #keep(work: Promise<unknown>): void {
+    const kept = work.then(
+      () => void this.#underWay.delete(kept),
+      () => void this.#underWay.delete(kept),
+    );
+    this.#underWay.add(kept);
+  }
+
+  /** Until nothing is under way, or {@link closeGraceMs} are over. */
+  async #rest(): Promise<void> {
+    const over = new AbortController();
+    const sleep = this.#clock.sleep(closeGraceMs, over.signal).catch(() => over.abort());
+    const ended = async () => {
+      while (this.#underWay.size > 0 && !over.signal.aborted) await Promise.all(this.#underWay);
+    };
+    await Promise.race([sleep, ended()]);
+    over.abort();
   }
 }
 

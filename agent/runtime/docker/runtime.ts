@@ -1,7 +1,7 @@
 import { release } from "node:os";
 import type { Pod } from "../../kube/types.ts";
 import type { Clock } from "../../lib/clock.ts";
-import { AgentError, messageOf } from "../../lib/errors.ts";
+import { AgentError, hasCode, messageOf } from "../../lib/errors.ts";
 import type { Logger } from "../../lib/log.ts";
 import type {
   ContainerStats,
@@ -21,11 +21,11 @@ import { type ContainerLogs, Containers } from "./containers.ts";
 import type { ContextOfDaemon } from "./create-body.ts";
 import { ifThere } from "./errors.ts";
 import { followDockerEvents } from "./events.ts";
+import type { DockerExecs } from "./exec.ts";
 import { execSync } from "./exec-sync.ts";
 import { listPodObjects } from "./list.ts";
 import { hasRecursiveReadOnly } from "./mounts.ts";
 import type { SandboxNetwork } from "./network.ts";
-import { NetworkCollection } from "./network-collection.ts";
 import { unsupported } from "./refusals.ts";
 import { Sandboxes } from "./sandboxes.ts";
 import { sandboxProcess } from "./stats.ts";
@@ -44,9 +44,14 @@ export interface DockerRuntimeOptions {
   requestTimeoutMs: number;
   clock: Clock;
   log: Logger;
-  /** Ends what the parts keep running. */
-  close(): void;
+  execs: DockerExecs;
+  /** Ends what the parts keep running, for which they may need the daemon. Never rejects. */
+  close(): Promise<void>;
 }
+
+// A sandbox that was removed behind our back is asked for once more before its network goes: an ID is never used again, but
+// events may come late. Several that go together are collected in one pass.
+const collectDelayMs = 1_000;
 
 /** Pods with a Docker daemon: the verbs of `Runtime`, each in the hands of a part. */
 export class DockerRuntime implements Runtime {
@@ -54,7 +59,8 @@ export class DockerRuntime implements Runtime {
   readonly #options: DockerRuntimeOptions;
   readonly #sandboxes: Sandboxes;
   readonly #containers: Containers;
-  readonly #collection: NetworkCollection;
+  readonly #stop = new AbortController();
+  #isCollecting = false;
 
   constructor(options: DockerRuntimeOptions) {
     this.#options = options;
@@ -62,8 +68,6 @@ export class DockerRuntime implements Runtime {
     const containers = new Containers(options);
     this.#containers = containers;
     this.#sandboxes = new Sandboxes({ ...options, removeContainer: async (id) => await containers.remove(id) });
-    const listSandboxIDs = async () => (await this.#listAll()).sandboxes.map(({ id }) => id);
-    this.#collection = new NetworkCollection({ ...options, listSandboxIDs });
   }
 
   async version(): Promise<RuntimeVersion> {
@@ -159,8 +163,8 @@ export class DockerRuntime implements Runtime {
   }
 
   async execSync(...[containerID, command, timeoutSeconds, signal]: Parameters<Runtime["execSync"]>) {
-    const { client, clock } = this.#options;
-    return await execSync(client, containerID, command, timeoutSeconds, signal, clock);
+    const { execs, clock } = this.#options;
+    return await execSync(execs, containerID, command, timeoutSeconds, signal, clock);
   }
 
   async list(podUID?: string): ReturnType<Runtime["list"]> {
@@ -193,17 +197,16 @@ export class DockerRuntime implements Runtime {
       this.#sandboxes.forget(id);
       const look = network.isOnRecord(id).then((isOnRecord) => {
         // Those that we removed are not any more.
-        if (isOnRecord) this.#collection.wake();
+        if (isOnRecord) this.#collectNetworks();
       });
       void look.catch((err: unknown) => {
         log.warn({ sandboxID: id, err: messageOf(err) }, "the network of a removed sandbox cannot be looked at");
       });
     };
     const refresh = async () => await client.refresh();
-    await Promise.all([
-      followDockerEvents({ client, clock, log, onSandboxGone, refresh }, onEvent, signal),
-      this.#collection.run(signal),
-    ]);
+    // What was removed while no agent ran.
+    this.#collectNetworks();
+    await followDockerEvents({ client, clock, log, onSandboxGone, refresh }, onEvent, signal);
   }
 
   async containerStats(): Promise<ContainerStats[]> {
@@ -222,21 +225,13 @@ export class DockerRuntime implements Runtime {
     return this.#options.streaming.url(request);
   }
 
-  /** Another network came into use: what could not be taken down without it can be now. */
-  networkChanged(): void {
-    this.#collection.wake();
-  }
-
-  async drain(): Promise<void> {
-    await this.#options.network.close();
-  }
-
   unsupported(pod: Pod): string | undefined {
     return unsupported(pod, this.#options.client.daemon);
   }
 
-  close(): void {
-    this.#options.close();
+  async close(): Promise<void> {
+    this.#stop.abort();
+    await this.#options.close();
     this.#options.client.close();
   }
 
@@ -259,5 +254,27 @@ export class DockerRuntime implements Runtime {
     } catch (err) {
       return { status: false, reason: "DockerDaemonNotReady", message: `docker: ${messageOf(err)}` };
     }
+  }
+
+  /** Frees addresses of sandboxes that are no more; soon, and one pass at a time. */
+  #collectNetworks(): void {
+    if (this.#isCollecting) return;
+    this.#isCollecting = true;
+    const { network, clock, log } = this.#options;
+    const signal = this.#stop.signal;
+    const collect = async () => {
+      await clock.sleep(collectDelayMs, signal);
+      this.#isCollecting = false;
+      await network.collect(async () => (await this.#listAll()).sandboxes.map(({ id }) => id), signal);
+    };
+    void collect().catch((err: unknown) => {
+      this.#isCollecting = false;
+      // Without a network there is nothing to collect, and the node's condition says so.
+      if (signal.aborted || hasCode(err, "Canceled", "Unavailable")) return;
+      log.warn(
+        { err: messageOf(err) },
+        "networks of removed sandboxes were not all taken down; the next removal tries again",
+      );
+    });
   }
 }

@@ -32,7 +32,7 @@ export async function openBreakableCluster(
         try {
           return await runtime.list();
         } finally {
-          runtime.close();
+          await runtime.close();
         }
       },
       fault: async (body) => void (await cluster.client.request("POST", "/test/faults", body)),

@@ -25,7 +25,7 @@ const settings = {
 const runtime: Partial<Runtime> = {
   version: async () => ({ runtimeName: "containerd", runtimeVersion: "1.6", runtimeApiVersion: "v1" }),
   cgroupDriver: async () => "systemd",
-  close: () => {},
+  close: async () => {},
 };
 
 /** Fails with each of `errors` in turn, then connects. */

@@ -5,7 +5,7 @@ import { AgentError, messageOf } from "../../../lib/errors.ts";
 import type { StreamingRequest } from "../../port.ts";
 import type { DockerClient } from "../client.ts";
 import { ifThere } from "../errors.ts";
-import { detachKeys, DockerExec } from "../exec.ts";
+import { detachKeys, type DockerExecs } from "../exec.ts";
 import type { CommandChannels, SessionOutcome } from "./channels.ts";
 import { outputParser } from "../frames.ts";
 import { readToEnd } from "../hijacked.ts";
@@ -23,6 +23,7 @@ const errorBytesMax = 64 << 10;
 /** What a session needs besides its request. */
 export interface SessionDeps {
   readonly client: DockerClient;
+  readonly execs: DockerExecs;
   readonly clock: Clock;
 }
 
@@ -41,9 +42,9 @@ export async function serveExec(
 async function execFor(
   { containerID, command, tty, stdin }: Extract<StreamingRequest, { kind: "exec" }>,
   channels: CommandChannels,
-  { client, clock }: SessionDeps,
+  { execs, clock }: SessionDeps,
 ): Promise<SessionOutcome> {
-  const exec = await DockerExec.start(client, { containerID, command, tty, stdin }, channels.gone, clock);
+  const exec = await execs.start({ containerID, command, tty, stdin }, channels.gone);
   const onGone = () => void exec.kill("SIGTERM");
   channels.gone.addEventListener("abort", onGone);
   if (channels.gone.aborted) onGone();

@@ -1,7 +1,6 @@
 import { createServer, type IncomingMessage, type ServerResponse } from "node:http";
 import type { AddressInfo } from "node:net";
 import type { Duplex } from "node:stream";
-import { systemClock } from "../../../lib/clock.ts";
 import { AgentError, messageOf } from "../../../lib/errors.ts";
 import { handshakeAnswer } from "../../../lib/websocket/handshake.ts";
 import type { StreamingRequest } from "../../port.ts";
@@ -18,7 +17,7 @@ import { serveWebSocketPortForward } from "./websocket-port-forward.ts";
 // CRI's streaming server ends a session in which nothing was said for so long.
 export const sessionIdleMsDefault = 4 * 60 * 60 * 1000;
 
-export interface DockerStreamingOptions extends Partial<Pick<SessionDeps, "clock">> {
+export interface DockerStreamingOptions extends SessionDeps {
   /** streamingConnectionIdleTimeout in ms; {@link sessionIdleMsDefault} unless given. */
   readonly idleMs?: number;
 }
@@ -35,17 +34,15 @@ export interface DockerStreaming {
 }
 
 /** Listens on a port of loopback that the system chooses. Rejects if there is none. */
-export async function startDockerStreaming(
-  client: SessionDeps["client"],
-  options: DockerStreamingOptions = {},
-): Promise<DockerStreaming> {
-  const { clock = systemClock, idleMs = sessionIdleMsDefault } = options;
+export async function startDockerStreaming(options: DockerStreamingOptions): Promise<DockerStreaming> {
+  const { idleMs = sessionIdleMsDefault, ...deps } = options;
+  const { client, clock } = deps;
   const tokens = new OneTimeTokens<StreamingRequest>(clock);
   const dialers = createSandboxDialers(client);
   const stop = new AbortController();
   const sessions = new Set<Promise<void>>();
   const sockets = new Set<Duplex>();
-  const context: Context = { deps: { client, clock }, dialers, idleMs, stop: stop.signal };
+  const context: Context = { deps, dialers, idleMs, stop: stop.signal };
 
   const server = createServer((request, response) => {
     answerPlain(request, response, tokens);

@@ -4,8 +4,9 @@ import { createServer, type IncomingMessage, type ServerResponse } from "node:ht
 import type { Socket } from "node:net";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
-import type { Clock } from "../../../../../agent/lib/clock.ts";
+import { type Clock, systemClock } from "../../../../../agent/lib/clock.ts";
 import { openDocker } from "../../../../../agent/runtime/docker/client.ts";
+import { DockerExecs } from "../../../../../agent/runtime/docker/exec.ts";
 import { type DockerStreaming, startDockerStreaming } from "../../../../../agent/runtime/docker/streaming/server.ts";
 
 /** A session as the daemon has it, hijacked. */
@@ -33,7 +34,7 @@ export interface FakeSessionsOptions {
 
 /** A Docker daemon that knows nothing but sessions, and a streaming server in front of it. */
 export async function fakeSessions(options: FakeSessionsOptions = {}) {
-  const { serve = () => {}, container = {}, requestTimeoutMs = 5_000, refuse, clock } = options;
+  const { serve = () => {}, container = {}, requestTimeoutMs = 5_000, refuse, clock = systemClock } = options;
   const dir = await mkdtemp(join(tmpdir(), "fake-sessions-"));
   const socketPath = join(dir, "d.sock");
   const sockets = new Set<Socket>();
@@ -97,13 +98,15 @@ export async function fakeSessions(options: FakeSessionsOptions = {}) {
   server.listen(socketPath);
   await once(server, "listening");
   const client = await openDocker({ socketPath, requestTimeoutMs });
-  const streaming: DockerStreaming = await startDockerStreaming(client, clock === undefined ? {} : { clock });
+  const commands = new DockerExecs(client, clock);
+  const streaming: DockerStreaming = await startDockerStreaming({ client, execs: commands, clock });
   const die = () => {
     for (const socket of sockets) socket.destroy();
     server.close();
   };
   return {
     streaming,
+    commands,
     resized,
     /** The daemon is killed. */
     die,
