@@ -51,6 +51,7 @@ export function instrumentRuntime(runtime: Runtime, registry: MetricsRegistry, c
       const type = request.kind === "portforward" ? "port_forward" : request.kind;
       return await timed([type], runtime.streamingURL.bind(runtime))(request);
     },
+    ...(runtime.drain === undefined ? {} : { drain: runtime.drain.bind(runtime) }),
     ...(runtime.unsupported === undefined ? {} : { unsupported: runtime.unsupported.bind(runtime) }),
     close: async () => await runtime.close(),
   };

@@ -80,6 +80,11 @@ export interface Runtime {
    * it. Runtimes that have no such pods leave it out.
    */
   unsupported?(pod: Pod): string | undefined;
+  /**
+   * The agent stops: ends what the runtime runs in the agent's name and would outlive it, within seconds, and refuses such steps from
+   * now on. Containers are not touched. Runtimes that run nothing leave it out.
+   */
+  drain?(): Promise<void>;
   /** Ends what is under way, then the connections. Resolves once that is over, within seconds. */
   close(): Promise<void>;
 }

@@ -38,7 +38,7 @@ export interface CNIDirectories {
   confDir: string;
   /** `/opt/cni/bin` and the like; searched in this order. */
   binDirs: readonly string[];
-  /** `/var/lib/cni` */
+  /** `/var/lib/cni/cache` */
   cacheDir: string;
 }
 
@@ -54,8 +54,8 @@ export async function connectDocker(options: ConnectDockerOptions): Promise<Runt
   try {
     report(client, log);
     const kernel = await readKernelFacts();
-    const context = {
     reportOOMScoreAdjMin(kernel, log);
+    const context = {
       get daemon() {
         return client.daemon;
       },
@@ -70,7 +70,6 @@ export async function connectDocker(options: ConnectDockerOptions): Promise<Runt
     });
     const stop = new AbortController();
     const failed = (what: string) => (err: unknown) => log.error({ err: messageOf(err) }, what);
-    void cni.watch(stop.signal).catch(failed("following the CNI configuration failed"));
     const close = async () => {
       stop.abort();
       disk.close();
@@ -80,7 +79,7 @@ export async function connectDocker(options: ConnectDockerOptions): Promise<Runt
         execs.close(),
       ]);
     };
-    return new DockerRuntime({
+    const runtime = new DockerRuntime({
       client,
       context,
       network: createCNINetwork(cni),
@@ -95,6 +94,9 @@ export async function connectDocker(options: ConnectDockerOptions): Promise<Runt
       log,
       close,
     });
+    const followed = cni.watch(stop.signal, () => runtime.networkChanged());
+    void followed.catch(failed("following the CNI configuration failed"));
+    return runtime;
   } catch (err) {
     client.close();
     throw err;

@@ -1,7 +1,7 @@
 import { release } from "node:os";
 import type { Pod } from "../../kube/types.ts";
 import type { Clock } from "../../lib/clock.ts";
-import { AgentError, hasCode, messageOf } from "../../lib/errors.ts";
+import { AgentError, messageOf } from "../../lib/errors.ts";
 import type { Logger } from "../../lib/log.ts";
 import type {
   ContainerStats,
@@ -26,6 +26,7 @@ import { execSync } from "./exec-sync.ts";
 import { listPodObjects } from "./list.ts";
 import { hasRecursiveReadOnly } from "./mounts.ts";
 import type { SandboxNetwork } from "./network.ts";
+import { NetworkCollection } from "./network-collection.ts";
 import { unsupported } from "./refusals.ts";
 import { Sandboxes } from "./sandboxes.ts";
 import { sandboxProcess } from "./stats.ts";
@@ -49,18 +50,13 @@ export interface DockerRuntimeOptions {
   close(): Promise<void>;
 }
 
-// A sandbox that was removed behind our back is asked for once more before its network goes: an ID is never used again, but
-// events may come late. Several that go together are collected in one pass.
-const collectDelayMs = 1_000;
-
 /** Pods with a Docker daemon: the verbs of `Runtime`, each in the hands of a part. */
 export class DockerRuntime implements Runtime {
   readonly images: ImageService;
   readonly #options: DockerRuntimeOptions;
   readonly #sandboxes: Sandboxes;
   readonly #containers: Containers;
-  readonly #stop = new AbortController();
-  #isCollecting = false;
+  readonly #collection: NetworkCollection;
 
   constructor(options: DockerRuntimeOptions) {
     this.#options = options;
@@ -68,6 +64,8 @@ export class DockerRuntime implements Runtime {
     const containers = new Containers(options);
     this.#containers = containers;
     this.#sandboxes = new Sandboxes({ ...options, removeContainer: async (id) => await containers.remove(id) });
+    const listSandboxIDs = async () => (await this.#listAll()).sandboxes.map(({ id }) => id);
+    this.#collection = new NetworkCollection({ ...options, listSandboxIDs });
   }
 
   async version(): Promise<RuntimeVersion> {
@@ -197,16 +195,17 @@ export class DockerRuntime implements Runtime {
       this.#sandboxes.forget(id);
       const look = network.isOnRecord(id).then((isOnRecord) => {
         // Those that we removed are not any more.
-        if (isOnRecord) this.#collectNetworks();
+        if (isOnRecord) this.#collection.wake();
       });
       void look.catch((err: unknown) => {
         log.warn({ sandboxID: id, err: messageOf(err) }, "the network of a removed sandbox cannot be looked at");
       });
     };
     const refresh = async () => await client.refresh();
-    // What was removed while no agent ran.
-    this.#collectNetworks();
-    await followDockerEvents({ client, clock, log, onSandboxGone, refresh }, onEvent, signal);
+    await Promise.all([
+      followDockerEvents({ client, clock, log, onSandboxGone, refresh }, onEvent, signal),
+      this.#collection.run(signal),
+    ]);
   }
 
   async containerStats(): Promise<ContainerStats[]> {
@@ -225,12 +224,20 @@ export class DockerRuntime implements Runtime {
     return this.#options.streaming.url(request);
   }
 
+  /** Another network came into use: what could not be taken down without it can be now. */
+  networkChanged(): void {
+    this.#collection.wake();
+  }
+
+  async drain(): Promise<void> {
+    await this.#options.network.close();
+  }
+
   unsupported(pod: Pod): string | undefined {
     return unsupported(pod, this.#options.client.daemon);
   }
 
   async close(): Promise<void> {
-    this.#stop.abort();
     await this.#options.close();
     this.#options.client.close();
   }
@@ -254,27 +261,5 @@ export class DockerRuntime implements Runtime {
     } catch (err) {
       return { status: false, reason: "DockerDaemonNotReady", message: `docker: ${messageOf(err)}` };
     }
-  }
-
-  /** Frees addresses of sandboxes that are no more; soon, and one pass at a time. */
-  #collectNetworks(): void {
-    if (this.#isCollecting) return;
-    this.#isCollecting = true;
-    const { network, clock, log } = this.#options;
-    const signal = this.#stop.signal;
-    const collect = async () => {
-      await clock.sleep(collectDelayMs, signal);
-      this.#isCollecting = false;
-      await network.collect(async () => (await this.#listAll()).sandboxes.map(({ id }) => id), signal);
-    };
-    void collect().catch((err: unknown) => {
-      this.#isCollecting = false;
-      // Without a network there is nothing to collect, and the node's condition says so.
-      if (signal.aborted || hasCode(err, "Canceled", "Unavailable")) return;
-      log.warn(
-        { err: messageOf(err) },
-        "networks of removed sandboxes were not all taken down; the next removal tries again",
-      );
-    });
   }
 }
