@@ -250,7 +250,8 @@ describe.skipIf(!inject("isLocal"))("a private registry", () => {
     const intents = join(local.rootDir, "image_manager", "pulling");
     await until("the pull is noted again", async () => (await readdir(intents)).length === 1);
     await cluster.deletePod("hangs");
-    await cluster.waitForPodGone("hangs", 10_000);
+    // Sooner than either runtime gives up by itself.
+    await cluster.waitForPodGone("hangs", 30_000);
     const isGivenUp = async () => hanging.connections() === 0;
     await until("the pull is given up", isGivenUp, local.runtime.name === "docker" ? dockerPatienceMs : 10_000);
   });
