@@ -3,7 +3,7 @@ import { keyOf, type StoreChange } from "../kube/port.ts";
 import { nodes } from "../kube/resources.ts";
 import type { Pod, PodStatus } from "../kube/types.ts";
 import { hasCode, messageOf } from "../lib/errors.ts";
-import { ignoreAbort } from "../lib/loop.ts";
+import { ignoreAbort, untilAborted } from "../lib/loop.ts";
 import { createProbeManager, type ProbeManager } from "../probes/manager.ts";
 import type { ContainerSummary, RuntimeList } from "../runtime/port.ts";
 import { missingForUpdate } from "./admission/features.ts";
@@ -203,15 +203,21 @@ class Manager {
         runtime.events(({ podUID }) => this.#onRuntime(podUID), signal),
         this.#relist(),
         this.#static.run(signal),
+        this.#drain(),
       ]);
     } finally {
       for (const end of unsubscribe) end?.();
-      // Steps that wait for what the runtime runs end with that.
-      await Promise.all([runtime.drain?.(), this.#gate.settled()]);
+      await this.#gate.settled();
       await Promise.all([...this.#workers.values()].map(({ done }) => done));
       await this.#probes.close();
       await this.#resizes.close();
     }
+  }
+
+  /** Steps that wait for what the runtime runs end with that, in time for the agent's own end. */
+  async #drain(): Promise<void> {
+    await untilAborted(this.#signal);
+    await this.#deps.runtime.drain?.();
   }
 
   #each(act: (worker: PodWorker) => void): void {

@@ -1,6 +1,7 @@
 import { afterEach, expect, test } from "vitest";
 import { uidOf } from "../../../agent/kube/pod-resources.ts";
 import type { Pod } from "../../../agent/kube/types.ts";
+import { AgentError } from "../../../agent/lib/errors.ts";
 import { silentLogger } from "../../../agent/lib/log.ts";
 import { MetricsRegistry } from "../../../agent/lib/metrics.ts";
 import { createPodManager, type PodManager } from "../../../agent/pods/manager.ts";
@@ -28,6 +29,7 @@ async function setUp(...sources: PodSourceName[]) {
   const runtime = {
     list: async (): Promise<RuntimeList> => await Promise.resolve({ sandboxes: [], containers: [] }),
     stopPodSandbox: async () => await Promise.resolve(),
+    drain: async () => await Promise.resolve(),
   };
   const deps = {
     clock,
@@ -52,6 +54,7 @@ async function setUp(...sources: PodSourceName[]) {
       stopContainer: async () => await Promise.resolve(),
       removeContainer: async () => await Promise.resolve(),
       stopPodSandbox: async () => await runtime.stopPodSandbox(),
+      drain: async () => await runtime.drain(),
       removePodSandbox: async () => await Promise.resolve(),
       podSnapshot: async () => await Promise.reject(new Error("it says nothing")),
     },
@@ -205,6 +208,26 @@ test("a static pod that goes again meanwhile leaves nothing behind", async () =>
   stuck.resolve();
   await clock.advance(60_000);
   expect(waiting(manager)).toEqual({});
+});
+
+test("the agent's stop has the runtime end what it runs, and does not wait for that to end by itself", async () => {
+  const { set, runtime, clock } = await setUp("file");
+  const plugin = Promise.withResolvers<void>();
+  const asked: string[] = [];
+  runtime.list = runsFormer;
+  runtime.stopPodSandbox = async () => {
+    asked.push("stop");
+    await plugin.promise;
+  };
+  runtime.drain = async () => {
+    asked.push("drain");
+    plugin.reject(new AgentError("Canceled", "the agent stops"));
+    await Promise.resolve();
+  };
+  set.receiver("file")([]);
+  await clock.advance(10_000);
+  await end();
+  expect(asked).toEqual(["stop", "drain"]);
 });
 
 test("a runtime that does not tell what it has is told of on the node, once a minute", async () => {
