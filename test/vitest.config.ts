@@ -8,7 +8,13 @@ export default defineConfig({
     projects: [
       {
         root,
-        test: { name: "unit", include: ["test/unit/**/*.test.ts"], pool: "threads", maxWorkers: 2 },
+        test: {
+          name: "unit",
+          include: ["test/unit/**/*.test.ts"],
+          pool: "threads",
+          maxWorkers: 2,
+          testTimeout: 30_000, // they take milliseconds; a machine may be busy
+        },
       },
       {
         root,
