@@ -264,9 +264,14 @@ describe("the daemon", () => {
     const app = await startContainer(sandbox, obedient);
     await docker.stop("SIGKILL");
     await docker.start();
-    const { sandboxes, containers } = await runtime.podSnapshot(sandbox.config.uid);
-    expect(sandboxes.map(({ id }) => id)).toEqual([sandbox.id]);
-    expect(containers.map(({ id }) => id)).toEqual([app]);
+    const snapshot = await runtime.podSnapshot(sandbox.config.uid);
+    expect(snapshot).toMatchObject({
+      sandboxes: [{ id: sandbox.id, ready: false, ips: [] }],
+      containers: [{ id: app, state: "exited", exitCode: expect.any(Number) as unknown }],
+    });
+    expect(snapshot.containers[0]?.finishedAtMs).toBeGreaterThan(0);
+    expect((await runtime.list(sandbox.config.uid)).sandboxes).toMatchObject([{ id: sandbox.id, ready: false }]);
+    expect(await addressesInUse()).toHaveLength(1);
     await removeSandbox(sandbox);
     expect(await addressesInUse()).toEqual([]);
   });

@@ -24,8 +24,11 @@ export async function stopContainer(
   const graceMs = graceSeconds * 1000;
   const container = client.docker.getContainer(Id);
   const end = async (signal: AbortSignal) => {
-    const send = async (name: string) =>
-      await client.call(what, async (abortSignal) => await container.kill({ signal: name, abortSignal }), { signal });
+    const send = async (name: string) => {
+      const kill = async (abortSignal: AbortSignal): Promise<unknown> =>
+        await container.kill({ signal: name, abortSignal });
+      await client.call(what, kill, { signal });
+    };
     const ended = async (timeoutMs: number) => {
       const wait = async (abortSignal: AbortSignal): Promise<unknown> =>
         await container.wait({ condition: "not-running", abortSignal });
