@@ -52,9 +52,9 @@ export class DefaultNetwork {
         },
         (err: unknown) => {
           // It is tried again every minute.
-          if (this.#problem !== messageOf(err))
-            log.warn({ dir, err: messageOf(err) }, "cannot keep the default network");
-          this.#problem = messageOf(err);
+          const problem = messageOf(err);
+          if (this.#problem !== problem) log.warn({ dir, err: problem }, "cannot keep the default network");
+          this.#problem = problem;
         },
       );
       return undefined;
