@@ -103,10 +103,17 @@ export class Sandboxes {
     const client = endedBy(making.signal, this.#options.client);
     const pod = `${config.namespace}/${config.name}`;
     const body = sandboxCreateBody(config, pauseImage, runtimeHandler, context);
-    making.step = "the pause image";
-    await this.#ensurePauseImage(config, making.signal);
-    making.step = "create";
-    const id = await createNamed(client, `create sandbox of ${pod}`, body);
+    const create = async () => {
+      making.step = "create";
+      return await createNamed(client, `create sandbox of ${pod}`, body);
+    };
+    const id = await create().catch(async (err: unknown) => {
+      if (!hasCode(err, "NotFound")) throw err;
+      // Asked for only now: it is there for every pod but a node's first.
+      making.step = "the pause image";
+      await this.#ensurePauseImage(config, making.signal);
+      return await create();
+    });
     try {
       making.step = "start";
       await client.call(`start sandbox of ${pod}`, async (abortSignal) => {

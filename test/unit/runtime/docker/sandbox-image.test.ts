@@ -1,4 +1,5 @@
 import { expect, test } from "vitest";
+import { systemClock } from "../../../../agent/lib/clock.ts";
 import { silentLogger } from "../../../../agent/lib/log.ts";
 import type { SandboxNetwork } from "../../../../agent/runtime/docker/network.ts";
 import { Sandboxes } from "../../../../agent/runtime/docker/sandboxes.ts";
@@ -37,6 +38,7 @@ async function run(daemon: { hasImage: boolean; pull?: () => Promise<void> }) {
     pauseImage: "pause",
     removeContainer: async () => {},
     requestTimeoutMs: 5_000,
+    clock: systemClock,
     log: silentLogger,
   });
   const outcome = await sandboxes.run(sandbox({ dns: undefined }), "").catch((err: unknown) => err);

@@ -5,7 +5,7 @@ import type { SandboxNetwork } from "../../../../agent/runtime/docker/network.ts
 import { Sandboxes } from "../../../../agent/runtime/docker/sandboxes.ts";
 import { FakeClock } from "../../kube/fake-clock.ts";
 import { context, sandbox } from "./config-support.ts";
-import { answered, fakeDocker } from "./fake-docker.ts";
+import { answered, fakeDocker, sendJSON } from "./fake-docker.ts";
 
 const requestTimeoutMs = 120_000;
 
@@ -26,7 +26,11 @@ async function withSandboxes(hang?: Hang) {
     Config: { Labels: sandboxLabels(config, "") },
     HostConfig: { NetworkMode: "none" },
   };
-  const fake = await fakeDocker(({ method, path }) => {
+  const fake = await fakeDocker(({ method, path }, response) => {
+    if (hang === "image" && path === "/containers/create") {
+      sendJSON(response, 404, { message: "No such image: pause" });
+      return answered;
+    }
     const isHung = path === { create: "/containers/create", start: "/containers/abc/start" }[String(hang)];
     if (isHung) hung.resolve();
     if (isHung) return answered;
