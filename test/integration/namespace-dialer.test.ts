@@ -1,10 +1,14 @@
 import { type ChildProcess, spawn } from "node:child_process";
 import { once } from "node:events";
-import { readdir, readFile } from "node:fs/promises";
+import { mkdir, mkdtemp, readdir, readFile, readlink, rm, symlink, writeFile } from "node:fs/promises";
 import { Socket } from "node:net";
+import { tmpdir } from "node:os";
+import { join } from "node:path";
 import { afterAll, beforeAll, expect, test } from "vitest";
 import { createNamespaceDialer } from "../../agent/lib/namespace-dialer.ts";
 import { dialerRole, parseDialAnswer } from "../../agent/lib/namespace-dialer-role.ts";
+import type { DockerClient } from "../../agent/runtime/docker/client.ts";
+import { createSandboxDialers, type SandboxDialer } from "../../agent/runtime/docker/streaming/dialers.ts";
 import { createTestNode, type TestNode } from "../support/node/node.ts";
 import { eventually } from "../support/runtime/watching.ts";
 
@@ -107,4 +111,47 @@ test("the executable is a dialer when the agent starts it as one, and nothing wh
   } finally {
     child.kill("SIGKILL");
   }
+}, 60_000);
+
+test("a sandbox that has the process number of one before gets connections to its own network", async () => {
+  // An empty network beside the node's: nobody listens there.
+  const stranger = spawn("unshare", ["--net", "sleep", "1000000"], { stdio: "ignore" });
+  const procDir = await mkdtemp(join(tmpdir(), "nodelet-proc-"));
+  const directory = join(procDir, "77");
+  const become = async (sandboxID: string, netnsPath: string) => {
+    await rm(directory, { recursive: true, force: true });
+    await mkdir(join(directory, "ns"), { recursive: true });
+    await symlink(netnsPath, join(directory, "ns/net"));
+    await writeFile(join(directory, "cgroup"), `0::/kubepods/${sandboxID}\n`);
+  };
+  const answer = { Id: "x", State: { Running: true, Pid: 77 } };
+  const client = {
+    docker: { getContainer: () => ({ inspect: async () => await Promise.resolve(answer) }) },
+    call: async (_what: string, run: (signal: AbortSignal) => Promise<unknown>) => await run(never),
+  } as unknown as DockerClient;
+  const dialers = createSandboxDialers(client, procDir);
+  const open: SandboxDialer[] = [];
+  const dialed = async (dialer: SandboxDialer) => (await dialer.dial(port, never)).destroy();
+  try {
+    await become("first", node.network.netnsPath);
+    const first = await dialers.open("first", never);
+    open.push(first);
+    await dialed(first);
+    await eventually(async () =>
+      expect(await readlink(`/proc/${stranger.pid}/ns/net`)).not.toBe(await readlink("/proc/self/ns/net")),
+    );
+    await become("second", `/proc/${stranger.pid}/ns/net`);
+    const second = await dialers.open("second", never);
+    open.push(second);
+    await expect(dialed(second)).rejects.toThrow(`failed to connect to localhost:${port}`);
+    // Its session goes on, also with another helper.
+    for (const pid of await helpers()) process.kill(pid, "SIGKILL");
+    await eventually(async () => await dialed(first));
+    await expect(dialers.open("first", never)).rejects.toMatchObject({ code: "Conflict" });
+  } finally {
+    for (const dialer of open) dialer.release();
+    stranger.kill("SIGKILL");
+    await rm(procDir, { recursive: true, force: true });
+  }
+  await eventually(async () => expect(await helpers()).toEqual([]));
 }, 60_000);

@@ -12,6 +12,7 @@ import { createLogDriver, type DockerLogOptions, linkLog, unlinkLog } from "./lo
 import { createCNINetwork } from "./network.ts";
 import { DockerRuntime } from "./runtime.ts";
 import { createDockerStats } from "./stats.ts";
+import { createSandboxDialers } from "./streaming/dialers.ts";
 import { startDockerStreaming } from "./streaming/server.ts";
 
 export interface ConnectDockerOptions {
@@ -65,7 +66,7 @@ export async function connectDocker(options: ConnectDockerOptions): Promise<Runt
     const disk = createDockerDisk(client, { measureTree: options.measureTree, clock, log });
     const execs = new DockerExecs(client, clock);
     const streaming = await startDockerStreaming({
-      ...{ client, execs, clock },
+      ...{ client, execs, dialers: createSandboxDialers(client), clock },
       ...(options.streamingIdleMs === undefined ? {} : { idleMs: options.streamingIdleMs }),
     });
     const stop = new AbortController();

@@ -1,5 +1,5 @@
 import { AgentError, hasCode } from "../../lib/errors.ts";
-import type { DockerClient } from "./client.ts";
+import type { DockerCallOptions, DockerClient } from "./client.ts";
 import type { CreateBody } from "./create-body.ts";
 import { alreadyIsFine, ifThere } from "./errors.ts";
 import { isRunning } from "./inspect.ts";
@@ -31,10 +31,16 @@ export async function createNamed(client: DockerClient, what: string, body: Crea
 }
 
 /** Rejects with NotFound. @param name an ID or a name */
-export async function inspectContainer(client: DockerClient, what: string, name: string): Promise<WireInspect> {
+export async function inspectContainer(
+  client: DockerClient,
+  what: string,
+  name: string,
+  options: DockerCallOptions = {},
+): Promise<WireInspect> {
   const inspect: unknown = await client.call(
     what,
     async (abortSignal) => await client.docker.getContainer(name).inspect({ abortSignal }),
+    options,
   );
   if (typeof inspect !== "object" || inspect === null || !("Id" in inspect)) {
     throw new AgentError("Internal", `${what}: the Docker daemon answered something else`);

@@ -6,7 +6,7 @@ import { handshakeAnswer } from "../../../lib/websocket/handshake.ts";
 import type { StreamingRequest } from "../../port.ts";
 import type { CommandChannels } from "./channels.ts";
 import { serveAttach, serveExec, type SessionDeps } from "./command.ts";
-import { createSandboxDialers, type SandboxDialer, type SandboxDialers } from "./dialers.ts";
+import type { SandboxDialer, SandboxDialers } from "./dialers.ts";
 import { servePortForward } from "./port-forward.ts";
 import { type Choice, chooseProtocol } from "./protocols.ts";
 import { acceptSpdyCommand } from "./spdy-command.ts";
@@ -18,6 +18,7 @@ import { serveWebSocketPortForward } from "./websocket-port-forward.ts";
 export const sessionIdleMsDefault = 4 * 60 * 60 * 1000;
 
 export interface DockerStreamingOptions extends SessionDeps {
+  readonly dialers: SandboxDialers;
   /** streamingConnectionIdleTimeout in ms; {@link sessionIdleMsDefault} unless given. */
   readonly idleMs?: number;
 }
@@ -35,10 +36,8 @@ export interface DockerStreaming {
 
 /** Listens on a port of loopback that the system chooses. Rejects if there is none. */
 export async function startDockerStreaming(options: DockerStreamingOptions): Promise<DockerStreaming> {
-  const { idleMs = sessionIdleMsDefault, ...deps } = options;
-  const { client, clock } = deps;
-  const tokens = new OneTimeTokens<StreamingRequest>(clock);
-  const dialers = createSandboxDialers(client);
+  const { idleMs = sessionIdleMsDefault, dialers, ...deps } = options;
+  const tokens = new OneTimeTokens<StreamingRequest>(deps.clock);
   const stop = new AbortController();
   const sessions = new Set<Promise<void>>();
   const sockets = new Set<Duplex>();

@@ -1,5 +1,5 @@
 import { once } from "node:events";
-import { mkdtemp, rm } from "node:fs/promises";
+import { mkdir, mkdtemp, rm, symlink, writeFile } from "node:fs/promises";
 import { createServer, type IncomingMessage, type ServerResponse } from "node:http";
 import type { Socket } from "node:net";
 import { tmpdir } from "node:os";
@@ -7,6 +7,7 @@ import { join } from "node:path";
 import { type Clock, systemClock } from "../../../../../agent/lib/clock.ts";
 import { openDocker } from "../../../../../agent/runtime/docker/client.ts";
 import { DockerExecs } from "../../../../../agent/runtime/docker/exec.ts";
+import { createSandboxDialers } from "../../../../../agent/runtime/docker/streaming/dialers.ts";
 import { type DockerStreaming, startDockerStreaming } from "../../../../../agent/runtime/docker/streaming/server.ts";
 
 /** A session as the daemon has it, hijacked. */
@@ -30,6 +31,8 @@ export interface FakeSessionsOptions {
   /** Answers this instead of creating an exec; 0: never. */
   refuse?: { status: number; message: string };
   clock?: Clock;
+  /** The one that /proc tells of the sandbox's process; "feedbeef", the sandbox's, is in it unless given. */
+  cgroup?: string;
 }
 
 /** A Docker daemon that knows nothing but sessions, and a streaming server in front of it. */
@@ -98,8 +101,12 @@ export async function fakeSessions(options: FakeSessionsOptions = {}) {
   server.listen(socketPath);
   await once(server, "listening");
   const client = await openDocker({ socketPath, requestTimeoutMs });
+  const procDir = await fakeProc(dir, options.cgroup ?? "/kubepods/feedbeef");
   const commands = new DockerExecs(client, clock);
-  const streaming: DockerStreaming = await startDockerStreaming({ client, execs: commands, clock });
+  const streaming: DockerStreaming = await startDockerStreaming({
+    ...{ client, execs: commands, clock },
+    dialers: createSandboxDialers(client, procDir),
+  });
   const die = () => {
     for (const socket of sockets) socket.destroy();
     server.close();
@@ -129,4 +136,13 @@ export async function fakeSessions(options: FakeSessionsOptions = {}) {
       await rm(dir, { recursive: true, force: true });
     },
   };
+}
+
+/** A /proc with this process alone, in its own network and a cgroup that is not. */
+async function fakeProc(dir: string, cgroup: string): Promise<string> {
+  const own = join(dir, "proc", String(process.pid));
+  await mkdir(join(own, "ns"), { recursive: true });
+  await symlink("/proc/self/ns/net", join(own, "ns/net"));
+  await writeFile(join(own, "cgroup"), `0::${cgroup}\n`);
+  return join(dir, "proc");
 }

@@ -232,3 +232,8 @@ test("a sandbox that does not run is refused before the upgrade", async () => {
   const url = await start({ container: { State: { Running: false, Pid: 0 } } });
   await expect(spdyClient(url, ["portforward.k8s.io"])).rejects.toThrow("sandbox feedbeef is not running");
 });
+
+test("a process that is not the sandbox's any more is refused like one that has ended", async () => {
+  const url = await start({ cgroup: "/kubepods/another" });
+  await expect(spdyClient(url, ["portforward.k8s.io"])).rejects.toThrow("sandbox feedbeef is not running");
+});
