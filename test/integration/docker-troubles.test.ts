@@ -65,6 +65,31 @@ test("a plugin that hangs holds a sandbox no longer than the contract says, and 
   await pod.remove();
 });
 
+test("a frozen container is stopped in its own way", async () => {
+  const pod = await runPod(await newConfig(), 'trap "exit 3" TERM; while :; do sleep 0.05; done');
+  await docker.api("POST", `/containers/${pod.app}/pause`);
+  expect(await runtime.containerStatus(pod.app)).toMatchObject({ state: "running" });
+  await runtime.stopContainer(pod.app, 60);
+  expect(await runtime.containerStatus(pod.app)).toMatchObject({ state: "exited", exitCode: 3 });
+  await pod.remove();
+});
+
+test("a container whose grace has begun keeps it when the agent that asked for it ends", async () => {
+  const leaving = await docker.connect();
+  const pod = await runPod(await newConfig(), 'trap "echo told" TERM; echo up; while :; do sleep 0.05; done');
+  const { logPath } = await runtime.containerStatus(pod.app);
+  await eventually(async () => expect(await readFile(logPath, "utf8")).toContain("up"));
+  const stop = leaving.stopContainer(pod.app, 600).catch((err: unknown) => err);
+  await eventually(async () => expect(await readFile(logPath, "utf8")).toContain("told"));
+  await leaving.close();
+  expect(await stop).toMatchObject({ code: "Canceled" });
+  expect(await runtime.containerStatus(pod.app)).toMatchObject({ state: "running" });
+  // The next agent goes on with what is left of it.
+  await runtime.stopContainer(pod.app, 0);
+  expect(await runtime.containerStatus(pod.app)).toMatchObject({ state: "exited", exitCode: 137 });
+  await pod.remove();
+});
+
 test("two thousand dead containers of others are neither seen nor asked for, and pods go on beside them", async () => {
   const others = 2_000;
   const pod = await runPod(await newConfig(), 'trap "exit 3" TERM; while :; do sleep 0.05; done');

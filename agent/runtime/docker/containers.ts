@@ -56,6 +56,8 @@ export class Containers {
   readonly #links = new Map<string, Promise<void>>();
   /** Containers whose limits are set, with the instant of the start since which they are. */
   readonly #limited = new Map<string, string>();
+  /** Containers made here that were not removed yet. */
+  readonly #created = new Set<string>();
 
   constructor(options: ContainersOptions) {
     this.#options = options;
@@ -80,19 +82,20 @@ export class Containers {
       const body = containerCreateBody(sandboxID, config, sandboxConfig, context, inputs);
       return await createNamed(client, what, { ...body, Labels: withCgroupWrites(body.Labels ?? {}, writes) });
     };
-    try {
-      return await make();
-    } catch (err) {
+    const id = await make().catch(async (err: unknown) => {
       if (!logs.giveWay(err)) throw err;
       return await make();
-    }
+    });
+    if (this.#created.size > linkedMax) this.#created.clear();
+    this.#created.add(id);
+    return id;
   }
 
   async start(id: string): Promise<void> {
     const { client } = this.#options;
     const what = `start container ${id}`;
-    const before = await this.#look(what, id);
-    if (isRunning(before.State)) return await this.#finishStart(what, before);
+    // What was made here needs no look whose it is.
+    if (!this.#created.has(id)) await this.#look(what, id);
     try {
       await client.call(what, async (abortSignal) => {
         await client.docker.getContainer(id).start({ abortSignal });
@@ -104,7 +107,7 @@ export class Containers {
       }
     }
     const inspect = await ifThere(this.#look(what, id));
-    if (inspect !== undefined) await this.#finishStart(what, inspect);
+    if (inspect !== undefined) await Promise.all([this.#limit(what, inspect), this.#linkLog(inspect)]);
   }
 
   /** The stop signal, then SIGKILL after the grace. What is no pod's container is left alone, as what is not there. */
@@ -122,6 +125,7 @@ export class Containers {
     const inspect = await ifThere(this.#look(`remove container ${id}`, id));
     this.#links.delete(id);
     this.#limited.delete(id);
+    this.#created.delete(id);
     if (inspect === undefined) return;
     await removeForced(client, `remove container ${id}`, id);
     const { logPath } = readContainer(inspect.Config?.Labels ?? {});
@@ -165,10 +169,6 @@ export class Containers {
     const inspect = await inspectContainer(this.#options.client, what, id);
     if (!isOfPod(inspect, "container")) throw new AgentError("NotFound", `${what}: the container is no pod's`);
     return inspect;
-  }
-
-  async #finishStart(what: string, inspect: WireInspect): Promise<void> {
-    await Promise.all([this.#limit(what, inspect), this.#linkLog(inspect)]);
   }
 
   /**
