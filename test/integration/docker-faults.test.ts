@@ -236,6 +236,36 @@ describe("a network that fails", () => {
       expect(await addressesInUse()).toEqual([]);
     },
   );
+
+  test("an agent that stops while a plugin hangs takes the plugin along; the next one frees what it had reserved", async () => {
+    const bridge = join(docker.cni.binDirs[0] ?? "", "bridge");
+    const pidFile = join(docker.node.dir, "hanging-plugin");
+    const good = await readFile(bridge, "utf8");
+    // It does its work, and then does not come to its end.
+    const work = good.replace("exec ", "").replaceAll(/^#!.*\n/gm, "");
+    await writeFile(
+      bridge,
+      `#!/bin/sh\n[ "$CNI_COMMAND" = ADD ] || ${good.slice(good.indexOf("exec"))}\n${work}\necho $$ > ${pidFile}\nsleep 1000\n`,
+    );
+    const leaving = await docker.connect();
+    const config = await sandboxConfig(docker.node.dir, docker.node.cgroupRoot);
+    try {
+      const starting = leaving.runPodSandbox(config, "").catch((err: unknown) => err);
+      await expect.poll(async () => await readFile(pidFile, "utf8").catch(() => ""), { timeout: 20_000 }).toMatch(/\d/);
+      expect(await addressesInUse()).toHaveLength(1);
+      await leaving.drain?.();
+      expect(await starting).toMatchObject({ code: "Canceled" });
+      const stat = await readFile(`/proc/${(await readFile(pidFile, "utf8")).trim()}/stat`, "utf8").catch(() => ") Z");
+      expect(stat).toMatch(/\) [ZX]/); // gone, or nobody has taken notice of its death yet
+    } finally {
+      await writeFile(bridge, good);
+      await leaving.close();
+    }
+    const { sandboxes } = await runtime.podSnapshot(config.uid);
+    expect(sandboxes).toMatchObject([{ ready: false }]);
+    for (const { id } of sandboxes) await removeSandbox({ id, config });
+    expect(await addressesInUse()).toEqual([]);
+  });
 });
 
 describe("the daemon", () => {
