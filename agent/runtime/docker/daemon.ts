@@ -11,6 +11,11 @@ export interface DaemonInfo {
   /** Docker's data root. */
   rootDir: string;
   storageDriver: string;
+  /**
+   * Told where images and containers' own files are in containerd's keeping, not below the data root: the socket of that
+   * containerd, "" if the daemon does not say which.
+   */
+  containerdStore?: { address: string };
   /** As `docker info` lists them: "name=seccomp,profile=default", "name=apparmor", "name=selinux", "name=rootless", … */
   securityOptions: string[];
   /** Names of the OCI runtimes that it can be asked for: "runc", … */
@@ -91,6 +96,9 @@ export function readDaemonInfo(version: unknown, info: unknown): DaemonInfo {
     cgroupVersion: textOf(fields, "CgroupVersion") === "2" ? 2 : 1,
     rootDir: textOf(fields, "DockerRootDir"),
     storageDriver: textOf(fields, "Driver"),
+    ...(hasContainerdStore(fields["DriverStatus"])
+      ? { containerdStore: { address: textOf(asRecord(fields["Containerd"]), "Address") } }
+      : {}),
     securityOptions,
     runtimes: Object.keys(asRecord(fields["Runtimes"])).sort(),
     defaultRuntime: textOf(fields, "DefaultRuntime"),
@@ -108,6 +116,13 @@ export function readDaemonInfo(version: unknown, info: unknown): DaemonInfo {
 /** True if the daemon lists a security option: "apparmor", "selinux", "seccomp", "userns". */
 export function hasSecurityOption({ securityOptions }: Pick<DaemonInfo, "securityOptions">, name: string): boolean {
   return securityOptions.some((option) => option.split(",").includes(`name=${name}`));
+}
+
+/** `DriverStatus` is a list of names and values. */
+function hasContainerdStore(driverStatus: unknown): boolean {
+  return (
+    Array.isArray(driverStatus) && driverStatus.some((pair) => textsOf(pair)[1] === "io.containerd.snapshotter.v1")
+  );
 }
 
 /** Compares "1.9" and "1.41" by number: negative if `a` is the older. */

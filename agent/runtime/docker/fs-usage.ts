@@ -7,6 +7,8 @@ import type { Logger } from "../../lib/log.ts";
 import type { FilesystemUsage } from "../port.ts";
 import { objectsIn } from "./answers.ts";
 import type { DockerClient } from "./client.ts";
+import type { DaemonInfo } from "./daemon.ts";
+import { findImageRoot } from "./image-root.ts";
 import { runningContainersFilter } from "./labels.ts";
 import { SlowFigure } from "./slow-figure.ts";
 
@@ -23,6 +25,8 @@ export type MeasureTree = (directory: string, signal: AbortSignal, rest: () => P
 export interface DockerDisk {
   /** Images and writable layers, as far as they have been measured. */
   imageFs(): Promise<FilesystemUsage>;
+  /** A directory on the filesystem of images and writable layers. */
+  root(): Promise<string>;
   /** Measures directories of running containers' own files; by name of the directory, those that are there. */
   layers(directories: () => Iterable<string>): SlowFigure<ReadonlyMap<string, TreeUsage>>;
   /** Containers' own files where the storage driver does not keep them in a directory each; by container ID, bytes. */
@@ -47,7 +51,7 @@ const dfTimeoutMs = 300_000;
 
 export function createDockerDisk(client: DockerClient, options: DockerDiskOptions): DockerDisk {
   const { measureTree, clock, log } = options;
-  const { rootDir, storageDriver } = client.daemon;
+  const root = rootFinder(client, log);
   const figures: { close(): void }[] = [];
   const keep = <T>(what: string, measure: (signal: AbortSignal) => Promise<T>): SlowFigure<T> => {
     const figure = new SlowFigure({ what, measure, clock, log });
@@ -58,19 +62,23 @@ export function createDockerDisk(client: DockerClient, options: DockerDiskOption
     await measureTree(directory, signal, async () => await clock.sleep(treeRestMs, signal));
 
   const images = keep("space of Docker's images", async (signal): Promise<{ bytes: number; inodes?: number }> => {
+    const { rootDir, storageDriver, containerdStore } = client.daemon;
     const directory = join(rootDir, storageDriver);
-    if (treeDrivers.includes(storageDriver) && (await isThere(directory))) return await tree(directory, signal);
+    const isTree = containerdStore === undefined && treeDrivers.includes(storageDriver);
+    if (isTree && (await isThere(directory))) return await tree(directory, signal);
     return { bytes: await layersSize(client, signal) };
   });
 
   return {
+    root,
+
     imageFs: async () => {
-      const figure = await images.latest();
-      if (figure === undefined) return { timestampMs: clock.now(), mountpoint: rootDir };
+      const [figure, mountpoint] = await Promise.all([images.latest(), root()]);
+      if (figure === undefined) return { timestampMs: clock.now(), mountpoint };
       const { bytes, inodes } = figure.value;
       return {
         timestampMs: figure.atMs,
-        mountpoint: rootDir,
+        mountpoint,
         usedBytes: bytes,
         ...(inodes === undefined ? {} : { inodesUsed: inodes }),
       };
@@ -94,6 +102,25 @@ export function createDockerDisk(client: DockerClient, options: DockerDiskOption
     close: () => {
       for (const figure of figures) figure.close();
     },
+  };
+}
+
+/** Looks once for each daemon: after a restart it may be one that keeps things elsewhere. */
+function rootFinder(client: DockerClient, log: Logger): () => Promise<string> {
+  let known: { daemon: DaemonInfo; root: Promise<string | undefined> } | undefined;
+  const find = async (daemon: DaemonInfo) => {
+    const root = await findImageRoot(daemon);
+    if (root === undefined) {
+      const message =
+        "containerd keeps Docker's images where it cannot be seen: disk pressure and image garbage collection watch Docker's data root";
+      log.warn({ storageDriver: daemon.storageDriver, rootDir: daemon.rootDir }, message);
+    }
+    return root;
+  };
+  return async () => {
+    const { daemon } = client;
+    if (known?.daemon !== daemon) known = { daemon, root: find(daemon) };
+    return (await known.root) ?? daemon.rootDir;
   };
 }
 

@@ -45,7 +45,7 @@ export function createDockerStats(client: DockerClient, options: { disk: DockerD
   };
 
   const writableLayer = async ({ upperDir }: KnownContainer, id: string): Promise<FilesystemUsage | undefined> => {
-    const mountpoint = client.daemon.rootDir;
+    const mountpoint = await disk.root();
     if (upperDir === undefined) {
       const figure = await sizes.latest();
       const usedBytes = figure?.value.get(id);

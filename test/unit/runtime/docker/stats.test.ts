@@ -115,6 +115,31 @@ test("images and layers are measured where the storage driver keeps them", async
   t.disk.close();
 });
 
+test("figures follow the daemon to another store, which may be on another disk", async () => {
+  const info: Record<string, unknown> = { Driver: "overlay2" };
+  await using t = await setUp(({ path }) => {
+    if (path === "/containers/json") return [{ Id: id, SizeRw: 42 }];
+    if (path === "/system/df") return { LayersSize: 4_200 };
+    return { Id: id, State: { Pid: 0 }, GraphDriver: { Name: "overlayfs", Data: null } };
+  }, info);
+  const { rootDir } = t.client.daemon;
+  const containerd = join(rootDir, "containerd/daemon");
+  await mkdir(join(containerd, "io.containerd.snapshotter.v1.overlayfs"), { recursive: true });
+  await mkdir(join(rootDir, "overlay2"));
+  expect(await t.disk.root()).toBe(rootDir);
+
+  Object.assign(info, {
+    Driver: "overlayfs",
+    DriverStatus: [["driver-type", "io.containerd.snapshotter.v1"]],
+    Containerd: { Address: join(rootDir, "containerd.sock") },
+  });
+  await t.client.refresh();
+  expect(await t.disk.imageFs()).toMatchObject({ mountpoint: containerd, usedBytes: 4_200 });
+  expect((await t.stats.containerStats())[0]?.writableLayer).toMatchObject({ mountpoint: containerd, usedBytes: 42 });
+  expect(t.asked).toEqual([]);
+  t.disk.close();
+});
+
 test("a daemon that tells no size leaves it out", async () => {
   await using t = await setUp(() => ({}), { Driver: "zfs" });
   expect(await t.disk.imageFs()).toEqual({
