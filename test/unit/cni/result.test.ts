@@ -133,6 +133,9 @@ describe("negotiate", () => {
     expect(negotiate(["0.4.0", "1.1.0", "1.0.0"], [recent])).toEqual({ version: "1.1.0" });
     expect(negotiate(["0.4.0", "1.0.0", "1.1.0"], [recent, old, silent])).toEqual({ version: "0.4.0" });
     expect(negotiate(["1.1.0"], [silent])).toEqual({ version: "1.1.0" });
+    // The configuration was written for the first.
+    expect(negotiate(["0.4.0", "1.0.0", "1.1.0"], [recent, silent])).toEqual({ version: "0.4.0" });
+    expect(negotiate(["1.0.0", "0.4.0", "1.1.0"], [silent])).toEqual({ version: "1.0.0" });
   });
   test("names the plugin that is in the way", () => {
     expect(negotiate(["1.0.0"], [recent, old])).toEqual({

@@ -2,7 +2,7 @@ import { chmod, mkdir, mkdtemp, readFile, rm, writeFile } from "node:fs/promises
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { type Clock, systemClock } from "../../../agent/lib/clock.ts";
-import { silentLogger } from "../../../agent/lib/log.ts";
+import { type Logger, silentLogger } from "../../../agent/lib/log.ts";
 import { namesIn } from "../../../agent/lib/names-in.ts";
 import { type CNI, createCNI } from "../../../cni/index.ts";
 import { pluginTimeouts, type PluginTimeouts } from "../../../cni/plugins.ts";
@@ -51,11 +51,12 @@ export class ScriptedNode {
     return node;
   }
 
-  cni(options: { timeouts?: Partial<PluginTimeouts>; clock?: Clock } = {}): CNI {
+  cni(options: { timeouts?: Partial<PluginTimeouts>; clock?: Clock; log?: Logger } = {}): CNI {
     const { confDir, cacheDir } = this;
     const timeouts = { ...pluginTimeouts, ...options.timeouts };
     const clock = options.clock ?? systemClock;
-    const cni = createCNI({ confDir, binDirs: [this.binDir], cacheDir, log: silentLogger, timeouts, clock });
+    const log = options.log ?? silentLogger;
+    const cni = createCNI({ confDir, binDirs: [this.binDir], cacheDir, log, timeouts, clock });
     this.#made.push(cni);
     return cni;
   }

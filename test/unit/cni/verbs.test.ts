@@ -1,6 +1,7 @@
 import { mkdir, readFile, stat, utimes, writeFile } from "node:fs/promises";
 import { join } from "node:path";
 import { afterEach, beforeEach, describe, expect, test } from "vitest";
+import { type Logger, silentLogger } from "../../../agent/lib/log.ts";
 import { temporaryAgeMs } from "../../../cni/cache.ts";
 import type { CNITarget } from "../../../cni/request.ts";
 import { answer, failure, ScriptedNode, versionScript } from "./scripted-plugins.ts";
@@ -135,6 +136,20 @@ describe("add", () => {
     expect(await adding).toMatchObject({ code: "Canceled" });
     expect((await node.story()).slice(0, 2)).toEqual(["ADD bridge", "DEL bridge"]);
     expect(await node.records()).toEqual([]);
+  });
+
+  test("what a plugin says beside its result can be read in the log", async () => {
+    await node.plugin("bridge", { ADD: `echo "calico: picked node-a" >&2; ${answer(first)}` });
+    await node.network({ cniVersion: "1.0.0", name: "podnet", plugins: [{ type: "bridge" }] });
+    const lines: object[] = [];
+    const log: Logger = { ...silentLogger, debug: (fields: unknown) => void lines.push(Object(fields)) };
+    await node.cni({ log }).add(target);
+    expect(lines).toContainEqual({
+      plugin: "bridge",
+      command: "ADD",
+      containerID: "abc",
+      stderr: "calico: picked node-a",
+    });
   });
 
   test("needs a namespace, and refuses IDs that are paths", async () => {
