@@ -46,10 +46,10 @@ try {
   console.table([
     { what: "create → Ready, ms", ...quantiles(starts) },
     { what: `${raw.what.start}, ms`, ...quantiles(rawStarts) },
-    { what: "agent's own share of start, ms", p50: round(median(starts) - median(rawStarts)) },
+    { what: "agent's own share of start, ms", p50: round(median(differences(starts, rawStarts))) },
     { what: "delete → gone, ms", ...quantiles(ends) },
     { what: `${raw.what.end}, ms`, ...quantiles(rawEnds) },
-    { what: "agent's own share of end, ms", p50: round(median(ends) - median(rawEnds)) },
+    { what: "agent's own share of end, ms", p50: round(median(differences(ends, rawEnds))) },
   ]);
 
   const names = Array.from({ length: burst }, (_, i) => `burst-${i}`);
@@ -109,6 +109,11 @@ async function usage(pid: number): Promise<{ cpuMs: number; residentMB: number; 
 function quantiles(values: readonly number[]): { p50: number; p90: number } {
   const sorted = values.toSorted((a, b) => a - b);
   return { p50: round(median(values)), p90: round(sorted[Math.floor(sorted.length * 0.9)] ?? Number.NaN) };
+}
+
+/** Pair by pair: what disturbs the machine for a while disturbs both of a pair. */
+function differences(values: readonly number[], others: readonly number[]): number[] {
+  return values.map((value, i) => value - (others[i] ?? Number.NaN));
 }
 
 function median(values: readonly number[]): number {
