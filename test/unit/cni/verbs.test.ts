@@ -141,8 +141,8 @@ describe("add", () => {
   test("what a plugin says beside its result can be read in the log", async () => {
     await node.plugin("bridge", { ADD: `echo "calico: picked node-a" >&2; ${answer(first)}` });
     await node.network({ cniVersion: "1.0.0", name: "podnet", plugins: [{ type: "bridge" }] });
-    const lines: object[] = [];
-    const log: Logger = { ...silentLogger, debug: (fields: unknown) => void lines.push(Object(fields)) };
+    const lines: unknown[] = [];
+    const log: Logger = { ...silentLogger, debug: (fields: unknown) => void lines.push(fields) };
     await node.cni({ log }).add(target);
     expect(lines).toContainEqual({
       plugin: "bridge",
