@@ -1,11 +1,14 @@
+import { spawn } from "node:child_process";
+import { once } from "node:events";
 import { readdir, readFile, writeFile } from "node:fs/promises";
 import { join } from "node:path";
 import { afterAll, beforeAll, expect, test } from "vitest";
 import { exec } from "../../agent/lib/exec.ts";
 import { forEachOf } from "../../agent/runtime/docker/lanes.ts";
-import type { PodSandboxConfig, Runtime } from "../../agent/runtime/port.ts";
+import type { PodSandboxConfig, Runtime, RuntimeEvent } from "../../agent/runtime/port.ts";
 import { busyboxImageName, pauseImageName } from "../support/images/images.ts";
 import { containerConfig, sandboxConfig } from "../support/runtime/configs.ts";
+import type { DockerPodOptions } from "../support/runtime/docker-pod-process.ts";
 import { startTestDocker, type TestDocker } from "../support/runtime/docker.ts";
 import { eventually, followEvents } from "../support/runtime/watching.ts";
 
@@ -19,6 +22,8 @@ afterAll(async () => {
   await runtime?.close();
   await docker?.destroy();
 });
+
+const agentPath = new URL("../support/runtime/docker-pod-process.ts", import.meta.url).pathname;
 
 /** A pod's sandbox and one container, which runs, and what it takes to end them. */
 async function runPod(config: PodSandboxConfig, script: string) {
@@ -64,6 +69,46 @@ test("a plugin that hangs holds a sandbox no longer than the contract says, and 
   expect(await runtime.podSandboxStatus(pod.id)).toMatchObject({ ready: true, attempt: 1 });
   await pod.remove();
 });
+
+const moments: { kind: RuntimeEvent["kind"]; count: number; moment: string }[] = [
+  { kind: "created", count: 1, moment: "has created the sandbox" },
+  { kind: "started", count: 1, moment: "has started the sandbox" },
+  { kind: "created", count: 2, moment: "has created the container" },
+  { kind: "started", count: 2, moment: "has started the container" },
+];
+test.each(moments)(
+  "an agent that is killed when it $moment leaves nothing that the next does not find",
+  async ({ kind, count }) => {
+    const config = await newConfig();
+    await using events = followEvents(runtime);
+    await events.until(({ podUID }) => podUID === undefined);
+    const { socketPath, cni } = docker;
+    const options: DockerPodOptions = { docker: { socketPath, cni }, config };
+    const agent = spawn(process.execPath, [agentPath, JSON.stringify(options)], {
+      stdio: ["pipe", "ignore", "inherit"],
+    });
+    const ended = once(agent, "exit");
+    try {
+      const isOne = (event: RuntimeEvent) => event.podUID === config.uid && event.kind === kind;
+      await events.until(() => events.seen.filter(isOne).length >= count);
+    } finally {
+      agent.kill("SIGKILL");
+      await ended;
+    }
+    const { sandboxes, containers } = await runtime.podSnapshot(config.uid);
+    expect(sandboxes).toHaveLength(1);
+    // Found in full or not ready, never as something between.
+    for (const { ready, ips } of sandboxes) expect(ips).toHaveLength(ready ? 1 : 0);
+    for (const { state } of containers) expect(["created", "running"]).toContain(state);
+    for (const { id } of sandboxes) {
+      await runtime.stopPodSandbox(id);
+      await runtime.removePodSandbox(id);
+    }
+    expect(await docker.api("GET", "/containers/json?all=1")).toEqual([]);
+    expect(await addressesInUse()).toEqual([]);
+    expect(await readdir(join(cni.cacheDir, "results")).catch(() => [])).toEqual([]);
+  },
+);
 
 test("a frozen container is stopped in its own way", async () => {
   const pod = await runPod(await newConfig(), 'trap "exit 3" TERM; while :; do sleep 0.05; done');
