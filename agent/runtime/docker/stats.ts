@@ -4,7 +4,7 @@ import type { Clock } from "../../lib/clock.ts";
 import { isObject } from "../../lib/json.ts";
 import type { ContainerStats, FilesystemUsage, SandboxProcess } from "../port.ts";
 import { objectsIn } from "./answers.ts";
-import { type ContainerCgroup, parseContainerCgroup, readContainerCgroup } from "./cgroup-figures.ts";
+import { type ContainerCgroup, findContainerCgroup, readContainerCgroup } from "./cgroup-figures.ts";
 import type { DockerClient } from "./client.ts";
 import { ifThere } from "./errors.ts";
 import type { DockerDisk } from "./fs-usage.ts";
@@ -36,12 +36,13 @@ export function createDockerStats(client: DockerClient, options: { disk: DockerD
   const layers = disk.layers(() => [...known.values()].flatMap(({ upperDir }) => upperDir ?? []));
   const sizes = disk.sizes();
 
-  const look = async (id: string): Promise<KnownContainer | undefined> => {
+  const look = async (id: string, mountinfo: () => Promise<string>): Promise<KnownContainer | undefined> => {
     const answer = await ifThere(inspect(client, id, `inspect container ${id}`));
     if (answer === undefined) return undefined;
     const pid = pidOf(answer);
     const text = pid === undefined ? "" : await readFile(`/proc/${pid}/cgroup`, "utf8").catch(() => "");
-    return { cgroup: parseContainerCgroup(text, id, client.daemon.cgroupVersion), upperDir: upperDirOf(answer) };
+    const cgroup = findContainerCgroup(await mountinfo(), text, id, client.daemon.cgroupVersion);
+    return { cgroup, upperDir: upperDirOf(answer) };
   };
 
   const writableLayer = async ({ upperDir }: KnownContainer, id: string): Promise<FilesystemUsage | undefined> => {
@@ -65,10 +66,12 @@ export function createDockerStats(client: DockerClient, options: { disk: DockerD
       const ids = await runningContainers(client);
       const present = new Set(ids);
       for (const id of known.keys()) if (!present.has(id)) known.delete(id);
+      let mountinfo: Promise<string> | undefined;
+      const readMountinfo = async () => await (mountinfo ??= readFile("/proc/self/mountinfo", "utf8"));
       await forEachOf(ids, looksAtOnce, async (id) => {
         // One that was restarted by hand has another cgroup directory of the same name: nothing to learn anew.
         if (known.get(id)?.cgroup !== undefined) return;
-        const found = await look(id);
+        const found = await look(id, readMountinfo);
         if (found !== undefined) known.set(id, found);
       });
       const all = new Map<string, ContainerStats>();

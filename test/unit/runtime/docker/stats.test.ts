@@ -1,29 +1,44 @@
-import { mkdir } from "node:fs/promises";
+import { mkdir, mkdtemp, rm, writeFile } from "node:fs/promises";
+import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { expect, test } from "vitest";
 import { systemClock } from "../../../../agent/lib/clock.ts";
 import { silentLogger } from "../../../../agent/lib/log.ts";
-import { parseContainerCgroup } from "../../../../agent/runtime/docker/cgroup-figures.ts";
+import { findContainerCgroup, readContainerCgroup } from "../../../../agent/runtime/docker/cgroup-figures.ts";
 import { createDockerDisk, type TreeUsage } from "../../../../agent/runtime/docker/fs-usage.ts";
 import { createDockerStats, sandboxProcess } from "../../../../agent/runtime/docker/stats.ts";
 import { type Answer, fakeDocker } from "./fake-docker.ts";
 
 const id = "c".repeat(64);
 
+const mountsV1 = (root = "/") =>
+  ["cpu,cpuacct", "memory"]
+    .map((name) => `30 29 0:26 ${root} /sys/fs/cgroup/${name} rw - cgroup cgroup rw,${name}\n`)
+    .join("");
+const mountsV2 = "30 29 0:26 / /sys/fs/cgroup rw - cgroup2 cgroup2 rw\n";
+
 test("a container's cgroup, with both drivers and versions", () => {
-  const cases: { name: string; version: 1 | 2; text: string; want: { cpu: string; memory: string } | undefined }[] = [
+  const cases: {
+    name: string;
+    version: 1 | 2;
+    mounts: string;
+    text: string;
+    want: { cpu: string; memory: string } | undefined;
+  }[] = [
     {
       name: "v1",
       version: 1,
+      mounts: mountsV1(),
       text: `5:memory:/kubepods/burstable/podu1/${id}\n3:cpu,cpuacct:/kubepods/burstable/podu1/${id}\n0::/x\n`,
       want: {
-        cpu: `/sys/fs/cgroup/cpuacct/kubepods/burstable/podu1/${id}`,
+        cpu: `/sys/fs/cgroup/cpu,cpuacct/kubepods/burstable/podu1/${id}`,
         memory: `/sys/fs/cgroup/memory/kubepods/burstable/podu1/${id}`,
       },
     },
     {
       name: "v2, systemd, and a cgroup that the container made itself",
       version: 2,
+      mounts: mountsV2,
       text: `0::/kubepods.slice/kubepods-podu1.slice/docker-${id}.scope/init\n`,
       want: {
         cpu: `/sys/fs/cgroup/kubepods.slice/kubepods-podu1.slice/docker-${id}.scope`,
@@ -33,14 +48,67 @@ test("a container's cgroup, with both drivers and versions", () => {
     {
       name: "another process under the same number",
       version: 2,
+      mounts: mountsV2,
       text: "0::/system.slice/ssh.service\n",
       want: undefined,
     },
-    { name: "nothing there", version: 1, text: "", want: undefined },
+    {
+      name: "v1 in a container, which sees a part of the hierarchy",
+      version: 1,
+      mounts: mountsV1("/docker/outer"),
+      text: `5:memory:/docker/outer/podu1/${id}\n3:cpu,cpuacct:/docker/outer/podu1/${id}\n`,
+      want: { cpu: `/sys/fs/cgroup/cpu,cpuacct/podu1/${id}`, memory: `/sys/fs/cgroup/memory/podu1/${id}` },
+    },
+    { name: "nothing there", version: 1, mounts: mountsV1(), text: "", want: undefined },
   ];
-  for (const { name, version, text, want } of cases) {
-    const found = parseContainerCgroup(text, id, version);
+  for (const { name, version, mounts, text, want } of cases) {
+    const found = findContainerCgroup(mounts, text, id, version);
     expect(found, name).toEqual(want === undefined ? undefined : { version, ...want });
+  }
+});
+
+test("memory, swap and CPU time, as far as the kernel tells", async () => {
+  const v2 = {
+    "memory.current": "5000\n",
+    "memory.stat": "anon 2000\nfile 900\ninactive_file 1000\n",
+    "cpu.stat": "usage_usec 7\n",
+    "memory.swap.current": "300\n",
+  };
+  const memory = { timestampMs: 1, usageBytes: 5_000, workingSetBytes: 4_000, rssBytes: 2_000 };
+  const cpu = { timestampMs: 1, usageCoreNanoSeconds: 7_000 };
+  const v1 = {
+    "memory.usage_in_bytes": "5000\n",
+    "memory.stat": "rss 1\ntotal_rss 2000\ntotal_inactive_file 1000\n",
+    "cpuacct.usage": "7000\n",
+  };
+  const cases: { name: string; version: 1 | 2; files: Record<string, string>; want: object }[] = [
+    {
+      name: "v2 with a limit",
+      version: 2,
+      files: { ...v2, "memory.swap.max": "1000\n" },
+      want: { cpu, memory, swap: { timestampMs: 1, usageBytes: 300, availableBytes: 700 } },
+    },
+    {
+      name: "v2 without one",
+      version: 2,
+      files: { ...v2, "memory.swap.max": "max\n" },
+      want: { cpu, memory, swap: { timestampMs: 1, usageBytes: 300 } },
+    },
+    {
+      name: "v1",
+      version: 1,
+      files: { ...v1, "memory.stat": `${v1["memory.stat"]}total_swap 300\n` },
+      want: { cpu, memory, swap: { timestampMs: 1, usageBytes: 300 } },
+    },
+    { name: "v1 that does not count swap", version: 1, files: v1, want: { cpu, memory } },
+    { name: "a cgroup that is gone", version: 2, files: {}, want: {} },
+  ];
+  for (const { name, version, files, want } of cases) {
+    const dir = await mkdtemp(join(tmpdir(), "nodelet-figures-"));
+    for (const [file, content] of Object.entries(files)) await writeFile(join(dir, file), content);
+    const figures = await readContainerCgroup({ version, cpu: dir, memory: dir }, () => 1);
+    await rm(dir, { recursive: true });
+    expect(figures, name).toEqual(want);
   }
 });
 
