@@ -52,7 +52,7 @@ export const ownChains: Readonly<Record<Table, readonly string[]>> = {
 };
 
 /** Packets of no known connection. */
-export const invalidRule = "-m conntrack --ctstate INVALID -j DROP";
+const invalidRule = "-m conntrack --ctstate INVALID -j DROP";
 /** Tells the rule that counts connections to node ports on loopback. */
 export const localhostCountComment = "kubernetes service nodeports on loopback, to be counted";
 const localhostCountRule = `-m comment --comment "${localhostCountComment}" -m conntrack --ctstate DNAT --ctorigdst 127.0.0.0/8`;

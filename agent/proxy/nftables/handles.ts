@@ -1,9 +1,6 @@
 import { AgentError, messageOf } from "../../lib/errors.ts";
 import type { Nft, TableContent } from "./exec.ts";
 
-/** Handles of rules by chain, in order; a chain without rules has none. */
-export type Handles = Map<string, readonly number[]>;
-
 /** One listing of the table. */
 interface Listing {
   /** Chains that were written since it began: what it says of them may be old. */
@@ -40,8 +37,8 @@ export class HandleListing {
   }
 
   /**
-   * What was found since it was asked for first; undefined: not yet. Chains that were written meanwhile are left out. Rejects if the
-   * table could not be listed; asked again, it begins anew.
+   * What was found since it was asked for first, by chain: none for a chain without rules, undefined for one that was written meanwhile.
+   * Undefined: not yet. Throws if the table could not be listed; asked again, it begins anew.
    */
   take(
     signal: AbortSignal,
