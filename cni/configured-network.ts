@@ -12,6 +12,8 @@ export interface ConfiguredNetworkOptions {
   readonly plugins: Plugins;
   readonly clock: Clock;
   readonly log: Logger;
+  /** Replaced by tests. */
+  readonly read?: typeof readConfigDir;
 }
 
 /** The network in use: what the configuration directory said when it was last looked at. */
@@ -74,8 +76,8 @@ export class ConfiguredNetwork {
   }
 
   async #readAndTakeOver(): Promise<number | undefined> {
-    const { confDir, clock, log } = this.#options;
-    const next = await readConfigDir(confDir);
+    const { confDir, clock, log, read = readConfigDir } = this.#options;
+    const next = await read(confDir);
     const before = this.#current;
     const decided = decideTakeOver(before, next, this.#brokenSinceMs, clock.monotonic());
     this.#brokenSinceMs = decided.takeOver ? undefined : decided.brokenSinceMs;
