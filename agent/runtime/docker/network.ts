@@ -2,7 +2,7 @@ import type { CNI } from "../../../cni/index.ts";
 import { podArgs, podCapabilities } from "../../../cni/pod.ts";
 import { defaultIfName } from "../../../cni/request.ts";
 import { addressesOf } from "../../../cni/result.ts";
-import { AgentError } from "../../lib/errors.ts";
+import { AgentError, messageOf } from "../../lib/errors.ts";
 import type { PodSandboxConfig, RuntimeCondition } from "../port.ts";
 
 /** A sandbox as its network sees it. */
@@ -71,8 +71,11 @@ export function createCNINetwork(cni: CNI): SandboxNetwork {
       for (const targets of valid) targets.push({ containerID: target.containerID });
       const ips = ipsOf(await cni.add(cniTarget(target), signal));
       if (ips.length === 0) {
-        await tearDown(target);
-        throw new AgentError("Internal", `the network gave the pod no address on ${defaultIfName}`);
+        const problem = `the network gave the pod no address on ${defaultIfName}`;
+        await tearDown(target).catch((err: unknown) => {
+          throw new AgentError("Internal", `${problem}; cleaning up failed too: ${messageOf(err)}`, { cause: err });
+        });
+        throw new AgentError("Internal", problem);
       }
       known.set(target.containerID, ips);
       return { ips };

@@ -67,6 +67,9 @@ describe("a sandbox's network by CNI", () => {
     cni.add = async (target) => ({ ...(await add(target)), ips: [] });
     await expect(createCNINetwork(cni).setUp(targetOf("a"))).rejects.toThrow("gave the pod no address");
     expect([...attached.keys()]).toEqual([]);
+    cni.del = async () => await Promise.reject(new Error("busy"));
+    const both = "the network gave the pod no address on eth0; cleaning up failed too: busy";
+    await expect(createCNINetwork(cni).setUp(targetOf("a"))).rejects.toThrow(both);
   });
 
   test("passes the node's pod addresses to plugins that ask for them, a set for each family", async () => {
