@@ -54,6 +54,8 @@ export class Containers {
   readonly #imageRefs = new Map<string, { ref: string; untilMs: number }>();
   /** Containers whose logs were linked, or are about to be: none of these rejects. */
   readonly #links = new Map<string, Promise<void>>();
+  /** IDs of those whose logs could not be linked yet. */
+  readonly #unlinked = new Set<string>();
   /** Containers whose limits are set, with the instant of the start since which they are. */
   readonly #limited = new Map<string, string>();
   /** Containers made here that were not removed yet. */
@@ -124,6 +126,7 @@ export class Containers {
     const { client, logs } = this.#options;
     const inspect = await ifThere(this.#look(`remove container ${id}`, id));
     this.#links.delete(id);
+    this.#unlinked.delete(id);
     this.#limited.delete(id);
     this.#created.delete(id);
     if (inspect === undefined) return;
@@ -197,17 +200,29 @@ export class Containers {
 
   /** Once for each container. Never rejects: the container runs and its log is kept; only the path that people know would lack it. */
   async #linkLog(inspect: WireInspect): Promise<void> {
-    const { logs, log } = this.#options;
     if (this.#links.size > linkedMax) this.#links.clear();
     let link = this.#links.get(inspect.Id);
     if (link === undefined) {
-      link = logs.link(inspect).catch((err: unknown) => {
-        const message = "a container's log cannot be linked into its pod's directory";
-        log.warn({ containerID: inspect.Id, err: messageOf(err) }, message);
-      });
+      link = this.#tryLink(inspect);
       this.#links.set(inspect.Id, link);
     }
     await link;
+  }
+
+  /** Never rejects. What failed is tried again with the next look at the container, and told of once. */
+  async #tryLink(inspect: WireInspect): Promise<void> {
+    const { logs, log } = this.#options;
+    try {
+      await logs.link(inspect);
+      this.#unlinked.delete(inspect.Id);
+    } catch (err) {
+      this.#links.delete(inspect.Id);
+      if (this.#unlinked.has(inspect.Id)) return;
+      if (this.#unlinked.size > linkedMax) this.#unlinked.clear();
+      this.#unlinked.add(inspect.Id);
+      const message = "a container's log cannot be linked into its pod's directory";
+      log.warn({ containerID: inspect.Id, err: messageOf(err) }, message);
+    }
   }
 
   /** The image by its digest in a registry, as `imageID` of a container's status shows it; its ID if it has none. */

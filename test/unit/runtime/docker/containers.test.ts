@@ -1,5 +1,5 @@
 import { describe, expect, test } from "vitest";
-import { silentLogger } from "../../../../agent/lib/log.ts";
+import { createLogger, type Logger, silentLogger } from "../../../../agent/lib/log.ts";
 import { type ContainerLogs, Containers } from "../../../../agent/runtime/docker/containers.ts";
 import type { WireInspect } from "../../../../agent/runtime/docker/wire.ts";
 import type { ImageService } from "../../../../agent/runtime/port.ts";
@@ -18,6 +18,7 @@ const ended: WireInspect = {
 
 interface Setting {
   link?: ContainerLogs["link"];
+  log?: Logger;
   inspect?: WireInspect;
   imageStatus?: ImageService["imageStatus"];
   /** What the daemon says to all but a look. */
@@ -25,7 +26,7 @@ interface Setting {
 }
 
 async function withContainer({ link = async () => {}, inspect = ended, ...setting }: Setting) {
-  const { imageStatus = async () => undefined, answer = () => ({}) } = setting;
+  const { imageStatus = async () => undefined, answer = () => ({}), log = silentLogger } = setting;
   const fake = await fakeDocker((...call) => (call[0].path.endsWith("/json") ? inspect : answer(...call)));
   const clock = new FakeClock();
   const containers = new Containers({
@@ -35,7 +36,7 @@ async function withContainer({ link = async () => {}, inspect = ended, ...settin
     logs: { config: { Type: "json-file", Config: {} }, giveWay: () => false, link, unlink: async () => {} },
     requestTimeoutMs: 5_000,
     clock,
-    log: silentLogger,
+    log,
   });
   return { containers, clock, requests: fake.requests, [Symbol.asyncDispose]: () => fake[Symbol.asyncDispose]() };
 }
@@ -65,10 +66,25 @@ test("nobody hears of a container's end before its log can be found, which is li
   expect(links).toBe(1);
 });
 
-test("a log that cannot be linked keeps no container from running", async () => {
-  await using t = await withContainer({ link: async () => await Promise.reject(new Error("no space left on device")) });
+test("a log that cannot be linked keeps no container from running, and is linked once it can be", async () => {
+  let isFull = true;
+  let links = 0;
+  const lines: string[] = [];
+  const log = createLogger({ level: "warn", stream: { write: (line) => void lines.push(line) } });
+  const link = async () => {
+    if (isFull) throw new Error("no space left on device");
+    links += 1;
+    await Promise.resolve();
+  };
+  await using t = await withContainer({ link, log });
   await t.containers.start("c1");
   expect(await t.containers.status("c1")).toMatchObject({ id: "c1" });
+  expect(lines.map((line) => (JSON.parse(line) as { err: string }).err)).toEqual(["no space left on device"]);
+  isFull = false;
+  await t.containers.status("c1");
+  await t.containers.status("c1");
+  expect(links).toBe(1);
+  expect(lines).toHaveLength(1);
 });
 
 const running: WireInspect = {
