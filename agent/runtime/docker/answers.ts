@@ -14,3 +14,27 @@ export function containersIn(answer: unknown, what: string): WireContainer[] {
     (one): one is Record<string, unknown> & WireContainer => typeof one["Id"] === "string",
   );
 }
+
+/** The fields of an object; none of what is no object. */
+export function fieldsOf(value: unknown): Record<string, unknown> {
+  return isObject(value) ? value : {};
+}
+
+/** "" for what is no text. */
+export function textOf(value: unknown): string {
+  return typeof value === "string" ? value : "";
+}
+
+/** The texts of a list; none of what is no list. */
+export function textsOf(value: unknown): string[] {
+  return Array.isArray(value) ? value.filter((item) => typeof item === "string") : [];
+}
+
+/** Undefined for what is no JSON. */
+export function parseJSON(text: string): unknown {
+  try {
+    return JSON.parse(text);
+  } catch {
+    return undefined;
+  }
+}

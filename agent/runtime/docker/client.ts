@@ -103,8 +103,8 @@ async function loadDockerode(socketPath: string): Promise<Docker> {
   }
 }
 
-/** A plain GET whose answer its reader parses. */
-async function ask(modem: Docker["modem"], path: string, abortSignal: AbortSignal): Promise<unknown> {
+/** A plain GET whose answer its reader parses; for use inside `call`. */
+export async function ask(modem: Docker["modem"], path: string, abortSignal: AbortSignal): Promise<unknown> {
   const { promise, resolve, reject } = Promise.withResolvers<unknown>();
   const options = { path, method: "GET", abortSignal, statusCodes: { 200: true } };
   modem.dial(options, (err, data) => (err === null ? resolve(data) : reject(err)));

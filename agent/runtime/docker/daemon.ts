@@ -1,4 +1,5 @@
 import { AgentError } from "../../lib/errors.ts";
+import { fieldsOf, textOf, textsOf } from "./answers.ts";
 
 /** What the daemon says of itself, as far as something here depends on it. */
 export interface DaemonInfo {
@@ -46,10 +47,10 @@ const apiVersionMax = "1.51";
  * @param version the answer of `/version`
  */
 export function negotiateVersion(version: unknown): string {
-  const fields = asRecord(version);
-  const newest = textOf(fields, "ApiVersion");
-  const oldest = textOf(fields, "MinAPIVersion") || newest;
-  const engine = textOf(fields, "Version");
+  const fields = fieldsOf(version);
+  const newest = textOf(fields["ApiVersion"]);
+  const oldest = textOf(fields["MinAPIVersion"]) || newest;
+  const engine = textOf(fields["Version"]);
   if (!/^\d+\.\d+$/.test(newest)) {
     throw new AgentError("Invalid", "what answers at the socket is no Docker daemon: it does not tell an API version");
   }
@@ -75,8 +76,8 @@ export function negotiateVersion(version: unknown): string {
  * @param info    the answer of `/info`
  */
 export function readDaemonInfo(version: unknown, info: unknown): DaemonInfo {
-  const fields = asRecord(info);
-  const osType = textOf(fields, "OSType");
+  const fields = fieldsOf(info);
+  const osType = textOf(fields["OSType"]);
   if (osType !== "linux") {
     throw new AgentError("Invalid", `the Docker daemon runs ${osType || "unknown"} containers: linux is needed`);
   }
@@ -88,26 +89,26 @@ export function readDaemonInfo(version: unknown, info: unknown): DaemonInfo {
   if (hasSecurityOption({ securityOptions }, "userns")) {
     throw new AgentError("Invalid", "the Docker daemon has userns-remap set: pods need one without");
   }
-  const cgroupDriver = textOf(fields, "CgroupDriver");
+  const cgroupDriver = textOf(fields["CgroupDriver"]);
   return {
-    version: textOf(asRecord(version), "Version"),
+    version: textOf(fieldsOf(version)["Version"]),
     apiVersion: negotiateVersion(version),
     cgroupDriver: cgroupDriver === "systemd" || cgroupDriver === "none" ? cgroupDriver : "cgroupfs",
-    cgroupVersion: textOf(fields, "CgroupVersion") === "2" ? 2 : 1,
-    rootDir: textOf(fields, "DockerRootDir"),
-    storageDriver: textOf(fields, "Driver"),
+    cgroupVersion: textOf(fields["CgroupVersion"]) === "2" ? 2 : 1,
+    rootDir: textOf(fields["DockerRootDir"]),
+    storageDriver: textOf(fields["Driver"]),
     ...(hasContainerdStore(fields["DriverStatus"])
-      ? { containerdStore: { address: textOf(asRecord(fields["Containerd"]), "Address") } }
+      ? { containerdStore: { address: textOf(fieldsOf(fields["Containerd"])["Address"]) } }
       : {}),
     securityOptions,
-    runtimes: Object.keys(asRecord(fields["Runtimes"])).sort(),
-    defaultRuntime: textOf(fields, "DefaultRuntime"),
+    runtimes: Object.keys(fieldsOf(fields["Runtimes"])).sort(),
+    defaultRuntime: textOf(fields["DefaultRuntime"]),
     swapLimit: fields["SwapLimit"] === true,
     memoryLimit: fields["MemoryLimit"] === true,
     cpuCfsQuota: fields["CpuCfsQuota"] === true,
     pidsLimit: fields["PidsLimit"] === true,
     liveRestore: fields["LiveRestoreEnabled"] === true,
-    loggingDriver: textOf(fields, "LoggingDriver"),
+    loggingDriver: textOf(fields["LoggingDriver"]),
     hasCDI: textsOf(fields["CDISpecDirs"]).length > 0,
     containers: typeof fields["Containers"] === "number" ? fields["Containers"] : 0,
   };
@@ -130,17 +131,4 @@ export function compareVersions(a: string, b: string): number {
   const [majorA = 0, minorA = 0] = a.split(".").map(Number);
   const [majorB = 0, minorB = 0] = b.split(".").map(Number);
   return majorA - majorB || minorA - minorB;
-}
-
-function asRecord(value: unknown): Record<string, unknown> {
-  return typeof value === "object" && value !== null ? (value as Record<string, unknown>) : {};
-}
-
-function textOf(fields: Record<string, unknown>, name: string): string {
-  const value = fields[name];
-  return typeof value === "string" ? value : "";
-}
-
-function textsOf(value: unknown): string[] {
-  return Array.isArray(value) ? value.filter((item) => typeof item === "string") : [];
 }

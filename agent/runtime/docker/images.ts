@@ -1,10 +1,9 @@
 import type { Clock } from "../../lib/clock.ts";
 import { AgentError } from "../../lib/errors.ts";
-import { isObject } from "../../lib/json.ts";
 import { type ImageName, parseImageName } from "../images-name.ts";
 import type { ImageInfo, ImageService } from "../port.ts";
-import { objectsIn } from "./answers.ts";
-import type { DockerClient } from "./client.ts";
+import { fieldsOf, objectsIn, textOf, textsOf } from "./answers.ts";
+import { ask, type DockerClient } from "./client.ts";
 import { ifThere } from "./errors.ts";
 import type { DockerDisk } from "./fs-usage.ts";
 import { pullFromRegistry } from "./image-pull.ts";
@@ -132,25 +131,16 @@ async function inspect(
   query: string,
 ): Promise<{ image: DockerImage; user: ImageUser } | undefined> {
   const answer = await ifThere(
-    client.call(`status of image ${query}`, async (abortSignal) => await askForImage(client, query, abortSignal)),
+    client.call(
+      `status of image ${query}`,
+      // dockerode's own takes no signal: without one, a daemon that hangs would keep the connection.
+      async (abortSignal) => await ask(client.docker.modem, `/images/${query}/json`, abortSignal),
+    ),
   );
   if (answer === undefined) return undefined;
   const image = imageOf(answer);
   if (image.id === "") throw new AgentError("Internal", `status of image ${query}: the daemon's answer has no ID`);
   return { image, user: userOfConfig(fieldsOf(answer)["Config"]) };
-}
-
-/** As dockerode's own `inspect`, which takes no signal: without one, a daemon that hangs would keep the connection. */
-async function askForImage(client: DockerClient, query: string, abortSignal: AbortSignal): Promise<unknown> {
-  const { promise, resolve, reject } = Promise.withResolvers<unknown>();
-  const modem = client.docker.modem as {
-    dial(options: object, done: (err: Error | null, answer: unknown) => void): void;
-  };
-  modem.dial(
-    { path: `/images/${query}/json`, method: "GET", abortSignal, statusCodes: { 200: true } },
-    (err, answer) => (err === null ? resolve(answer) : reject(err)),
-  );
-  return await promise;
 }
 
 /** Garbage collection must not take what a container stands on, whoever's it is, nor half of an image's names before it fails. */
@@ -189,7 +179,7 @@ export function imageOf(answer: unknown): DockerImage {
   const { Id, RepoTags, RepoDigests, Size } = fieldsOf(answer);
   const named = (names: unknown) => textsOf(names).flatMap((name) => (name.includes("<none>") ? [] : fullNameOf(name)));
   return {
-    id: typeof Id === "string" ? Id : "",
+    id: textOf(Id),
     repoTags: named(RepoTags),
     repoDigests: named(RepoDigests),
     sizeBytes: typeof Size === "number" ? Size : 0,
@@ -204,14 +194,6 @@ function fullNameOf(name: string): string {
 /** As CRI tells it: a number is a UID, what stands behind a colon is the group. */
 export function userOfConfig(config: unknown): ImageUser {
   const { User } = fieldsOf(config);
-  const [user = ""] = (typeof User === "string" ? User : "").split(":");
+  const [user = ""] = textOf(User).split(":");
   return /^\d{1,15}$/.test(user) ? { uid: Number(user), username: "" } : { uid: undefined, username: user };
-}
-
-function fieldsOf(value: unknown): Record<string, unknown> {
-  return isObject(value) ? value : {};
-}
-
-function textsOf(value: unknown): string[] {
-  return Array.isArray(value) ? value.filter((item) => typeof item === "string") : [];
 }

@@ -1,20 +1,20 @@
 import type { ContainerConfig, PodSandboxConfig } from "../port.ts";
 
 /** What of a sandbox its objects' names are made of. */
-export type SandboxIdentity = Pick<PodSandboxConfig, "name" | "namespace" | "uid" | "attempt">;
+export type NamedSandbox = Pick<PodSandboxConfig, "name" | "namespace" | "uid" | "attempt">;
 
 // The sandbox's container in names, as with every kubelet that drove Docker.
 const sandboxWord = "POD";
 
 /** `k8s_POD_<pod>_<namespace>_<uid>_<attempt>` */
-export function sandboxName({ name, namespace, uid, attempt }: SandboxIdentity): string {
+export function sandboxName({ name, namespace, uid, attempt }: NamedSandbox): string {
   return ["k8s", sandboxWord, name, namespace, uid, attempt].join("_");
 }
 
 /** `k8s_<container>_<pod>_<namespace>_<uid>_<attempt>`; the attempt is the container's own. */
 export function containerName(
   { name, attempt }: Pick<ContainerConfig, "name" | "attempt">,
-  pod: Omit<SandboxIdentity, "attempt">,
+  pod: Omit<NamedSandbox, "attempt">,
 ): string {
   return ["k8s", name, pod.name, pod.namespace, pod.uid, attempt].join("_");
 }

@@ -1,5 +1,6 @@
 import { isObject } from "../../lib/json.ts";
 import type { PullProgress } from "../port.ts";
+import { fieldsOf, parseJSON, textOf } from "./answers.ts";
 
 // A message is a line or two of JSON. More without a newline is no progress of a daemon in its right mind.
 const messageBytesMax = 1024 * 1024;
@@ -35,9 +36,9 @@ export async function* pullMessages(stream: AsyncIterable<Buffer | string>): Asy
 }
 
 function parseMessage(line: string): PullMessage | undefined {
-  const fields = recordOf(parseJSON(line));
-  if (fields === undefined) return undefined;
-  const progress = recordOf(fields["progressDetail"]) ?? {};
+  const fields = parseJSON(line);
+  if (!isObject(fields)) return undefined;
+  const progress = fieldsOf(fields["progressDetail"]);
   return {
     id: textOf(fields["id"]),
     status: textOf(fields["status"]),
@@ -48,7 +49,7 @@ function parseMessage(line: string): PullMessage | undefined {
 }
 
 function errorOf(fields: Record<string, unknown>): string | undefined {
-  const detail = textOf(recordOf(fields["errorDetail"])?.["message"]);
+  const detail = textOf(fieldsOf(fields["errorDetail"])["message"]);
   if (detail !== "") return detail;
   if (fields["error"] === undefined && fields["errorDetail"] === undefined) return undefined;
   return textOf(fields["error"]) || "the daemon does not say why";
@@ -128,22 +129,6 @@ export class PullTracker {
 
 function newLayer(): Layer {
   return { said: "", isDone: false, isHeldUp: false, downloadedBytes: 0, totalBytes: 0 };
-}
-
-function parseJSON(text: string): unknown {
-  try {
-    return JSON.parse(text);
-  } catch {
-    return undefined;
-  }
-}
-
-function recordOf(value: unknown): Record<string, unknown> | undefined {
-  return isObject(value) ? value : undefined;
-}
-
-function textOf(value: unknown): string {
-  return typeof value === "string" ? value : "";
 }
 
 function numberOf(value: unknown): number {

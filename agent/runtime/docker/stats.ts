@@ -1,15 +1,16 @@
 import { readFile } from "node:fs/promises";
 import { isAbsolute } from "node:path";
 import type { Clock } from "../../lib/clock.ts";
-import { isObject } from "../../lib/json.ts";
 import type { ContainerStats, FilesystemUsage, SandboxProcess } from "../port.ts";
-import { objectsIn } from "./answers.ts";
+import { fieldsOf, objectsIn, textOf } from "./answers.ts";
 import { type ContainerCgroup, findContainerCgroup, readContainerCgroup } from "./cgroup-figures.ts";
 import type { DockerClient } from "./client.ts";
+import { inspectContainer } from "./create.ts";
 import { ifThere } from "./errors.ts";
 import type { DockerDisk } from "./fs-usage.ts";
 import { runningContainersFilter } from "./labels.ts";
 import { forEachOf } from "./lanes.ts";
+import type { WireInspect } from "./wire.ts";
 
 // Containers that are looked at together: a look costs the daemon some 2 ms, reading a cgroup less.
 const looksAtOnce = 8;
@@ -37,7 +38,7 @@ export function createDockerStats(client: DockerClient, options: { disk: DockerD
   const sizes = disk.sizes();
 
   const look = async (id: string, mountinfo: () => Promise<string>): Promise<KnownContainer | undefined> => {
-    const answer = await ifThere(inspect(client, id, `inspect container ${id}`));
+    const answer = await ifThere(inspectContainer(client, `inspect container ${id}`, id));
     if (answer === undefined) return undefined;
     const pid = pidOf(answer);
     const text = pid === undefined ? "" : await readFile(`/proc/${pid}/cgroup`, "utf8").catch(() => "");
@@ -90,18 +91,9 @@ export function createDockerStats(client: DockerClient, options: { disk: DockerD
 
 /** Rejects with NotFound. */
 export async function sandboxProcess(client: DockerClient, sandboxID: string): Promise<SandboxProcess> {
-  const answer = await inspect(client, sandboxID, `inspect sandbox ${sandboxID}`);
+  const answer = await inspectContainer(client, `inspect sandbox ${sandboxID}`, sandboxID);
   const pid = pidOf(answer);
-  const image = isObject(answer["Config"]) ? answer["Config"]["Image"] : undefined;
-  return { ...(pid === undefined ? {} : { pid }), image: typeof image === "string" ? image : "" };
-}
-
-async function inspect(client: DockerClient, id: string, what: string): Promise<Record<string, unknown>> {
-  const answer: unknown = await client.call(
-    what,
-    async (abortSignal) => await client.docker.getContainer(id).inspect({ abortSignal } as object),
-  );
-  return isObject(answer) ? answer : {};
+  return { ...(pid === undefined ? {} : { pid }), image: answer.Config?.Image ?? "" };
 }
 
 async function runningContainers(client: DockerClient): Promise<string[]> {
@@ -113,13 +105,12 @@ async function runningContainers(client: DockerClient): Promise<string[]> {
   return objectsIn(answer, "list running containers").flatMap(({ Id }) => (typeof Id === "string" ? Id : []));
 }
 
-function pidOf({ State }: Record<string, unknown>): number | undefined {
-  const pid = isObject(State) ? State["Pid"] : undefined;
-  return typeof pid === "number" && pid > 0 ? pid : undefined;
+function pidOf({ State }: WireInspect): number | undefined {
+  const pid = State?.Pid ?? 0;
+  return pid > 0 ? pid : undefined;
 }
 
-function upperDirOf({ GraphDriver }: Record<string, unknown>): string | undefined {
-  const data = isObject(GraphDriver) ? GraphDriver["Data"] : undefined;
-  const directory = isObject(data) ? data["UpperDir"] : undefined;
-  return typeof directory === "string" && isAbsolute(directory) ? directory : undefined;
+function upperDirOf({ GraphDriver }: WireInspect): string | undefined {
+  const directory = textOf(fieldsOf(GraphDriver?.Data)["UpperDir"]);
+  return isAbsolute(directory) ? directory : undefined;
 }

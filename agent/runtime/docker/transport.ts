@@ -7,6 +7,7 @@ import {
   type RequestOptions,
 } from "node:http";
 import type Docker from "dockerode";
+import { fieldsOf, parseJSON } from "./answers.ts";
 
 /** What dockerode's modem hands to its `buildRequest`, as far as it is read here. */
 interface DialContext {
@@ -129,20 +130,9 @@ async function readAll(response: IncomingMessage, bytesMax: number, mayCut: bool
 /** The daemon says `{"message": …}`; a proxy before it may say anything. */
 function errorText(body: Buffer, status: number): string {
   const text = body.toString("utf8").trim();
-  const parsed = parseJSON(text);
-  const message =
-    typeof parsed === "object" && parsed !== null && "message" in parsed && typeof parsed.message === "string"
-      ? parsed.message
-      : text;
+  const said = fieldsOf(parseJSON(text))["message"];
+  const message = typeof said === "string" ? said : text;
   return message === "" ? `HTTP status ${status}` : message;
-}
-
-function parseJSON(text: string): unknown {
-  try {
-    return JSON.parse(text);
-  } catch {
-    return undefined;
-  }
 }
 
 function isReadable(body: unknown): body is NodeJS.ReadableStream {

@@ -28,7 +28,10 @@ export interface WireInspect {
     Labels?: Record<string, string> | null;
     StopSignal?: string;
     Tty?: boolean;
+    OpenStdin?: boolean;
   } | null;
+  /** The storage driver's own words. */
+  GraphDriver?: { Data?: unknown } | null;
   HostConfig?: WireHostConfig | null;
   Mounts?: WireMountPoint[] | null;
 }

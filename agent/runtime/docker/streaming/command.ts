@@ -4,6 +4,7 @@ import type { Clock } from "../../../lib/clock.ts";
 import { AgentError, messageOf } from "../../../lib/errors.ts";
 import type { StreamingRequest } from "../../port.ts";
 import type { DockerClient } from "../client.ts";
+import { inspectContainer } from "../create.ts";
 import { ifThere } from "../errors.ts";
 import { detachKeys, type DockerExecs } from "../exec.ts";
 import type { CommandChannels, SessionOutcome } from "./channels.ts";
@@ -94,12 +95,10 @@ async function attachFor(
 ): Promise<SessionOutcome> {
   const container = client.docker.getContainer(containerID);
   const inspect = async () =>
-    await client.call(`container ${containerID}`, async (abortSignal) => await container.inspect({ abortSignal }), {
-      signal: channels.gone,
-    });
+    await inspectContainer(client, `container ${containerID}`, containerID, { signal: channels.gone });
   const { State, Config } = await inspect();
-  if (!State.Running) throw new AgentError("Conflict", `container ${containerID} is not running`);
-  const hasInput = stdin && Config.OpenStdin;
+  if (State?.Running !== true) throw new AgentError("Conflict", `container ${containerID} is not running`);
+  const hasInput = stdin && Config?.OpenStdin === true;
   const options = { stream: true, stdin: hasInput, stdout: true, stderr: true, hijack: true, detachKeys };
   const connection = await client.call(
     `attach to container ${containerID}`,
@@ -118,12 +117,12 @@ async function attachFor(
       { signal: channels.gone },
     );
   carrySizes(channels, resize);
-  const parser = outputParser(Config.Tty);
+  const parser = outputParser(Config?.Tty === true);
   const output = forEachChunk(socket, async (chunk) => await carryOutput(parser.push(chunk), channels));
   try {
     // Whoever attaches to a container that has just ended would wait for its next start.
     const { State: since } = await inspect();
-    if (since.Running) await output;
+    if (since?.Running === true) await output;
     else await Promise.race([output, clock.sleep(lastWordsMs, channels.gone)]);
     // The end of the daemon looks like that of the output. Rejects unless it answers; the container may be gone by now.
     await ifThere(inspect());
