@@ -10,32 +10,27 @@ import { ask, openFiles, RawClient, startServer, until } from "./support.ts";
 const get = (path: string, more = "") => `GET ${path} HTTP/1.1\r\nHost: a\r\nAuthorization: Bearer x\r\n${more}\r\n`;
 
 describe("floods", () => {
-  test(
-    "slow-loris connections do not keep others out, and the oldest make room",
-    { timeout: 30_000 },
-    async () => {
-      await using server = await startServer();
-      const { kubelet } = server.ports;
-      await using known = await RawClient.tls(kubelet);
-      known.socket.write(get("/pods"));
-      await known.until(/GET pods/);
-      const before = await openFiles();
-      const sockets: Socket[] = [];
-      const dial = async () => {
-        const socket = connect({ host: "127.0.0.1", port: kubelet ?? 0 }).on("error", () => {});
-        await once(socket, "connect");
-        sockets.push(socket);
-      };
-      for (let i = 0; i < 2000; i += 100) await Promise.all(Array.from({ length: 100 }, dial));
-      await until(() => sockets.filter(({ destroyed }) => !destroyed).length <= limits.untrustedConnectionsMax);
-      expect(await ask(kubelet, "/pods")).toMatchObject({ status: 200 });
-      known.socket.write(get("/configz"));
-      await known.until(/GET configz/);
-      for (const socket of sockets) socket.destroy();
-      await until(async () => (await openFiles()) <= before);
-    },
-    120_000,
-  );
+  test("slow-loris connections do not keep others out, and the oldest make room", { timeout: 120_000 }, async () => {
+    await using server = await startServer();
+    const { kubelet } = server.ports;
+    await using known = await RawClient.tls(kubelet);
+    known.socket.write(get("/pods"));
+    await known.until(/GET pods/);
+    const before = await openFiles();
+    const sockets: Socket[] = [];
+    const dial = async () => {
+      const socket = connect({ host: "127.0.0.1", port: kubelet ?? 0 }).on("error", () => {});
+      await once(socket, "connect");
+      sockets.push(socket);
+    };
+    for (let i = 0; i < 2000; i += 100) await Promise.all(Array.from({ length: 100 }, dial));
+    await until(() => sockets.filter(({ destroyed }) => !destroyed).length <= limits.untrustedConnectionsMax);
+    expect(await ask(kubelet, "/pods")).toMatchObject({ status: 200 });
+    known.socket.write(get("/configz"));
+    await known.until(/GET configz/);
+    for (const socket of sockets) socket.destroy();
+    await until(async () => (await openFiles()) <= before);
+  });
 
   test("many large headers at once do not keep others out; those of who is known get through", async () => {
     await using server = await startServer();
