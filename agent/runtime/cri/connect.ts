@@ -13,6 +13,7 @@ import type {
   SandboxStatus,
   StreamingRequest,
 } from "../port.ts";
+import { takeSnapshot } from "../snapshot.ts";
 import { createRuntimeCalls, goneIsFine, ifThere, type RuntimeCalls } from "./calls.ts";
 import { type CRIChannel, openChannel } from "./client.ts";
 import {
@@ -259,27 +260,15 @@ class CRIRuntime implements Runtime {
   }
 
   async podSnapshot(podUID: string): Promise<PodSnapshot> {
-    const observedAtMs = this.#options.clock.now();
-    const list = await this.list(podUID);
-    const [sandboxes, containers] = await Promise.all([
-      Promise.all(list.sandboxes.map(async ({ id }) => await ifThere(this.podSandboxStatus(id)))),
-      Promise.all(
-        list.containers.map(async ({ id, sandboxID }) => {
-          const status = await ifThere(this.#calls.containerStatus(id));
-          return status === undefined ? undefined : containerStatus(status, sandboxID);
-        }),
-      ),
-    ]);
-    return {
-      podUID,
-      observedAtMs,
-      sandboxes: sandboxes
-        .filter((sandbox) => sandbox !== undefined)
-        .sort((a, b) => b.attempt - a.attempt || b.createdAtMs - a.createdAtMs),
-      containers: containers
-        .filter((container) => container !== undefined)
-        .sort((a, b) => b.createdAtMs - a.createdAtMs || b.attempt - a.attempt),
-    };
+    return await takeSnapshot(podUID, {
+      clock: this.#options.clock,
+      list: async (uid) => await this.list(uid),
+      sandboxStatus: async ({ id }) => await ifThere(this.podSandboxStatus(id)),
+      containerStatus: async ({ id, sandboxID }) => {
+        const status = await ifThere(this.#calls.containerStatus(id));
+        return status === undefined ? undefined : containerStatus(status, sandboxID);
+      },
+    });
   }
 
   async events(onEvent: (event: RuntimeEvent) => void, signal: AbortSignal): Promise<void> {

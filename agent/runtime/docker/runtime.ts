@@ -16,6 +16,7 @@ import type {
   SandboxProcess,
   StreamingRequest,
 } from "../port.ts";
+import { takeSnapshot } from "../snapshot.ts";
 import type { DockerClient } from "./client.ts";
 import { type ContainerLogs, Containers } from "./containers.ts";
 import type { ContextOfDaemon } from "./create-body.ts";
@@ -171,22 +172,12 @@ export class DockerRuntime implements Runtime {
   }
 
   async podSnapshot(podUID: string): Promise<PodSnapshot> {
-    const observedAtMs = this.#options.clock.now();
-    const list = await this.list(podUID);
-    const [sandboxes, containers] = await Promise.all([
-      Promise.all(list.sandboxes.map(async ({ id }) => await ifThere(this.#sandboxes.status(id)))),
-      Promise.all(list.containers.map(async ({ id }) => await ifThere(this.#containers.status(id)))),
-    ]);
-    return {
-      podUID,
-      observedAtMs,
-      sandboxes: sandboxes
-        .filter((sandbox) => sandbox !== undefined)
-        .sort((a, b) => b.attempt - a.attempt || b.createdAtMs - a.createdAtMs),
-      containers: containers
-        .filter((container) => container !== undefined)
-        .sort((a, b) => b.createdAtMs - a.createdAtMs || b.attempt - a.attempt),
-    };
+    return await takeSnapshot(podUID, {
+      clock: this.#options.clock,
+      list: async (uid) => await this.list(uid),
+      sandboxStatus: async ({ id }) => await ifThere(this.#sandboxes.status(id)),
+      containerStatus: async ({ id }) => await ifThere(this.#containers.status(id)),
+    });
   }
 
   async events(onEvent: (event: RuntimeEvent) => void, signal: AbortSignal): Promise<void> {
