@@ -6,6 +6,7 @@ import { configMaps } from "../../agent/kube/resources.ts";
 import { AgentError, messageOf } from "../../agent/lib/errors.ts";
 import type { Explanation } from "../../agent/pods/explain.ts";
 import { projectRoot } from "../support/cluster/local-cluster.ts";
+import { freeze } from "../support/node/processes.ts";
 import { isReady, isRunning, until } from "./support/cluster.ts";
 import { type BreakableCluster, openBreakableCluster, restartAgent } from "./support/local.ts";
 import { podOf, shell, sleeperOf } from "./support/pods.ts";
@@ -172,7 +173,7 @@ describe.skipIf(!inject("isLocal"))("nodelet explain", () => {
     const main = shell("main", "sleep 5; touch /tmp/ready; sleep 3600", { readinessProbe });
     await cluster.createPod(podOf("unheard", [main]));
     await cluster.waitForPod("unheard", "running", isRunning);
-    process.kill(local.apiServer.pid, "SIGSTOP");
+    await freeze(local.apiServer.pid);
     try {
       await untilItWaitsFor("unheard", /API server: has not (taken|answered to) the pod's status/);
     } finally {
@@ -227,7 +228,7 @@ describe.skipIf(!inject("isLocal"))("nodelet explain", () => {
     const ended = await explain("runs");
     expect(ended.code).toBe(1);
     expect(ended.err).toMatch(/^nodelet: no agent answers: there is no .*nodelet\.sock/m);
-    process.kill(local.apiServer.pid, "SIGSTOP");
+    await freeze(local.apiServer.pid);
     try {
       await local.agent.start();
       const said = await until("an answer without an API server", async () => {

@@ -6,6 +6,7 @@ import { afterAll, beforeAll, describe, expect, inject, test } from "vitest";
 import { stringify } from "yaml";
 import { events, pods } from "../../agent/kube/resources.ts";
 import type { Pod } from "../../agent/kube/types.ts";
+import { freeze } from "../support/node/processes.ts";
 import { isReady, isRunning, until } from "./support/cluster.ts";
 import { openKubectl } from "./support/kubectl.ts";
 import { type BreakableCluster, identityOf, openBreakableCluster, restartAgent, statusIDOf } from "./support/local.ts";
@@ -189,7 +190,7 @@ describe.skipIf(!inject("isLocal"))("static pods", () => {
 
   test("they start while the API server is away, and health is served meanwhile", async () => {
     await env.local.agent.stop();
-    process.kill(env.local.apiServer.pid, "SIGSTOP");
+    await freeze(env.local.apiServer.pid);
     await put("early.yaml", sleeperOf("early", { hostNetwork: true }));
     await put("edited.yaml", stamp("third"));
     await env.local.agent.start();

@@ -5,6 +5,7 @@ import { afterAll, beforeAll, describe, expect, test } from "vitest";
 import { detectCgroupTree } from "../../agent/node/cgroup-detect.ts";
 import { type LocalCluster, projectRoot, startLocalCluster } from "../support/cluster/local-cluster.ts";
 import { createTestNode, type TestNode } from "../support/node/node.ts";
+import { freeze } from "../support/node/processes.ts";
 
 const nodelet = join(projectRoot, "dist/nodelet");
 
@@ -114,7 +115,7 @@ describe("the daemon", () => {
   });
 
   test("ends although the API server does not answer, and at once when told twice", async () => {
-    process.kill(cluster.apiServer.pid, "SIGSTOP");
+    await freeze(cluster.apiServer.pid);
     try {
       await cluster.agent.start();
       await sleep(1_500);

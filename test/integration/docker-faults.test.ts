@@ -3,6 +3,7 @@ import { join } from "node:path";
 import { afterAll, beforeAll, describe, expect, test } from "vitest";
 import type { PodSandboxConfig, Runtime } from "../../agent/runtime/port.ts";
 import { busyboxImageName, pauseImageName } from "../support/images/images.ts";
+import { freeze } from "../support/node/processes.ts";
 import { containerConfig, sandboxConfig } from "../support/runtime/configs.ts";
 import { startTestDocker, type TestDocker } from "../support/runtime/docker.ts";
 import { eventually, expectCode, followEvents } from "../support/runtime/watching.ts";
@@ -308,7 +309,7 @@ describe("the daemon", () => {
 
   test("a daemon that hangs keeps nobody longer than a call's deadline", async () => {
     const impatient = await docker.connect({ requestTimeoutMs: 300 });
-    process.kill(docker.pid, "SIGSTOP");
+    await freeze(docker.pid);
     try {
       await expectCode(impatient.list(), "DeadlineExceeded");
       expect((await impatient.status()).runtimeReady).toMatchObject({ status: false });

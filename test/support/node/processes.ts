@@ -3,6 +3,7 @@ import { setTimeout as sleep } from "node:timers/promises";
 
 const killRounds = 100;
 const killRestMs = 20;
+const freezeRestMs = 5;
 
 /**
  * Kills every process that runs in one of the network namespaces (paths that are not there are skipped), and all descendants of those (a pod's processes have a
@@ -33,6 +34,21 @@ export async function killAllIn(netnsPaths: readonly string[]): Promise<void> {
   throw new Error(
     `processes of ${netnsPaths[0]} do not end: ${left.map(({ pid, name }) => `${pid} (${name})`).join(", ")}`,
   );
+}
+
+/** Makes a process hang until it gets SIGCONT. The signal alone does not: its threads go on until each has noticed. */
+export async function freeze(pid: number): Promise<void> {
+  process.kill(pid, "SIGSTOP");
+  for (;;) {
+    const tasks = await readdir(`/proc/${pid}/task`);
+    const texts = await Promise.all(tasks.map(async (task) => await statOf(`/proc/${pid}/task/${task}/stat`)));
+    if (texts.every((text) => text === "" || /\) [tT] /.test(text))) return;
+    await sleep(freezeRestMs);
+  }
+}
+
+async function statOf(path: string): Promise<string> {
+  return await readFile(path, "utf8").catch(() => ""); // a thread that has ended
 }
 
 interface Process {
