@@ -146,11 +146,17 @@ describe.skipIf(!inject("isLocal"))("a Docker daemon with live-restore", () => {
     expect(new Set(addresses).size).toBe(names.length);
     for (const name of [...names, "witness"]) await cluster.deletePod(name);
     for (const name of [...names, "witness"]) await cluster.waitForPodGone(name);
-    await until("nothing left", async () => {
+    const left = async () => {
       const { sandboxes, containers } = await env.list();
-      const left = [...sandboxes, ...containers, ...(await local.runtime.networks())];
-      return [...left, ...(await podDirs(env)), ...(await podCgroups(env))].length === 0;
-    });
+      return [
+        ...sandboxes.map(({ id, podName }) => `sandbox ${id} of ${podName}`),
+        ...containers.map(({ id, podName }) => `container ${id} of ${podName}`),
+        ...(await local.runtime.networks()).map((network) => `network ${network}`),
+        ...(await podDirs(env)).map((path) => `directory ${path}`),
+        ...(await podCgroups(env)).map((path) => `cgroup ${path}`),
+      ];
+    };
+    await expect.poll(left, { timeout: 60_000 }).toEqual([]);
   });
 });
 

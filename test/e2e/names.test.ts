@@ -147,7 +147,10 @@ describe.concurrent("/etc/resolv.conf", () => {
     expect(nameservers).toHaveLength(3);
     expect(searches.at(-1)).toBe("more.example");
     expect(options).toEqual(["ndots:1"]);
-    const warnings = (await cluster.eventsOf("dns-limits")).filter(({ reason }) => reason === "DNSConfigForming");
+    const warnings = await until("the event", async () => {
+      const found = (await cluster.eventsOf("dns-limits")).filter(({ reason }) => reason === "DNSConfigForming");
+      return found.length > 0 ? found : undefined;
+    });
     expect(warnings.map(({ message }) => message)).toEqual([
       "Nameserver limits were exceeded, some nameservers have been omitted, the applied nameserver line is: " +
         nameservers.join(" "),

@@ -115,8 +115,10 @@ describe("a pod that is resized in place", () => {
     );
     expect(statusOf(after, "other")).toMatchObject({ restartCount: 0 });
     expect(await limitsInside(kubectl, "restarts")).toEqual({ milliCPU: 100, memoryBytes: 96 * mib });
-    const messages = (await cluster.eventsOf("restarts")).map(({ message }) => message);
-    expect(messages).toContain("Container main resize requires restart");
+    await until("the event", async () => {
+      const messages = (await cluster.eventsOf("restarts")).map(({ message }) => message);
+      return messages.includes("Container main resize requires restart");
+    });
   });
 
   test("resizes sidecars, too", async () => {

@@ -194,7 +194,7 @@ describe.skipIf(!inject("isLocal"))("static pods", () => {
     await put("early.yaml", sleeperOf("early", { hostNetwork: true }));
     await put("edited.yaml", stamp("third"));
     await env.local.agent.start();
-    await until("it runs", async () => (await containersOf("early")).length === 1, 30_000);
+    await until("it runs", async () => (await containersOf("early")).length === 1);
     const { stdout } = await env.local.node.exec("wget", ["-qO-", "http://127.0.0.1:10248/healthz"]);
     expect(stdout).toBe("ok");
     // Edited while no agent ran: what was there before had to go first.

@@ -18,8 +18,8 @@ export interface NetworkCollectionOptions {
 export const collectDelayMs = 1_000;
 // For what no event told of. It costs a list and a look into a directory.
 export const collectResyncMs = 10 * 60_000;
-// A plugin whose daemon is away frees nothing until that is back.
-export const collectRetry = { baseMs: 30_000, maxMs: collectResyncMs };
+// A Docker daemon that starts again is back within seconds; a plugin whose own daemon is away may take longer.
+export const collectRetry = { baseMs: 2_000, maxMs: collectResyncMs };
 
 /** Frees what sandboxes that are no more have of networks: soon after one vanished, at start, and now and then. One pass at a time. */
 export class NetworkCollection {
