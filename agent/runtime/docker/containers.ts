@@ -47,6 +47,11 @@ const imageRefsMax = 1_024;
 // Images that were loaded or built have no digest; without this each look at one of their containers would ask again.
 const noDigestMs = 10_000;
 
+// 128 + SIGKILL: what a shell says of a program that was killed, and Docker of a container.
+const killedExitCode = 137;
+// Containers that somebody else removes are never forgotten otherwise.
+const outOfMemoryMax = 1_000;
+
 /** App containers with Docker. */
 export class Containers {
   readonly #options: ContainersOptions;
@@ -60,6 +65,8 @@ export class Containers {
   readonly #limited = new Map<string, string>();
   /** Containers made here that were not removed yet. */
   readonly #created = new Set<string>();
+  /** Containers that the kernel ended a process of for want of memory, as events told; the oldest first. */
+  readonly #outOfMemory = new Set<string>();
 
   constructor(options: ContainersOptions) {
     this.#options = options;
@@ -125,6 +132,7 @@ export class Containers {
   async remove(id: string): Promise<void> {
     const { client, logs } = this.#options;
     const inspect = await ifThere(this.#look(`remove container ${id}`, id));
+    this.#outOfMemory.delete(id);
     this.#links.delete(id);
     this.#unlinked.delete(id);
     this.#limited.delete(id);
@@ -135,11 +143,23 @@ export class Containers {
     if (logPath !== "") await logs.unlink(logPath);
   }
 
+  /** The daemon has told that the kernel ended a process of it for want of memory. */
+  ranOutOfMemory(id: string): void {
+    this.#outOfMemory.add(id);
+    for (const oldest of this.#outOfMemory) {
+      if (this.#outOfMemory.size <= outOfMemoryMax) break;
+      this.#outOfMemory.delete(oldest);
+    }
+  }
+
   /** Rejects with NotFound, also for what is no pod's container. */
   async status(id: string): Promise<ContainerStatus> {
     const what = `status of container ${id}`;
     const inspect = await this.#look(what, id);
-    const status = containerStatus(inspect, await this.#imageRef(inspect.Image ?? ""));
+    const told = containerStatus(inspect, await this.#imageRef(inspect.Image ?? ""));
+    // The daemon itself forgets it if it heard of the end before.
+    const isForgotten = this.#outOfMemory.has(id) && told.reason === "Error" && told.exitCode === killedExitCode;
+    const status = isForgotten ? { ...told, reason: "OOMKilled" } : told;
     // The agent that started it may have ended before it did the rest. Who hears of its end may look for its last words by the link.
     if (status.startedAtMs > 0 && status.reason !== "ContainerCannotRun") {
       await Promise.all([this.#limit(what, inspect, { isOnlyUnset: true }), this.#linkLog(inspect)]);

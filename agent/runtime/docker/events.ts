@@ -14,6 +14,8 @@ export interface EventsOptions {
   log: Logger;
   /** A sandbox was removed, by whomever: what lies outside of it, as its network's addresses, has no owner any more. */
   onSandboxGone(sandboxID: string): void;
+  /** The kernel ended a process of this container for want of memory. */
+  onOutOfMemory(containerID: string): void;
   /** Called before each connection but the first: the daemon may have become another version meanwhile. */
   refresh(): Promise<void>;
 }
@@ -79,7 +81,7 @@ export async function followDockerEvents(
 }
 
 async function followOnce(
-  { client, clock, log, onSandboxGone }: EventsOptions,
+  { client, clock, log, onSandboxGone, onOutOfMemory }: EventsOptions,
   { onEvent, onOpen }: { onEvent: (event: RuntimeEvent) => void; onOpen: () => void },
   signal: AbortSignal,
 ): Promise<void> {
@@ -103,13 +105,16 @@ async function followOnce(
     }
     const event = readEvent(line);
     if (event === undefined) continue;
+    if (event.isOutOfMemory) onOutOfMemory(event.wake.containerID ?? "");
     if (event.isSandboxGone) onSandboxGone(event.wake.containerID ?? "");
     onEvent(event.wake);
   }
 }
 
 /** One line of the stream; `undefined` for what concerns no pod and for what is no event. Pure. */
-export function readEvent(line: string): { wake: RuntimeEvent; isSandboxGone: boolean } | undefined {
+export function readEvent(
+  line: string,
+): { wake: RuntimeEvent; isSandboxGone: boolean; isOutOfMemory: boolean } | undefined {
   const { Action = "", Actor, timeNano } = parseEvent(line);
   const kind = actions[Action];
   const labels = Actor?.Attributes ?? {};
@@ -120,6 +125,7 @@ export function readEvent(line: string): { wake: RuntimeEvent; isSandboxGone: bo
   return {
     wake: { kind, podUID, containerID: Actor?.ID, createdAtMs },
     isSandboxGone: kind === "deleted" && owner === "sandbox",
+    isOutOfMemory: Action === "oom",
   };
 }
 

@@ -192,9 +192,10 @@ export class DockerRuntime implements Runtime {
         log.warn({ sandboxID: id, err: messageOf(err) }, "the network of a removed sandbox cannot be looked at");
       });
     };
+    const onOutOfMemory = (id: string) => this.#containers.ranOutOfMemory(id);
     const refresh = async () => await client.refresh();
     await Promise.all([
-      followDockerEvents({ client, clock, log, onSandboxGone, refresh }, onEvent, signal),
+      followDockerEvents({ client, clock, log, onSandboxGone, onOutOfMemory, refresh }, onEvent, signal),
       this.#collection.run(signal),
     ]);
   }

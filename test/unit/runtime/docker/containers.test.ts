@@ -181,3 +181,11 @@ test("an image without a digest is asked for now and then, and a failed look tak
   await t.clock.advance(3_600_000);
   expect([await imageRef(), looks]).toEqual(["registry/app@sha256:d", 2]);
 });
+
+test("a container that the kernel killed says so, although the daemon heard of its end first", async () => {
+  const killed = { ...ended, State: { ...ended.State, ExitCode: 137 } };
+  await using t = await withContainer({ inspect: killed });
+  expect(await t.containers.status("c1")).toMatchObject({ exitCode: 137, reason: "Error" });
+  t.containers.ranOutOfMemory("c1");
+  expect(await t.containers.status("c1")).toMatchObject({ exitCode: 137, reason: "OOMKilled" });
+});

@@ -42,7 +42,8 @@ describe("one event", () => {
   test("the end of a sandbox is told apart", () => {
     const sandbox = { ...attributes, "io.kubernetes.docker.type": "podsandbox" };
     expect(readEvent(event("destroy", sandbox))).toMatchObject({ isSandboxGone: true });
-    expect(readEvent(event("die", sandbox))).toMatchObject({ isSandboxGone: false });
+    expect(readEvent(event("die", sandbox))).toMatchObject({ isSandboxGone: false, isOutOfMemory: false });
+    expect(readEvent(event("oom", sandbox))).toMatchObject({ isOutOfMemory: true });
   });
 
   test("what is no event is passed over", () => {
@@ -59,6 +60,7 @@ async function follow(daemon: FakeDaemon, log = silentLogger) {
     clock: systemClock,
     log,
     onSandboxGone: (id: string) => void seen.push(`gone ${id}`),
+    onOutOfMemory: (id: string) => void seen.push(`out of memory ${id}`),
     refresh: async () => await client.refresh(),
   };
   const done = followDockerEvents(options, ({ kind, podUID }) => seen.push(`${kind} ${podUID}`), stop.signal);
