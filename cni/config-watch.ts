@@ -1,10 +1,9 @@
-import { type FSWatcher, watch } from "node:fs";
-import { realpath, stat } from "node:fs/promises";
 import { dirname, join } from "node:path";
 import type { Clock } from "../agent/lib/clock.ts";
 import { messageOf } from "../agent/lib/errors.ts";
 import type { Logger } from "../agent/lib/log.ts";
 import { Loop } from "../agent/lib/loop.ts";
+import { nearestDirectory, WatchedDirectories } from "../agent/lib/watched-directories.ts";
 
 export interface ConfigWatchOptions {
   readonly dir: string;
@@ -27,13 +26,9 @@ const resyncMs = 60_000;
  */
 export async function watchConfigDir(options: ConfigWatchOptions, signal: AbortSignal): Promise<void> {
   const { dir, subdirs, onChange, clock, log } = options;
-  const watched = new Map<string, FSWatcher>();
+  const watched = new WatchedDirectories(() => loop.wake(), log);
   let isFirst = true;
 
-  const forget = (key: string) => {
-    watched.get(key)?.close();
-    watched.delete(key);
-  };
   const arm = async () => {
     const wanted = new Map<string, string>();
     const below = subdirs().map((name) => join(dir, name));
@@ -42,17 +37,7 @@ export async function watchConfigDir(options: ConfigWatchOptions, signal: AbortS
       const [key, real] = await nearestDirectory(path);
       wanted.set(key, real);
     }
-    for (const key of [...watched.keys()]) if (!wanted.has(key)) forget(key);
-    for (const [key, path] of wanted) {
-      if (watched.has(key) || signal.aborted) continue;
-      try {
-        const watcher = watch(path, { persistent: false }, () => loop.wake());
-        watched.set(key, watcher);
-        watcher.on("error", () => forget(key));
-      } catch (err) {
-        log.debug({ dir: path, err: messageOf(err) }, "cannot watch a directory, looking at it now and then instead");
-      }
-    }
+    if (!signal.aborted) watched.keep(wanted);
   };
   const loop = new Loop({
     clock,
@@ -70,19 +55,6 @@ export async function watchConfigDir(options: ConfigWatchOptions, signal: AbortS
   try {
     await loop.run(signal);
   } finally {
-    for (const key of [...watched.keys()]) forget(key);
-  }
-}
-
-/** `path`, or the nearest directory above it; the key tells apart directories that have its name one after the other. */
-async function nearestDirectory(path: string): Promise<[key: string, real: string]> {
-  for (let at = path; ; at = dirname(at)) {
-    try {
-      const real = await realpath(at);
-      const stats = await stat(real, { bigint: true });
-      if (stats.isDirectory()) return [`${stats.dev}/${stats.ino} ${real}`, real];
-    } catch (err) {
-      if (at === dirname(at)) throw err;
-    }
+    watched.clear();
   }
 }

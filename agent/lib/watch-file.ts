@@ -1,10 +1,10 @@
-import { type FSWatcher, watch } from "node:fs";
-import { readlink, realpath, stat } from "node:fs/promises";
+import { readlink, stat } from "node:fs/promises";
 import { dirname, resolve } from "node:path";
 import type { Clock } from "./clock.ts";
 import { messageOf } from "./errors.ts";
 import type { Logger } from "./log.ts";
 import { Loop } from "./loop.ts";
+import { nearestDirectory, WatchedDirectories } from "./watched-directories.ts";
 
 export interface WatchFilesOptions {
   /** Absolute paths. They need not exist, and neither do their directories. */
@@ -33,31 +33,17 @@ const linksMax = 20;
  */
 export async function watchFiles(options: WatchFilesOptions, signal: AbortSignal): Promise<void> {
   const { files, onChange, clock, log } = options;
-  const watched = new Map<string, FSWatcher>();
+  const watched = new WatchedDirectories(() => loop.wake(), log);
   let seen: string | undefined;
   let armedAtMs = clock.monotonic();
 
-  const forget = (key: string) => {
-    watched.get(key)?.close();
-    watched.delete(key);
-  };
   const arm = async () => {
     if (clock.monotonic() - armedAtMs >= rearmMs) {
-      for (const key of [...watched.keys()]) forget(key);
+      watched.clear();
       armedAtMs = clock.monotonic();
     }
     const wanted = new Map((await Promise.all(files.map(directoriesOf))).flat());
-    for (const key of [...watched.keys()]) if (!wanted.has(key)) forget(key);
-    for (const [key, dir] of wanted) {
-      if (watched.has(key) || signal.aborted) continue;
-      try {
-        const watcher = watch(dir, { persistent: false }, () => loop.wake());
-        watched.set(key, watcher);
-        watcher.on("error", () => forget(key)); // the directory is gone; what comes in its place is found by looking
-      } catch (err) {
-        log.debug({ dir, err: messageOf(err) }, "cannot watch a directory, looking at it now and then instead");
-      }
-    }
+    if (!signal.aborted) watched.keep(wanted);
   };
   const loop = new Loop({
     clock,
@@ -78,7 +64,7 @@ export async function watchFiles(options: WatchFilesOptions, signal: AbortSignal
   try {
     await loop.run(signal);
   } finally {
-    for (const key of [...watched.keys()]) forget(key);
+    watched.clear();
   }
 }
 
@@ -111,17 +97,4 @@ async function directoriesOf(path: string): Promise<[key: string, dir: string][]
     at = resolve(direct, target);
   }
   return found;
-}
-
-/** `dir`, or the nearest one above it that exists. */
-async function nearestDirectory(dir: string): Promise<[key: string, dir: string]> {
-  for (let at = dir; ; at = dirname(at)) {
-    try {
-      const real = await realpath(at);
-      const { dev, ino } = await stat(real, { bigint: true });
-      return [`${dev}/${ino} ${real}`, real];
-    } catch (err) {
-      if (at === dirname(at)) throw err;
-    }
-  }
 }
