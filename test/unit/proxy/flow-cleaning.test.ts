@@ -22,6 +22,18 @@ function describeWeb(isThere: boolean): ServiceDescription {
   return model.describe("ns1/web");
 }
 
+function cleaningBy(commands: Commands): FlowCleaning {
+  return new FlowCleaning({
+    family: "IPv4",
+    commands,
+    clock: new FakeClock(),
+    log: silentLogger,
+    localIPs: () => [],
+    onCleaned: () => {},
+    retryMsMax: 30_000,
+  });
+}
+
 test.each([
   ["while it is looked at for the first time", true],
   ["before anybody has looked at it", false],
@@ -41,15 +53,7 @@ test.each([
       return ended(0, "", "");
     },
   };
-  const cleaning = new FlowCleaning({
-    family: "IPv4",
-    commands,
-    clock: new FakeClock(),
-    log: silentLogger,
-    localIPs: () => [],
-    onCleaned: () => {},
-    retryMsMax: 30_000,
-  });
+  const cleaning = cleaningBy(commands);
   const sync = (isThere: boolean) => {
     cleaning.reset();
     cleaning.note(describeWeb(isThere));
@@ -87,15 +91,7 @@ test.each([
       return ended(0, "", "");
     },
   };
-  const cleaning = new FlowCleaning({
-    family: "IPv4",
-    commands,
-    clock: new FakeClock(),
-    log: silentLogger,
-    localIPs: () => [],
-    onCleaned: () => {},
-    retryMsMax: 30_000,
-  });
+  const cleaning = cleaningBy(commands);
   const begin = (isThere: boolean) => {
     cleaning.reset();
     cleaning.note(describeWeb(isThere));
