@@ -33,6 +33,16 @@ export function hasCode(err: unknown, ...codes: ErrorCode[]): err is AgentError 
   return err instanceof AgentError && codes.includes(err.code);
 }
 
+/** For objects that may vanish between a list and a look: undefined for NotFound. */
+export async function ifThere<T>(look: Promise<T>): Promise<T | undefined> {
+  try {
+    return await look;
+  } catch (err) {
+    if (hasCode(err, "NotFound")) return undefined;
+    throw err;
+  }
+}
+
 /** The message of anything thrown. */
 export function messageOf(err: unknown): string {
   return err instanceof Error ? err.message : String(err);

@@ -68,13 +68,3 @@ export async function goneIsFine(call: Promise<unknown>): Promise<void> {
     if (!hasCode(err, "NotFound")) throw err;
   }
 }
-
-/** For objects that may vanish between a list and a look. */
-export async function ifThere<T>(look: Promise<T>): Promise<T | undefined> {
-  try {
-    return await look;
-  } catch (err) {
-    if (hasCode(err, "NotFound")) return undefined;
-    throw err;
-  }
-}

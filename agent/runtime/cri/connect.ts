@@ -1,5 +1,5 @@
 import { type Clock, systemClock } from "../../lib/clock.ts";
-import { AgentError, hasCode } from "../../lib/errors.ts";
+import { AgentError, hasCode, ifThere } from "../../lib/errors.ts";
 import type { Logger } from "../../lib/log.ts";
 import type {
   ContainerStats,
@@ -14,7 +14,7 @@ import type {
   StreamingRequest,
 } from "../port.ts";
 import { takeSnapshot } from "../snapshot.ts";
-import { createRuntimeCalls, goneIsFine, ifThere, type RuntimeCalls } from "./calls.ts";
+import { createRuntimeCalls, goneIsFine, type RuntimeCalls } from "./calls.ts";
 import { type CRIChannel, openChannel } from "./client.ts";
 import {
   containerConfigToWire,

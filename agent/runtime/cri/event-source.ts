@@ -1,5 +1,6 @@
+import { ifThere } from "../../lib/errors.ts";
 import type { RuntimeEvent } from "../port.ts";
-import { ifThere, type RuntimeCalls, runtimeService } from "./calls.ts";
+import { type RuntimeCalls, runtimeService } from "./calls.ts";
 import type { CRIChannel } from "./client.ts";
 import { type Envelope, eventFilters, msOf, readEnvelope } from "./containerd-events.ts";
 import { containerSummary, sandboxSummary } from "./convert.ts";

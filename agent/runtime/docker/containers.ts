@@ -1,12 +1,12 @@
 import type { Clock } from "../../lib/clock.ts";
-import { AgentError, hasCode, messageOf } from "../../lib/errors.ts";
+import { AgentError, hasCode, ifThere, messageOf } from "../../lib/errors.ts";
 import type { Logger } from "../../lib/log.ts";
 import type { ContainerConfig, ContainerStatus, ImageService, LinuxResources, PodSandboxConfig } from "../port.ts";
 import type { DockerClient } from "./client.ts";
 import { containerCreateBody } from "./container-config.ts";
 import { createNamed, inspectContainer, removeForced } from "./create.ts";
 import type { ContextOfDaemon, LogConfig } from "./create-body.ts";
-import { ifThere, isUnchanged } from "./errors.ts";
+import { isUnchanged } from "./errors.ts";
 import { writeCgroupFiles } from "./host-limits.ts";
 import { containerStatus, isOfPod, isRunning } from "./inspect.ts";
 import { cgroupWritesOf, readContainer, readSandbox, withCgroupWrites } from "./labels.ts";

@@ -1,7 +1,7 @@
-import { AgentError, hasCode } from "../../lib/errors.ts";
+import { AgentError, hasCode, ifThere } from "../../lib/errors.ts";
 import type { DockerCallOptions, DockerClient } from "./client.ts";
 import type { CreateBody } from "./create-body.ts";
-import { alreadyIsFine, ifThere } from "./errors.ts";
+import { alreadyIsFine } from "./errors.ts";
 import { isRunning } from "./inspect.ts";
 import { kindOf } from "./labels.ts";
 import { withRandomSuffix } from "./names.ts";

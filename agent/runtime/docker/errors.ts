@@ -69,13 +69,3 @@ export async function alreadyIsFine(call: Promise<unknown>): Promise<void> {
 export function isUnchanged(err: unknown): boolean {
   return err instanceof AgentError && err.cause instanceof DockerHTTPError && err.cause.statusCode === 304;
 }
-
-/** For objects that may vanish between a list and a look. */
-export async function ifThere<T>(look: Promise<T>): Promise<T | undefined> {
-  try {
-    return await look;
-  } catch (err) {
-    if (hasCode(err, "NotFound")) return undefined;
-    throw err;
-  }
-}

@@ -1,10 +1,9 @@
 import type { Clock } from "../../lib/clock.ts";
-import { AgentError } from "../../lib/errors.ts";
+import { AgentError, ifThere } from "../../lib/errors.ts";
 import { type ImageName, parseImageName } from "../images-name.ts";
 import type { ImageInfo, ImageService } from "../port.ts";
 import { fieldsOf, objectsIn, textOf, textsOf } from "./answers.ts";
 import { ask, type DockerClient } from "./client.ts";
-import { ifThere } from "./errors.ts";
 import type { DockerDisk } from "./fs-usage.ts";
 import { pullFromRegistry } from "./image-pull.ts";
 import { forEachOf } from "./lanes.ts";

@@ -1,7 +1,7 @@
 import { release } from "node:os";
 import type { Pod } from "../../kube/types.ts";
 import type { Clock } from "../../lib/clock.ts";
-import { AgentError, messageOf } from "../../lib/errors.ts";
+import { AgentError, ifThere, messageOf } from "../../lib/errors.ts";
 import type { Logger } from "../../lib/log.ts";
 import type {
   ContainerStats,
@@ -20,7 +20,6 @@ import { takeSnapshot } from "../snapshot.ts";
 import type { DockerClient } from "./client.ts";
 import { type ContainerLogs, Containers } from "./containers.ts";
 import type { ContextOfDaemon } from "./create-body.ts";
-import { ifThere } from "./errors.ts";
 import { followDockerEvents } from "./events.ts";
 import type { DockerExecs } from "./exec.ts";
 import { execSync } from "./exec-sync.ts";

@@ -1,12 +1,12 @@
 import type { Clock } from "../../lib/clock.ts";
-import { AgentError, hasCode, messageOf, withContext } from "../../lib/errors.ts";
+import { AgentError, hasCode, ifThere, messageOf, withContext } from "../../lib/errors.ts";
 import type { Logger } from "../../lib/log.ts";
 import type { ImageService, PodSandboxConfig, SandboxStatus } from "../port.ts";
 import { containersIn } from "./answers.ts";
 import type { DockerClient } from "./client.ts";
 import { createNamed, inspectContainer, removeForced } from "./create.ts";
 import type { ContextOfDaemon } from "./create-body.ts";
-import { alreadyIsFine, ifThere } from "./errors.ts";
+import { alreadyIsFine } from "./errors.ts";
 import { hasEnded, isListedRunning, isOfPod, isRunning, sandboxStatus } from "./inspect.ts";
 import { readSandbox, sandboxContainersFilter } from "./labels.ts";
 import type { NetworkTarget, SandboxNetwork } from "./network.ts";

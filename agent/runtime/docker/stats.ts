@@ -1,3 +1,4 @@
+import { ifThere } from "../../lib/errors.ts";
 import { readFile } from "node:fs/promises";
 import { isAbsolute } from "node:path";
 import type { Clock } from "../../lib/clock.ts";
@@ -6,7 +7,6 @@ import { fieldsOf, objectsIn, textOf } from "./answers.ts";
 import { type ContainerCgroup, findContainerCgroup, readContainerCgroup } from "./cgroup-figures.ts";
 import type { DockerClient } from "./client.ts";
 import { inspectContainer } from "./create.ts";
-import { ifThere } from "./errors.ts";
 import type { DockerDisk } from "./fs-usage.ts";
 import { runningContainersFilter } from "./labels.ts";
 import { forEachOf } from "./lanes.ts";

@@ -1,11 +1,10 @@
 import type { Duplex } from "node:stream";
 import { forEachChunk } from "../../../lib/chunks.ts";
 import type { Clock } from "../../../lib/clock.ts";
-import { AgentError, messageOf } from "../../../lib/errors.ts";
+import { AgentError, ifThere, messageOf } from "../../../lib/errors.ts";
 import type { StreamingRequest } from "../../port.ts";
 import type { DockerClient } from "../client.ts";
 import { inspectContainer } from "../create.ts";
-import { ifThere } from "../errors.ts";
 import { detachKeys, type DockerExecs } from "../exec.ts";
 import type { CommandChannels, SessionOutcome } from "./channels.ts";
 import { outputParser } from "../frames.ts";
