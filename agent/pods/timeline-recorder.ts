@@ -3,7 +3,8 @@ import type { ApiClient, EventRecorder } from "../kube/port.ts";
 import type { ObjectReference, Pod, PodStatus } from "../kube/types.ts";
 import type { Clock } from "../lib/clock.ts";
 import { isAbort, messageOf } from "../lib/errors.ts";
-import type { PodSnapshot } from "../runtime/port.ts";
+import type { ImageUser } from "../runtime/images.ts";
+import type { PodSnapshot, PullProgress } from "../runtime/port.ts";
 import { awaitedBy } from "../volumes/awaits.ts";
 import { type Executor, type StepContext, StepError } from "./executor.ts";
 import { imageVolumesOf } from "./image-volumes.ts";
@@ -11,6 +12,7 @@ import { newlyExited, type PodMetrics } from "./metrics.ts";
 import { specContainers } from "./names.ts";
 import type { PodAction } from "./plan.ts";
 import { podStateWord } from "./pod-state.ts";
+import { pullText } from "./pull-text.ts";
 import { isTerminalPhase } from "./status.ts";
 import { type OpenEntry, Timelines } from "./timeline.ts";
 
@@ -69,6 +71,14 @@ export class TimelineRecorder {
       else if (isAbort(err)) open.forget();
       else open.failed(messageOf(err), { awaited: awaitedBy(err) });
     };
+  }
+
+  /** How far the pull of an image is that a container, or a volume, needs. */
+  pullProgress(pod: Pod, { name, image = "" }: ImageUser, progress: PullProgress): void {
+    const uid = uidOf(pod);
+    const text = pullText(image, progress);
+    this.#underWay.get(keyOf("image", uid, name))?.open.note(text);
+    if (name === "") for (const open of this.#waitingForVolume(uid, text)) open.note(text);
   }
 
   /** The executor, with its steps written down. */

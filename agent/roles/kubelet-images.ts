@@ -5,6 +5,7 @@ import type { KubeletSettings } from "../config/load-kubelet.ts";
 import type { ApiClient, EventRecorder } from "../kube/port.ts";
 import { serviceAccounts } from "../kube/resources.ts";
 import { podReference, specContainers } from "../pods/names.ts";
+import type { TimelineRecorder } from "../pods/timeline-recorder.ts";
 import {
   type AccountSource,
   type CredentialProviders,
@@ -27,6 +28,7 @@ export interface OpenImagesOptions {
   runtime: Runtime;
   recorder: EventRecorder;
   measures: KubeletMetrics;
+  timelines: Pick<TimelineRecorder, "pullProgress">;
   credentialProviders: CredentialProviderConfig | undefined;
 }
 
@@ -46,7 +48,7 @@ export async function loadCredentialProviders({
 
 /** Makes the part that pulls, with what it needs to know of credentials. */
 export async function openImages(options: OpenImagesOptions, surroundings: Surroundings): Promise<ImageManager> {
-  const { settings, client, runtime, recorder, measures } = options;
+  const { settings, client, runtime, recorder, measures, timelines } = options;
   const { clock, log } = surroundings;
   const { serializeImagePulls, maxParallelImagePulls, registryPullQPS, registryBurst } = settings.config;
   const tokens = createTokenManager({ client, clock, log });
@@ -76,6 +78,7 @@ export async function openImages(options: OpenImagesOptions, surroundings: Surro
     },
     metrics: measures.images,
     onPull: measures.pods.pull,
+    onProgress: (pod, container, progress) => timelines.pullProgress(pod, container, progress),
   });
   return {
     ensureImage: manager.ensureImage,

@@ -43,8 +43,9 @@ export interface Puller {
   /**
    * Joins a running pull of the same image with the same credentials, or begins one when it is its turn. Rejects with
    * the runtime's errors, or with Canceled once `signal` aborts; the pull itself ends with the last who wants it.
+   * Whoever joins hears at once how far it is, where the runtime tells.
    */
-  pull(request: PullRequest, signal: AbortSignal): Promise<Pulled>;
+  pull(request: PullRequest, signal: AbortSignal, onProgress?: (progress: PullProgress) => void): Promise<Pulled>;
 }
 
 // A pull that takes longer than this is worth a line in the log, and another one this often.
@@ -59,6 +60,9 @@ interface SharedPull {
   done: Promise<Pulled>;
   waiters: number;
   stop: AbortController;
+  /** Undefined until the runtime has told. */
+  progress: PullProgress | undefined;
+  listeners: Set<(progress: PullProgress) => void>;
 }
 
 export function createPuller(options: PullerOptions): Puller {
@@ -69,8 +73,12 @@ export function createPuller(options: PullerOptions): Puller {
 
   function begin(key: string, request: PullRequest): SharedPull {
     const stop = new AbortController();
-    const done = turns.run(async () => await pullNow(request, stop.signal), stop.signal);
-    const shared = { done, waiters: 0, stop };
+    const onProgress = (now: PullProgress) => {
+      shared.progress = now;
+      for (const listener of shared.listeners) listener(now);
+    };
+    const done = turns.run(async () => await pullNow(request, stop.signal, onProgress), stop.signal);
+    const shared: SharedPull = { done, waiters: 0, stop, progress: undefined, listeners: new Set() };
     pulls.set(key, shared);
     const forget = () => {
       if (pulls.get(key) === shared) pulls.delete(key);
@@ -79,7 +87,11 @@ export function createPuller(options: PullerOptions): Puller {
     return shared;
   }
 
-  async function pullNow(request: PullRequest, signal: AbortSignal): Promise<Pulled> {
+  async function pullNow(
+    request: PullRequest,
+    signal: AbortSignal,
+    tell: (progress: PullProgress) => void,
+  ): Promise<Pulled> {
     const { image } = request;
     if (!rate.tryTake(clock.monotonic())) throw new Error("pull QPS exceeded");
     const startedAt = clock.monotonic();
@@ -89,7 +101,10 @@ export function createPuller(options: PullerOptions): Puller {
         const waitMs = rate.reserve(clock.monotonic());
         if (waitMs > 0) await clock.sleep(waitMs, signal);
       };
-      const onProgress = (now: PullProgress) => void (progress = now);
+      const onProgress = (now: PullProgress) => {
+        progress = now;
+        tell(now);
+      };
       const outcome = await pullWithAny(images, request, { nextTurn, signal, onProgress });
       info = await images.imageStatus(outcome.imageRef).catch((err: unknown) => {
         log.debug({ err: messageOf(err), image }, "looking at a pulled image failed");
@@ -105,14 +120,19 @@ export function createPuller(options: PullerOptions): Puller {
   }
 
   return {
-    pull: async (request, signal) => {
+    pull: async (request, signal, onProgress = () => {}) => {
       const key = `${request.image} ${digestOf(request.credentials)}`;
       const shared = pulls.get(key) ?? begin(key, request);
       shared.waiters += 1;
+      // A function of its own: two who wait may pass the same one.
+      const listener = (progress: PullProgress) => onProgress(progress);
+      shared.listeners.add(listener);
+      if (shared.progress !== undefined) listener(shared.progress);
       try {
         return await untilAborted(shared.done, signal);
       } finally {
         shared.waiters -= 1;
+        shared.listeners.delete(listener);
         // The last one who wanted it is gone: end it, and let a later one begin afresh.
         if (shared.waiters === 0 && signal.aborted) {
           if (pulls.get(key) === shared) pulls.delete(key);

@@ -5,7 +5,7 @@ import { PullBackoff } from "./images-limits.ts";
 import { defaultPullPolicy, parseImageName, withDefaultTag } from "./images-name.ts";
 import { createPuller, digestOf, type Pulled, type PullerOptions, untilAborted } from "./images-pull.ts";
 import type { ImageMetrics } from "./metrics.ts";
-import type { ImageInfo, PodSandboxConfig } from "./port.ts";
+import type { ImageInfo, PodSandboxConfig, PullProgress } from "./port.ts";
 
 /** The container's waiting reason while its image is not there. */
 export type ImagePullReason =
@@ -42,6 +42,8 @@ export interface ImageManagerOptions extends PullerOptions {
   metrics?: ImageMetrics;
   /** A pull for this pod begins, or has ended in either way. */
   onPull?(podUID: string, stage: "began" | "ended"): void;
+  /** How far a pull for this container of this pod is, with runtimes that tell; many times a second. */
+  onProgress?(pod: Pod, container: ImageUser, progress: PullProgress): void;
 }
 
 export interface EnsuredImage {
@@ -137,6 +139,7 @@ export function createImageManager(options: ImageManagerOptions): ImageManager {
       pulled = await puller.pull(
         { image, annotations, sandboxConfig, credentials: await allCredentials(wish) },
         signal,
+        (progress) => options.onProgress?.(pod, container, progress),
       );
     } catch (err) {
       if (signal.aborted) throw new AgentError("Canceled", `pull image ${image}: canceled`);

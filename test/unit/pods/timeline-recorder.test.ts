@@ -84,6 +84,22 @@ describe("a timeline is written of", () => {
     ]);
   });
 
+  test("a pull: how far it is, for a container and for the volumes of one, until it ends", async () => {
+    const { recorder, lines, say, step } = setUp();
+    const progress = { layers: 4, layersDone: 1, downloadedBytes: 5e6, totalBytes: 2e7 };
+    await step(image, async () => {
+      say("Pulling", 'Pulling image "image:1"');
+      recorder.pullProgress(pod, { name: "app", image: "image:1" }, progress);
+      recorder.pullProgress(pod, { name: "other", image: "image:1" }, { ...progress, layersDone: 2 });
+      expect(lines().at(-1)).toBe(
+        'image app running Pulling image "image:1": 1 of 4 layers done, 5.0 of 20.0 MB downloaded',
+      );
+      say("Pulled", 'Successfully pulled image "image:1" in 6s (6s including waiting). Image size: 4096 bytes.');
+    });
+    recorder.pullProgress(pod, { name: "app", image: "image:1" }, progress);
+    expect(lines().slice(1)).toEqual(["image app done 0ms pulled image:1, 4096 bytes"]);
+  });
+
   test("an image that cannot be had: when the next try is", async () => {
     const { recorder, step } = setUp();
     await step(image, async () => {

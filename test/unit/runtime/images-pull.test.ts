@@ -232,6 +232,32 @@ test("pods that want the same with the same credentials share a pull; others do 
   expect(events.filter((event) => event.includes("Successfully pulled"))).toHaveLength(4);
 });
 
+test("everybody who waits for a pull hears how far it is, who joins it at once, and who went no more", async () => {
+  const heard: string[] = [];
+  const { images, ensure } = setUp({
+    onProgress: ({ metadata: { name } }, { name: container, image }, { layersDone }) =>
+      heard.push(`${name} ${container} ${image} ${layersDone}`),
+  });
+  images.instant = false;
+  const stop = new AbortController();
+  const first = ensure("app:1", { pod: "a" });
+  const goes = ensure("app:1", { pod: "b", signal: stop.signal }).catch(() => "gone");
+  await settle();
+  const progress = (layersDone: number) =>
+    images.pulls[0]?.onProgress?.({ layers: 2, layersDone, downloadedBytes: 1, totalBytes: 2 });
+  progress(0);
+  expect(heard.splice(0)).toEqual(["a c app:1 0", "b c app:1 0"]);
+  const joins = ensure("app:1", { pod: "d" });
+  await settle();
+  expect(heard.splice(0)).toEqual(["d c app:1 0"]);
+  stop.abort();
+  expect(await goes).toBe("gone");
+  progress(1);
+  expect(heard.splice(0)).toEqual(["a c app:1 1", "d c app:1 1"]);
+  images.pulls[0]?.end();
+  await Promise.all([first, joins]);
+});
+
 test("a pod that goes leaves a shared pull alone; the last one ends it", async () => {
   const { images, events, ensure } = setUp();
   images.instant = false;
