@@ -96,6 +96,11 @@ export function oneOf<const T extends string>(...words: readonly T[]): Kind<T> {
   };
 }
 
+/** The same, and an empty word on the command line for "not set". The reader of the flags takes it as that. */
+export function orNone<T extends string>(kind: Kind<T>): Kind<T> {
+  return { ...kind, check: (value) => (value === "" ? undefined : kind.check?.(value)) };
+}
+
 /** A Go duration; milliseconds inside. */
 export function duration(range: Range = {}): Kind<number> {
   const parse = (raw: unknown, at: At) =>

@@ -46,7 +46,10 @@ export function loadProxySettings(
   anyMode = false,
 ): Loaded<ProxySettings> {
   const sources: Sources = new Map();
-  const values: Values = file === "" ? {} : decodeFields(proxyFields, readDocument(file, documentType, host), file);
+  // As in the reference, what nobody knows is told and passed over: the file may be meant for another version.
+  const warnings: string[] = [];
+  const raw = file === "" ? {} : readDocument(file, documentType, host, warnings);
+  const values: Values = decodeFields(proxyFields, raw, file, warnings);
   noteSources(sources, proxyFields, values, file);
   const ignored = applyFlags(values, given, sources, file !== "");
   const flags = file === "" ? proxyFlagValues(given) : withDefaults(proxyFlagFields, {});
@@ -63,7 +66,7 @@ export function loadProxySettings(
 
   const problems = validateProxy(config).filter(({ path }) => !(anyMode && path === "mode"));
   fail(problems, sources, file === "" ? "configuration" : file);
-  const warnings = ignored.length === 0 ? [] : [`flags ignored because of --config ${file}: ${ignored.join(", ")}`];
+  if (ignored.length > 0) warnings.push(`flags ignored because of --config ${file}: ${ignored.join(", ")}`);
   warnings.push(...supportWarnings(proxyFields, config, sources));
   const { master, ...others } = proxyFlagValues(given);
   return { settings: { master, flags: { master, ...others, config: file }, config }, warnings };
@@ -76,7 +79,7 @@ function applyFlags(values: Values, given: ReadonlyMap<Flag, unknown>, sources: 
     const isField = table === proxyFields;
     if (hasFile && (isField ? !overridesFile(path) : portFlags.has(flag))) {
       ignored.push(`--${flag}`);
-    } else if (isField && !(value === "" && addressFlags.has(flag))) {
+    } else if (isField && !(value === "" && emptyFlags.has(flag))) {
       setValueAt(values, path, value);
       sources.set(path.join("."), `--${flag}`);
     }
@@ -85,8 +88,14 @@ function applyFlags(values: Values, given: ReadonlyMap<Flag, unknown>, sources: 
 }
 
 const portFlags = new Set(["healthz-port", "metrics-port"]);
-// The reference ignores these when they are empty, instead of switching the server off.
-const addressFlags = new Set(["bind-address", "healthz-bind-address", "metrics-bind-address"]);
+// The reference ignores these when they are empty; of the addresses, instead of switching the server off.
+const emptyFlags = new Set([
+  "bind-address",
+  "healthz-bind-address",
+  "metrics-bind-address",
+  "proxy-mode",
+  "detect-local-mode",
+]);
 
 function overridesFile(path: readonly string[]): boolean {
   return path[0] === "hostnameOverride" || path[0] === "logging";

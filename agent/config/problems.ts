@@ -25,11 +25,14 @@ export class At {
   readonly path: string;
   readonly #problems: Problem[];
   readonly #hideValues: boolean;
+  readonly #unknown: Problem[];
 
-  constructor(problems: Problem[], path = "", hideValues = false) {
+  /** `unknown` takes fields that nobody knows, where these are to be told and passed over; default: they are problems. */
+  constructor(problems: Problem[], path = "", hideValues = false, unknown = problems) {
     this.path = path;
     this.#problems = problems;
     this.#hideValues = hideValues;
+    this.#unknown = unknown;
   }
 
   /** Reports a problem; returns undefined so that a decoder can `return at.fail(…)`. */
@@ -39,15 +42,20 @@ export class At {
     return undefined;
   }
 
+  /** Reports that nobody knows the field that is here. */
+  unknown(message: string): void {
+    this.#unknown.push({ path: this.path, message });
+  }
+
   /** The same place, but messages do not show what was found there: it may be a secret. */
   withoutValues(): At {
-    return new At(this.#problems, this.path, true);
+    return new At(this.#problems, this.path, true, this.#unknown);
   }
 
   /** The place of field `key`, or of list element `key`. */
   child(key: string | number): At {
     const path = typeof key === "number" ? `${this.path}[${key}]` : this.path === "" ? key : `${this.path}.${key}`;
-    return new At(this.#problems, path, this.#hideValues);
+    return new At(this.#problems, path, this.#hideValues, this.#unknown);
   }
 }
 

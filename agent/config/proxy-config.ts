@@ -1,4 +1,4 @@
-import { bool, duration, float, int, list, map, oneOf, string } from "./kinds.ts";
+import { bool, duration, float, int, list, map, oneOf, orNone, string } from "./kinds.ts";
 import { loggingFields } from "./kubelet-config.ts";
 import { group, later, noEffect, type Section, type ValuesOf, works } from "./schema.ts";
 
@@ -80,7 +80,7 @@ const nftablesFields = {
 };
 
 const ruleFields = {
-  mode: works(oneOf("iptables", "ipvs", "nftables"), "iptables", "how packets reach endpoints; not ipvs yet", {
+  mode: works(orNone(oneOf("iptables", "ipvs", "nftables")), "iptables", "how packets reach endpoints; not ipvs yet", {
     flag: "proxy-mode",
   }),
   iptables: group(iptablesFields),
@@ -91,7 +91,7 @@ const ruleFields = {
   }),
   clusterCIDR: works(text, "", "the pods' addresses: one CIDR, or one of each family", { flag: "cluster-cidr" }),
   detectLocalMode: works(
-    oneOf("ClusterCIDR", "NodeCIDR", "BridgeInterface", "InterfaceNamePrefix"),
+    orNone(oneOf("ClusterCIDR", "NodeCIDR", "BridgeInterface", "InterfaceNamePrefix")),
     "ClusterCIDR",
     "how this node's pods are recognised",
   ),

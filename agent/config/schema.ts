@@ -138,7 +138,7 @@ export function decodeTable(table: Table, raw: unknown, at: At): Values {
     const entry = Object.hasOwn(table, name) ? table[name] : undefined;
     const here = at.child(name);
     if (entry === undefined) {
-      here.fail(`is not a known field${suggestion(name, Object.keys(table))}`);
+      here.unknown(`is not a known field${suggestion(name, Object.keys(table))}`);
     } else if (isGroup(entry)) {
       given[name] = decodeTable(entry.fields, value, here);
     } else if (value !== null && value !== undefined) {

@@ -6,11 +6,19 @@ import { decodeTable, fieldsOf, type Table, type Values, valueAt } from "./schem
 /** Who set a field: field path → file, or flag with dashes. The last one counts. */
 export type Sources = Map<string, string>;
 
-/** Decodes a document. @throws ConfigError with a line `file: field: problem` for each problem */
-export function decodeFields(table: Table, raw: Values, file: string): Values {
+/**
+ * Decodes a document.
+ *
+ * @param warnings takes fields that nobody knows; absent: they are problems
+ * @throws ConfigError with a line `file: field: problem` for each problem
+ */
+export function decodeFields(table: Table, raw: Values, file: string, warnings?: string[]): Values {
   const problems: Problem[] = [];
-  const given = decodeTable(table, raw, new At(problems));
-  if (problems.length > 0) throw new ConfigError(problems.map(({ path, message }) => `${file}: ${path} ${message}`));
+  const unknown: Problem[] = warnings === undefined ? problems : [];
+  const given = decodeTable(table, raw, new At(problems, "", false, unknown));
+  const lineOf = ({ path, message }: Problem) => `${file}: ${path} ${message}`;
+  if (problems.length > 0) throw new ConfigError(problems.map(lineOf));
+  warnings?.push(...unknown.map(lineOf));
   return given;
 }
 

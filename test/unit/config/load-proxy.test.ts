@@ -87,11 +87,40 @@ describe("flags beside a file", () => {
   });
 });
 
+// As the reference: a file that is meant for another version must not stop the node's Services.
+describe("goes on, and says so, where a file has", () => {
+  const cases: [what: string, fields: string, warning: string][] = [
+    ["a field that nobody knows", "modes: x", 'modes is not a known field (did you mean "mode"?)'],
+    ["one inside a group", "iptables: {foo: [1]}", "iptables.foo is not a known field"],
+    ["a field with another case", "Mode: nftables", 'Mode is not a known field (did you mean "mode"?)'],
+    [
+      "a key twice",
+      "mode: nftables\nmode: iptables\n",
+      "Map keys must be unique at line 4, column 1; the last one counts",
+    ],
+  ];
+  test.each(cases)("%s", (_, fields, warning) => {
+    const { proxy, warnings } = proxyWith(`${fields}\noomScoreAdj: -1`);
+    expect(warnings).toEqual([`/etc/p.yaml: ${warning}`]);
+    expect(proxy.config).toMatchObject({ mode: "iptables", oomScoreAdj: -1 });
+  });
+
+  test("but not where the known ones are wrong, too", () => {
+    expect(problemsOf(() => proxyWith("foo: 1\noomScoreAdj: x"))).toEqual([
+      '/etc/p.yaml: oomScoreAdj must be a whole number, not "x"',
+    ]);
+  });
+});
+
+test("an empty word on the command line is none", () => {
+  const { config } = proxyCommand(["--proxy-mode=", "--detect-local-mode="]).proxy;
+  expect(config).toMatchObject({ mode: "iptables", detectLocalMode: "ClusterCIDR" });
+});
+
 describe("refuses", () => {
   const cases: [fields: string, line: string][] = [
     ["mode: ipvs", "mode ipvs is not supported yet; leave it empty, or use iptables or nftables"],
     ["mode: userspace", 'mode must be one of iptables, ipvs, nftables, not "userspace"'],
-    ["modes: x", 'modes is not a known field (did you mean "mode"?)'],
     ["iptables: {masqueradeBit: 32}", "iptables.masqueradeBit must be from 0 to 31, not 32"],
     ["iptables: {syncPeriod: -1s}", 'iptables.syncPeriod must be 1ns or more, not "-1s"'],
     ["iptables: {syncPeriod: 1s, minSyncPeriod: 2s}", "iptables.minSyncPeriod must be at most iptables.syncPeriod"],
