@@ -1,10 +1,9 @@
 import { backoffMs } from "../lib/backoff.ts";
-import type { Clock } from "../lib/clock.ts";
 import { hasCode, messageOf } from "../lib/errors.ts";
 import type { Logger } from "../lib/log.ts";
 import type { CgroupDriver } from "../node/cgroup-names.ts";
 import type { Runtime } from "../runtime/port.ts";
-import { openRuntime, type RuntimeSettings } from "./open-runtime.ts";
+import { type OpenRuntimeDeps, openRuntime, type RuntimeSettings } from "./open-runtime.ts";
 
 /** A runtime that has answered, and what it said of itself. */
 export interface ConnectedRuntime {
@@ -18,9 +17,7 @@ export interface ConnectedRuntime {
 // A runtime that starts together with us takes a second or two. Connecting to a socket that is not there costs nothing.
 const retry = { baseMs: 100, maxMs: 1_000 };
 
-export interface ConnectRuntimeDeps {
-  clock: Clock;
-  log: Logger;
+export interface ConnectRuntimeDeps extends OpenRuntimeDeps {
   /** Replaced by tests. */
   open?: typeof openRuntime;
 }
@@ -31,15 +28,16 @@ export interface ConnectRuntimeDeps {
  */
 export async function connectRuntime(
   settings: RuntimeSettings,
-  { clock, log, open = openRuntime }: ConnectRuntimeDeps,
+  { open = openRuntime, ...deps }: ConnectRuntimeDeps,
   signal: AbortSignal,
 ): Promise<ConnectedRuntime> {
+  const { clock, log } = deps;
   const { containerRuntimeEndpoint: endpoint } = settings.config;
   let reported = "";
   for (let failures = 1; ; failures += 1) {
     signal.throwIfAborted();
     try {
-      return await greet(await open(settings, { clock, log }), endpoint, log);
+      return await greet(await open(settings, deps), endpoint, log);
     } catch (err) {
       if (hasCode(err, "Invalid")) throw err;
       const message = messageOf(err);

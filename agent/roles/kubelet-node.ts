@@ -26,6 +26,7 @@ import type { Runtime } from "../runtime/port.ts";
 import type { CSIVolumes } from "../volumes/csi/kind.ts";
 import type { Cluster, Surroundings } from "./cluster.ts";
 import { type ConnectedRuntime, connectRuntime } from "./connect-runtime.ts";
+import type { NodeCredentials } from "./kubelet-credentials.ts";
 import { startIptablesChains } from "./kubelet-iptables.ts";
 import type { KubeletMetrics } from "./kubelet-metrics.ts";
 import type { StorageReadiness } from "./kubelet-plugins.ts";
@@ -40,6 +41,7 @@ export interface StartNodeOptions {
   ownNode: Store<Node>;
   measures: KubeletMetrics;
   storage: StorageReadiness;
+  nodeCredentials: Pick<NodeCredentials, "find">;
   /** What must not be detached. */
   csi: Pick<CSIVolumes, "volumesInUse" | "subscribeInUse">;
 }
@@ -56,13 +58,13 @@ export interface StartedNode {
 
 /** Finds out what the machine is, registers it, keeps its status and lease, and makes the cgroups for pods. */
 export async function startNode(options: StartNodeOptions, surroundings: Surroundings): Promise<StartedNode> {
-  const { settings, nodeName, measures } = options;
+  const { settings, nodeName, measures, nodeCredentials } = options;
   const { clock, log, parts, stop } = surroundings;
   const { flags, config } = settings;
   const [facts, cgroupTree, connected] = await Promise.all([
     readNodeFacts({ rootDir: flags.rootDir }),
     detectCgroupTree(),
-    connectRuntime(settings, { clock, log }, stop),
+    connectRuntime(settings, { nodeName, nodeCredentials, clock, log }, stop),
   ]);
   const { runtimeName } = connected;
   const runtime = instrumentRuntime(connected.runtime, measures.registry, clock);

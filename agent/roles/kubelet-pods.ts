@@ -13,7 +13,6 @@ import { createPodManager, type HeldPods } from "../pods/manager.ts";
 import { nodeReference, podReference } from "../pods/names.ts";
 import { resolvConfProblem } from "../pods/resolv-conf.ts";
 import type { TimelineRecorder } from "../pods/timeline-recorder.ts";
-import type { CredentialProviderConfig } from "../runtime/credential-provider-config.ts";
 import { instrumentPLEG } from "../runtime/instrumented.ts";
 import { createClaimResolver } from "../volumes/claims.ts";
 import type { CSIVolumes } from "../volumes/csi/kind.ts";
@@ -21,6 +20,7 @@ import { createPodVolumes, type VolumeManager } from "../volumes/manager.ts";
 import type { ExpansionDeps } from "../volumes/kind.ts";
 import { cacheTTLMs, createObjectSource, type OwnedObjectSource } from "../volumes/object-source.ts";
 import type { Cluster, Surroundings } from "./cluster.ts";
+import type { NodeCredentials } from "./kubelet-credentials.ts";
 import { openImages } from "./kubelet-images.ts";
 import type { StartedNode } from "./kubelet-node.ts";
 import type { KubeletMetrics } from "./kubelet-metrics.ts";
@@ -40,7 +40,7 @@ export interface StartPodsOptions extends StartedNode {
   selinuxEnabled: boolean;
   measures: KubeletMetrics;
   timelines: TimelineRecorder;
-  credentialProviders: CredentialProviderConfig | undefined;
+  nodeCredentials: NodeCredentials;
   csi: Pick<CSIVolumes, "kind">;
 }
 
@@ -57,7 +57,7 @@ export async function startPods(
   const resources = resourceContext(settings, facts, { cgroupVersion, swapControllerAvailable });
   const objects = openObjects(options, surroundings);
   const volumes = openVolumes({ ...options, recorder }, objects, surroundings);
-  const images = await openImages({ ...options, recorder, client: cluster?.client ?? absentApi }, surroundings);
+  const images = await openImages({ ...options, recorder }, surroundings);
 
   const { nodeName } = nodeView;
   const sources = startSources({ settings, nodeName, recorder, cluster, ownNode }, surroundings);

@@ -1,6 +1,6 @@
 import { hostname } from "node:os";
 import type { KubeletSettings } from "../config/load-kubelet.ts";
-import { emptyStore } from "../kube/absent.ts";
+import { absentApi, emptyStore } from "../kube/absent.ts";
 import { createApiClient } from "../kube/client.ts";
 import { createEventRecorder } from "../kube/events.ts";
 import type { EventRecorder } from "../kube/port.ts";
@@ -12,9 +12,9 @@ import { createVolumeMeasures } from "../volumes/measure.ts";
 import { isSELinuxEnabled, prepareRoot } from "../volumes/root-dir.ts";
 import { followOwnNode, openCluster, type SharedStores, type Surroundings } from "./cluster.ts";
 import { type Explained, startExplaining } from "./kubelet-explain.ts";
+import { openNodeCredentials } from "./kubelet-credentials.ts";
 import { startCSIVolumes } from "./kubelet-csi.ts";
 import { openIdentity } from "./kubelet-identity.ts";
-import { loadCredentialProviders } from "./kubelet-images.ts";
 import { createKubeletMetrics, type KubeletMetrics, registerNodeMetrics } from "./kubelet-metrics.ts";
 import { startNode } from "./kubelet-node.ts";
 import { startPlugins } from "./kubelet-plugins.ts";
@@ -75,7 +75,8 @@ export async function startKubelet(
   const { clock, log } = surroundings;
   const { explained } = stores;
   const { timelines } = explained;
-  const credentialProviders = await loadCredentialProviders(settings);
+  const client = stores.cluster?.client ?? absentApi;
+  const nodeCredentials = await openNodeCredentials({ settings, client, measures: stores.measures }, surroundings);
   await Promise.all([setOOMScore(config.oomScoreAdj, { log }), setOpenFilesMax(config.maxOpenFiles, { log })]);
   const nodeName = nodeNameOf(flags.hostnameOverride, hostname());
   const recorder = startEvents(settings, stores, nodeName, surroundings);
@@ -87,7 +88,10 @@ export async function startKubelet(
   const plugins = startPlugins({ settings, nodeName, ...stores }, surroundings);
   const { storage } = plugins;
   const csi = await startCSIVolumes({ settings, nodeName, recorder, plugins, selinuxEnabled, ...stores }, surroundings);
-  const node = await startNode({ settings, nodeName, recorder, storage, csi, ...stores }, surroundings);
+  const node = await startNode(
+    { settings, nodeName, recorder, storage, csi, nodeCredentials, ...stores },
+    surroundings,
+  );
   const { registry: metrics, probes } = stores.measures;
   const shared = { settings, nodeName, metrics, ...stores, ...node };
   // Served before any pod runs: whoever sets up the node asks for its health while the API server may be a pod of its own.
@@ -107,7 +111,7 @@ export async function startKubelet(
   const { version: cgroupVersion } = node.cgroupTree;
   registerNodeMetrics(metrics, clock, { nodeName, cgroupVersion, gates: config.featureGates, stats });
   const { held, volumes } = await startPods(
-    { ...shared, recorder, runtimeClassStore, selinuxEnabled, credentialProviders, timelines, csi },
+    { ...shared, recorder, runtimeClassStore, selinuxEnabled, nodeCredentials, timelines, csi },
     surroundings,
   );
   explained.pods = held;

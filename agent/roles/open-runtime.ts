@@ -8,8 +8,10 @@ import type { Logger } from "../lib/log.ts";
 import { socketTarget } from "../runtime/cri/client.ts";
 import { connectCRI } from "../runtime/cri/connect.ts";
 import { dockerSocket, isDockerSocket } from "../runtime/docker/endpoint.ts";
+import { parseImageName } from "../runtime/images-name.ts";
 import type { Runtime } from "../runtime/port.ts";
 import { directoryUsage } from "../stats/directory-usage.ts";
+import type { NodeCredentials } from "./kubelet-credentials.ts";
 
 /** What of the settings says which runtime there is and how to use it. */
 export interface RuntimeSettings {
@@ -28,7 +30,9 @@ export interface RuntimeSettings {
   >;
 }
 
-interface OpenRuntimeDeps {
+export interface OpenRuntimeDeps {
+  nodeName: string;
+  nodeCredentials: Pick<NodeCredentials, "find">;
   clock: Clock;
   log: Logger;
 }
@@ -66,7 +70,7 @@ async function openCRI({ config }: RuntimeSettings, { clock, log }: OpenRuntimeD
 async function openDocker(
   socketPath: string,
   { config, flags }: RuntimeSettings,
-  { clock, log }: OpenRuntimeDeps,
+  { nodeName, nodeCredentials, clock, log }: OpenRuntimeDeps,
 ): Promise<Runtime> {
   const { containerRuntimeEndpoint: endpoint, imageServiceEndpoint: images } = config;
   if (images !== "" && images !== endpoint) {
@@ -77,9 +81,14 @@ async function openDocker(
   }
   // Loaded only here: a node with CRI has no use for Docker's client.
   const { connectDocker } = await import("../runtime/docker/connect.ts");
+  const pauseImage = flags.podInfraContainerImage;
+  const pauseImageName = parseImageName(pauseImage);
   return await connectDocker({
     socketPath,
-    pauseImage: flags.podInfraContainerImage,
+    nodeName,
+    pauseImage,
+    pauseImageCredentials: async () =>
+      typeof pauseImageName === "string" ? [] : await nodeCredentials.find(undefined, pauseImageName.repository),
     logs: { maxSizeBytes: quantityValue(config.containerLogMaxSize), maxFiles: config.containerLogMaxFiles },
     cni: { confDir: flags.cniConfDir, binDirs: flags.cniBinDir, cacheDir: flags.cniCacheDir },
     measureTree: directoryUsage,

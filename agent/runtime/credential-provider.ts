@@ -40,9 +40,10 @@ export interface CredentialProvidersOptions {
 export interface CredentialProviders {
   /**
    * What the plugins know for a repository, in the order in which to try it. Never rejects: a plugin that fails is
-   * logged, and the others count. Equal questions that come together are asked once.
+   * logged, and the others count. Equal questions that come together are asked once. Without a pod, plugins that want the
+   * token of one are not asked.
    */
-  credentials(pod: Pod, repository: string): Promise<ImageCredential[]>;
+  credentials(pod: Pod | undefined, repository: string): Promise<ImageCredential[]>;
 }
 
 // kubelet's: what has expired is dropped this often.
@@ -91,7 +92,7 @@ class Plugin {
     this.#purgedAtMs = options.clock.monotonic();
   }
 
-  async ask(pod: Pod, repository: string): Promise<Entry[]> {
+  async ask(pod: Pod | undefined, repository: string): Promise<Entry[]> {
     const { name, matchImages } = this.#provider;
     if (!matchImages.some((pattern) => keyMatches(pattern, repository))) return [];
     try {
@@ -111,12 +112,12 @@ class Plugin {
   }
 
   /** undefined: the plugin is asked without one. */
-  async #identity(pod: Pod): Promise<Identity | "notForThisPod" | undefined> {
+  async #identity(pod: Pod | undefined): Promise<Identity | "notForThisPod" | undefined> {
     const { tokens } = this.#provider;
     if (tokens === undefined) return undefined;
     const { accounts, log } = this.#options;
-    const accountName = pod.spec.serviceAccountName ?? "";
-    if (accountName === "") return tokens.isRequired ? "notForThisPod" : undefined;
+    const accountName = pod?.spec.serviceAccountName ?? "";
+    if (pod === undefined || accountName === "") return tokens.isRequired ? "notForThisPod" : undefined;
     const account = await accounts.account(pod, accountName);
     const missing = tokens.requiredAnnotations.filter((key) => !Object.hasOwn(account.annotations, key));
     if (missing.length > 0) {

@@ -8,7 +8,7 @@ import type { PullOutcome, PullRecords } from "./images-records.ts";
 import type { ImageInfo, ImageService, PodSandboxConfig, PullProgress } from "./port.ts";
 
 export interface PullerOptions {
-  images: ImageService;
+  images: Pick<ImageService, "imageStatus" | "pullImage">;
   clock: Clock;
   log: Logger;
   serializeImagePulls: boolean;
@@ -178,7 +178,7 @@ export function digestOf(credentials: readonly ImageCredential[]): string {
  * @param nextTurn resolves when the registry may be asked once more
  */
 async function pullWithAny(
-  images: ImageService,
+  images: Pick<ImageService, "pullImage">,
   { image, annotations, sandboxConfig, credentials }: PullRequest,
   pull: { nextTurn: () => Promise<void>; signal: AbortSignal; onProgress(progress: PullProgress): void },
 ): Promise<PullOutcome> {

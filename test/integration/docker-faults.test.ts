@@ -117,8 +117,12 @@ describe("behind our back", () => {
 
   test("a sandbox that an agent left without a network is not ready", async () => {
     const sandbox = await newSandbox();
-    const inspect = (await docker.api("GET", `/containers/${sandbox.id}/json`)) as { Config: { Labels: object } };
-    const { Id } = (await docker.api("POST", "/containers/create?name=unfinished", {
+    const inspect = (await docker.api("GET", `/containers/${sandbox.id}/json`)) as {
+      Name: string;
+      Config: { Labels: object };
+    };
+    const name = `${inspect.Name.slice(1)}_0a1b2c3d`;
+    const { Id } = (await docker.api("POST", `/containers/create?name=${name}`, {
       Image: pauseImageName,
       Labels: inspect.Config.Labels,
       HostConfig: { NetworkMode: "none", CgroupParent: docker.node.cgroupRoot },

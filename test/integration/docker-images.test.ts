@@ -66,6 +66,34 @@ test("without credentials, or with wrong ones, a private image does not come, an
   }
 });
 
+test("a pause image of a private registry comes with what the node has for it, and not without", async () => {
+  const pauseImage = named("node/pause:1");
+  await registry.push(await customImage({ name: pauseImage, cmd: ["sleep", "1000"] }));
+  const anonymous = await docker.connect({ pauseImage });
+  const wrong = await docker.connect({
+    pauseImage,
+    pauseImageCredentials: async () => [{ username: "puller", password: "wr0ng" }],
+  });
+  const right = await docker.connect({
+    pauseImage,
+    pauseImageCredentials: async () => [{ username: "puller", password: "0ld" }, registryUser],
+  });
+  try {
+    for (const one of [anonymous, wrong]) {
+      const err: unknown = await one.runPodSandbox(sandbox, "").catch((e: unknown) => e);
+      expect(String(err)).toMatch(/pull image \S+\/node\/pause:1 of the sandbox: .*(credentials|unauthorized)/);
+      expect(String(err)).not.toContain("wr0ng");
+    }
+    const id = await right.runPodSandbox(sandbox, "");
+    expect(await right.sandboxProcess(id)).toMatchObject({ image: pauseImage });
+    expect(await right.images.imageStatus(pauseImage)).toMatchObject({ pinned: true });
+    await right.stopPodSandbox(id);
+    await right.removePodSandbox(id);
+  } finally {
+    for (const one of [anonymous, wrong, right]) await one.close();
+  }
+});
+
 test("with its credentials it comes, and its progress is told", async () => {
   const seen: PullProgress[] = [];
   const id = await pull(named("team/app:1"), { onProgress: (progress) => void seen.push(progress) });

@@ -2,6 +2,7 @@ import { createCNI } from "../../../cni/index.ts";
 import { type Clock, systemClock } from "../../lib/clock.ts";
 import { messageOf } from "../../lib/errors.ts";
 import type { Logger } from "../../lib/log.ts";
+import type { ImageCredential } from "../images-auth.ts";
 import type { Runtime } from "../port.ts";
 import { type DockerClient, openDocker } from "./client.ts";
 import { DockerExecs } from "./exec.ts";
@@ -10,6 +11,7 @@ import { readKernelFacts, reportOOMScoreAdjMin } from "./host-limits.ts";
 import { createDockerImages } from "./images.ts";
 import { createLogDriver, type DockerLogOptions, linkLog, unlinkLog } from "./logs.ts";
 import { createCNINetwork } from "./network.ts";
+import { createPauseImage } from "./pause-image.ts";
 import { DockerRuntime } from "./runtime.ts";
 import { createDockerStats } from "./stats.ts";
 import { createSandboxDialers } from "./streaming/dialers.ts";
@@ -18,8 +20,12 @@ import { startDockerStreaming } from "./streaming/server.ts";
 export interface ConnectDockerOptions {
   /** Absolute path of the daemon's unix socket. */
   socketPath: string;
+  /** Containers of other nodes on the same daemon are left alone. */
+  nodeName: string;
   /** Image of the sandboxes' pause containers; pulled when it is not there. */
   pauseImage: string;
+  /** What the node has for that; without any it is pulled anonymously. Never rejects. */
+  pauseImageCredentials?(): Promise<readonly ImageCredential[]>;
   /** How Docker is to rotate the containers' logs. */
   logs: DockerLogOptions;
   cni: CNIDirectories;
@@ -50,7 +56,7 @@ export interface CNIDirectories {
  * Rejects with Unavailable if nobody answers, Invalid if what answers cannot run pods (too old, rootless, not Linux).
  */
 export async function connectDocker(options: ConnectDockerOptions): Promise<Runtime> {
-  const { socketPath, pauseImage, requestTimeoutMs, log, clock = systemClock } = options;
+  const { socketPath, nodeName, pauseImage, requestTimeoutMs, log, clock = systemClock } = options;
   const client = await openDocker({ socketPath, requestTimeoutMs, clock });
   try {
     report(client, log);
@@ -60,6 +66,7 @@ export async function connectDocker(options: ConnectDockerOptions): Promise<Runt
       get daemon() {
         return client.daemon;
       },
+      nodeName,
       ...kernel,
     };
     const cni = createCNI({ ...options.cni, log, clock });
@@ -80,16 +87,18 @@ export async function connectDocker(options: ConnectDockerOptions): Promise<Runt
         execs.close(),
       ]);
     };
+    const images = createDockerImages(client, { pauseImage, disk, clock });
+    const credentials = options.pauseImageCredentials ?? (async () => []);
     const runtime = new DockerRuntime({
       client,
       context,
       network: createCNINetwork(cni),
-      images: createDockerImages(client, { pauseImage, disk, clock }),
+      images,
       logs: Object.assign(createLogDriver(options.logs, log), { link: linkLog, unlink: unlinkLog }),
-      stats: createDockerStats(client, { disk, clock }),
+      stats: createDockerStats(client, { disk, nodeName, clock }),
       streaming,
       execs,
-      pauseImage,
+      pauseImage: createPauseImage({ image: pauseImage, images, credentials, clock, log }),
       requestTimeoutMs,
       clock,
       log,

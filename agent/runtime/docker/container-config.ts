@@ -44,7 +44,7 @@ export function containerCreateBody(
   return {
     name: containerName(config, sandbox),
     Image: config.imageRef,
-    Labels: containerLabels(sandboxID, config, sandbox),
+    Labels: containerLabels(sandboxID, config, sandbox, context.nodeName),
     Healthcheck: noHealthcheck,
     ...commandOf(config),
     Env: environment(what, config.envs),

@@ -8,9 +8,10 @@ import { createNamed, inspectContainer, removeForced } from "./create.ts";
 import type { ContextOfDaemon, LogConfig } from "./create-body.ts";
 import { isUnchanged } from "./errors.ts";
 import { writeCgroupFiles } from "./host-limits.ts";
-import { containerStatus, isOfPod, isRunning } from "./inspect.ts";
+import { containerStatus, isRunning } from "./inspect.ts";
 import { cgroupWritesOf, readContainer, readSandbox, withCgroupWrites } from "./labels.ts";
 import { makeMissingSources } from "./mounts.ts";
+import { kindOfInspected } from "./ownership.ts";
 import { cgroupWrites, dockerResources } from "./resources.ts";
 import { readSeccompProfile } from "./seccomp-profile.ts";
 import { stopContainer } from "./stop.ts";
@@ -82,7 +83,9 @@ export class Containers {
       readSeccompProfile(what, config.securityContext.seccomp),
       makeMissingSources(what, config.mounts),
     ]);
-    if (!isOfPod(sandbox, "sandbox")) throw new AgentError("NotFound", `${what}: ${sandboxID} is no pod's sandbox`);
+    if (kindOfInspected(sandbox, context.nodeName) !== "sandbox") {
+      throw new AgentError("NotFound", `${what}: ${sandboxID} is no sandbox of a pod of this node`);
+    }
     if (!isRunning(sandbox.State)) throw new AgentError("Conflict", `${what}: sandbox ${sandboxID} does not run`);
     const { runtimeHandler } = readSandbox(sandbox.Config?.Labels ?? {});
     const writes = cgroupWrites(what, config.resources, context.daemon.cgroupVersion);
@@ -189,8 +192,11 @@ export class Containers {
 
   /** Rejects with NotFound, also for what is no pod's container: nothing here touches that. */
   async #look(what: string, id: string): Promise<WireInspect> {
-    const inspect = await inspectContainer(this.#options.client, what, id);
-    if (!isOfPod(inspect, "container")) throw new AgentError("NotFound", `${what}: the container is no pod's`);
+    const { client, context } = this.#options;
+    const inspect = await inspectContainer(client, what, id);
+    if (kindOfInspected(inspect, context.nodeName) !== "container") {
+      throw new AgentError("NotFound", `${what}: it is no container of a pod of this node`);
+    }
     return inspect;
   }
 

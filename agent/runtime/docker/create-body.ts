@@ -4,6 +4,8 @@ import { compareVersions, type DaemonInfo } from "./daemon.ts";
 /** What of the daemon decides how a container is described to it. */
 export interface ContextOfDaemon {
   daemon: DaemonInfo;
+  /** This node's, among those that may share the daemon. */
+  nodeName: string;
   /** The lowest `oom_score_adj` that the daemon may give. */
   oomScoreAdjMin: number;
   /** Whether the node's kernel speaks IPv6. */

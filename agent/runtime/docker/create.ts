@@ -3,8 +3,9 @@ import type { DockerCallOptions, DockerClient } from "./client.ts";
 import type { CreateBody } from "./create-body.ts";
 import { alreadyIsFine } from "./errors.ts";
 import { isRunning } from "./inspect.ts";
-import { kindOf } from "./labels.ts";
+import { nodeOf } from "./labels.ts";
 import { withRandomSuffix } from "./names.ts";
+import { kindOfInspected } from "./ownership.ts";
 import type { WireInspect } from "./wire.ts";
 
 /**
@@ -20,7 +21,7 @@ export async function createNamed(client: DockerClient, what: string, body: Crea
   } catch (err) {
     if (!hasCode(err, "AlreadyExists")) throw err;
   }
-  if (await removeLeftover(client, body.name)) {
+  if (await removeLeftover(client, body.name, nodeOf(body.Labels ?? {}) ?? "")) {
     try {
       return await create(client, what, body);
     } catch (err) {
@@ -72,10 +73,10 @@ async function create(client: DockerClient, what: string, body: CreateBody): Pro
 }
 
 /** True if nothing has the name any more. Never rejects but with what the daemon cannot do at all. */
-async function removeLeftover(client: DockerClient, name: string): Promise<boolean> {
+async function removeLeftover(client: DockerClient, name: string, nodeName: string): Promise<boolean> {
   const leftover = await ifThere(inspectContainer(client, `look at container ${name}`, name));
   if (leftover === undefined) return true;
-  if (kindOf(leftover.Config?.Labels ?? {}) === undefined || isRunning(leftover.State)) return false;
+  if (kindOfInspected(leftover, nodeName) === undefined || isRunning(leftover.State)) return false;
   try {
     await removeForced(client, `remove container ${name}`, leftover.Id);
     return true;

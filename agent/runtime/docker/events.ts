@@ -5,11 +5,13 @@ import type { Logger } from "../../lib/log.ts";
 import { ignoreAbort } from "../../lib/loop.ts";
 import type { RuntimeEvent } from "../port.ts";
 import type { DockerClient } from "./client.ts";
-import { kindOf, podFilters, readContainer } from "./labels.ts";
+import { podFilters, readContainer } from "./labels.ts";
+import { kindOf } from "./ownership.ts";
 import type { WireEvent } from "./wire.ts";
 
 export interface EventsOptions {
   client: DockerClient;
+  nodeName: string;
   clock: Clock;
   log: Logger;
   /** A sandbox was removed, by whomever: what lies outside of it, as its network's addresses, has no owner any more. */
@@ -81,7 +83,7 @@ export async function followDockerEvents(
 }
 
 async function followOnce(
-  { client, clock, log, onSandboxGone, onOutOfMemory }: EventsOptions,
+  { client, nodeName, clock, log, onSandboxGone, onOutOfMemory }: EventsOptions,
   { onEvent, onOpen }: { onEvent: (event: RuntimeEvent) => void; onOpen: () => void },
   signal: AbortSignal,
 ): Promise<void> {
@@ -103,7 +105,7 @@ async function followOnce(
       onEvent(anything);
       continue;
     }
-    const event = readEvent(line);
+    const event = readEvent(line, nodeName);
     if (event === undefined) continue;
     if (event.isOutOfMemory) onOutOfMemory(event.wake.containerID ?? "");
     if (event.isSandboxGone) onSandboxGone(event.wake.containerID ?? "");
@@ -114,11 +116,13 @@ async function followOnce(
 /** One line of the stream; `undefined` for what concerns no pod and for what is no event. Pure. */
 export function readEvent(
   line: string,
+  nodeName: string,
 ): { wake: RuntimeEvent; isSandboxGone: boolean; isOutOfMemory: boolean } | undefined {
   const { Action = "", Actor, timeNano } = parseEvent(line);
   const kind = actions[Action];
   const labels = Actor?.Attributes ?? {};
-  const owner = kindOf(labels);
+  // Beside its labels, which an attribute of that name hides, the daemon tells a container's name.
+  const owner = kindOf({ labels, names: [labels["name"] ?? ""] }, nodeName);
   if (kind === undefined || owner === undefined) return undefined;
   const { podUID } = readContainer(labels);
   const createdAtMs = typeof timeNano === "number" ? timeNano / 1e6 : undefined;

@@ -9,7 +9,7 @@ import type { CgroupWrite } from "./resources.ts";
 /** What Docker leaves to the node: files of the container's cgroup, and what there is to know of the node's kernel. */
 
 /** What of this node's kernel decides about containers. Read it once: it does not change. */
-export async function readKernelFacts(): Promise<Omit<ContextOfDaemon, "daemon">> {
+export async function readKernelFacts(): Promise<Pick<ContextOfDaemon, "oomScoreAdjMin" | "hasIPv6">> {
   const [oomScoreAdjMin, hasIPv6] = await Promise.all([readOOMScoreAdjMin(), readHasIPv6()]);
   return { oomScoreAdjMin, hasIPv6 };
 }

@@ -1,4 +1,4 @@
-import { kindOf, readContainer, readSandbox } from "./labels.ts";
+import { readContainer, readSandbox } from "./labels.ts";
 import type {
   ContainerStateName,
   ContainerStatus,
@@ -82,11 +82,6 @@ export function isListedRunning({ State }: Pick<WireContainer, "State">): boolea
 /** True for a sandbox's or container's process that runs, also while it is frozen. */
 export function isRunning(state: WireState | null | undefined): boolean {
   return state?.Running === true && state.Restarting !== true;
-}
-
-/** True if the inspected object belongs to a pod. */
-export function isOfPod(inspect: WireInspect, kind: "sandbox" | "container"): boolean {
-  return kindOf(inspect.Config?.Labels ?? {}) === kind;
 }
 
 type Outcome = Pick<ContainerStatus, "state" | "startedAtMs" | "finishedAtMs" | "exitCode" | "reason" | "message">;

@@ -14,13 +14,16 @@ const containerNameLabel = "io.kubernetes.container.name";
 
 // Ours: what Docker would forget otherwise.
 const attemptLabel = "io.nodelet.attempt";
+// Whose it is, where several nodes share a daemon.
+const nodeLabel = "io.nodelet.node";
 const imageLabel = "io.nodelet.image";
 const runtimeHandlerLabel = "io.nodelet.runtime-handler";
 const portMappingsLabel = "io.nodelet.port-mappings";
 // Limits that are set by ourselves once the container runs, also by the next agent.
 const cgroupWritesLabel = "io.nodelet.cgroup-files";
 // Docker adds the image's labels to the container's; this one tells which keys the pod gave, as a JSON list. All that we make has
-// it, and so it tells our objects from those of other agents of the same tradition: what has it not is somebody else's.
+// it, and so it tells our objects from those of other agents of the same tradition: what has it not is somebody else's. What has
+// it may be so, too: see ownership.ts.
 const keysLabel = "io.nodelet.keys";
 
 /** What a sandbox's or container's labels tell of the pod that it belongs to. */
@@ -48,11 +51,16 @@ export interface ContainerIdentity extends PodIdentity {
 }
 
 /**
- * Filters for `/containers/json` and `/events`: only what we made for pods, of one pod if `podUID` is given. With them the
- * daemon does not tell of other people's containers at all.
+ * Filters for `/containers/json` and `/events`: only what we may have made for pods, of one pod if `podUID` is given. With them
+ * the daemon hardly tells of other people's containers at all.
  */
 export function podFilters(podUID?: string): { label: string[] } {
   return { label: [keysLabel, typeLabel, podUID === undefined ? podUIDLabel : `${podUIDLabel}=${podUID}`] };
+}
+
+/** Sandboxes of whatever node, for `/containers/json`. */
+export function allSandboxesFilter(): { label: string[] } {
+  return { label: [keysLabel, `${typeLabel}=podsandbox`] };
 }
 
 /** The containers of one sandbox, for `/containers/json`. */
@@ -65,19 +73,29 @@ export function runningContainersFilter(): { status: string[]; label: string[] }
   return { status: ["running"], label: [keysLabel, `${typeLabel}=container`, podUIDLabel] };
 }
 
-/** "sandbox" or "container" for what we made for a pod, `undefined` for everything else on the daemon. */
-export function kindOf(labels: Readonly<Record<string, string>>): "sandbox" | "container" | undefined {
+/** What the labels say it is; `undefined` for what is no pod's, or another agent's. */
+export function markedAs(labels: Readonly<Record<string, string>>): "sandbox" | "container" | undefined {
   if (labels[keysLabel] === undefined || (labels[podUIDLabel] ?? "") === "") return undefined;
   if (labels[typeLabel] === "podsandbox") return "sandbox";
   return labels[typeLabel] === "container" ? "container" : undefined;
 }
 
+/** The node that made it; undefined for what an agent made that did not tell. */
+export function nodeOf(labels: Readonly<Record<string, string>>): string | undefined {
+  return labels[nodeLabel];
+}
+
 /** All labels of a sandbox's pause container. */
-export function sandboxLabels(config: PodSandboxConfig, runtimeHandler: string): Record<string, string> {
+export function sandboxLabels(
+  config: PodSandboxConfig,
+  runtimeHandler: string,
+  nodeName: string,
+): Record<string, string> {
   return {
     ...podLabels(config.labels, config.annotations),
     ...identityLabels(config),
     [typeLabel]: "podsandbox",
+    [nodeLabel]: nodeName,
     [attemptLabel]: String(config.attempt),
     [runtimeHandlerLabel]: runtimeHandler,
     [portMappingsLabel]: JSON.stringify(config.portMappings),
@@ -89,12 +107,14 @@ export function containerLabels(
   sandboxID: string,
   config: ContainerConfig,
   sandboxConfig: PodSandboxConfig,
+  nodeName: string,
 ): Record<string, string> {
   return {
     ...podLabels(config.labels, config.annotations),
     ...identityLabels(sandboxConfig),
     [containerNameLabel]: config.name,
     [typeLabel]: "container",
+    [nodeLabel]: nodeName,
     [sandboxIDLabel]: sandboxID,
     [logPathLabel]: join(sandboxConfig.logDirectory, config.logPath),
     [attemptLabel]: String(config.attempt),

@@ -19,6 +19,11 @@ export function containerName(
   return ["k8s", name, pod.name, pod.namespace, pod.uid, attempt].join("_");
 }
 
+/** True for `own`, and for what {@link withRandomSuffix} made of it. Pure. */
+export function isNamed(name: string, own: string): boolean {
+  return name.startsWith(own) && /^(?:_[0-9a-f]{8})?$/.test(name.slice(own.length));
+}
+
 /** Another name for the same object, for when the first is taken by what cannot be removed. */
 export function withRandomSuffix(name: string, random: () => number = Math.random): string {
   return `${name}_${Math.floor(random() * 0x1_0000_0000)

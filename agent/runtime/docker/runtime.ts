@@ -23,10 +23,11 @@ import type { ContextOfDaemon } from "./create-body.ts";
 import { followDockerEvents } from "./events.ts";
 import type { DockerExecs } from "./exec.ts";
 import { execSync } from "./exec-sync.ts";
-import { listPodObjects } from "./list.ts";
+import { listAllSandboxIDs, listPodObjects } from "./list.ts";
 import { hasRecursiveReadOnly } from "./mounts.ts";
 import type { SandboxNetwork } from "./network.ts";
 import { NetworkCollection } from "./network-collection.ts";
+import type { PauseImage } from "./pause-image.ts";
 import { unsupported } from "./refusals.ts";
 import { Sandboxes } from "./sandboxes.ts";
 import { sandboxProcess } from "./stats.ts";
@@ -40,7 +41,7 @@ export interface DockerRuntimeOptions {
   stats: { containerStats(): Promise<ContainerStats[]> };
   /** Sessions of exec, attach and port-forward. */
   streaming: { url(request: StreamingRequest): string };
-  pauseImage: string;
+  pauseImage: PauseImage;
   /** Deadline of an ordinary call in ms. */
   requestTimeoutMs: number;
   clock: Clock;
@@ -64,7 +65,7 @@ export class DockerRuntime implements Runtime {
     const containers = new Containers(options);
     this.#containers = containers;
     this.#sandboxes = new Sandboxes({ ...options, removeContainer: async (id) => await containers.remove(id) });
-    const listSandboxIDs = async () => (await this.#listAll()).sandboxes.map(({ id }) => id);
+    const listSandboxIDs = async () => await listAllSandboxIDs(options.client);
     this.#collection = new NetworkCollection({ ...options, listSandboxIDs });
   }
 
@@ -166,7 +167,12 @@ export class DockerRuntime implements Runtime {
   }
 
   async list(podUID?: string): ReturnType<Runtime["list"]> {
-    const list = await this.#listAll(podUID);
+    const { client, network, context } = this.#options;
+    const networks = {
+      ips: async (id: string) => await network.ips(id),
+      isLost: (id: string) => this.#sandboxes.isLost(id),
+    };
+    const list = await listPodObjects(client, networks, { nodeName: context.nodeName, podUID });
     return { ...list, sandboxes: list.sandboxes.filter((sandbox) => !this.#sandboxes.isUnfinished(sandbox)) };
   }
 
@@ -180,7 +186,8 @@ export class DockerRuntime implements Runtime {
   }
 
   async events(onEvent: (event: RuntimeEvent) => void, signal: AbortSignal): Promise<void> {
-    const { client, network, clock, log } = this.#options;
+    const { client, context, network, clock, log } = this.#options;
+    const { nodeName } = context;
     const onSandboxGone = (id: string) => {
       this.#sandboxes.forget(id);
       const look = network.isOnRecord(id).then((isOnRecord) => {
@@ -194,7 +201,7 @@ export class DockerRuntime implements Runtime {
     const onOutOfMemory = (id: string) => this.#containers.ranOutOfMemory(id);
     const refresh = async () => await client.refresh();
     await Promise.all([
-      followDockerEvents({ client, clock, log, onSandboxGone, onOutOfMemory, refresh }, onEvent, signal),
+      followDockerEvents({ client, nodeName, clock, log, onSandboxGone, onOutOfMemory, refresh }, onEvent, signal),
       this.#collection.run(signal),
     ]);
   }
@@ -231,15 +238,6 @@ export class DockerRuntime implements Runtime {
   async close(): Promise<void> {
     await this.#options.close();
     this.#options.client.close();
-  }
-
-  async #listAll(podUID?: string): ReturnType<Runtime["list"]> {
-    const { client, network } = this.#options;
-    const networks = {
-      ips: async (id: string) => await network.ips(id),
-      isLost: (id: string) => this.#sandboxes.isLost(id),
-    };
-    return await listPodObjects(client, networks, podUID);
   }
 
   async #ping(): Promise<RuntimeCondition> {

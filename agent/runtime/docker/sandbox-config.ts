@@ -39,7 +39,7 @@ export function sandboxCreateBody(
   return {
     name: sandboxName(config),
     Image: pauseImage,
-    Labels: sandboxLabels(config, runtimeHandler),
+    Labels: sandboxLabels(config, runtimeHandler, context.nodeName),
     Healthcheck: noHealthcheck,
     // Docker makes a container on the node's network use the node's name by itself, and takes no other.
     ...(isHostNetwork || config.hostname === "" ? {} : { Hostname: config.hostname }),

@@ -1,15 +1,17 @@
 import type { Clock } from "../../lib/clock.ts";
 import { AgentError, hasCode, ifThere, messageOf, withContext } from "../../lib/errors.ts";
 import type { Logger } from "../../lib/log.ts";
-import type { ImageService, PodSandboxConfig, SandboxStatus } from "../port.ts";
+import type { PodSandboxConfig, SandboxStatus } from "../port.ts";
 import { containersIn } from "./answers.ts";
 import type { DockerClient } from "./client.ts";
 import { createNamed, inspectContainer, removeForced } from "./create.ts";
 import type { ContextOfDaemon } from "./create-body.ts";
 import { alreadyIsFine } from "./errors.ts";
-import { hasEnded, isListedRunning, isOfPod, isRunning, sandboxStatus } from "./inspect.ts";
+import { hasEnded, isListedRunning, isRunning, sandboxStatus } from "./inspect.ts";
 import { readSandbox, sandboxContainersFilter } from "./labels.ts";
 import type { NetworkTarget, SandboxNetwork } from "./network.ts";
+import { kindOfInspected, kindOfListed } from "./ownership.ts";
+import type { PauseImage } from "./pause-image.ts";
 import { writeResolvConf } from "./resolv-conf.ts";
 import { sandboxCreateBody } from "./sandbox-config.ts";
 import type { WireContainer, WireInspect } from "./wire.ts";
@@ -18,9 +20,7 @@ export interface SandboxesOptions {
   client: DockerClient;
   context: ContextOfDaemon;
   network: SandboxNetwork;
-  images: Pick<ImageService, "imageStatus" | "pullImage">;
-  /** The image whose program waits for signals and does nothing else. */
-  pauseImage: string;
+  pauseImage: PauseImage;
   /** Removes an app container, with what is kept of it on the node. */
   removeContainer(containerID: string): Promise<void>;
   /** Deadline of an ordinary call in ms. */
@@ -102,7 +102,7 @@ export class Sandboxes {
     const { context, pauseImage } = this.#options;
     const client = endedBy(making.signal, this.#options.client);
     const pod = `${config.namespace}/${config.name}`;
-    const body = sandboxCreateBody(config, pauseImage, runtimeHandler, context);
+    const body = sandboxCreateBody(config, pauseImage.name, runtimeHandler, context);
     const create = async () => {
       making.step = "create";
       return await createNamed(client, `create sandbox of ${pod}`, body);
@@ -111,7 +111,7 @@ export class Sandboxes {
       if (!hasCode(err, "NotFound")) throw err;
       // Asked for only now: it is there for every pod but a node's first.
       making.step = "the pause image";
-      await this.#ensurePauseImage(config, making.signal);
+      await pauseImage.ensure(config, making.signal);
       return await create();
     });
     try {
@@ -164,23 +164,10 @@ export class Sandboxes {
   async #inspect(id: string, client = this.#options.client): Promise<WireInspect> {
     const what = `status of sandbox ${id}`;
     const inspect = await inspectContainer(client, what, id);
-    if (!isOfPod(inspect, "sandbox")) throw new AgentError("NotFound", `${what}: the container is no pod's sandbox`);
-    return inspect;
-  }
-
-  async #ensurePauseImage(sandboxConfig: PodSandboxConfig, signal: AbortSignal): Promise<void> {
-    const { images, pauseImage } = this.#options;
-    if ((await images.imageStatus(pauseImage)) !== undefined) return;
-    try {
-      await images.pullImage(pauseImage, {
-        annotations: {},
-        sandboxConfig,
-        // A registry that hangs must not hold the pod for good: it is tried again.
-        signal,
-      });
-    } catch (err) {
-      throw withContext(err, `pull image ${pauseImage} of the sandbox`);
+    if (kindOfInspected(inspect, this.#options.context.nodeName) !== "sandbox") {
+      throw new AgentError("NotFound", `${what}: it is no sandbox of a pod of this node`);
     }
+    return inspect;
   }
 
   async #furnish(id: string, config: PodSandboxConfig, making: Making): Promise<void> {
@@ -226,14 +213,15 @@ export class Sandboxes {
   }
 
   async #containersOf(id: string): Promise<WireContainer[]> {
-    const { client } = this.#options;
+    const { client, context } = this.#options;
     const filters = sandboxContainersFilter(id);
     const what = `list containers of sandbox ${id}`;
     const answer: unknown = await client.call(
       what,
       async (abortSignal) => await client.docker.listContainers({ all: true, filters, abortSignal }),
     );
-    return containersIn(answer, what);
+    // What was made of an image that somebody committed from one of them has its labels.
+    return containersIn(answer, what).filter((one) => kindOfListed(one, context.nodeName) === "container");
   }
 
   async #kill({ Id }: WireContainer): Promise<void> {

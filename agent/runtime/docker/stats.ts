@@ -3,13 +3,14 @@ import { readFile } from "node:fs/promises";
 import { isAbsolute } from "node:path";
 import type { Clock } from "../../lib/clock.ts";
 import type { ContainerStats, FilesystemUsage, SandboxProcess } from "../port.ts";
-import { fieldsOf, objectsIn, textOf } from "./answers.ts";
+import { containersIn, fieldsOf, textOf } from "./answers.ts";
 import { type ContainerCgroup, findContainerCgroup, readContainerCgroup } from "./cgroup-figures.ts";
 import type { DockerClient } from "./client.ts";
 import { inspectContainer } from "./create.ts";
 import type { DockerDisk } from "./fs-usage.ts";
 import { runningContainersFilter } from "./labels.ts";
 import { forEachOf } from "./lanes.ts";
+import { kindOfListed } from "./ownership.ts";
 import type { WireInspect } from "./wire.ts";
 
 // Containers that are looked at together: a look costs the daemon some 2 ms, reading a cgroup less.
@@ -31,8 +32,11 @@ export interface DockerStats {
  * Figures of containers. They are read from their cgroups, as the daemon itself would do, but it would take a second for each
  * and do one after the other. What containers wrote is measured in the background.
  */
-export function createDockerStats(client: DockerClient, options: { disk: DockerDisk; clock: Clock }): DockerStats {
-  const { disk, clock } = options;
+export function createDockerStats(
+  client: DockerClient,
+  options: { disk: DockerDisk; nodeName: string; clock: Clock },
+): DockerStats {
+  const { disk, nodeName, clock } = options;
   const known = new Map<string, KnownContainer>();
   const layers = disk.layers(() => [...known.values()].flatMap(({ upperDir }) => upperDir ?? []));
   const sizes = disk.sizes();
@@ -64,7 +68,7 @@ export function createDockerStats(client: DockerClient, options: { disk: DockerD
 
   return {
     containerStats: async () => {
-      const ids = await runningContainers(client);
+      const ids = await runningContainers(client, nodeName);
       const present = new Set(ids);
       for (const id of known.keys()) if (!present.has(id)) known.delete(id);
       let mountinfo: Promise<string> | undefined;
@@ -96,13 +100,14 @@ export async function sandboxProcess(client: DockerClient, sandboxID: string): P
   return { ...(pid === undefined ? {} : { pid }), image: answer.Config?.Image ?? "" };
 }
 
-async function runningContainers(client: DockerClient): Promise<string[]> {
+async function runningContainers(client: DockerClient, nodeName: string): Promise<string[]> {
   const answer: unknown = await client.call(
     "list running containers",
     async (abortSignal) =>
       await client.docker.listContainers({ filters: runningContainersFilter(), abortSignal } as object),
   );
-  return objectsIn(answer, "list running containers").flatMap(({ Id }) => (typeof Id === "string" ? Id : []));
+  const all = containersIn(answer, "list running containers");
+  return all.filter((one) => kindOfListed(one, nodeName) === "container").map(({ Id }) => Id);
 }
 
 function pidOf({ State }: WireInspect): number | undefined {

@@ -15,6 +15,7 @@ export interface DockerPodOptions {
 
 const { docker, config } = JSON.parse(process.argv[2] ?? "") as DockerPodOptions;
 const runtime = await connectDocker({
+  nodeName: "node-1",
   ...docker,
   pauseImage: pauseImageName,
   logs: { maxSizeBytes: 10 << 20, maxFiles: 5 },

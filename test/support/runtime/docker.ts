@@ -86,6 +86,7 @@ export async function startTestDocker({ liveRestore = true }: TestDockerOptions 
       connect: async (change = {}) =>
         await connectDocker({
           socketPath,
+          nodeName: "node-1",
           pauseImage: pauseImageName,
           logs: { maxSizeBytes: 10 << 20, maxFiles: 5 },
           cni,

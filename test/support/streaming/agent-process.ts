@@ -36,6 +36,7 @@ async function connect(connection: AgentConnection): Promise<Runtime> {
   const { socketPath, cni } = connection;
   const logs = { maxSizeBytes: 10 << 20, maxFiles: 5 };
   return await connectDocker({
+    nodeName: "node-1",
     socketPath,
     cni,
     logs,

@@ -38,7 +38,8 @@ function setUp(errors: AgentError[]) {
     if (error !== undefined) throw error;
     return runtime as Runtime;
   };
-  return { clock, lines, deps: { clock, log, open } };
+  const nodeCredentials = { find: async () => [] };
+  return { clock, lines, deps: { nodeName: "node-1", nodeCredentials, clock, log, open } };
 }
 
 test("waits for a runtime that is not there yet, and says so once", async () => {

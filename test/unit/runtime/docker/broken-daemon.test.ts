@@ -15,6 +15,7 @@ async function withBrokenDaemon() {
     answer(response, 500, { message: "database is locked" }),
   );
   const runtime = await connectDocker({
+    nodeName: "node-1",
     socketPath: daemon.socketPath,
     pauseImage: "pause:1",
     logs: { maxSizeBytes: 1_000, maxFiles: 2 },

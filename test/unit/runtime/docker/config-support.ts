@@ -32,7 +32,7 @@ export function daemonInfo(change: Partial<DaemonInfo> = {}): DaemonInfo {
 }
 
 export function context(change: Partial<DaemonInfo> = {}, oomScoreAdjMin = -1000): ContextOfDaemon {
-  return { daemon: daemonInfo(change), oomScoreAdjMin, hasIPv6: true };
+  return { daemon: daemonInfo(change), nodeName: "node-1", oomScoreAdjMin, hasIPv6: true };
 }
 
 /** Pod shop/web on the pod network. */

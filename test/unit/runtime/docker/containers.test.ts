@@ -9,10 +9,18 @@ import { type Answer, answered, fakeDocker, sendJSON } from "./fake-docker.ts";
 // One that ended as soon as it was started.
 const ended: WireInspect = {
   Id: "c1",
+  Name: "/k8s_app_web_shop_u1_0",
   Created: "2026-01-01T00:00:00Z",
   State: { ExitCode: 1, StartedAt: "2026-01-01T00:00:01Z", FinishedAt: "2026-01-01T00:00:02Z" },
   Config: {
-    Labels: { "io.kubernetes.docker.type": "container", "io.kubernetes.pod.uid": "u1", "io.nodelet.keys": "[]" },
+    Labels: {
+      "io.kubernetes.docker.type": "container",
+      "io.kubernetes.container.name": "app",
+      "io.kubernetes.pod.name": "web",
+      "io.kubernetes.pod.namespace": "shop",
+      "io.kubernetes.pod.uid": "u1",
+      "io.nodelet.keys": "[]",
+    },
   },
 };
 
@@ -31,7 +39,7 @@ async function withContainer({ link = async () => {}, inspect = ended, ...settin
   const clock = new FakeClock();
   const containers = new Containers({
     client: fake.client,
-    context: { daemon: fake.client.daemon, oomScoreAdjMin: -1000, hasIPv6: true },
+    context: { daemon: fake.client.daemon, nodeName: "node-1", oomScoreAdjMin: -1000, hasIPv6: true },
     images: { imageStatus },
     logs: { config: { Type: "json-file", Config: {} }, giveWay: () => false, link, unlink: async () => {} },
     requestTimeoutMs: 5_000,

@@ -11,10 +11,14 @@ import { answer, type FakeDaemon, startFakeDaemon } from "./fake-daemon.ts";
 
 const attributes = {
   "io.kubernetes.docker.type": "container",
+  "io.kubernetes.container.name": "app",
+  "io.kubernetes.pod.name": "web",
+  "io.kubernetes.pod.namespace": "shop",
   "io.kubernetes.pod.uid": "u",
   "io.nodelet.keys": "[]",
-  name: "k8s_a",
+  name: "k8s_app_web_shop_u_0",
 };
+const nodeName = "node-1";
 const event = (Action: string, Attributes: object = attributes) =>
   `${JSON.stringify({ Type: "container", Action, timeNano: 1_500_250_000, Actor: { ID: "c", Attributes } })}\n`;
 
@@ -31,23 +35,25 @@ describe("one event", () => {
   for (const { action, kind } of cases) {
     test(`${action} is ${kind ?? "no wake"}`, () => {
       const wake = kind === undefined ? undefined : { kind, podUID: "u", containerID: "c", createdAtMs: 1_500.25 };
-      expect(readEvent(event(action))?.wake).toEqual(wake);
+      expect(readEvent(event(action), nodeName)?.wake).toEqual(wake);
     });
   }
 
   test("other people's containers wake nobody", () => {
-    expect(readEvent(event("die", { name: "db" }))).toBeUndefined();
+    expect(readEvent(event("die", { name: "db" }), nodeName)).toBeUndefined();
+    expect(readEvent(event("die", { ...attributes, name: "db" }), nodeName)).toBeUndefined();
+    expect(readEvent(event("die", { ...attributes, "io.nodelet.node": "node-2" }), nodeName)).toBeUndefined();
   });
 
   test("the end of a sandbox is told apart", () => {
-    const sandbox = { ...attributes, "io.kubernetes.docker.type": "podsandbox" };
-    expect(readEvent(event("destroy", sandbox))).toMatchObject({ isSandboxGone: true });
-    expect(readEvent(event("die", sandbox))).toMatchObject({ isSandboxGone: false, isOutOfMemory: false });
-    expect(readEvent(event("oom", sandbox))).toMatchObject({ isOutOfMemory: true });
+    const sandbox = { ...attributes, "io.kubernetes.docker.type": "podsandbox", name: "k8s_POD_web_shop_u_0" };
+    expect(readEvent(event("destroy", sandbox), nodeName)).toMatchObject({ isSandboxGone: true });
+    expect(readEvent(event("die", sandbox), nodeName)).toMatchObject({ isSandboxGone: false, isOutOfMemory: false });
+    expect(readEvent(event("oom", sandbox), nodeName)).toMatchObject({ isOutOfMemory: true });
   });
 
   test("what is no event is passed over", () => {
-    for (const line of ["", "{", "null", "[]", '{"Action":"die"}']) expect(readEvent(line)).toBeUndefined();
+    for (const line of ["", "{", "null", "[]", '{"Action":"die"}']) expect(readEvent(line, nodeName)).toBeUndefined();
   });
 });
 
@@ -57,6 +63,7 @@ async function follow(daemon: FakeDaemon, log = silentLogger) {
   const seen: string[] = [];
   const options = {
     client,
+    nodeName,
     clock: systemClock,
     log,
     onSandboxGone: (id: string) => void seen.push(`gone ${id}`),

@@ -1,7 +1,7 @@
 import { describe, expect, test } from "vitest";
 import {
   containerLabels,
-  kindOf,
+  markedAs,
   readContainer,
   readSandbox,
   sandboxLabels,
@@ -44,8 +44,8 @@ describe("names", () => {
 
 describe("labels", () => {
   test("a sandbox is read back as it was written", () => {
-    const labels = sandboxLabels(sandbox, "kata");
-    expect(kindOf(labels)).toBe("sandbox");
+    const labels = sandboxLabels(sandbox, "kata", "node-1");
+    expect(markedAs(labels)).toBe("sandbox");
     expect(readSandbox(labels)).toEqual({
       podUID: "u-1",
       podName: "web",
@@ -62,9 +62,9 @@ describe("labels", () => {
     const labels = {
       maintainer: "someone",
       "annotation.hash2": "from the image",
-      ...containerLabels("s-1", container, sandbox),
+      ...containerLabels("s-1", container, sandbox, "node-1"),
     };
-    expect(kindOf(labels)).toBe("container");
+    expect(markedAs(labels)).toBe("container");
     expect(readContainer(labels)).toEqual({
       podUID: "u-1",
       podName: "web",
@@ -80,23 +80,23 @@ describe("labels", () => {
   });
 
   test("other people's containers are nobody's", () => {
-    expect(kindOf({})).toBeUndefined();
-    expect(kindOf({ "io.kubernetes.docker.type": "container" })).toBeUndefined();
-    expect(kindOf({ "io.kubernetes.pod.uid": "u-1" })).toBeUndefined();
+    expect(markedAs({})).toBeUndefined();
+    expect(markedAs({ "io.kubernetes.docker.type": "container" })).toBeUndefined();
+    expect(markedAs({ "io.kubernetes.pod.uid": "u-1" })).toBeUndefined();
     expect(
-      kindOf({ "io.kubernetes.pod.uid": "u-1", "io.kubernetes.docker.type": "else", "io.nodelet.keys": "[]" }),
+      markedAs({ "io.kubernetes.pod.uid": "u-1", "io.kubernetes.docker.type": "else", "io.nodelet.keys": "[]" }),
     ).toBeUndefined();
   });
 
   test("what another agent of the same tradition made is not ours", () => {
     const theirs = (labels: Record<string, string>) =>
       Object.fromEntries(Object.entries(labels).filter(([key]) => !key.startsWith("io.nodelet.")));
-    expect(kindOf(theirs(sandboxLabels(sandbox, "")))).toBeUndefined();
-    expect(kindOf(theirs(containerLabels("s-1", container, sandbox)))).toBeUndefined();
+    expect(markedAs(theirs(sandboxLabels(sandbox, "", "node-1")))).toBeUndefined();
+    expect(markedAs(theirs(containerLabels("s-1", container, sandbox, "node-1")))).toBeUndefined();
   });
 
   test("labels that are broken are read as empty", () => {
-    const labels = { ...sandboxLabels(sandbox, ""), "io.nodelet.port-mappings": "{", "io.nodelet.keys": "1" };
+    const labels = { ...sandboxLabels(sandbox, "", "node-1"), "io.nodelet.port-mappings": "{", "io.nodelet.keys": "1" };
     expect(readSandbox(labels)).toMatchObject({ portMappings: [], labels: {} });
   });
 });

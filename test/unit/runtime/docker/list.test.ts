@@ -6,14 +6,24 @@ import { silentLogger } from "../../../../agent/lib/log.ts";
 import type { SandboxNetwork } from "../../../../agent/runtime/docker/network.ts";
 import { fakeDocker } from "./fake-docker.ts";
 
-const labels = { "io.kubernetes.docker.type": "podsandbox", "io.kubernetes.pod.uid": "u", "io.nodelet.keys": "[]" };
+const labels = {
+  "io.kubernetes.docker.type": "podsandbox",
+  "io.kubernetes.pod.name": "web",
+  "io.kubernetes.pod.namespace": "shop",
+  "io.kubernetes.pod.uid": "u",
+  "io.nodelet.keys": "[]",
+};
+const Name = "/k8s_POD_web_shop_u_0";
+const nodeName = "node-1";
 const network = { ips: async () => ["10.0.0.2"], tearDown: async () => {} } as unknown as SandboxNetwork;
 
 test("a sandbox is ready while its process runs in the namespace that has its network, also if it is frozen", async () => {
   let State = "running";
-  await using fake = await fakeDocker(() => [{ Id: "s", State, Labels: labels, HostConfig: { NetworkMode: "none" } }]);
+  await using fake = await fakeDocker(() => [
+    { Id: "s", Names: [Name], State, Labels: labels, HostConfig: { NetworkMode: "none" } },
+  ]);
   const isReady = async (isLost: boolean) =>
-    (await listPodObjects(fake.client, { ...network, isLost: () => isLost })).sandboxes[0]?.ready;
+    (await listPodObjects(fake.client, { ...network, isLost: () => isLost }, { nodeName })).sandboxes[0]?.ready;
   expect(await isReady(false)).toBe(true);
   expect(await isReady(true)).toBe(false);
   State = "paused";
@@ -24,17 +34,16 @@ test("a sandbox is ready while its process runs in the namespace that has its ne
 
 test("an answer that is no list is an error that says so, not an end of the pods", async () => {
   await using fake = await fakeDocker(({ path }) =>
-    path === "/containers/json" ? { message: "?" } : { Id: "s", Config: { Labels: labels } },
+    path === "/containers/json" ? { message: "?" } : { Id: "s", Name, Config: { Labels: labels } },
   );
   const { client } = fake;
   const error = { code: "Internal", message: expect.stringContaining("is no list") as unknown };
-  await expect(listPodObjects(client, { ...network, isLost: () => false })).rejects.toMatchObject(error);
+  await expect(listPodObjects(client, { ...network, isLost: () => false }, { nodeName })).rejects.toMatchObject(error);
   const sandboxes = new Sandboxes({
     client,
-    context: { daemon: client.daemon, oomScoreAdjMin: -1000, hasIPv6: true },
+    context: { daemon: client.daemon, nodeName: "node-1", oomScoreAdjMin: -1000, hasIPv6: true },
     network,
-    images: { imageStatus: async () => undefined, pullImage: async () => "" },
-    pauseImage: "pause",
+    pauseImage: { name: "pause", ensure: async () => {} },
     removeContainer: async () => {},
     requestTimeoutMs: 5_000,
     clock: systemClock,

@@ -1,68 +1,107 @@
-import { expect, test } from "vitest";
+import { describe, expect, test } from "vitest";
 import { systemClock } from "../../../../agent/lib/clock.ts";
+import { AgentError } from "../../../../agent/lib/errors.ts";
 import { silentLogger } from "../../../../agent/lib/log.ts";
+import { sandboxLabels } from "../../../../agent/runtime/docker/labels.ts";
+import { sandboxName } from "../../../../agent/runtime/docker/names.ts";
 import type { SandboxNetwork } from "../../../../agent/runtime/docker/network.ts";
+import { createPauseImage } from "../../../../agent/runtime/docker/pause-image.ts";
 import { Sandboxes } from "../../../../agent/runtime/docker/sandboxes.ts";
-import { sandbox } from "./config-support.ts";
+import type { ImageCredential } from "../../../../agent/runtime/images-auth.ts";
+import type { ImageService } from "../../../../agent/runtime/port.ts";
+import { info } from "../images-support.ts";
+import { context, sandbox } from "./config-support.ts";
 import { answered, fakeDocker, sendJSON } from "./fake-docker.ts";
 
-const labels = { "io.kubernetes.docker.type": "podsandbox", "io.kubernetes.pod.uid": "u", "io.nodelet.keys": "[]" };
-const running = { Id: "s", State: { Running: true, Pid: 1 }, Config: { Labels: labels } };
+const config = sandbox({ dns: undefined });
+const running = {
+  Id: "s",
+  Name: `/${sandboxName(config)}`,
+  State: { Running: true, Pid: 1 },
+  Config: { Labels: sandboxLabels(config, "", "node-1") },
+};
 const network = { setUp: async () => ({ ips: ["10.0.0.2"] }) } as unknown as SandboxNetwork;
 
-/** A daemon that has the pause image, or gets it by a pull, or does not get it. */
-async function run(daemon: { hasImage: boolean; pull?: () => Promise<void> }) {
+/** Images of which the pause image comes by a pull with one of the passwords that are good; "": anonymously. */
+function fakeImages(good: readonly string[], isThere = false) {
   const asked: string[] = [];
+  const has = { pause: isThere };
+  const images: Pick<ImageService, "imageStatus" | "pullImage"> = {
+    imageStatus: async () => {
+      asked.push("status");
+      return has.pause ? info("sha256:p") : undefined;
+    },
+    pullImage: async (_image, { auth }) => {
+      const password = auth?.password ?? "";
+      asked.push(`pull ${password}`.trim());
+      if (!good.includes(password)) throw new AgentError("Internal", "no basic auth credentials");
+      has.pause = true;
+      return "sha256:p";
+    },
+  };
+  return { asked, has, images };
+}
+
+function pauseImage(images: Pick<ImageService, "imageStatus" | "pullImage">, credentials: ImageCredential[] = []) {
+  return createPauseImage({
+    image: "pause",
+    images,
+    credentials: async () => credentials,
+    clock: systemClock,
+    log: silentLogger,
+  });
+}
+
+/** A daemon that has the pause image, or gets it by a pull, or does not get it. */
+async function run({ asked, has, images }: ReturnType<typeof fakeImages>, credentials: ImageCredential[] = []) {
   await using fake = await fakeDocker(({ method, path }, response) => {
     if (path !== "/containers/create") return method === "GET" ? running : {};
-    if (daemon.hasImage) return { Id: "s" };
+    if (has.pause) return { Id: "s" };
     sendJSON(response, 404, { message: "No such image: pause:latest" });
     return answered;
   });
-  const { client } = fake;
   const sandboxes = new Sandboxes({
-    client,
-    context: { daemon: client.daemon, oomScoreAdjMin: -1000, hasIPv6: true },
+    client: fake.client,
+    context: context(),
     network,
-    images: {
-      imageStatus: async () => {
-        asked.push("status");
-        return undefined;
-      },
-      pullImage: async () => {
-        asked.push("pull");
-        await daemon.pull?.();
-        return "";
-      },
-    },
-    pauseImage: "pause",
+    pauseImage: pauseImage(images, credentials),
     removeContainer: async () => {},
     requestTimeoutMs: 5_000,
     clock: systemClock,
     log: silentLogger,
   });
-  const outcome = await sandboxes.run(sandbox({ dns: undefined }), "").catch((err: unknown) => err);
+  const outcome = await sandboxes.run(config, "").catch((err: unknown) => err);
   return { asked, outcome };
 }
 
 test("a pause image that is there is not asked for before each pod", async () => {
-  expect(await run({ hasImage: true })).toEqual({ asked: [], outcome: "s" });
+  expect(await run(fakeImages([], true))).toEqual({ asked: [], outcome: "s" });
 });
 
-test("a pause image that is not there, or not any more, is pulled", async () => {
-  const daemon = {
-    hasImage: false,
-    pull: async () => {
-      daemon.hasImage = true;
-    },
-  };
-  expect(await run(daemon)).toEqual({ asked: ["status", "pull"], outcome: "s" });
-});
+describe("a pause image that is not there, or not any more, is pulled", () => {
+  test("anonymously, if the node has nothing for it", async () => {
+    expect(await run(fakeImages([""]))).toEqual({ asked: ["status", "pull", "status"], outcome: "s" });
+  });
 
-test("a pause image that cannot be pulled is named", async () => {
-  const pull = async () => await Promise.reject(new Error("no route to host"));
-  const { outcome } = await run({ hasImage: false, pull });
-  expect(outcome).toMatchObject({
-    message: expect.stringMatching(/^pull image pause of the sandbox: no route/) as unknown,
+  test("with what the node has for it, one after the other", async () => {
+    const credentials = [{ password: "old" }, { password: "good" }];
+    const { asked, outcome } = await run(fakeImages(["good"]), credentials);
+    expect(asked).toEqual(["status", "pull old", "pull good", "status"]);
+    expect(outcome).toBe("s");
+  });
+
+  test("once for all pods that come together", async () => {
+    const { asked, images } = fakeImages(["good"]);
+    const image = pauseImage(images, [{ password: "good" }]);
+    const { signal } = new AbortController();
+    await Promise.all([1, 2, 3].map(async () => await image.ensure(config, signal)));
+    expect(asked.filter((what) => what.startsWith("pull"))).toEqual(["pull good"]);
+  });
+
+  test("and if that fails the pod hears why, without what was tried", async () => {
+    const { outcome } = await run(fakeImages([]), [{ username: "u", password: "wr0ng" }]);
+    expect(outcome).toMatchObject({
+      message: expect.stringMatching(/^pull image pause of the sandbox: no basic auth credentials$/) as unknown,
+    });
   });
 });

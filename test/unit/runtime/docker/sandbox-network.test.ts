@@ -24,7 +24,7 @@ async function sandbox({ annotations = {}, pid = process.pid }: { annotations?: 
   const inspect = {
     Id: "abc",
     Name: "/k8s_POD_web_shop_u_0",
-    Config: { Labels: sandboxLabels(config as unknown as PodSandboxConfig, "") },
+    Config: { Labels: sandboxLabels(config as unknown as PodSandboxConfig, "", "node-1") },
     HostConfig: { NetworkMode: "none" },
     State: pid === 0 ? { Status: "exited" } : { Running: true, Status: "running", Pid: pid },
   };
@@ -35,7 +35,8 @@ async function sandbox({ annotations = {}, pid = process.pid }: { annotations?: 
     }),
   );
   const network = createCNINetwork(node.cni());
-  const options = { client: docker.client, network, log: silentLogger, removeContainer: async () => {} };
+  const context = { nodeName: "node-1" };
+  const options = { client: docker.client, context, network, log: silentLogger, removeContainer: async () => {} };
   const sandboxes = new Sandboxes(options as unknown as SandboxesOptions);
   const pod = { podName: "web", podNamespace: "shop", podUID: "u", portMappings: [], annotations: {} };
   const target = { containerID: "abc", netnsPath: "/proc/self/ns/net", ...pod };

@@ -1,6 +1,7 @@
 import { expect, test } from "vitest";
 import { silentLogger } from "../../../../agent/lib/log.ts";
 import { sandboxLabels } from "../../../../agent/runtime/docker/labels.ts";
+import { sandboxName } from "../../../../agent/runtime/docker/names.ts";
 import type { SandboxNetwork } from "../../../../agent/runtime/docker/network.ts";
 import { Sandboxes } from "../../../../agent/runtime/docker/sandboxes.ts";
 import { FakeClock } from "../../kube/fake-clock.ts";
@@ -22,8 +23,9 @@ async function withSandboxes(hang?: Hang) {
   };
   const inspect = {
     Id: "abc",
+    Name: `/${sandboxName(config)}`,
     State: { Running: true, Pid: process.pid },
-    Config: { Labels: sandboxLabels(config, "") },
+    Config: { Labels: sandboxLabels(config, "", "node-1") },
     HostConfig: { NetworkMode: "none" },
   };
   const fake = await fakeDocker(({ method, path }, response) => {
@@ -45,11 +47,12 @@ async function withSandboxes(hang?: Hang) {
     client: fake.client,
     context: context(),
     network,
-    images: {
-      imageStatus: async () => undefined,
-      pullImage: async () => (hang === "image" ? await forever() : ""),
+    pauseImage: {
+      name: "pause",
+      ensure: async () => {
+        if (hang === "image") await forever();
+      },
     },
-    pauseImage: "pause",
     removeContainer: async () => {},
     requestTimeoutMs,
     clock,

@@ -11,6 +11,17 @@ import { type Answer, fakeDocker } from "./fake-docker.ts";
 
 const id = "c".repeat(64);
 
+const labels = {
+  "io.kubernetes.docker.type": "container",
+  "io.kubernetes.container.name": "app",
+  "io.kubernetes.pod.name": "web",
+  "io.kubernetes.pod.namespace": "shop",
+  "io.kubernetes.pod.uid": "u",
+  "io.nodelet.keys": "[]",
+};
+/** A pod's container, in a list. */
+const listed = (Id: string) => ({ Id, Names: ["/k8s_app_web_shop_u_0"], Labels: labels });
+
 const mountsV1 = (root = "/") =>
   ["cpu,cpuacct", "memory"]
     .map((name) => `30 29 0:26 ${root} /sys/fs/cgroup/${name} rw - cgroup cgroup rw,${name}\n`)
@@ -127,13 +138,18 @@ async function setUp(
     clock: systemClock,
     log: silentLogger,
   });
-  return { ...fake, disk, asked, stats: createDockerStats(fake.client, { disk, clock: systemClock }) };
+  return {
+    ...fake,
+    disk,
+    asked,
+    stats: createDockerStats(fake.client, { disk, nodeName: "node-1", clock: systemClock }),
+  };
 }
 
 test("all running containers of pods cost one list, and a look at each new one", async () => {
   const upper = "/data/overlay2/x/diff";
   await using t = await setUp(({ path }) => {
-    if (path === "/containers/json") return [{ Id: id }, { Id: "gone" }];
+    if (path === "/containers/json") return [listed(id), listed("gone"), { ...listed("copy"), Names: ["/copy"] }];
     if (path === `/containers/${id}/json`) {
       return { Id: id, State: { Pid: process.pid }, GraphDriver: { Data: { UpperDir: upper } } };
     }
@@ -158,7 +174,7 @@ test("all running containers of pods cost one list, and a look at each new one",
 test("where layers are no directories the daemon is asked for sizes", async () => {
   await using t = await setUp(
     ({ path, query }) => {
-      if (path === "/containers/json") return [{ Id: id, ...(query.has("size") ? { SizeRw: 42 } : {}) }];
+      if (path === "/containers/json") return [{ ...listed(id), ...(query.has("size") ? { SizeRw: 42 } : {}) }];
       if (path === "/system/df") return { LayersSize: 4_200 };
       return { Id: id, State: { Pid: 0 }, GraphDriver: { Name: "btrfs", Data: null } };
     },
@@ -186,7 +202,7 @@ test("images and layers are measured where the storage driver keeps them", async
 test("figures follow the daemon to another store, which may be on another disk", async () => {
   const info: Record<string, unknown> = { Driver: "overlay2" };
   await using t = await setUp(({ path }) => {
-    if (path === "/containers/json") return [{ Id: id, SizeRw: 42 }];
+    if (path === "/containers/json") return [{ ...listed(id), SizeRw: 42 }];
     if (path === "/system/df") return { LayersSize: 4_200 };
     return { Id: id, State: { Pid: 0 }, GraphDriver: { Name: "overlayfs", Data: null } };
   }, info);

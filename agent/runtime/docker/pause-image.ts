@@ -1,0 +1,42 @@
+import type { Clock } from "../../lib/clock.ts";
+import { withContext } from "../../lib/errors.ts";
+import type { Logger } from "../../lib/log.ts";
+import type { ImageCredential } from "../images-auth.ts";
+import { createPuller } from "../images-pull.ts";
+import type { ImageService, PodSandboxConfig } from "../port.ts";
+
+export interface PauseImageOptions {
+  /** The image whose program waits for signals and does nothing else. */
+  image: string;
+  images: Pick<ImageService, "imageStatus" | "pullImage">;
+  /** What the node has for it: it is no pod's image, and no pod's secrets are tried. Never rejects. */
+  credentials(): Promise<readonly ImageCredential[]>;
+  clock: Clock;
+  log: Logger;
+}
+
+/** The image of sandboxes. */
+export interface PauseImage {
+  readonly name: string;
+  /** Pulls it unless it is there; pods that come together share a pull, which ends with the last of their signals. */
+  ensure(sandboxConfig: PodSandboxConfig, signal: AbortSignal): Promise<void>;
+}
+
+export function createPauseImage({ image, images, credentials, clock, log }: PauseImageOptions): PauseImage {
+  // The limits for pulls are for images of pods, which may be many; nothing starts without this one.
+  const limits = { serializeImagePulls: false, registryPullQPS: 0, registryBurst: 0 };
+  const puller = createPuller({ images, clock, log, ...limits });
+  return {
+    name: image,
+    ensure: async (sandboxConfig, signal) => {
+      if ((await images.imageStatus(image)) !== undefined) return;
+      try {
+        const request = { image, annotations: {}, sandboxConfig, credentials: await credentials() };
+        // A registry that hangs must not hold a pod for good: it is tried again.
+        await puller.pull(request, signal);
+      } catch (err) {
+        throw withContext(err, `pull image ${image} of the sandbox`);
+      }
+    },
+  };
+}
