@@ -102,19 +102,19 @@ export interface FixedContext {
 /** Chains that others need from the start; nothing leads to services through them. By table and chain. Pure. */
 export function renderBase(context: FixedContext): Record<Table, Map<string, readonly string[]>> {
   const { mark, sets } = context;
-  const hairpins =
+  // Only what was translated: a machine's own address may be an endpoint, too, and be reached without a service.
+  const hairpins = (target: string) =>
     sets === undefined
       ? []
       : [
-          // Only what was translated: a machine's own address may be an endpoint, too, and be reached without a service.
-          `-m comment --comment "kubernetes service traffic of an endpoint to itself" -m conntrack --ctstate DNAT -m set --match-set ${sets.hairpins} dst,dst,src -j KUBE-MARK-MASQ`,
+          `-m comment --comment "kubernetes service traffic of an endpoint to itself" -m conntrack --ctstate DNAT -m set --match-set ${sets.hairpins} dst,dst,src -j ${target}`,
         ];
   const nat = new Map<string, readonly string[]>([
     ["KUBE-MARK-MASQ", [`-j MARK --or-mark ${mark}`]],
     [
       "KUBE-POSTROUTING",
       [
-        ...hairpins,
+        ...hairpins("KUBE-MARK-MASQ"),
         `-m mark ! --mark ${mark}/${mark} -j RETURN`,
         // Only counts. All of them come here, as the node is their client, and little else does.
         ...(context.family === "IPv4" && context.hasLocalhostNodePorts ? [localhostCountRule] : []),
@@ -131,6 +131,8 @@ export function renderBase(context: FixedContext): Record<Table, Map<string, rea
         ...(context.dropsInvalid ? [invalidRule] : []),
         `-m comment --comment "kubernetes forwarding rules" -m mark --mark ${mark}/${mark} -j ACCEPT`,
         '-m comment --comment "kubernetes forwarding conntrack rule" -m conntrack --ctstate RELATED,ESTABLISHED -j ACCEPT',
+        // As marked as the others above, but only when it leaves.
+        ...hairpins("ACCEPT"),
       ],
     ],
   ]);

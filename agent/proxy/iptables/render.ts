@@ -24,8 +24,11 @@ export interface RenderContext {
   readonly masqueradeAll: boolean;
   /** Arguments that match packets of this node's pods, and of everybody else; undefined: cannot be told. */
   readonly localPods: { readonly match: string; readonly notMatch: string } | undefined;
-  /** Comments in endpoint chains and balancing rules: for people, at 40 % more text to load. */
-  readonly withEndpointComments: boolean;
+  /**
+   * Many endpoints: no comments in endpoint chains and balancing rules, which are for people and 40 % more text to load; and with sets
+   * no endpoint chains where nothing else needs them. At each change of a table nf_tables walks through all rules in it.
+   */
+  readonly isLarge: boolean;
   /** Sets say what rules would otherwise: see {@link RenderedService.members}. */
   readonly hasSets: boolean;
   /** Sets of clients can be made; see {@link RenderedService.clientSets}. */
@@ -54,6 +57,8 @@ export interface RenderedService {
  *
  *     dispatch ─▶ KUBE-FW-x ─▶ KUBE-EXT-x ─▶ KUBE-SVC-x (all endpoints)  ─▶ KUBE-SEP-y: DNAT
  *                (ranges)      (external)  └▶ KUBE-SVL-x (local ones only) ─▶ KUBE-SEP-z: DNAT
+ *
+ * In large clusters, with sets, KUBE-SVC-x and KUBE-SVL-x translate by themselves: see {@link RenderContext.isLarge}.
  */
 export function renderService(service: ServiceDescription, context: RenderContext): RenderedService {
   const chains = new Map<string, readonly string[]>();
@@ -135,9 +140,11 @@ function membersOf(port: ServicePort, context: RenderContext): SetMember[] {
       for (const member of nodePortMembers(family, protocol, port.nodePort)) add("nodePorts", member);
     }
   }
+  // One on another node reaches itself by way of that node. Only who asks this one for an external address comes by here, and a
+  // Local policy lets pods come as they are.
+  const comesByHere = context.localPods !== undefined && port.isExternalPolicyLocal && isExternallyAccessible(port);
   for (const { ip, port: number, isElsewhere } of endpoints.reachable) {
-    // One on another node cannot reach itself by way of this one.
-    if (!isElsewhere) add("hairpins", `${ip},${protocol}:${number},${ip}`);
+    if (!isElsewhere || comesByHere) add("hairpins", `${ip},${protocol}:${number},${ip}`);
   }
   return members;
 }
@@ -164,7 +171,7 @@ function renderChains(
   const suffix = portSuffix(name, protocol);
   const { external } = reachability(port);
   // Chains first that others jump to, so that the text can be read from the inside out.
-  for (const endpoint of endpoints.reachable) {
+  for (const endpoint of hasEndpointChains(port, context) ? endpoints.reachable : []) {
     chains.set(endpointChain(name, protocol, endpoint.address), endpointRules(port, endpoint, context));
   }
   const addBalancing = (list: readonly Endpoint[], prefix: "KUBE-SVC-" | "KUBE-SVL-") => {
@@ -261,18 +268,26 @@ function balancingChains(
     choices.map(({ target, chance }) => {
       const random = chance === 1 ? "" : `-m statistic --mode random --probability ${chance.toFixed(10)} `;
       if ("chain" in target) return `${random}-j ${target.chain}`;
+      if (!hasEndpointChains(port, context)) {
+        return `${random}-p ${protocol} -j DNAT --to-destination ${target.item.address}`;
+      }
       const goal = endpointChain(name, protocol, target.item.address);
       return `${endpointComment(port, target.item, context)}${random}-j ${goal}`;
     }),
   ]);
 }
 
+/** Otherwise balancing rules translate themselves. */
+function hasEndpointChains({ affinitySeconds }: ServicePort, { isLarge, hasSets }: RenderContext): boolean {
+  return !isLarge || !hasSets || affinitySeconds !== undefined;
+}
+
 function endpointComment({ name }: ServicePort, { address }: Endpoint, context: RenderContext): string {
-  return context.withEndpointComments ? `${comment(`${name} -> ${address}`)} ` : "";
+  return context.isLarge ? "" : `${comment(`${name} -> ${address}`)} `;
 }
 
 function endpointRules(port: ServicePort, endpoint: Endpoint, context: RenderContext): string[] {
-  const prefix = context.withEndpointComments ? `${comment(port.name)} ` : "";
+  const prefix = context.isLarge ? "" : `${comment(port.name)} `;
   const chain = endpointChain(port.name, port.protocol, endpoint.address);
   const affinity = port.affinitySeconds === undefined ? "" : `-m recent --name ${chain} --set `;
   const remember = hasClientSets(port, context)

@@ -1,7 +1,7 @@
 import { type Clock, systemClock } from "../../lib/clock.ts";
 import type { Logger } from "../../lib/log.ts";
 import { type AgentError, hasCode } from "../../lib/errors.ts";
-import type { BackendFigures, SyncRequest } from "../backend.ts";
+import { type BackendFigures, endpointsOfSmallClusterMax, type SyncRequest } from "../backend.ts";
 import type { ServiceDescription } from "../model.ts";
 import { Pacer } from "../pacer.ts";
 import type { ClientSets } from "./affinity.ts";
@@ -30,14 +30,11 @@ import { Sets, SetsUnusable } from "./sets.ts";
 import { findStale, type PresentChains, StaleChains } from "./stale.ts";
 import { RuleState } from "./state.ts";
 
-/** More endpoints than this: no comments in endpoint chains. The reference's "large cluster" threshold. */
-export const endpointsWithCommentsMax = 1_000;
-
 /** A sync, and what decides the rules beyond the services. */
 export interface IptablesSyncRequest extends SyncRequest {
   /** Without what the backend knows. */
   readonly fixed: Omit<FixedContext, "sets" | "masqueradedClients">;
-  readonly render: Omit<RenderContext, "withEndpointComments" | "hasSets" | "hasClientSets">;
+  readonly render: Omit<RenderContext, "isLarge" | "hasSets" | "hasClientSets">;
 }
 
 export interface IptablesBackendDeps extends Omit<RefusedDeps, "clock"> {
@@ -230,9 +227,9 @@ export class IptablesBackend {
   ): Promise<FullSync> {
     // Asked before anything is written: a clean machine answers at once.
     const present = await this.#readChains(signal);
-    const withEndpointComments = request.endpointCount() <= endpointsWithCommentsMax;
+    const isLarge = request.endpointCount() > endpointsOfSmallClusterMax;
     const { hasClientSets } = this.#sets;
-    const state = new RuleState({ ...request.render, withEndpointComments, hasSets, hasClientSets });
+    const state = new RuleState({ ...request.render, isLarge, hasSets, hasClientSets });
     // Sets are filled when everything is known, before anything new leads here; but what leads here already depends on them at once.
     const early = new Map<string, string[]>();
     const applier = new Applier(this.#iptables, signal, present, async () => {

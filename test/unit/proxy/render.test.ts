@@ -2,6 +2,7 @@ import { describe, expect, test } from "vitest";
 import { FakeClock } from "../kube/fake-clock.ts";
 import type { EndpointSlice, Service, ServiceSpec } from "../../../agent/kube/types.ts";
 import { silentLogger } from "../../../agent/lib/log.ts";
+import { endpointsOfSmallClusterMax } from "../../../agent/proxy/backend.ts";
 import { detectLocalMatch, type FixedContext } from "../../../agent/proxy/iptables/fixed.ts";
 import { chainNameLengthMax, endpointChain, portSuffix } from "../../../agent/proxy/iptables/names.ts";
 import type { RenderContext } from "../../../agent/proxy/iptables/render.ts";
@@ -28,6 +29,8 @@ interface Setup {
   fixed?: Partial<FixedContext>;
   render?: Partial<RenderContext>;
   withoutSet?: boolean;
+  /** So many endpoints that rules are kept few. */
+  isLarge?: boolean;
 }
 
 /** The tables after a full sync of these objects on node n1. The fake checks that the text is closed and commits. */
@@ -49,7 +52,7 @@ async function program(setup: Setup) {
       isFull: true,
       keys: model.keys(),
       describe: (key) => model.describe(key),
-      endpointCount: () => model.endpointCount(),
+      endpointCount: () => (setup.isLarge === true ? endpointsOfSmallClusterMax + 1 : model.endpointCount()),
       fixed: {
         family,
         mark: "0x004000",
@@ -213,6 +216,8 @@ const cases: Case[] = [
     packets: [
       [{ ...fromOutside, ...toNodePort }, "10.244.1.5:8080"],
       [{ ...fromPod, ...toNodePort }, `${remotePod}:8080`],
+      // A pod of another node that asks this node, and is led back to itself.
+      [{ ...fromPod, ...toNodePort, src: remotePod }, `${remotePod}:8080 m`],
       [{ ...fromNode, ...toNodePort }, `${remotePod}:8080 m`],
     ],
   },
@@ -266,15 +271,21 @@ const cases: Case[] = [
 
 describe("rules of one service", () => {
   for (const { name, spec = {}, extra = {}, endpoints = [], packets, onlyWithSets = false, ...contexts } of cases) {
-    for (const withoutSet of onlyWithSets ? [false] : [false, true]) {
-      test(`${name}${withoutSet ? ", without ipset" : ""}`, async () => {
+    const variants = [
+      { kind: "", isLarge: false, withoutSet: false },
+      { kind: ", in a large cluster", isLarge: true, withoutSet: false },
+      ...(onlyWithSets ? [] : [{ kind: ", without ipset", isLarge: false, withoutSet: true }]),
+    ];
+    for (const { kind, isLarge, withoutSet } of variants) {
+      test(`${name}${kind}`, async () => {
         const { iptables, sets } = await program({
           services: [makeService("web", spec, extra)],
           slices: [makeSlice("web", endpoints)],
           withoutSet,
+          isLarge,
           ...contexts,
         });
-        if (!withoutSet) await expect(iptables.dump()).toMatchFileSnapshot(`golden/${name}.txt`);
+        if (kind === "") await expect(iptables.dump()).toMatchFileSnapshot(`golden/${name}.txt`);
         for (const [packet, want] of packets) {
           const full: Packet = { dst: vip, dport: 80, proto: "tcp", src: pod, ...packet };
           const { verdict, dnat, isMasqueraded } = tracePacket(iptables.tables, full, { sets, localIPs });
@@ -284,6 +295,17 @@ describe("rules of one service", () => {
       });
     }
   }
+
+  test("in a large cluster balances without chains of endpoints, but for session affinity", async () => {
+    const { iptables } = await program({
+      services: [makeService("web"), makeService("shop", { clusterIP: "10.96.0.11", sessionAffinity: "ClientIP" })],
+      slices: [makeSlice("web", ["10.244.1.5", "10.244.1.6"]), makeSlice("shop", ["10.244.1.7"])],
+      isLarge: true,
+    });
+    await expect(iptables.dump()).toMatchFileSnapshot("golden/large-cluster.txt");
+    const endpointChains = [...iptables.tables.get("nat")!.keys()].filter((chain) => chain.startsWith("KUBE-SEP-"));
+    expect(endpointChains).toEqual([endpointChain("ns1/shop:p80", "tcp", "10.244.1.7:8080")]);
+  });
 
   test("IPv6", async () => {
     const { iptables } = await program({
