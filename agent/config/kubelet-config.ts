@@ -147,15 +147,14 @@ const runtimeFields = {
     { flag: false },
   ),
   preloadedImagesVerificationAllowlist: works(strings, [], "images excepted by that policy", { flag: false }),
-  imageMinimumGCAge: later(duration(), 2 * minute, "images younger than this stay", {
+  imageMinimumGCAge: works(duration(), 2 * minute, "images younger than this stay", {
     flag: "minimum-image-ttl-duration",
   }),
-  imageMaximumGCAge: later(duration({ min: 0 }), 0, "unused images older than this go, 0s for never", { flag: false }),
-  imageGCHighThresholdPercent: later(percent, 85, "disk usage at which images are removed", {
+  imageMaximumGCAge: works(duration({ min: 0 }), 0, "unused images older than this go, 0s for never", { flag: false }),
+  imageGCHighThresholdPercent: works(percent, 85, "disk usage at which images are removed", {
     flag: "image-gc-high-threshold",
-    quiet: (value) => value === 100, // switches it off, which it still is
   }),
-  imageGCLowThresholdPercent: later(percent, 80, "disk usage down to which images are removed", {
+  imageGCLowThresholdPercent: works(percent, 80, "disk usage down to which images are removed", {
     flag: "image-gc-low-threshold",
   }),
   containerLogMaxSize: works(quantityString, "10Mi", "size at which a container's log is rotated"),

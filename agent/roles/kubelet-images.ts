@@ -20,8 +20,13 @@ export interface OpenImagesOptions {
   nodeCredentials: NodeCredentials;
 }
 
+export interface OpenedImages extends ImageManager {
+  /** Forgets who may use images that the runtime no longer has. */
+  pruneRecords(): Promise<void>;
+}
+
 /** Makes the part that pulls, with what it needs to know of credentials. */
-export async function openImages(options: OpenImagesOptions, surroundings: Surroundings): Promise<ImageManager> {
+export async function openImages(options: OpenImagesOptions, surroundings: Surroundings): Promise<OpenedImages> {
   const { settings, runtime, recorder, measures, timelines, nodeCredentials } = options;
   const { clock, log } = surroundings;
   const { serializeImagePulls, maxParallelImagePulls, registryPullQPS, registryBurst } = settings.config;
@@ -43,6 +48,7 @@ export async function openImages(options: OpenImagesOptions, surroundings: Surro
   });
   return {
     ensureImage: manager.ensureImage,
+    pruneRecords: async () => await records?.prune(async () => await runtime.images.listImages()),
     forgetPod: (podUID) => {
       manager.forgetPod(podUID);
       nodeCredentials.forgetPod(podUID);

@@ -21,6 +21,7 @@ import type { ExpansionDeps } from "../volumes/kind.ts";
 import { cacheTTLMs, createObjectSource, type OwnedObjectSource } from "../volumes/object-source.ts";
 import type { Cluster, Surroundings } from "./cluster.ts";
 import type { NodeCredentials } from "./kubelet-credentials.ts";
+import { startImageCollection } from "./kubelet-image-garbage.ts";
 import { openImages } from "./kubelet-images.ts";
 import type { StartedNode } from "./kubelet-node.ts";
 import type { KubeletMetrics } from "./kubelet-metrics.ts";
@@ -102,6 +103,8 @@ export async function startPods(
   health.syncLoop.tick(); // from here on it counts how long the runtime has not been listed
   parts.start("pods", (signal) => manager.run(signal));
   startLogRotation(options, manager.held, surroundings);
+  const { pruneRecords } = images;
+  startImageCollection({ ...options, recorder, sources, held: manager.held, pruneRecords }, surroundings);
   return { held: manager.held, volumes };
 }
 

@@ -5,6 +5,7 @@ import { nodeCapacity } from "../node/capacity.ts";
 import type { CgroupDriver } from "../node/cgroup-names.ts";
 import type { CgroupOptions } from "../node/cgroups.ts";
 import type { NodeFacts } from "../node/facts.ts";
+import type { ImageGarbagePolicy } from "../node/image-garbage.ts";
 import type { NodeSettings } from "../node/registration.ts";
 import { crashBackoffDefaults, type CrashBackoffLimits, crashBackoffReduced } from "../pods/crash-backoff.ts";
 import type { PodSettings } from "../pods/port.ts";
@@ -146,6 +147,16 @@ export function resourceContext(
     singleProcessOOMKill: config.singleProcessOOMKill ?? machine.cgroupVersion === 1,
     swapBehavior: config.memorySwap.swapBehavior === "LimitedSwap" ? "LimitedSwap" : "NoSwap",
     swapCapacityBytes: facts.swapBytes,
+  };
+}
+
+/** Which images that nobody uses may go. */
+export function imageGarbagePolicy({ config }: Pick<KubeletSettings, "config">): ImageGarbagePolicy {
+  return {
+    minAgeMs: config.imageMinimumGCAge,
+    maxAgeMs: config.imageMaximumGCAge,
+    highPercent: config.imageGCHighThresholdPercent,
+    lowPercent: config.imageGCLowThresholdPercent,
   };
 }
 

@@ -10,7 +10,7 @@ import { rfc3339 } from "../lib/rfc3339.ts";
 import { type Coordinates, type ImageCredential, stripSource } from "./images-auth.ts";
 import { parseImageName } from "./images-name.ts";
 import { createPullRecordMetrics } from "./metrics.ts";
-import type { ImageService } from "./port.ts";
+import type { ImageInfo, ImageService } from "./port.ts";
 
 /** `imagePullCredentialsVerificationPolicy` of the configuration. */
 export type VerificationPolicy =
@@ -169,8 +169,12 @@ export interface PullRecords {
   recordPull(image: string, pull: () => Promise<PullOutcome>): Promise<PullOutcome>;
   /** Turns the intents of pulls that a crash cut off into records that nobody's credentials satisfy. Call at start. */
   recover(images: ImageService): Promise<void>;
-  /** Drops records of images that the runtime no longer has. Call after image garbage collection. */
-  prune(imageRefs: ReadonlySet<string>): Promise<void>;
+  /**
+   * Drops records of images that the runtime no longer has. Call after image garbage collection.
+   *
+   * @param listImages asked for what the runtime has; once more before anything goes
+   */
+  prune(listImages: () => Promise<readonly ImageInfo[]>): Promise<void>;
 }
 
 export interface PullOutcome {
@@ -294,13 +298,18 @@ export async function openPullRecords(options: PullRecordsOptions): Promise<Pull
       }
     },
 
-    prune: async (imageRefs) => {
+    prune: async (listImages) => {
+      const vanished = async () => {
+        const images = await listImages();
+        const refs = images.flatMap(({ id, repoTags, repoDigests }) => [id, ...repoTags, ...repoDigests]);
+        const kept = new Set(refs.map((ref) => pathOf(pulled, ref)));
+        const paths = (await readdir(pulled)).map((name) => join(pulled, name));
+        return paths.filter((path) => !path.endsWith(".tmp") && !kept.has(path));
+      };
+      if ((await vanished()).length === 0) return;
+      // An image may have come in between. In its turn, no pull writes a record of one that came after this list.
       await inTurn(async () => {
-        const kept = new Set([...imageRefs].map((imageRef) => pathOf(pulled, imageRef)));
-        for (const name of await readdir(pulled)) {
-          const path = join(pulled, name);
-          if (!kept.has(path)) await rm(path, { force: true });
-        }
+        for (const path of await vanished()) await rm(path, { force: true });
       });
     },
   };

@@ -114,6 +114,7 @@ function instrumentImages(images: ImageService, timed: Timed): ImageService {
     imageStatus: timed(["image_status"], images.imageStatus.bind(images)),
     pullImage: timed(["pull_image"], images.pullImage.bind(images)),
     removeImage: timed(["remove_image"], images.removeImage.bind(images)),
+    imagesInUse: timed(["list_containers"], images.imagesInUse.bind(images)),
     fsInfo: timed(["image_fs_info"], images.fsInfo.bind(images)),
   };
 }

@@ -99,6 +99,24 @@ export interface ImageMetrics {
   pulled(seconds: number, imageBytes: number | undefined): void;
 }
 
+/** Why an image was removed: nobody used it for too long, or the disk was too full. */
+export type ImageGarbageReason = "age" | "space";
+
+export interface ImageGarbageMetrics {
+  collected: Counter<"reason">;
+}
+
+/** Registers what is counted about images that nobody needs. */
+export function createImageGarbageMetrics(registry: MetricsRegistry): ImageGarbageMetrics {
+  return {
+    collected: registry.counter(
+      "kubelet_image_garbage_collected_total",
+      "Images that were removed because nobody used them, by why.",
+      ["reason"],
+    ),
+  };
+}
+
 // The reference's, in seconds.
 const pullBuckets = [1, 5, 10, 20, 30, 60, 120, 180, 240, 300, 360, 480, 600, 900, 1200, 1800, 2700, 3600];
 

@@ -427,6 +427,11 @@ export interface ImageService {
     },
   ): Promise<string>;
   removeImage(image: string): Promise<void>;
+  /**
+   * What must not be removed: IDs, digests or names of the images of all containers that the runtime knows, whoever's and in
+   * whatever state, of those that are mounted in them, and of the one that sandboxes are made of.
+   */
+  imagesInUse(): Promise<ReadonlySet<string>>;
   /** Where images and containers' writable layers lie, and what they take there. */
   fsInfo(): Promise<ImageFsInfo>;
 }

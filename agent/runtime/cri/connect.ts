@@ -31,6 +31,7 @@ import { createEventSource } from "./event-source.ts";
 import { followEvents } from "./events.ts";
 import { createWithImageMounts } from "./image-mounts.ts";
 import { createImageService } from "./image-service.ts";
+import { createImagesInUse } from "./images-in-use.ts";
 import { PodIDs } from "./pod-ids.ts";
 import { loadProto, type ProtoPackage } from "../../lib/grpc/proto.ts";
 import { containerStats, sandboxProcess } from "./stats.ts";
@@ -100,7 +101,10 @@ class CRIRuntime implements Runtime {
   constructor(options: CRIRuntimeOptions) {
     this.#options = options;
     this.#calls = createRuntimeCalls(options.channel, options.proto, options.requestTimeoutMs);
-    this.images = createImageService(options.imageChannel, options.proto, options.requestTimeoutMs);
+    this.images = {
+      ...createImageService(options.imageChannel, options.proto, options.requestTimeoutMs),
+      imagesInUse: createImagesInUse(this.#calls),
+    };
   }
 
   async version(): Promise<RuntimeVersion> {

@@ -9,8 +9,12 @@ import type { WireFilesystemUsage, WireImage } from "./wire.ts";
 
 const service = "runtime.v1.ImageService";
 
-/** CRI's image service. `timeoutMs` bounds every call but pullImage, which may take as long as the registry does. */
-export function createImageService(channel: CRIChannel, proto: ProtoPackage, timeoutMs: number): ImageService {
+/** CRI's image service; who uses its images only the runtime service knows. `timeoutMs` bounds every call but pullImage, which may take as long as the registry does. */
+export function createImageService(
+  channel: CRIChannel,
+  proto: ProtoPackage,
+  timeoutMs: number,
+): Omit<ImageService, "imagesInUse"> {
   const call = async <Response extends object>(method: string, request: object, what: string) =>
     await channel.call<Response>(proto, service, method, request, { timeoutMs, what });
 

@@ -63,6 +63,8 @@ export interface WireContainer {
   metadata: { name: string; attempt: number } | null;
   image: WireImageSpec | null;
   image_ref: string;
+  /** "" or absent from runtimes older than the field. */
+  image_id?: string;
   state: string;
   created_at: Int64;
   labels: Record<string, string>;

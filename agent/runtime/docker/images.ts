@@ -98,6 +98,26 @@ export function createDockerImages(client: DockerClient, options: DockerImagesOp
       await remove(client, found);
     },
 
+    imagesInUse: async () => {
+      const [containers, images] = await Promise.all([
+        client.call<unknown>(
+          "list all containers",
+          async (abortSignal) => await client.docker.listContainers({ all: true, abortSignal } as object),
+        ),
+        // With those in between that a build left.
+        client.call<unknown>(
+          "list all images",
+          async (abortSignal) => await client.docker.listImages({ all: true, abortSignal } as object),
+        ),
+      ]);
+      const used = [
+        ...objectsIn(containers, "list all containers").flatMap(imagesOfContainer),
+        // What others were built upon cannot go before them, and would only lose its names.
+        ...objectsIn(images, "list all images").map(({ ParentId }) => textOf(ParentId)),
+      ];
+      return new Set(used.filter((reference) => reference !== ""));
+    },
+
     fsInfo: async () => ({ imageFilesystems: [await options.disk.imageFs()], containerFilesystems: [] }),
   };
 }
@@ -140,6 +160,12 @@ async function inspect(
   const image = imageOf(answer);
   if (image.id === "") throw new AgentError("Internal", `status of image ${query}: the daemon's answer has no ID`);
   return { image, user: userOfConfig(fieldsOf(answer)["Config"]) };
+}
+
+/** What it was made of, and what it mounts. */
+function imagesOfContainer({ ImageID, Mounts }: Record<string, unknown>): string[] {
+  const mounts = Array.isArray(Mounts) ? Mounts.map(fieldsOf).filter(({ Type }) => Type === "image") : [];
+  return [textOf(ImageID), ...mounts.flatMap(({ Name, Source }) => [textOf(Name), textOf(Source)])];
 }
 
 /** Garbage collection must not take what a container stands on, whoever's it is, nor half of an image's names before it fails. */

@@ -15,6 +15,7 @@ import {
   type VerificationPolicy,
 } from "../../../agent/runtime/images-records.ts";
 import type { ImageInfo, ImageService } from "../../../agent/runtime/port.ts";
+import { info } from "./images-support.ts";
 
 const repository = "quay.io/team/app";
 const image = `${repository}:1`;
@@ -137,10 +138,30 @@ test("a pull is remembered across restarts, without its password, in files of ro
   expect((await stat(path)).mode & 0o777).toBe(0o600);
   expect((await stat(join(options.dir, "pulled"))).mode & 0o777).toBe(0o700);
 
-  await again.prune(new Set(["sha256:1"]));
+  await again.prune(async () => [info("sha256:1")]);
   expect(await readdir(join(options.dir, "pulled"))).toHaveLength(1);
-  await again.prune(new Set());
+  await again.prune(async () => [{ ...info("sha256:2"), repoDigests: ["sha256:1"] }]);
+  expect(await readdir(join(options.dir, "pulled"))).toHaveLength(1);
+  await again.prune(async () => []);
   expect(await readdir(join(options.dir, "pulled"))).toEqual([]);
+});
+
+test("the record of an image that comes while records are pruned stays", async () => {
+  const records = await openPullRecords(options);
+  const pulled = async (imageRef: string) =>
+    await records.recordPull(image, async () => ({ imageRef, credential: undefined }));
+  await pulled("sha256:gone");
+  const present: ImageInfo[] = [];
+  // The runtime was asked before the pull ended, and answers after.
+  const first = Promise.withResolvers<ImageInfo[]>();
+  const answers = [first.promise];
+  const pruning = records.prune(async () => (await answers.pop()) ?? present);
+  await pulled("sha256:came");
+  present.push(info("sha256:came"));
+  first.resolve([]);
+  await pruning;
+  expect(await readdir(join(options.dir, "pulled"))).toHaveLength(1);
+  expect(await records.mustPull(image, "sha256:came", async () => [])).toBe(false);
 });
 
 test("a failed pull leaves nothing; the last of several removes the intent", async () => {

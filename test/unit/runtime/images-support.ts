@@ -54,6 +54,7 @@ class FakeImages implements ImageService {
     return id;
   };
   removeImage = async (image: string) => void this.present.delete(image);
+  imagesInUse = async () => new Set<string>();
   fsInfo = async () => ({ imageFilesystems: [], containerFilesystems: [] });
 }
 

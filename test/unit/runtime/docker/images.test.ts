@@ -116,10 +116,25 @@ test("an answer in another shape is an image without names", () => {
   expect(imageOf({ RepoTags: "busybox", Size: "9" })).toEqual({ id: "", repoTags: [], repoDigests: [], sizeBytes: 0 });
 });
 
+test("in use is what any container was made of or mounts, and what other images were built upon", async () => {
+  await using t = await setUp(({ path, query }) => {
+    if (query.get("all") === null) return undefined;
+    if (path === "/images/json") return [{ ...busybox, ParentId: "" }, { Id: id("b"), ParentId: id("a") }, pause];
+    return [
+      { Id: "1", ImageID: id("1"), State: "exited", Labels: {}, Mounts: [{ Type: "bind", Source: "/data" }] },
+      { Id: "2", ImageID: id("2"), State: "created", Mounts: [{ Type: "image", Source: "model:1" }] },
+      { Id: "3" },
+    ];
+  });
+  const used = await t.images.imagesInUse();
+  expect([...used]).toEqual([id("1"), id("2"), "model:1", id("a")]);
+});
+
 test("an answer that is no list is an error, and removes nothing", async () => {
   await using t = await setUp(({ path }) => (path.endsWith("/json") && path !== "/images/json" ? busyboxInspect : {}));
   const error = { code: "Internal", message: "list images: the Docker daemon's answer is no list" };
   await expect(t.images.listImages()).rejects.toMatchObject(error);
+  await expect(t.images.imagesInUse()).rejects.toMatchObject({ code: "Internal" });
   await expect(t.images.removeImage("busybox")).rejects.toMatchObject({ code: "Internal" });
   expect(t.requests.some((request) => request.startsWith("DELETE"))).toBe(false);
 });
