@@ -223,13 +223,15 @@ function terminationBlockers(facts: PodFacts, local: PodLocal, nowMs: number): B
   if (failed?.state === "failed" && !local.isCleanedUp) {
     return [{ what: "pod", why: failed.message, ...failedOf(failed) }];
   }
-  for (const [what, why] of [
-    ["sandbox stop", "its sandbox and network are being removed"],
-    ["clean-up", "its volumes and cgroup are being removed"],
-  ] as const) {
+  const underWay = [
+    { what: "sandbox stop", why: "its sandbox and network are being removed" },
+    { what: "volume tear-down", why: "its volumes are being removed" },
+    { what: "clean-up", why: "its cgroup is being removed" },
+  ].flatMap(({ what, why }): Blocker[] => {
     const open = openEntry(timeline?.entries, what);
-    if (open !== undefined) return [{ what: "pod", why, sinceMs: open.atMs }];
-  }
+    return open === undefined ? [] : [{ what: "pod", why, sinceMs: open.atMs }];
+  });
+  if (underWay.length > 0) return underWay;
   if (!local.isCleanedUp || local.isGone || pod.metadata.deletionTimestamp === undefined) return [];
   const finalizers = pod.metadata.finalizers ?? [];
   const held =

@@ -108,6 +108,8 @@ export class Executor {
       case "RemoveSandbox":
         await runtime.stopPodSandbox(action.sandboxID);
         return await runtime.removePodSandbox(action.sandboxID);
+      case "TearDownVolumes":
+        return await this.#deps.volumes.tearDown(uidOf(context.pod));
       case "CleanUp":
         return await this.#cleanUp(context);
     }
@@ -437,8 +439,8 @@ export class Executor {
 
   async #cleanUp({ pod }: StepContext): Promise<void> {
     const uid = uidOf(pod);
-    const { volumes, cgroups, objects, images, userNamespaces } = this.#deps;
-    await Promise.all([volumes.tearDown(uid), cgroups.destroy(uid)]);
+    const { cgroups, objects, images, userNamespaces } = this.#deps;
+    await cgroups.destroy(uid);
     await userNamespaces.release(uid);
     objects.unregister(uid);
     images.forgetPod(uid);

@@ -48,6 +48,7 @@ function operationType({ kind }: PodAction, hasContainers: boolean): "create" | 
       return "kill";
     case "RemoveContainer":
     case "RemoveSandbox":
+    case "TearDownVolumes":
     case "CleanUp":
       return "terminated";
   }

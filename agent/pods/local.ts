@@ -58,6 +58,8 @@ export interface PodLocal {
   readonly awaitedVolumes: ReadonlySet<string>;
   /** Set once the pod must stop: deleted, finished, or gone. Never unset. */
   readonly terminating: Termination | undefined;
+  /** Torn down since nothing uses them any more. */
+  readonly areVolumesGone: boolean;
   /** Volumes, cgroup and sandboxes are gone. */
   readonly isCleanedUp: boolean;
   /** The API server no longer has the object. */

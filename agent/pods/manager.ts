@@ -5,7 +5,7 @@ import type { Pod, PodStatus } from "../kube/types.ts";
 import { hasCode, messageOf } from "../lib/errors.ts";
 import { ignoreAbort, untilAborted } from "../lib/loop.ts";
 import { createProbeManager, type ProbeManager } from "../probes/manager.ts";
-import type { ContainerSummary, RuntimeList } from "../runtime/port.ts";
+import type { ContainerSummary, RuntimeEvent, RuntimeList } from "../runtime/port.ts";
 import { missingForUpdate } from "./admission/features.ts";
 import { AdmissionGate } from "./admission/gate.ts";
 import type { Rejection } from "./admission/port.ts";
@@ -200,7 +200,7 @@ class Manager {
     ];
     try {
       await Promise.all([
-        runtime.events(({ podUID }) => this.#onRuntime(podUID), signal),
+        runtime.events((event) => this.#onRuntime(event), signal),
         this.#relist(),
         this.#static.run(signal),
         this.#drain(),
@@ -403,9 +403,9 @@ class Manager {
     if (next !== undefined) this.#onPod({ key: keyOf(next.metadata), old: undefined, object: next });
   }
 
-  #onRuntime(podUID: string | undefined): void {
-    if (podUID === undefined) this.#each((worker) => worker.runtimeChanged());
-    else this.#workers.get(podUID)?.worker.runtimeChanged();
+  #onRuntime(event: RuntimeEvent): void {
+    if (event.podUID === undefined) this.#each((worker) => worker.runtimeChanged());
+    else this.#workers.get(event.podUID)?.worker.runtimeChanged(event);
   }
 
   // A pod that failed for a missing ConfigMap or Secret need not wait for its retry.

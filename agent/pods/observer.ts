@@ -1,9 +1,10 @@
 import type { Pod } from "../kube/types.ts";
-import type { PodSnapshot, ContainerStatus as RuntimeContainer } from "../runtime/port.ts";
+import type { PodSnapshot, ContainerStatus as RuntimeContainer, RuntimeEvent } from "../runtime/port.ts";
 import { restartCountOf } from "./container-annotations.ts";
 import { readTerminationMessage } from "./container-logs.ts";
 import { unknownExitCode } from "./container-status.ts";
 import { specContainers } from "./names.ts";
+import type { PodAction } from "./plan.ts";
 import type { PodDeps } from "./port.ts";
 
 // The runtime learns of an exit and of the kernel's out-of-memory killer by different ways; the reason may come later.
@@ -16,6 +17,9 @@ export class PodObserver {
   readonly #lastWords = new Map<string, string>();
   #snapshot: PodSnapshot | undefined;
   #isDirty = true;
+  #isLooking = false;
+  /** What a look that is under way has to show, or there is another one. */
+  readonly #expected: ((observed: PodSnapshot) => boolean)[] = [];
   #podIPs: string[] = [];
 
   constructor(podUID: string, deps: Pick<PodDeps, "runtime" | "clock" | "node" | "metrics">) {
@@ -44,6 +48,15 @@ export class PodObserver {
   }
 
   /**
+   * Something has happened in the runtime. It does not make a view out of date that shows it already: of an end we hear twice, by
+   * the runtime's event and by its answer to our call.
+   */
+  expect(isShown: (observed: PodSnapshot) => boolean): void {
+    if (this.#isLooking) this.#expected.push(isShown);
+    else if (this.#snapshot === undefined || !isShown(this.#snapshot)) this.#isDirty = true;
+  }
+
+  /**
    * The present view. A step or an event during a look makes it out of date, as what it did may be missing from it.
    *
    * @param isBeingKilled whether we ourselves stop this container just now
@@ -58,6 +71,7 @@ export class PodObserver {
   async #look(pod: Pod, isBeingKilled: (containerID: string) => boolean): Promise<void> {
     const { runtime, clock, node, metrics } = this.#deps;
     this.#isDirty = false;
+    this.#isLooking = true;
     try {
       let observed = inOrder(await runtime.podSnapshot(this.#podUID));
       if (observed.containers.some((container) => this.#mayBeOOM(pod, container, isBeingKilled))) {
@@ -69,9 +83,13 @@ export class PodObserver {
       if (newest?.ready === true && newest.ips.length > 0) this.#podIPs = publishedIPs(newest.ips, node.hostIPs());
       metrics?.looked(pod, this.#snapshot, observed);
       this.#snapshot = observed;
+      if (!this.#expected.every((isShown) => isShown(observed))) this.#isDirty = true;
     } catch (err) {
       this.#isDirty = true;
       throw err;
+    } finally {
+      this.#isLooking = false;
+      this.#expected.length = 0;
     }
   }
 
@@ -96,6 +114,36 @@ export class PodObserver {
       if (!observed.containers.some((container) => container.id === id)) this.#lastWords.delete(id);
     }
   }
+}
+
+/** True if this view of the runtime has what `action`, which has succeeded, did there. */
+export function isStepShown(action: PodAction, observed: PodSnapshot): boolean {
+  switch (action.kind) {
+    case "EnsureImage":
+    case "PreStop":
+    case "TearDownVolumes":
+    case "CleanUp":
+      return true; // it does nothing that a view would show
+    case "KillContainer":
+      return hasEnded(action.containerID, observed);
+    case "StopSandbox":
+      return hasEnded(action.sandboxID, observed);
+    default:
+      return false;
+  }
+}
+
+/** True if this view of the runtime has what `event` tells. */
+export function isEventShown({ kind, containerID }: RuntimeEvent, observed: PodSnapshot): boolean {
+  return kind === "exited" && containerID !== undefined && hasEnded(containerID, observed);
+}
+
+// Of a container or a sandbox. One that is not there may have ended, or may not be seen yet.
+function hasEnded(id: string, { containers, sandboxes }: PodSnapshot): boolean {
+  const container = containers.find((one) => one.id === id);
+  return container === undefined
+    ? sandboxes.find((one) => one.id === id)?.ready === false
+    : container.state === "exited";
 }
 
 // Newest first by their count: the machine's clock may have been set back between two instances.

@@ -24,7 +24,8 @@ export type PodAction =
   | { kind: "StopSandbox"; sandboxID: string }
   | { kind: "RemoveContainer"; containerID: string; keepsLogs?: boolean }
   | { kind: "RemoveSandbox"; sandboxID: string }
-  /** Tear down volumes and cgroup. */
+  | { kind: "TearDownVolumes" }
+  /** Removes the pod's cgroup, and lets go of what the node keeps for it. */
   | { kind: "CleanUp" };
 
 export interface KillAction {
@@ -64,6 +65,8 @@ export function actionKey(action: PodAction): string {
       return `remove/${action.containerID}`;
     case "RemoveSandbox":
       return `remove/${action.sandboxID}`;
+    case "TearDownVolumes":
+      return "teardown";
     case "CleanUp":
       return "cleanup";
   }

@@ -1,5 +1,7 @@
 import type { PodEnding } from "./ending.ts";
+import type { PodSnapshot } from "../runtime/port.ts";
 import type { Termination } from "./local.ts";
+import { isAlive } from "./plan.ts";
 
 // kubelet's floor for the whole pod's grace.
 const graceSecondsMin = 1;
@@ -9,6 +11,8 @@ export class PodEnd {
   #termination: Termination | undefined;
   #reason: PodEnding | undefined;
   #isStopped = false;
+  #areVolumesGone = false;
+  #isCleanedUp = false;
   readonly #stopped = Promise.withResolvers<void>();
 
   /** Since when the pod has to stop; undefined while it may run. */
@@ -49,6 +53,38 @@ export class PodEnd {
   /** True while the pod stops or has stopped and nothing of it runs. */
   get isStopped(): boolean {
     return this.#isStopped;
+  }
+
+  /** Its volumes were torn down, and nothing was seen since that could use them. */
+  get areVolumesGone(): boolean {
+    return this.#areVolumesGone;
+  }
+
+  /** Nothing of it is left on the node but what the runtime remembers. */
+  get isCleanedUp(): boolean {
+    return this.#isCleanedUp;
+  }
+
+  volumesTornDown(): void {
+    this.#areVolumesGone = true;
+  }
+
+  cleanedUp(): void {
+    this.#isCleanedUp = true;
+    this.settle();
+  }
+
+  /**
+   * Begins the clean-up anew if something runs that it should have found stopped: a step that ended late, or somebody else's
+   * doing.
+   *
+   * @returns true if all had been cleaned up
+   */
+  reopen({ containers, sandboxes }: PodSnapshot): boolean {
+    const wasCleanedUp = this.#isCleanedUp && sandboxes.some(({ ready }) => ready);
+    if (wasCleanedUp) this.#isCleanedUp = false;
+    if (wasCleanedUp || containers.some(isAlive)) this.#areVolumesGone = false;
+    return wasCleanedUp;
   }
 
   /** Nobody has to wait for the pod any longer. */

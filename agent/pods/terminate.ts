@@ -6,8 +6,13 @@ import { type Kill, wantHook, wantKill } from "./kill.ts";
 import { isAlive, isAnyStarting, type PlanBuilder, wantSandboxesStopped } from "./plan.ts";
 
 /**
- * The end of a pod, in this order: containers (sidecars after regular ones, the last declared first), sandboxes, volumes and cgroup,
- * and once the API server has let go of it, what is left in the runtime.
+ * The end of a pod, and once the API server has let go of it, of what is left in the runtime:
+ *
+ *   containers ──┬─► sandboxes ──┬─► cgroup ──(object gone)──► records of containers, then of sandboxes
+ *                └─► volumes ────┘
+ *
+ * Sidecars stop after regular containers, the last declared first. Volumes wait for the sandboxes where one of these may
+ * still hold them.
  */
 export function decideTermination(
   pod: Pod,
@@ -32,8 +37,12 @@ export function decideTermination(
     return;
   }
   if (isAnyStarting(local) || plan.isRunning("sandbox")) return; // its end wakes us, and shows whether there is something to stop
-  if (wantSandboxesStopped(observed, local, plan)) return;
-  if (plan.isRunning("volumes")) return; // set-up and tear-down must not meet
+  const isSandboxLeft = wantSandboxesStopped(observed, local, plan);
+  const areVolumesFree = !isSandboxLeft || areVolumesFreeEarly(pod, observed);
+  if (!local.areVolumesGone && areVolumesFree && !plan.isRunning("volumes")) {
+    plan.want({ kind: "TearDownVolumes" }); // but not while they are set up: the two must not meet
+  }
+  if (isSandboxLeft || !local.areVolumesGone) return;
   if (!local.isCleanedUp) {
     plan.want({ kind: "CleanUp" });
     return;
@@ -43,6 +52,14 @@ export function decideTermination(
   if (observed.containers.length > 0) return;
   for (const { id } of observed.sandboxes) plan.want({ kind: "RemoveSandbox", sandboxID: id });
   plan.isFinished = observed.sandboxes.length === 0;
+}
+
+// The pause container of an ordinary sandbox mounts nothing of the pod's. Other kinds of sandbox may: a virtual machine is
+// given the volumes as a whole. And in a shared PID namespace, what a container began may live until the sandbox ends it. A
+// container that never ran may have mounts all the same, and may yet be started by a call that was given up.
+function areVolumesFreeEarly({ spec }: Pod, { containers }: PodSnapshot): boolean {
+  if (spec.shareProcessNamespace === true || (spec.runtimeClassName ?? "") !== "") return false;
+  return containers.every(({ state }) => state === "exited");
 }
 
 function isSidecarName(pod: Pod, name: string): boolean {

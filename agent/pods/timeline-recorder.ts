@@ -188,8 +188,10 @@ export class TimelineRecorder {
       case "RemoveContainer":
       case "RemoveSandbox":
         return { ...nothing, failed: (message) => timeline.note("remove", "", message, { isFailure: true }) };
+      case "TearDownVolumes":
+        return timeline.begin("volume tear-down");
       case "CleanUp":
-        return timeline.begin("clean-up", "", "volumes and cgroup");
+        return timeline.begin("clean-up", "", "cgroup");
     }
     function failuresOf(what: string): number {
       return timeline.entries.reduce(

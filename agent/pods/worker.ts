@@ -6,7 +6,7 @@ import { isAbort, messageOf } from "../lib/errors.ts";
 import type { Logger } from "../lib/log.ts";
 import { Loop } from "../lib/loop.ts";
 import type { ProbeManager } from "../probes/manager.ts";
-import type { PodSnapshot, ContainerStatus as RuntimeContainer } from "../runtime/port.ts";
+import type { PodSnapshot, ContainerStatus as RuntimeContainer, RuntimeEvent } from "../runtime/port.ts";
 import { Announcements } from "./announcements.ts";
 import { deadContainersKept, type RemainsUse } from "./container-gc.ts";
 import { decide, isOver } from "./decide.ts";
@@ -19,7 +19,7 @@ import type { PodLocal, ReadyImage } from "./local.ts";
 import type { WorkerView } from "./metrics-gauges.ts";
 import { graceSecondsOf, specContainers } from "./names.ts";
 import { ObjectDeletion } from "./object-deletion.ts";
-import { PodObserver } from "./observer.ts";
+import { isEventShown, isStepShown, PodObserver } from "./observer.ts";
 import { actionKey, instanceOf, isAlive, type Plan, type PodAction } from "./plan.ts";
 import { podChanges, resizedContainers } from "./pod-changes.ts";
 import { PodEnd } from "./pod-end.ts";
@@ -88,7 +88,6 @@ export class PodWorker {
   #pod: Pod;
   #given: Pod | undefined;
   #isGone = false;
-  #isCleanedUp = false;
   #knowsReplaced = false;
 
   constructor(pod: Pod, deps: WorkerDeps) {
@@ -153,9 +152,10 @@ export class PodWorker {
     this.#loop.wake();
   }
 
-  /** Something may have changed in the runtime. */
-  runtimeChanged(): void {
-    this.#observer.invalidate();
+  /** Something may have changed in the runtime: what `event` says, or anything. */
+  runtimeChanged(event?: RuntimeEvent): void {
+    if (event === undefined) this.#observer.invalidate();
+    else this.#observer.expect((observed) => isEventShown(event, observed));
     this.#loop.wake();
   }
 
@@ -224,7 +224,7 @@ export class PodWorker {
 
   /** What the records of its dead containers are still good for. */
   get remainsUse(): RemainsUse {
-    if (!this.#isCleanedUp) return "needed";
+    if (!this.#end.isCleanedUp) return "needed";
     const { phase, reason } = this.#deps.writer.known(this.uid)?.status ?? {};
     return phase === "Failed" && reason === "Evicted" ? "useless" : "shown";
   }
@@ -368,7 +368,7 @@ export class PodWorker {
   }
 
   #observeProbes(pod: Pod, observed: PodSnapshot): void {
-    if (this.#isCleanedUp) return;
+    if (this.#end.isCleanedUp) return;
     const [podIP = ""] = this.#podIPs(pod);
     const containers = probedContainers(pod, observed, this.#previous(pod), this.#steps.attempts);
     if (containers.length > 0) this.#deps.probes.observe(this.uid, { pod, podIP, containers });
@@ -401,11 +401,8 @@ export class PodWorker {
     if (this.#isGone || pod.metadata.deletionTimestamp !== undefined || isDue) this.#beginTermination(pod, nowMs);
     const { deletionGracePeriodSeconds } = pod.metadata;
     if (deletionGracePeriodSeconds !== undefined) this.#end.shorten(deletionGracePeriodSeconds, this.#clock.now());
-    // Something runs although all was cleaned up: a step that ended late.
-    if (this.#isCleanedUp && observed.sandboxes.some(({ ready }) => ready)) {
-      this.#isCleanedUp = false;
-      this.#deps.probes.stopLiveness(this.uid); // clean-up made the probes forget that the pod is stopping
-    }
+    // Clean-up made the probes forget that the pod is stopping.
+    if (this.#end.reopen(observed)) this.#deps.probes.stopLiveness(this.uid);
   }
 
   // The scheduler counted on room for volumes that others have taken: elsewhere the pod may have it. One that ran here
@@ -445,7 +442,8 @@ export class PodWorker {
       volumes: this.#volumes.state,
       awaitedVolumes: this.#volumes.awaited,
       terminating: this.#end.termination,
-      isCleanedUp: this.#isCleanedUp,
+      areVolumesGone: this.#end.areVolumesGone,
+      isCleanedUp: this.#end.isCleanedUp,
       isGone: this.#isGone,
       resize: this.#deps.resizes.progress(this.uid),
       isRuntimeReady: this.#deps.node.isRuntimeReady(),
@@ -540,17 +538,20 @@ export class PodWorker {
   #succeeded(action: PodAction): void {
     this.#instances.done(action);
     if (action.kind === "CreateSandbox") this.#announcements.sandboxMade();
+    // What would not let go of a volume may have been the sandbox.
+    if (action.kind === "StopSandbox") this.#steps.forgetFailures((key) => key === "teardown");
+    if (action.kind === "TearDownVolumes") this.#end.volumesTornDown();
     if (action.kind === "CleanUp") {
-      this.#isCleanedUp = true;
+      this.#end.cleanedUp();
       this.#deps.probes.remove(this.uid);
       this.#deps.resizes.ended(this.uid);
-      this.#end.settle();
-    } else if (action.kind !== "EnsureImage" && action.kind !== "PreStop") this.#observer.invalidate();
+    }
+    this.#observer.expect((observed) => isStepShown(action, observed));
   }
 
   // The object goes once the API server knows how the pod ended and nothing of it is left on the node.
   #deleteIfDone(pod: Pod): void {
-    if (this.#isGone || !this.#isCleanedUp) return;
+    if (this.#isGone || !this.#end.isCleanedUp) return;
     const deletion = this.#deletion.begin(pod, this.#deps.writer.known(this.uid));
     if (deletion !== undefined) this.#steps.track(deletion);
   }

@@ -513,7 +513,7 @@ const endings: Case[] = [
   {
     name: "a mount that is busy",
     facts: factsOf({
-      local: localOf({ terminating: ending, attempts: attempts(["cleanup", failed("umount: target is busy")]) }),
+      local: localOf({ terminating: ending, attempts: attempts(["teardown", failed("umount: target is busy")]) }),
     }),
     want: { what: "pod", why: "umount: target is busy", nextTryMs: 104_000, tries: 3 },
   },
@@ -524,6 +524,14 @@ const endings: Case[] = [
       entries: [entry("sandbox stop", "", { state: "running" })],
     }),
     want: { what: "pod", why: "its sandbox and network are being removed", sinceMs: 90_000 },
+  },
+  {
+    name: "its volumes' removal, which takes longer than the sandbox's",
+    facts: factsOf({
+      local: localOf({ terminating: ending, attempts: attempts(["teardown", running]) }),
+      entries: [entry("sandbox stop", ""), entry("volume tear-down", "", { state: "running" })],
+    }),
+    want: { what: "pod", why: "its volumes are being removed", sinceMs: 90_000 },
   },
   {
     name: "somebody's finalizer",

@@ -343,7 +343,12 @@ describe("dead containers", () => {
     expect(todo(podOf(), history, { condemned })).toEqual(["remove app-2", "remove app-1", "remove app-0"]);
   });
   test("that are condemned go from a pod that is over, too", () => {
-    const over = { terminating: { sinceMs: 0, graceSeconds: 30 }, isCleanedUp: true, condemned: new Set(["app-0"]) };
+    const over = {
+      terminating: { sinceMs: 0, graceSeconds: 30 },
+      areVolumesGone: true,
+      isCleanedUp: true,
+      condemned: new Set(["app-0"]),
+    };
     expect(todo(podOf(), [exited()], over, { sandboxes: [sandboxOf({ ready: false })] })).toEqual(["remove app-0"]);
   });
 });

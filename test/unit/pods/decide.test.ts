@@ -273,33 +273,85 @@ const cases: Case[] = [
     want: [],
   },
   {
-    name: "stopping: then the sandbox",
+    name: "stopping: then the sandbox, and the volumes that nothing uses any more",
+    observed: snapshot({ containers: [exited()] }),
+    local: { terminating: stopping },
+    want: [{ kind: "StopSandbox", sandboxID: "s0" }, { kind: "TearDownVolumes" }],
+  },
+  {
+    name: "stopping: volumes wait for no sandbox, the cgroup does",
+    observed: snapshot({ containers: [exited()] }),
+    local: { terminating: stopping, attempts: new Map([["stop/s0", running]]), areVolumesGone: true },
+    want: [],
+  },
+  {
+    name: "stopping: volumes are torn down once",
+    observed: snapshot({ containers: [exited()] }),
+    local: {
+      terminating: stopping,
+      attempts: new Map([
+        ["stop/s0", running],
+        ["teardown", running],
+      ]),
+    },
+    want: [],
+  },
+  {
+    name: "stopping: what is made but may yet be started keeps the volumes until the sandbox has stopped",
+    observed: snapshot({ containers: [exited(), containerOf({ name: "log", state: "created" })] }),
+    local: { terminating: stopping },
+    want: [{ kind: "StopSandbox", sandboxID: "s0" }],
+  },
+  {
+    name: "stopping: a shared PID namespace may hold processes of containers that have ended",
+    pod: podOf({ shareProcessNamespace: true }),
     observed: snapshot({ containers: [exited()] }),
     local: { terminating: stopping },
     want: [{ kind: "StopSandbox", sandboxID: "s0" }],
   },
   {
-    name: "stopping: then volumes and cgroup",
+    name: "stopping: a sandbox of a class of its own may hold the volumes itself",
+    pod: podOf({ runtimeClassName: "kata" }),
+    observed: snapshot({ containers: [exited()] }),
+    local: { terminating: stopping },
+    want: [{ kind: "StopSandbox", sandboxID: "s0" }],
+  },
+  {
+    name: "stopping: volumes that waited for the sandbox go after it",
+    pod: podOf({ shareProcessNamespace: true, runtimeClassName: "kata" }),
     observed: snapshot({ sandboxes: [sandboxOf({ ready: false })], containers: [exited()] }),
     local: { terminating: stopping },
+    want: [{ kind: "TearDownVolumes" }],
+  },
+  {
+    name: "stopping: the cgroup goes last",
+    observed: snapshot({ sandboxes: [sandboxOf({ ready: false })], containers: [exited()] }),
+    local: { terminating: stopping, areVolumesGone: true },
     want: [{ kind: "CleanUp" }],
+  },
+  {
+    name: "stopping: the cgroup stays while a volume does not let go",
+    observed: snapshot({ sandboxes: [sandboxOf({ ready: false })], containers: [exited()] }),
+    local: { terminating: stopping, attempts: new Map([["teardown", rests]]) },
+    want: [],
+    wakeAtMs: 15_000,
   },
   {
     name: "stopped: its containers stay for their logs while the object is there",
     observed: snapshot({ sandboxes: [sandboxOf({ ready: false })], containers: [exited()] }),
-    local: { terminating: stopping, isCleanedUp: true },
+    local: { terminating: stopping, areVolumesGone: true, isCleanedUp: true },
     want: [],
   },
   {
     name: "gone: containers are removed, then the sandbox",
     observed: snapshot({ sandboxes: [sandboxOf({ ready: false })], containers: [exited()] }),
-    local: { terminating: stopping, isCleanedUp: true, isGone: true },
+    local: { terminating: stopping, areVolumesGone: true, isCleanedUp: true, isGone: true },
     want: [{ kind: "RemoveContainer", containerID: "app-0" }],
   },
   {
     name: "gone: the sandbox last",
     observed: snapshot({ sandboxes: [sandboxOf({ ready: false })] }),
-    local: { terminating: stopping, isCleanedUp: true, isGone: true },
+    local: { terminating: stopping, areVolumesGone: true, isCleanedUp: true, isGone: true },
     want: [{ kind: "RemoveSandbox", sandboxID: "s0" }],
   },
 ];
@@ -314,7 +366,7 @@ for (const { name, pod = podOf(), observed, local = {}, want, wakeAtMs } of case
 }
 
 test("decide: a pod of which nothing is left is finished", () => {
-  const local = localOf({ terminating: stopping, isCleanedUp: true, isGone: true });
+  const local = localOf({ terminating: stopping, areVolumesGone: true, isCleanedUp: true, isGone: true });
   expect(decide(podOf(), nothing, local, now).isFinished).toBe(true);
 });
 

@@ -39,6 +39,8 @@ export class ScriptedNode {
   readonly killings: string[] = [];
   /** "start app", "stop app 30", … in the order in which the runtime heard it. */
   readonly calls: string[] = [];
+  /** What of pods was taken away, in order. */
+  readonly removals: string[] = [];
   readonly workers = new Map<string, RunningPod>();
   readonly api = new Map<string, Pod>();
   /** What probes say, by `<container ID>/<type>`. */
@@ -218,6 +220,14 @@ export class ScriptedNode {
     await settle();
   }
 
+  /** Somebody starts a container again behind the agent's back. */
+  async reviveContainer(name: string): Promise<void> {
+    const [newest] = this.containers(name);
+    this.#containers = this.#containers.map((one) => (one === newest ? { ...one, state: "running" } : one));
+    this.#tell("u1");
+    await settle();
+  }
+
   async killSandbox(): Promise<void> {
     for (const sandbox of this.#sandboxes) sandbox.ready = false;
     for (const { id, state } of this.#containers) if (state === "running") this.#exit(id, 137);
@@ -307,7 +317,10 @@ export class ScriptedNode {
     await this.#fault(action.kind);
     switch (action.kind) {
       case "SetUpVolumes":
+        return;
+      case "TearDownVolumes":
       case "CleanUp":
+        this.removals.push(action.kind === "CleanUp" ? "cgroup" : "volumes");
         return;
       case "EnsureImage":
         images.set(action.container, { imageRef: "sha256:1", image: undefined, wanted: "image:1" });
@@ -335,6 +348,7 @@ export class ScriptedNode {
         break;
       case "StopSandbox":
         for (const sandbox of this.#sandboxes) if (sandbox.id === action.sandboxID) sandbox.ready = false;
+        this.removals.push("sandbox");
         break;
       case "RemoveContainer":
         this.#containers = this.#containers.filter(({ id }) => id !== action.containerID);

@@ -92,6 +92,7 @@ export function localOf(changes: Partial<PodLocal> = {}): PodLocal {
     volumes: "ready",
     awaitedVolumes: new Set(),
     terminating: undefined,
+    areVolumesGone: false,
     isCleanedUp: false,
     isGone: false,
     resize: undefined,

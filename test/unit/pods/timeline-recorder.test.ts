@@ -138,7 +138,7 @@ describe("a timeline is written of", () => {
     expect(lines().at(-1)).toBe("volumes failed no space left");
   });
 
-  test("the end: hook, stop with its reason, sandbox, clean-up", async () => {
+  test("the end: hook, stop with its reason, sandbox, volumes, clean-up", async () => {
     const { lines, step, say } = setUp();
     await step({ kind: "PreStop", containerID: "c", container: "app", graceSeconds: 30, why: "Stopping" }, async () => {
       say("Killing", "Stopping");
@@ -148,13 +148,15 @@ describe("a timeline is written of", () => {
     await step({ ...kill, why: "failed liveness probe" }, async () => {});
     await step({ kind: "StopSandbox", sandboxID: "s0" }, async () => {});
     await step({ kind: "RemoveContainer", containerID: "c" }, async () => {});
+    await step({ kind: "TearDownVolumes" }, async () => {});
     await step({ kind: "CleanUp" }, async () => {});
     expect(lines().slice(1)).toEqual([
       "preStop app done 0ms",
       "FailedPreStopHook app failed PreStopHook failed",
       "stop app done 0ms failed liveness probe (grace 30 s)",
       "sandbox stop done 0ms",
-      "clean-up done 0ms volumes and cgroup",
+      "volume tear-down done 0ms",
+      "clean-up done 0ms cgroup",
     ]);
   });
 

@@ -43,17 +43,22 @@ describe("a runtime with faults", () => {
     },
   );
 
-  test.each(["KillContainer", "StopSandbox", "CleanUp", "RemoveContainer", "RemoveSandbox", "delete"] as const)(
-    "%s fails once: the pod ends all the same",
-    async (kind) => {
-      await using node = new ScriptedNode();
-      await node.start(podOf());
-      node.fail(kind);
-      await node.delete("web", 30);
-      await node.clock.advance(5 * second);
-      expect(isOver(node)).toBe(true);
-    },
-  );
+  test.each([
+    "KillContainer",
+    "StopSandbox",
+    "TearDownVolumes",
+    "CleanUp",
+    "RemoveContainer",
+    "RemoveSandbox",
+    "delete",
+  ] as const)("%s fails once: the pod ends all the same", async (kind) => {
+    await using node = new ScriptedNode();
+    await node.start(podOf());
+    node.fail(kind);
+    await node.delete("web", 30);
+    await node.clock.advance(5 * second);
+    expect(isOver(node)).toBe(true);
+  });
 
   test("that answers late holds up nothing but itself", async () => {
     await using node = new ScriptedNode();
@@ -590,6 +595,59 @@ test("probes that ended with the pod stay so when something of it comes to life 
   node.delay("StopSandbox", second);
   await node.reviveSandbox("u1");
   expect(node.stoppedProbes.has("u1")).toBe(true);
+});
+
+describe("what a pod leaves", () => {
+  test("volumes go while the sandbox still stops, the cgroup and the object after both", async () => {
+    await using node = new ScriptedNode();
+    await node.start(podOf());
+    node.delay("StopSandbox", 5 * second);
+    node.delay("TearDownVolumes", second);
+    await node.delete("web", 30);
+    await node.clock.advance(2 * second);
+    expect(node.removals).toEqual(["volumes"]);
+    expect(node.api.has("web")).toBe(true);
+    await node.clock.advance(4 * second);
+    expect(node.removals).toEqual(["volumes", "sandbox", "cgroup"]);
+    expect(isOver(node)).toBe(true);
+  });
+
+  test("the object waits for a volume that does not let go, and so does the cgroup", async () => {
+    await using node = new ScriptedNode();
+    await node.start(podOf());
+    node.delay("TearDownVolumes", 10 * second);
+    await node.delete("web", 30);
+    await node.clock.advance(9 * second);
+    expect(node.removals).toEqual(["sandbox"]);
+    expect(node.status().phase).toBe("Failed");
+    expect(node.api.has("web")).toBe(true);
+    await node.clock.advance(2 * second);
+    expect(isOver(node)).toBe(true);
+  });
+
+  test("a volume that the sandbox held goes as soon as that has stopped", async () => {
+    await using node = new ScriptedNode();
+    await node.start(podOf());
+    node.fail("TearDownVolumes");
+    node.delay("StopSandbox", second / 10);
+    await node.delete("web", 30);
+    await node.clock.advance(second / 5);
+    expect(node.removals).toEqual(["sandbox", "volumes", "cgroup"]);
+    expect(isOver(node)).toBe(true);
+  });
+
+  test("volumes are torn down once more if a container came to life without them", async () => {
+    await using node = new ScriptedNode();
+    await node.start(podOf());
+    node.delay("StopSandbox", 5 * second);
+    await node.delete("web", 30);
+    expect(node.removals).toEqual(["volumes"]);
+    await node.reviveContainer("app");
+    expect(node.isRunning("app")).toBe(false);
+    await node.clock.advance(6 * second);
+    expect(node.removals).toEqual(["volumes", "volumes", "sandbox", "cgroup"]);
+    expect(isOver(node)).toBe(true);
+  });
 });
 
 describe("a container that is replaced", () => {
