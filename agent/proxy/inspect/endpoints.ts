@@ -22,6 +22,11 @@ export interface SharedEndpoint {
   readonly flows?: number | undefined;
 }
 
+/** Whether a rule asks which clients were here before. */
+export function isRemembering({ steps, text }: Rule): boolean {
+  return steps.some(({ kind }) => kind === "recent") || /@affinity-|--match-set KUBE-(6-)?AFF-/.test(text);
+}
+
 // As deep as the kernel lets chains nest.
 const nestingMax = 16;
 

@@ -1,6 +1,8 @@
 import type { Family } from "../ip.ts";
+import { tableName } from "../nftables/fixed.ts";
 import { parseNftRule } from "./nft-rule.ts";
 import { entriesOf, isJson, type Json, listOf, textOf } from "./nft-values.ts";
+import { wordsOfRule } from "./nft-words.ts";
 import type { BaseChain, Chain, Entries, Hook, Rule, Table } from "./ruleset.ts";
 
 const hooks = new Set(["prerouting", "input", "forward", "output", "postrouting"]);
@@ -22,7 +24,12 @@ export function parseNftTable(name: string, entries: readonly unknown[], family:
     name,
     kind: "nft",
     sets,
-    chains: new Map([...chains].map(([chain, { base, rules }]) => [chain, chainOf(chain, base, rules, family)])),
+    chains: new Map(
+      [...chains].map(([chain, { base, rules }]) => {
+        const wordsOf = name.endsWith(` ${tableName}`) ? wordsOfRule : () => undefined;
+        return [chain, chainOf(chain, base, rules, family, wordsOf)];
+      }),
+    ),
   };
 }
 
@@ -32,9 +39,19 @@ export function parseNftList(text: string): readonly unknown[] {
   return isJson(parsed) ? listOf(parsed["nftables"]) : [];
 }
 
-function chainOf(name: string, base: BaseChain | undefined, rules: readonly Json[], family: Family): Chain {
+function chainOf(
+  name: string,
+  base: BaseChain | undefined,
+  rules: readonly Json[],
+  family: Family,
+  wordsOf: (chain: string, text: string) => string | undefined,
+): Chain {
   let parsed: readonly Rule[] | undefined;
-  const all = () => (parsed ??= rules.map((rule) => parseNftRule(rule, family)));
+  const all = () =>
+    (parsed ??= rules.map((json) => {
+      const rule = parseNftRule(json, family);
+      return { ...rule, comment: rule.comment ?? wordsOf(name, rule.text) };
+    }));
   return { name, base, rules: all, texts: () => all().map(({ text }) => text) };
 }
 

@@ -3,8 +3,9 @@ import { treeChains } from "../iptables/fixed.ts";
 import { serviceSetName } from "../iptables/set-names.ts";
 import { tableName } from "../nftables/fixed.ts";
 import { familyWords } from "../nftables/render.ts";
-import { endpointsBehind, type SharedEndpoint, type Target } from "./endpoints.ts";
+import { endpointsBehind, isRemembering, type SharedEndpoint, type Target } from "./endpoints.ts";
 import { printable, serviceOfChain, serviceOfComment, type ServiceName } from "./names.ts";
+import { nodePortAddresses } from "./node-port.ts";
 import {
   type Counter,
   type Entry,
@@ -118,8 +119,6 @@ function addChains(table: Table, name: string, target: Target, chains: Map<strin
   if (chain === undefined || chains.has(name)) return;
   const rules: ServiceChain["rules"][number][] = [];
   const next: string[] = [];
-  const isRemembering = ({ steps, text }: Rule) =>
-    steps.some(({ kind }) => kind === "recent") || text.includes("@affinity-");
   const endpoints: SharedEndpoint[] = [];
   chains.set(name, { name, rules, endpoints, hasAffinity: chain.rules().some(isRemembering) });
   const chooses = chain.rules().some(({ steps }) => steps.some(isChance));
@@ -175,8 +174,7 @@ function iptablesEntrances(tables: readonly Table[], family: Family, query: Serv
     }
     for (const { chain, at } of hits) {
       const rule = table.chains.get(chain)?.rules()[at];
-      const entrance = rule && iptablesEntrance(rule, table, pathTo(chain, table, parents), family, query);
-      if (entrance !== undefined) found.push(entrance);
+      if (rule !== undefined) found.push(...entrancesOf(rule, table, pathTo(chain, table, parents), family, query));
     }
   }
   return found;
@@ -185,15 +183,15 @@ function iptablesEntrances(tables: readonly Table[], family: Family, query: Serv
 // One service port or endpoint; the trees' inner chains have "AT-" or "NP-" after the prefix.
 const serviceChainRE = /^KUBE-(SVC|SVL|EXT|FW|SEP)-[A-Z2-7]{16}$/;
 
-function iptablesEntrance(
+function entrancesOf(
   rule: Rule,
   table: Table,
   path: readonly string[],
   family: Family,
   query: ServiceQuery,
-): FoundEntrance | undefined {
+): FoundEntrance[] {
   const name = serviceOfComment(rule.comment ?? "");
-  if (name === undefined || ("key" in query && name.key !== query.key)) return undefined;
+  if (name === undefined || ("key" in query && name.key !== query.key)) return [];
   const values = new Map<string, string | number>();
   let verdict: Verdict | undefined;
   for (const step of rule.steps) {
@@ -205,25 +203,33 @@ function iptablesEntrance(
       if (field !== undefined && typeof value !== "object" && value !== undefined) values.set(field.kind, value);
     }
   }
-  if (verdict === undefined) return undefined;
+  if (verdict === undefined) return [];
   const address = values.get("daddr");
   const [protocol, port] = [String(values.get("protocol") ?? ""), Number(values.get("dport") ?? 0)];
   const chain = verdict.kind === "jump" || verdict.kind === "goto" ? verdict.chain : undefined;
   const asksSet = path.includes(treeChains.natServices.root) && table.name === "nat";
   const set = asksSet ? table.sets.get(serviceSetName(family)) : undefined;
-  return {
+  const isNodePort = path.includes(table.name === "nat" ? treeChains.natNodePorts.root : treeChains.noNodePort.root);
+  return placesOf(address === undefined ? undefined : String(address), isNodePort, table).map((place) => ({
     name,
     protocol,
     table,
     chain,
     target: { daddr: String(address ?? ""), protocol, dport: port },
     kind: name.about === "" ? "node port" : name.about,
-    destination: hostPort(address === undefined ? "*" : String(address), port),
+    destination: hostPort(place, port),
     path,
     leadsTo: chain ?? verdict.kind.toUpperCase(),
     counter: rule.counter,
     isInSet: set && set.find([String(address), protocol, port], (value, one) => value === one) !== undefined,
-  };
+  }));
+}
+
+/** The addresses that packets to an entrance are for. */
+function placesOf(address: string | undefined, isNodePort: boolean, table: Table): readonly string[] {
+  if (address !== undefined) return [address];
+  const places = isNodePort ? nodePortAddresses(table) : undefined;
+  return places === undefined ? ["*"] : places.length === 0 ? ["(no address)"] : places;
 }
 
 function pathTo(chain: string, table: Table, parents: ReadonlyMap<string, string>): string[] {
@@ -238,8 +244,8 @@ function pathTo(chain: string, table: Table, parents: ReadonlyMap<string, string
 const entranceMaps = [
   { map: "service-ips", kind: "" },
   { map: "service-nodeports", kind: "node port" },
-  { map: "no-endpoint-services", kind: "no endpoints" },
-  { map: "no-endpoint-nodeports", kind: "no endpoints" },
+  { map: "no-endpoint-services", kind: "" },
+  { map: "no-endpoint-nodeports", kind: "" },
   { map: "firewall-ips", kind: "source ranges" },
 ] as const;
 
@@ -261,26 +267,29 @@ function nftEntrances(tables: readonly Table[], family: Family, query: ServiceQu
     const parts = [...entry.key];
     const port = Number(parts.pop());
     const protocol = wordOf(parts.pop());
-    const address = parts.length === 0 ? "" : wordOf(parts.pop());
+    const isNodePort = parts.length === 0;
+    const address = wordOf(parts.pop());
     const { verdict } = entry;
     const chain = verdict.kind === "goto" || verdict.kind === "jump" ? verdict.chain : undefined;
     const isReject = chain === "reject-chain";
     const isClusterIP = clusterIPs?.find([address], (value, one) => value === one) !== undefined;
-    return [
-      {
+    // In the words of the iptables mode's comments.
+    const refusal = isReject ? "has no endpoints" : chain === undefined ? "has no local endpoints" : undefined;
+    return placesOf(isNodePort ? undefined : address, isNodePort, table).map((place) => {
+      return {
         name: name ?? { key: "", portName: "" },
         protocol,
         table,
         chain: isReject ? undefined : chain,
         target: { daddr: address, protocol, dport: port },
-        kind: kind === "" ? (isClusterIP ? "cluster IP" : "external or load balancer IP") : kind,
-        destination: hostPort(address === "" ? "*" : address, port),
+        kind: refusal ?? (kind === "" ? (isClusterIP ? "cluster IP" : "external or load balancer IP") : kind),
+        destination: hostPort(place, port),
         path: [table.name, map],
         leadsTo: isReject ? "REJECT" : (chain ?? verdict.kind.toUpperCase()),
         counter: undefined,
         isInSet: undefined,
-      },
-    ];
+      };
+    });
   });
 }
 

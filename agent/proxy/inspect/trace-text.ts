@@ -58,14 +58,19 @@ function conclusion(trace: Trace, style: TextStyle): string[] {
       return [bad(`There is no route to ${first.endpoint ?? packet.to}: it gets nowhere`)];
     case "local":
     case "forwarded":
-      if (first.endpoint !== undefined) return [good(`It goes to the only endpoint${of}:`), ...endLines(ends)];
-      if (first.fate === "local") return [`It is for this node itself: no service has ${packet.to}`];
+      if (first.endpoint !== undefined) return [good(`It goes to one endpoint${of}:`), ...endLines(ends)];
+      if (first.fate === "local") return wrapped(`It is for this node itself: ${ofNode(trace)}`, style.columns);
       return [
         `It is for no service, and leaves by ${first.leavesBy ?? "?"} as it is${masqueraded(first, packet.from)}`,
       ];
     default:
       return first.fate satisfies never;
   }
+}
+
+function ofNode({ nodePortOf, packet }: Trace): string {
+  if (nodePortOf === undefined) return `no service has ${packet.to}`;
+  return `the port is a node port of ${harmless(nodePortOf)}, which rules do not answer at this address`;
 }
 
 function endLines(ends: readonly TraceEnd[]): string[] {

@@ -1,5 +1,7 @@
 import { hostPort } from "../ip.ts";
-import { printable, serviceOn } from "./names.ts";
+import { printable, serviceOfChain, serviceOn } from "./names.ts";
+import { findNodePort } from "./node-port.ts";
+import { isRemembering } from "./endpoints.ts";
 import { type Entries, type Ruleset, wordOf } from "./ruleset.ts";
 import type { Packet, Surroundings } from "./match.ts";
 import { walk, type Passed, type Walk, type Way } from "./walk.ts";
@@ -45,6 +47,8 @@ export interface Trace {
   };
   /** `namespace/name:port` that the rules name on its way; undefined: none. */
   readonly service: string | undefined;
+  /** The service of the node port that the packet is for where rules do not take it, see `notes`; undefined: it is for none. */
+  readonly nodePortOf: string | undefined;
   /** The likeliest first. */
   readonly ends: readonly TraceEnd[];
   /** Rules that all ways have in common, and where they part; see `partsAt`. */
@@ -79,6 +83,8 @@ export function trace(ruleset: Ruleset, packet: Packet, context: TraceContext): 
   const { steps, partsAt } = commonSteps(ways.map(({ passed }) => passed));
   const service = serviceOn(ways[0]?.passed ?? []);
   const to = hostPort(packet.daddr, packet.dport);
+  const isUntouched = ways.every(({ fate, dnat }) => fate === "local" && dnat === undefined);
+  const nodePort = isUntouched ? findNodePort(ruleset, packet) : undefined;
   const isForwarded = packet.iif !== undefined && ways.some(({ fate }) => fate === "forwarded");
   return {
     walked,
@@ -91,6 +97,7 @@ export function trace(ruleset: Ruleset, packet: Packet, context: TraceContext): 
         isInterfaceGuessed: context.isInterfaceGuessed,
       },
       service: service && printable(service),
+      nodePortOf: nodePort?.service,
       ends: ways.map((way) => endOf(way, packet)),
       steps,
       partsAt,
@@ -101,6 +108,8 @@ export function trace(ruleset: Ruleset, packet: Packet, context: TraceContext): 
           ? ["this machine forwards nothing: net.ipv4.ip_forward (IPv6: net.ipv6.conf.all.forwarding) is 0"]
           : []),
         ...(ways.every(({ dnat }) => dnat === undefined) ? otherPorts(ruleset, packet) : []),
+        ...(nodePort === undefined ? [] : [nodePort.note]),
+        ...affinityNotes(ruleset, ways[0]?.passed ?? []),
         ...context.extraNotes,
         ...ruleset.unread,
       ],
@@ -121,18 +130,17 @@ function endOf({ share, fate, dnat, snat, oif, passed }: Way, { saddr }: Packet)
   };
 }
 
-/** iptables' rules say it in a comment. In nftables mode, the map that was asked says it. */
+/** Rules say it in a comment, of nftables mode the map that was asked. */
 function reasonOf(passed: readonly Passed[]): string {
   const last = passed.at(-1);
   if (last === undefined) return "";
   const { rule, note } = last;
-  if (rule?.comment !== undefined && rule.comment !== "") return rule.comment;
   const asked = passed.findLast(({ note: found }) => found !== undefined)?.rule?.text ?? "";
   const name = serviceOn(passed.toReversed());
   const of = name === undefined ? "" : `${printable(name)} `;
   if (asked.includes("@no-endpoint-")) return `${of}has no ${rule?.text.startsWith("reject") ? "" : "local "}endpoints`;
-  if (asked.includes("@firewall-ips")) return `${of}source not in range`;
-  if (rule?.text.includes("@cluster-ips reject")) return "the service has no such port";
+  if (serviceOfChain(last.chain) !== undefined && rule?.comment !== undefined) return `${of}${rule.comment}`;
+  if (rule?.comment !== undefined && rule.comment !== "") return rule.comment;
   return [note, rule?.text].filter(Boolean).join("; ");
 }
 
@@ -158,6 +166,23 @@ function commonSteps(ways: readonly (readonly Passed[])[]): { steps: TraceStep[]
   while (tail < first.length - head && others.every(fits)) tail += 1;
   const steps = [...first.slice(0, head), ...first.slice(first.length - tail)].map(stepOf);
   return { steps, partsAt: head };
+}
+
+/** Whether a client that comes again goes where it went. */
+function affinityNotes({ tables }: Ruleset, way: readonly Passed[]): string[] {
+  for (const { table: name, chain, rule } of way) {
+    const rules = tables
+      .find((table) => table.name === name && table.chains.has(chain))
+      ?.chains.get(chain)
+      ?.rules();
+    if (rules?.some(isRemembering) !== true) continue;
+    const isKnown = rule !== undefined && isRemembering(rule);
+    const what = isKnown
+      ? "this client was here before, and keeps its endpoint"
+      : "the endpoint that a client gets it keeps";
+    return [`session affinity: ${what} until it stays away for the timeout`];
+  }
+  return [];
 }
 
 const setsOfAddresses = ["KUBE-SERVICE-IPS", "KUBE-6-SERVICE-IPS", "service-ips", "no-endpoint-services"];

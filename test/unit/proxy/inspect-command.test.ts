@@ -99,10 +99,12 @@ function kernelOf(outputs: Outputs, files: Record<string, string> = {}): Kernel 
 }
 
 const files = {
-  "/proc/net/fib_trie": "     |-- 192.0.2.1\n        /32 host LOCAL\n",
+  "/proc/net/fib_trie": "     |-- 192.0.2.1\n        /32 host LOCAL\n     |-- 10.244.1.1\n        /32 host LOCAL\n",
   "/proc/net/route":
     "eth0\t00000000\t020200C0\t0003\t0\t0\t0\t00000000\t0\t0\t0\nveth1\t0001F40A\t00000000\t0001\t0\t0\t0\t00FFFFFF\t0\t0\t0",
   "/proc/sys/net/ipv4/ip_forward": "1\n",
+  "/proc/net/xt_recent/KUBE-SEP-T7DSECR4GK3STBZI":
+    "src=10.244.1.2 ttl: 64 last_seen: 4300000000 oldest_pkt: 1 4300000000\n",
 };
 
 async function say(line: string, kernel: Kernel, columns = 80) {
@@ -166,6 +168,10 @@ describe.each(["iptables", "nftables"] as const)("%s", (mode) => {
     ["trace-nodeport-from-node", "trace 192.0.2.1 192.0.2.1:30080"],
     ["trace-wrong-port", "trace 10.244.1.9 10.96.0.12:81"],
     ["trace-no-service", "trace 10.244.1.9 8.8.8.8:53 --proto udp"],
+    ["trace-affinity", "trace 10.244.1.9 10.96.0.12:80"],
+    ["trace-affinity-known", "trace 10.244.1.2 10.96.0.12:80"],
+    ["trace-nodeport-on-loopback", "trace 127.0.0.1 127.0.0.1:30080"],
+    ["trace-nodeport-elsewhere", "trace 10.244.1.9 10.244.1.1:30080"],
   ])("%s", async (name, line) => {
     const { code, out, err } = await say(line, kernel);
     expect({ code, err }).toEqual({ code: 0, err: "" });
@@ -196,6 +202,56 @@ describe.each(["iptables", "nftables"] as const)("%s", (mode) => {
     const json = await say("rules ns1/nix -o json", kernel);
     expect(json).toMatchObject({ code: 1, out: "[]\n", err: "" });
   });
+});
+
+describe("nftables mode says what its rules cannot", () => {
+  let kernel: Kernel;
+  beforeAll(async () => {
+    const text = await readFile(new URL("kernel/nft-list.json", import.meta.url), "utf8");
+    const json = JSON.parse(text) as { nftables: Record<string, Record<string, unknown>>[] };
+    const away = [{ elem: { val: { concat: ["10.96.0.17", "tcp", 80] }, comment: "ns1/away:p80" } }, { drop: null }];
+    for (const { map } of json.nftables) {
+      if (map?.["name"] === "no-endpoint-services") (map["elem"] as unknown[]).push(away);
+    }
+    const daddr = { payload: { protocol: "ip", field: "daddr" } };
+    const range = { prefix: { addr: "10.96.0.0", len: 16 } };
+    const expr = [{ match: { op: "==", left: daddr, right: range } }, { drop: null }];
+    json.nftables.push({ rule: { family: "ip", table: "kube-proxy", chain: "cluster-ips-check", expr } });
+    kernel = kernelOf(
+      {
+        "nft --json list tables": JSON.stringify({ nftables: [{ table: { family: "ip", name: "kube-proxy" } }] }),
+        "nft --json list table ip kube-proxy": JSON.stringify(json),
+        "conntrack -L -f ipv4": "",
+      },
+      files,
+    );
+  });
+
+  test("endpoints on other nodes only", async () => {
+    const { out } = await say("rules ns1/away", kernel);
+    expect(out).toContain("  10.96.0.17:80  has no local endpoints: DROP\n");
+    expect((await say("trace 10.244.1.9 10.96.0.17:80", kernel, 120)).out).toContain(
+      "ns1/away:p80 has no local endpoints",
+    );
+  });
+
+  test("an address that no service has", async () => {
+    const { out } = await say("trace 10.244.1.9 10.96.44.44:80", kernel);
+    expect(out).toContain("It is dropped by ip kube-proxy cluster-ips-check: no service has this address\n");
+  });
+});
+
+test("node ports of the iptables mode are shown at the addresses that answer them", async () => {
+  const saved = await readFile(new URL("kernel/iptables-save.txt", import.meta.url), "utf8");
+  const limited = saved.replace("--dst-type LOCAL -j KUBE-NODEPORTS", "-d 192.0.2.1/32 -j KUBE-NODEPORTS");
+  expect(limited).not.toBe(saved);
+  const ipsets = await readFile(new URL("kernel/ipset-save.txt", import.meta.url), "utf8");
+  const outputs = { "iptables-nft-save -c": limited.replace(/-m addrtype -d/, "-d"), "ipset save": ipsets };
+  const kernel = kernelOf({ ...outputs, "nft --json list tables": '{"nftables":[]}' }, files);
+  expect((await say("rules ns1/np", kernel)).out).toContain("\n  192.0.2.1:30080  node port ");
+  const { out } = await say("trace 10.244.1.9 10.244.1.1:30080", kernel, 120);
+  expect(out).toContain("It is for this node itself: the port is a node port of ns1/np:p80");
+  expect(out).toContain("node ports answer on 192.0.2.1 of this node (nodePortAddresses)");
 });
 
 describe("what cannot be read", () => {
