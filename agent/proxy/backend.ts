@@ -12,6 +12,9 @@ export interface SyncRequest {
   readonly endpointCount: () => number;
 }
 
+/** More endpoints than this are the reference's "large cluster", which gets less that is for people, and is not synced fully by the hour. */
+export const endpointsOfSmallClusterMax = 1_000;
+
 /**
  * Keeps the kernel's rules of one IP family equal to the services. One call at a time; the caller serialises.
  * Calls reject with an `AgentError`: Invalid (the kernel or its tool did not accept the rules), Unavailable (locked, killed, could not

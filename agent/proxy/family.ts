@@ -5,7 +5,7 @@ import { messageOf } from "../lib/errors.ts";
 import type { Logger } from "../lib/log.ts";
 import { Loop } from "../lib/loop.ts";
 import type { Commands } from "./commands.ts";
-import type { Backend, BackendFigures, SyncRequest } from "./backend.ts";
+import { type Backend, type BackendFigures, endpointsOfSmallClusterMax, type SyncRequest } from "./backend.ts";
 import { FlowCleaning } from "./flow-cleaning.ts";
 import type { HealthCheckPorts } from "./health-check-ports.ts";
 import { type Family, type Prefix, parseIP } from "./ip.ts";
@@ -82,8 +82,6 @@ interface Instant {
 
 // The reference's period. It catches what the canaries cannot see; with iptables, skipped for many endpoints, where it costs seconds.
 const fullSyncPeriodMs = 3_600_000;
-// More endpoints than this are the reference's "large cluster".
-const endpointsOfSmallClusterMax = 1_000;
 // First wait after a failed sync: long enough for another program to let go of the lock. Doubles up to syncPeriod.
 const retryBaseMs = 1_000;
 // After failures a change waits for the retry, but no longer than this: a full sync of a large cluster costs seconds, and most

@@ -269,7 +269,7 @@ function balancingChains(
       const random = chance === 1 ? "" : `-m statistic --mode random --probability ${chance.toFixed(10)} `;
       if ("chain" in target) return `${random}-j ${target.chain}`;
       if (!hasEndpointChains(port, context)) {
-        return `${random}-p ${protocol} -j DNAT --to-destination ${target.item.address}`;
+        return `-p ${protocol} ${random}-j DNAT --to-destination ${target.item.address}`;
       }
       const goal = endpointChain(name, protocol, target.item.address);
       return `${endpointComment(port, target.item, context)}${random}-j ${goal}`;

@@ -1,6 +1,6 @@
 import { describe, expect, test } from "vitest";
 import { AgentError } from "../../../agent/lib/errors.ts";
-import { endpointsWithCommentsMax } from "../../../agent/proxy/iptables/sync.ts";
+import { endpointsOfSmallClusterMax } from "../../../agent/proxy/backend.ts";
 import { FakeIptables, splitTables } from "../../support/fake-iptables.ts";
 import { makeService } from "../../support/service-objects.ts";
 import { Bench } from "./iptables-bench.ts";
@@ -450,9 +450,12 @@ describe("a start", () => {
     bench.put("web", "10.96.0.1", ["10.244.1.5"]);
     await bench.sync();
     expect(bench.iptables.dump()).toContain("ns1/web:p80 -> 10.244.1.5:8080");
-    const many = Array.from({ length: endpointsWithCommentsMax }, (_, n) => `10.245.${n >> 8}.${n & 255}`);
+    const many = Array.from({ length: endpointsOfSmallClusterMax }, (_, n) => `10.245.${n >> 8}.${n & 255}`);
     bench.put("big", "10.96.0.2", many);
     await bench.sync(true);
     expect(bench.iptables.dump()).not.toContain(" -> ");
+    // What was written for a small cluster goes in the same way.
+    expect(bench.iptables.dump()).not.toContain("KUBE-SEP-");
+    expect(bench.iptables.dump()).toBe((await bench.fresh()).dump);
   });
 });
