@@ -8,7 +8,7 @@ import {
   serviceKeyOfSlice,
 } from "./endpoints.ts";
 import type { Family, Prefix } from "./ip.ts";
-import { describeService, type ServicePortSpec, serviceProxyNameLabel } from "./service.ts";
+import { describeService, mayHaveFamily, type ServicePortSpec, serviceProxyNameLabel } from "./service.ts";
 
 /** A service port and the endpoints its traffic goes to. */
 export interface ServicePort extends ServicePortSpec {
@@ -103,6 +103,12 @@ export class ServiceModel {
   /** Notes a Service as it is now; `undefined`: it is gone. */
   setService(key: string, service: Service | undefined): void {
     if (service === undefined && !this.#services.has(key)) return;
+    // With two families most services are of one: what the other has nothing to do with costs it nothing.
+    const hadPorts = this.#services.get(key)?.service !== undefined;
+    if (service !== undefined && !hadPorts && !mayHaveFamily(service, this.family)) {
+      this.#counts.services += 1;
+      return;
+    }
     const tracked = this.#tracked(key);
     const before = tracked.service;
     tracked.service = service;

@@ -121,6 +121,14 @@ export function describeService(service: Service, family: Family, nodeIPs: reado
   return { ports, healthCheckNodePort, warnings };
 }
 
+/** False for a Service that plainly has no address of the family. Cheap; malformed ones may have. Pure. */
+export function mayHaveFamily({ spec }: Service, family: Family): boolean {
+  const families = listOf(spec?.ipFamilies);
+  if (families.length > 0) return families.includes(family);
+  const clusterIP: unknown = spec?.clusterIP;
+  return typeof clusterIP !== "string" || clusterIP.includes(":") === (family === "IPv6");
+}
+
 function clusterIPOf(service: Service, family: Family, warnings: string[]): string | undefined {
   const { clusterIP = "", clusterIPs, ipFamilies } = service.spec ?? {};
   let text: string | undefined = clusterIP;

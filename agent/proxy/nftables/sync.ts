@@ -5,6 +5,7 @@ import type { SyncRequest } from "../backend.ts";
 import { Pacer } from "../pacer.ts";
 import { Culprits } from "./culprits.ts";
 import type { Nft, TableContent } from "./exec.ts";
+import { fillTable } from "./fill.ts";
 import { baseChains, canarySet, countChain, type FixedContext, renderFixed, sharedSets } from "./fixed.ts";
 import { HandleListing } from "./handles.ts";
 import { isServiceObject } from "./names.ts";
@@ -38,8 +39,6 @@ export interface NftablesSyncResult extends Record<string, number> {
 
 // Older kernels let go of what a deleted map element led to only some time after the transaction; kube-proxy waits as long.
 const staleChainAgeMs = 1_000;
-// Text of one transaction while a table is filled that no packet reaches yet. Small ones leave the kernel's lock to others.
-const fillBytesMax = 512 * 1024;
 // Chains of services that one check looks at; the next check goes on with the ones behind.
 const checkedChainsMax = 500;
 // Elements that one check looks for; the next check goes on with the ones behind. 2 000 take the kernel 60 ms.
@@ -127,7 +126,7 @@ export class NftablesRules {
   ): Promise<NftablesSyncResult> {
     const present = await this.#nft.read(signal);
     const attempt = async (how: TableContent | undefined | "replaced") =>
-      await this.#apply(await this.#full(request, how), signal);
+      how === undefined ? await this.#fill(request, signal) : await this.#apply(await this.#full(request, how), signal);
     try {
       return await attempt(present);
     } catch (err) {
@@ -225,37 +224,53 @@ export class NftablesRules {
     return undefined;
   }
 
-  /** @param present what is in the table; undefined: there is none; "replaced": it is to be deleted first */
-  async #full(request: AcceptedRequest, present: TableContent | undefined | "replaced"): Promise<Texts> {
-    const { family } = request.render;
-    const pacer = new Pacer();
-    const { state, changes } = await stageAll(request, pacer);
+  /** Begins with a full sync: what is known of the kernel's table is no longer true. @returns the chains of no service */
+  #begin({ fixed: context }: AcceptedRequest): ReadonlyMap<string, readonly string[]> {
     this.#forgetHandles();
     this.#unchecked = undefined;
     this.#stale.clear();
-    this.#nodePortIPs = request.fixed.nodePortIPs ?? [];
-    const fixed = renderFixed(request.fixed);
+    this.#nodePortIPs = context.nodePortIPs ?? [];
+    const fixed = renderFixed(context);
     this.#fixed = JSON.stringify([...fixed]);
+    return fixed;
+  }
+
+  #addOwnElements(text: TableText, family: RuleState["family"]): void {
+    text.addElement(canarySet, canaryOf(family), "");
+    for (const ip of this.#nodePortIPs) text.addElement("nodeport-ips", ip, "");
+  }
+
+  async #fill(request: AcceptedRequest, signal: AbortSignal): Promise<NftablesSyncResult> {
+    const fixed = this.#begin(request);
+    const addElements = (text: TableText) => this.#addOwnElements(text, request.render.family);
+    const { state, ...figures } = await fillTable({ ...request, fixed, addElements }, this.#nft, signal);
+    this.#state = state;
+    return figures;
+  }
+
+  /** @param present what is in the table; "replaced": it is to be deleted first */
+  async #full(request: AcceptedRequest, present: TableContent | "replaced"): Promise<Texts> {
+    const { family } = request.render;
+    const pacer = new Pacer();
+    const fixed = this.#begin(request);
+    const { state, changes } = await stageAll(request, pacer);
 
     const text = new TableText(family);
     text.addTable();
     if (present === "replaced") text.replaceTable();
     text.addSharedSets();
-    const emptied: string[] = [];
-    if (typeof present === "object") emptied.push(...emptyTable(present, state, text));
-    text.addElement(canarySet, canaryOf(family), "");
-    for (const ip of this.#nodePortIPs) text.addElement("nodeport-ips", ip, "");
+    const emptied = present === "replaced" ? [] : emptyTable(present, state, text);
+    this.#addOwnElements(text, family);
     // What others lead to first; what the kernel comes in by last.
     for (const chain of fixed.keys()) if (!(chain in baseChains)) text.addChain(chain);
     writeChanges(changes, text);
     for (const [chain, rules] of fixed) if (!(chain in baseChains)) text.writeChain(chain, rules);
     await writeElements(state, text, pacer);
-    const steps = present === undefined ? text.takeSteps(fillBytesMax) : [];
     for (const [name, hook] of Object.entries(baseChains)) {
       text.addChain(name, hook);
       text.writeChain(name, fixed.get(name) ?? []);
     }
-    return { state, emptied, transactions: [...steps, text.toString()] };
+    return { state, emptied, transactions: [text.toString()] };
   }
 
   async #changes(state: RuleState, request: AcceptedRequest): Promise<Texts> {

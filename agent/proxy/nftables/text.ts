@@ -15,6 +15,7 @@ export class TableText {
   readonly #table: string;
   readonly #family: Family;
   readonly #lines: string[] = [];
+  #length = 0;
   #open: { verb: "add" | "delete"; set: string; elements: string[] } | undefined;
 
   constructor(family: Family, table = tableName) {
@@ -99,20 +100,17 @@ export class TableText {
     this.#element("delete", set, key);
   }
 
-  /** The commands so far, cut into texts of about `bytesMax`; empties this text. */
-  takeSteps(bytesMax: number): string[] {
-    this.#close();
-    const steps: string[] = [];
-    let step = "";
-    for (const line of this.#lines) {
-      step += line;
-      if (step.length < bytesMax) continue;
-      steps.push(step);
-      step = "";
-    }
-    if (step !== "") steps.push(step);
+  /** Characters so far, about. */
+  get length(): number {
+    return this.#length;
+  }
+
+  /** The commands so far; empties this text. */
+  take(): string {
+    const text = this.toString();
     this.#lines.length = 0;
-    return steps;
+    this.#length = 0;
+    return text;
   }
 
   toString(): string {
@@ -121,6 +119,7 @@ export class TableText {
   }
 
   #element(verb: "add" | "delete", set: string, element: string): void {
+    this.#length += element.length;
     const open = this.#open;
     if (open?.verb === verb && open.set === set && open.elements.length < elementsPerCommandMax) {
       open.elements.push(element);
@@ -132,6 +131,7 @@ export class TableText {
 
   #line(line: string): void {
     this.#close();
+    this.#length += line.length;
     this.#lines.push(`${line}\n`);
   }
 

@@ -389,3 +389,28 @@ describe("changes", () => {
     expect(model.setNode({ ...node, zone: "z2" })).toBe(true);
   });
 });
+
+describe("services of the other family only", () => {
+  const other = { clusterIP: "fd00::1", clusterIPs: ["fd00::1"], ipFamilies: ["IPv6" as const] };
+
+  test("are no work", () => {
+    const model = modelOf(makeService("web", other));
+    expect(model.hasPending).toBe(false);
+    expect(model.keys()).toEqual([]);
+    expect(model.changes().services).toBe(1);
+    model.setService("ns1/web", undefined);
+    expect(model.hasPending).toBe(false);
+  });
+
+  test("lose their rules if they had some, and get them back", () => {
+    const model = modelOf(makeService("web"));
+    model.settle(model.pending());
+    model.setService("ns1/web", makeService("web", other));
+    expect([...model.pending().keys]).toEqual(["ns1/web"]);
+    expect(model.describe("ns1/web").ports).toEqual([]);
+    model.settle(model.pending());
+    model.setService("ns1/web", makeService("web"));
+    expect(model.describe("ns1/web").ports).toHaveLength(1);
+    expect(model.hasPending).toBe(true);
+  });
+});
