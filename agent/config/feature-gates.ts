@@ -24,8 +24,9 @@ const gatesByState = {
     StructuredAuthenticationConfiguration SupplementalGroupsPolicy SystemdWatchdog TopologyManagerPolicyOptions
     UserNamespacesSupport VolumeAttributesClass WinDSR WinOverlay`,
   lockedOff: `GitRepoVolumeDriver`,
-  // General availability or deprecated, but still to be switched off.
+  // General availability, but still to be switched off.
   on: `InformerResourceVersion KubeletPodResourcesListUseActivePods`,
+  deprecatedOn: `AllowServiceExternalIPs`,
   off: `
     AllowDNSOnlyNodeCSR AllowInsecureKubeletCertificateSigningRequests ChangeContainerStatusOnKubeletRestart
     InPlacePodVerticalScalingAllocatedStatus KMSv1 KubeletRegistrationGetOnExistsOnly SeparateCacheWatchRPC
@@ -140,7 +141,7 @@ export function isGateOn(set: Readonly<Record<string, boolean>>, gate: string): 
     const all = set[name];
     if (all !== undefined && states.includes(state)) return all;
   }
-  return state === "lockedOn" || state === "on" || state === "betaOn";
+  return state === "lockedOn" || ["on", "deprecatedOn", "betaOn"].includes(state);
 }
 
 /** A gate as metrics show it. */
@@ -155,6 +156,7 @@ const stages: Record<GateState, FeatureGate["stage"]> = {
   lockedOn: "",
   lockedOff: "DEPRECATED",
   on: "",
+  deprecatedOn: "DEPRECATED",
   off: "DEPRECATED",
   betaOn: "BETA",
   betaOff: "BETA",

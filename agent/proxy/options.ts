@@ -35,6 +35,8 @@ export interface ProxyOptions {
   readonly masqueradeBit: number;
   readonly masqueradeAll: boolean;
   readonly localhostNodePorts: boolean;
+  /** False: Services' `externalIPs` count for nothing. */
+  readonly allowsExternalIPs: boolean;
   /** nftables mode: also try a kernel that is too old. */
   readonly skipsKernelCheck: boolean;
   /** CIDRs, or the one word "primary". A family without an entry accepts node ports on all its addresses. */
@@ -55,6 +57,7 @@ export const proxyOptionsDefault: Omit<ProxyOptions, "nodeName" | "nodeIPs"> = {
   masqueradeBit: 14,
   masqueradeAll: false,
   localhostNodePorts: true,
+  allowsExternalIPs: true,
   skipsKernelCheck: false,
   nodePortAddresses: [],
   syncPeriodMs: 30_000,

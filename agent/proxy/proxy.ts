@@ -125,7 +125,9 @@ async function runFamily(
 ): Promise<void> {
   const { options } = builder.facts;
   const unsubscribe = [
-    deps.services.subscribe(({ key, object }) => family.setService(key, object)),
+    deps.services.subscribe(({ key, object }) => {
+      family.setService(key, options.allowsExternalIPs ? object : withoutExternalIPs(object));
+    }),
     deps.endpointSlices.subscribe(({ key, object }) => family.setSlice(key, object)),
     deps.nodes.subscribe(({ object }) => {
       if (object?.metadata.name !== options.nodeName) return;
@@ -337,6 +339,12 @@ function createHealthCheckPorts(
     return healthCheckIPs(addresses, localIPs, family);
   };
   return new HealthCheckPorts({ family, hosts, isProxyHealthy, serve, recorder, clock, log });
+}
+
+function withoutExternalIPs(service: Service | undefined): Service | undefined {
+  if (service?.spec?.externalIPs === undefined) return service;
+  const { externalIPs: _, ...spec } = service.spec;
+  return { ...service, spec };
 }
 
 async function expectIPv6(sysctls: Sysctls): Promise<void> {

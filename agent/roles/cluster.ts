@@ -14,6 +14,7 @@ import type { Clock } from "../lib/clock.ts";
 import { hasCode } from "../lib/errors.ts";
 import type { Logger } from "../lib/log.ts";
 import { goArch } from "../node/facts.ts";
+import { serviceProxyNameLabel } from "../proxy/service.ts";
 import type { AgentHealth } from "../server/health.ts";
 import type { RunningParts } from "./parts.ts";
 import { trimService, withoutManagedFields } from "./trim.ts";
@@ -113,9 +114,10 @@ export function followOwnNode(cluster: Cluster, nodeName: string): Store<Node> {
   return cluster.follow(nodes, { fieldSelector: `metadata.name=${nodeName}` });
 }
 
-/** Follows all Services. */
+/** Follows the Services that a service proxy programs: not those of another proxy, nor headless ones. */
 export function followServices(cluster: Cluster): Store<Service> {
-  return cluster.follow(services, { trim: trimService });
+  const labelSelector = `!${serviceProxyNameLabel}`;
+  return cluster.follow(services, { labelSelector, fieldSelector: "spec.clusterIP!=None", trim: trimService });
 }
 
 async function readAccess(

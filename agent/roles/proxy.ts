@@ -1,6 +1,7 @@
 import { hostname } from "node:os";
 import { isIPv6 } from "node:net";
 import { skipsNftablesKernelCheck } from "../config/environment.ts";
+import { isGateOn } from "../config/feature-gates.ts";
 import type { ProxySettings } from "../config/load-proxy.ts";
 import { logLevelOf } from "../config/verbosity.ts";
 import type { KubeProxyConfiguration } from "../config/proxy-config.ts";
@@ -126,6 +127,7 @@ export function proxyOptions(
     masqueradeAll: rules.masqueradeAll,
     skipsKernelCheck,
     localhostNodePorts: config.iptables.localhostNodePorts,
+    allowsExternalIPs: isGateOn(config.featureGates, "AllowServiceExternalIPs"),
     nodePortAddresses: config.nodePortAddresses,
     syncPeriodMs: rules.syncPeriod,
     minSyncPeriodMs: rules.minSyncPeriod,

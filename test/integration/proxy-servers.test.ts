@@ -108,6 +108,18 @@ describe("the proxy's own process", () => {
     await poll(() => ask(10256, "/healthz")).toMatchObject({ status: 200 });
   });
 
+  test("asks for what it programs only", () => {
+    const asked = (resource: string) => server.requests.filter({ resource }).map(({ url }) => decodeURIComponent(url));
+    expect(asked("services").length).toBeGreaterThan(0);
+    for (const url of asked("services")) {
+      expect(url).toContain("labelSelector=!service.kubernetes.io/service-proxy-name");
+      expect(url).toContain("fieldSelector=spec.clusterIP!=None");
+    }
+    for (const url of asked("endpointslices")) {
+      expect(url).toContain("labelSelector=!service.kubernetes.io/headless");
+    }
+  });
+
   test("shows its metrics on the node alone, and what it wrote into the kernel", async () => {
     await expect(ask(10249, "/metrics")).rejects.toThrow();
     expect(await askFromNode(node, "http://127.0.0.1:10249/proxyMode")).toBe("iptables");

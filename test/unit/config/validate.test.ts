@@ -220,6 +220,8 @@ describe("feature gates", () => {
     [{ AllBeta: false }, "GracefulNodeShutdown", false],
     [{ AllBeta: true }, "ClusterTrustBundle", true],
     [{ AllAlpha: true }, "GitRepoVolumeDriver", false],
+    [{ AllBeta: false }, "AllowServiceExternalIPs", true],
+    [{ AllowServiceExternalIPs: false }, "AllowServiceExternalIPs", false],
     [{}, "NeverHeardOf", false],
   ];
   test.each(cases)("%j: %s is %s", (set, gate, on) => expect(isGateOn(set, gate)).toBe(on));

@@ -103,6 +103,15 @@ describe("a start", () => {
     expect(proxy.stats()).toMatchObject([{ family: "IPv4", syncs: 1, fullSyncs: 1, pendingSinceMs: undefined }]);
   });
 
+  test("without leave for external IPs programs all else of their services", async () => {
+    await start({ allowsExternalIPs: false });
+    services.put(makeService("web", { externalIPs: ["198.51.100.9"] })).markSynced();
+    endpointSlices.put(makeSlice("web", ["10.244.1.5"])).markSynced();
+    await quiet();
+    expect([...(commands.sets.get("KUBE-SERVICE-IPS") ?? [])]).toEqual(["10.96.0.10,tcp:80"]);
+    expect(rules()).not.toContain("198.51.100.9");
+  });
+
   test("without ipset says so once and goes on", async () => {
     commands.missing.add("ipset");
     services.put(makeService("web")).markSynced();

@@ -145,6 +145,12 @@ test("the proxy's settings: seconds, CIDRs of both families, local pods", () => 
   });
 });
 
+test("the proxy leaves external IPs out where the feature gate says so", () => {
+  expect(proxyOptions(proxy([]), "n1", []).allowsExternalIPs).toBe(true);
+  const config = proxy(["featureGates: {AllowServiceExternalIPs: false}"]);
+  expect(proxyOptions(config, "n1", []).allowsExternalIPs).toBe(false);
+});
+
 const addressCases = [
   { bind: "0.0.0.0", node: ["192.0.2.1", "2001:db8::1"], want: ["192.0.2.1", "2001:db8::1"] },
   { bind: "192.0.2.9", node: ["192.0.2.1", "2001:db8::1"], want: ["192.0.2.9", "2001:db8::1"] },
