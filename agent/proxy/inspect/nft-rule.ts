@@ -14,6 +14,7 @@ import { nftText } from "./nft-text.ts";
 import { type Counter, type Field, type Members, oneOf, type Rule, type Step } from "./ruleset.ts";
 
 const allBits = 0xffffffff;
+const markBits = 32;
 // Statements that end nothing and change nothing that another rule looks at.
 const harmless = new Set(["counter", "log", "set", "notrack", "comment", "ct timeout", "ct helper"]);
 
@@ -65,9 +66,20 @@ function matchSteps({ op, left, right }: Json, family: Family): Step[] | undefin
   const implied = impliedProtocol(left);
   // A rule for both families asks for its own first; a packet of ours has it.
   if (isJson(left) && isJson(left["meta"]) && left["meta"]["key"] === "nfproto") return undefined;
+  const bits = op === "==" || op === "!=" ? highBitsOf(left, right) : undefined;
+  if (bits !== undefined) return [{ kind: "match", ...bits, isNegated: op === "!=" }];
   const among = membersOf(right);
   if (among === undefined || !["==", "!=", "in"].includes(textOf(op))) return undefined;
   return [...implied, { kind: "match", fields, among, isNegated: op === "!=" }];
+}
+
+/** Some highest bits of the mark, which nft writes as a prefix: `meta mark 0x80000000/1`; undefined: it is something else. */
+function highBitsOf(left: unknown, right: unknown): { fields: Field[]; among: Members } | undefined {
+  const isMark = isJson(left) && isJson(left["meta"]) && left["meta"]["key"] === "mark";
+  const prefix = isMark && isJson(right) ? right["prefix"] : undefined;
+  if (!isJson(prefix) || typeof prefix["addr"] !== "number" || typeof prefix["len"] !== "number") return undefined;
+  const mask = (allBits << (markBits - prefix["len"])) >>> 0;
+  return { fields: [{ kind: "mark", mask }], among: oneOf(prefix["addr"]) };
 }
 
 /** `tcp dport` matches packets of TCP only. */

@@ -2,6 +2,7 @@ import { readFile } from "node:fs/promises";
 import { beforeAll, describe, expect, test } from "vitest";
 import { silentLogger } from "../../../agent/lib/log.ts";
 import { parseNftList } from "../../../agent/proxy/inspect/nft-json.ts";
+import { parseNftRule } from "../../../agent/proxy/inspect/nft-rule.ts";
 import { surroundingsOf } from "../../../agent/proxy/inspect/read.ts";
 import { interfaceTo, isLocalAddress, parseRoutes4, parseRoutes6 } from "../../../agent/proxy/inspect/routes.ts";
 import type { Ruleset } from "../../../agent/proxy/inspect/ruleset.ts";
@@ -99,6 +100,17 @@ describe.each(["iptables", "nftables"] as const)("%s, as the kernel listed it", 
     const known = surroundingsOf(routes, lists);
     expect(fates(ruleset, { ...pod, saddr: "10.244.1.2", ...to }, known)).toEqual(["100% 10.244.1.2:8080 m"]);
   });
+});
+
+// As nft lists a rule with masqueradeBit 31.
+test("a mark's highest bit, which nft writes as a prefix, is understood", () => {
+  const mark = { meta: { key: "mark" } };
+  const right = { prefix: { addr: 0, len: 1 } };
+  const rule = parseNftRule({ expr: [{ match: { op: "!=", left: mark, right } }, { masquerade: null }] }, "IPv4");
+  expect(rule.steps[0]).toMatchObject({ kind: "match", fields: [{ kind: "mark", mask: 0x80000000 }], isNegated: true });
+  const [step] = rule.steps;
+  if (step?.kind !== "match" || !("find" in step.among)) throw new Error("no match");
+  expect([...step.among].map(({ key }) => key)).toEqual([[0]]);
 });
 
 test("lists of clients that were not looked up are asked for", async () => {
