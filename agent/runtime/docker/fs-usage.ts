@@ -5,7 +5,7 @@ import { errnoOf } from "../../lib/errno.ts";
 import { isObject } from "../../lib/json.ts";
 import type { Logger } from "../../lib/log.ts";
 import type { FilesystemUsage } from "../port.ts";
-import { objectsIn } from "./answers.ts";
+import { fieldsOf, objectsIn } from "./answers.ts";
 import type { DockerClient } from "./client.ts";
 import type { DaemonInfo } from "./daemon.ts";
 import { findImageRoot } from "./image-root.ts";
@@ -136,11 +136,17 @@ async function layersSize(client: DockerClient, signal: AbortSignal): Promise<nu
     async (abortSignal) => await (client.docker as DockerDF).df({ abortSignal }),
     { timeoutMs: dfTimeoutMs, signal },
   );
-  // As of API 1.52 under `ImageUsage`.
-  const usage = isObject(answer) && isObject(answer["ImageUsage"]) ? answer["ImageUsage"]["TotalSize"] : undefined;
-  const bytes = usage ?? (isObject(answer) ? answer["LayersSize"] : undefined);
-  if (typeof bytes !== "number") throw new Error("the daemon does not tell the size of its layers");
+  const bytes = layersSizeOf(answer);
+  if (bytes === undefined) throw new Error("the daemon does not tell the size of its layers");
   return bytes;
+}
+
+/** From Engine 29 on a size of 0 is left out, and from API 1.52 on it stands under `ImageUsage`. Undefined if neither is told. */
+export function layersSizeOf(answer: unknown): number | undefined {
+  const { LayersSize, Images, ImageUsage } = fieldsOf(answer);
+  if (isObject(ImageUsage)) return typeof ImageUsage["TotalSize"] === "number" ? ImageUsage["TotalSize"] : 0;
+  if (typeof LayersSize === "number") return LayersSize;
+  return Array.isArray(Images) ? 0 : undefined;
 }
 
 async function containerSizes(client: DockerClient, signal: AbortSignal): Promise<Map<string, number>> {

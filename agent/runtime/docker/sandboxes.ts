@@ -182,7 +182,13 @@ export class Sandboxes {
         `sandbox of ${pod} ended at once with exit code ${ExitCode}${why && `: ${why}`}`,
       );
     }
-    if (config.dns !== undefined && inspect.ResolvConfPath) await writeResolvConf(inspect.ResolvConfPath, config.dns);
+    if (config.dns !== undefined) {
+      // Without it the pod would have no names, or the node's.
+      if (!inspect.ResolvConfPath) {
+        throw new AgentError("Internal", `sandbox of ${pod}: the Docker daemon made no resolv.conf for it`);
+      }
+      await writeResolvConf(inspect.ResolvConfPath, config.dns);
+    }
     if (config.securityContext.namespaceOptions.network === "NODE") return;
     making.step = "set up its network";
     const target = {

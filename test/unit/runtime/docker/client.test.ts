@@ -37,6 +37,7 @@ describe("opening a client", () => {
   const versions: { name: string; version: object; want: string | RegExp }[] = [
     { name: "20.10", version: { Version: "20.10.24", ApiVersion: "1.41", MinAPIVersion: "1.12" }, want: "1.41" },
     { name: "28", version: { Version: "28.3.0", ApiVersion: "1.51", MinAPIVersion: "1.24" }, want: "1.51" },
+    { name: "29", version: { Version: "29.1.0", ApiVersion: "1.52", MinAPIVersion: "1.44" }, want: "1.51" },
     { name: "one from later", version: { Version: "31", ApiVersion: "1.60", MinAPIVersion: "1.44" }, want: "1.51" },
     {
       name: "19.03",

@@ -75,6 +75,15 @@ test("a sandbox is made in a few calls", async () => {
   expect(t.requests).toEqual(["POST /containers/create", "POST /containers/abc/start", "GET /containers/abc/json"]);
 });
 
+test("a sandbox for which the daemon makes no resolv.conf is refused, and nothing of it stays", async () => {
+  await using t = await withSandboxes();
+  const config = { ...t.config, dns: { servers: ["10.96.0.10"], searches: [], options: [] } };
+  await expect(t.sandboxes.run(config, "")).rejects.toThrow(
+    "sandbox of shop/web: the Docker daemon made no resolv.conf",
+  );
+  expect(t.requests.at(-1)).toBe("DELETE /containers/abc");
+});
+
 const cases: { hang: Hang; step: string; isRemoved: boolean }[] = [
   { hang: "image", step: "the pause image", isRemoved: false },
   { hang: "create", step: "create", isRemoved: false },

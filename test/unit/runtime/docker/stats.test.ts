@@ -5,7 +5,7 @@ import { expect, test } from "vitest";
 import { systemClock } from "../../../../agent/lib/clock.ts";
 import { silentLogger } from "../../../../agent/lib/log.ts";
 import { findContainerCgroup, readContainerCgroup } from "../../../../agent/runtime/docker/cgroup-figures.ts";
-import { createDockerDisk, type TreeUsage } from "../../../../agent/runtime/docker/fs-usage.ts";
+import { createDockerDisk, layersSizeOf, type TreeUsage } from "../../../../agent/runtime/docker/fs-usage.ts";
 import { createDockerStats, sandboxProcess } from "../../../../agent/runtime/docker/stats.ts";
 import { type Answer, fakeDocker } from "./fake-docker.ts";
 
@@ -169,6 +169,19 @@ test("all running containers of pods cost one list, and a look at each new one",
   });
   expect(t.asked).toEqual([upper]);
   t.disk.close();
+});
+
+test.each([
+  { daemon: "20.10 to 28", answer: { LayersSize: 4_200, Images: [{}] }, want: 4_200 },
+  { daemon: "20.10 to 28 without images", answer: { LayersSize: 0, Images: null }, want: 0 },
+  { daemon: "29 by an older API", answer: { LayersSize: 4_200, Images: [{}] }, want: 4_200 },
+  { daemon: "29 without images", answer: { Images: [], Containers: [] }, want: 0 },
+  { daemon: "29 by API 1.52", answer: { ImageUsage: { TotalSize: 4_200 } }, want: 4_200 },
+  { daemon: "29 by API 1.52, without images", answer: { ImageUsage: {} }, want: 0 },
+  { daemon: "something else", answer: { message: "?" }, want: undefined },
+  { daemon: "nothing", answer: null, want: undefined },
+])("the size of all layers, as Engine $daemon tells it", ({ answer, want }) => {
+  expect(layersSizeOf(answer)).toBe(want);
 });
 
 test("where layers are no directories the daemon is asked for sizes", async () => {
