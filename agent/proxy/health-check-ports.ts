@@ -30,6 +30,8 @@ export interface HealthCheckPortsOptions {
   readonly family: Family;
   /** Local addresses to listen on, asked for whenever services changed; undefined: all of the family. */
   readonly hosts: () => readonly string[] | undefined;
+  /** The Service's UID, for events about it; undefined if it is gone. */
+  readonly uidOf: (key: string) => string | undefined;
   readonly isProxyHealthy: () => boolean;
   readonly serve: ServeHealthChecks;
   readonly recorder: EventRecorder | undefined;
@@ -134,7 +136,7 @@ export class HealthCheckPorts {
   }
 
   #tell(id: string, key: string, place: HealthCheckPlace, err: unknown): void {
-    const { recorder, clock, log } = this.#options;
+    const { recorder, uidOf, clock, log } = this.#options;
     const [namespace = "", name = ""] = key.split("/");
     const address = hostPort(place.host, place.port);
     const message = `node port ${place.port} for health checks of service ${key} cannot be listened on at ${address}: ${messageOf(err)}`;
@@ -146,7 +148,7 @@ export class HealthCheckPorts {
       { service: key, address, err: messageOf(err) },
       "health check port cannot be served; trying at each sync",
     );
-    const about = { kind: "Service", namespace, name, uid: key };
+    const about = { kind: "Service", namespace, name, uid: uidOf(key) ?? key };
     recorder?.event(about, "Warning", "FailedToStartServiceHealthcheck", message, "Listen");
   }
 

@@ -330,7 +330,7 @@ function createHealthCheckPorts(
     isProxyHealthy: () => boolean;
     log: Logger;
   },
-  { serveHealthChecks: serve, recorder, clock }: ProxyDeps,
+  { serveHealthChecks: serve, services, recorder, clock }: ProxyDeps,
 ): HealthCheckPorts | undefined {
   if (serve === undefined) return undefined;
   const { family, options, localIPs, isProxyHealthy, log } = about;
@@ -338,7 +338,8 @@ function createHealthCheckPorts(
     const addresses = readNodePortAddresses(nodePortAddressesOf(options), options.nodeIPs, family);
     return healthCheckIPs(addresses, localIPs, family);
   };
-  return new HealthCheckPorts({ family, hosts, isProxyHealthy, serve, recorder, clock, log });
+  const uidOf = (key: string) => services.get(key)?.metadata.uid;
+  return new HealthCheckPorts({ family, hosts, uidOf, isProxyHealthy, serve, recorder, clock, log });
 }
 
 function withoutExternalIPs(service: Service | undefined): Service | undefined {

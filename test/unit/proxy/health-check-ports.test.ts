@@ -46,6 +46,7 @@ function makePorts(family: "IPv4" | "IPv6"): HealthCheckPorts {
   return new HealthCheckPorts({
     family,
     hosts: () => hosts,
+    uidOf: (key) => `uid-of-${key}`,
     isProxyHealthy: () => isProxyHealthy,
     serve,
     recorder: { event: (...event) => void events.push(event) },
@@ -116,7 +117,8 @@ test("a port that is taken is told as an event of the Service, and tried again a
   ports.update(web(port));
   await expect.poll(() => events.length).toBe(1);
   expect(events[0]).toEqual([
-    { kind: "Service", namespace: "ns1", name: "web", uid: "ns1/web" },
+    // kubectl describe asks for events by the UID.
+    { kind: "Service", namespace: "ns1", name: "web", uid: "uid-of-ns1/web" },
     "Warning",
     "FailedToStartServiceHealthcheck",
     expect.stringMatching(
