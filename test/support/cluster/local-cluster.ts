@@ -158,6 +158,8 @@ function kubeletConfig(
     clusterDNS: ["10.96.0.10"],
     clusterDomain: "cluster.local",
     serializeImagePulls: false,
+    // However full the machine's disk is: the images are those that tests rely on.
+    imageGCHighThresholdPercent: 100,
     // As for the proxy below.
     oomScoreAdj: 0,
     ...changes,
