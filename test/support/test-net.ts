@@ -1,11 +1,17 @@
 import { type ChildProcess, spawn } from "node:child_process";
 import { randomBytes } from "node:crypto";
+import { readdir } from "node:fs/promises";
 import { createCommands, type Commands } from "../../agent/proxy/commands.ts";
 import type { Sysctls } from "../../agent/proxy/sysctl.ts";
 import { exec } from "../../agent/lib/exec.ts";
+import { processKey } from "./node/process-key.ts";
 import type { PeerRequest } from "./net-peer.ts";
 
 const timeoutMs = 20_000;
+const namespacesDir = "/run/netns";
+const namespacePrefix = "nlp-";
+// Behind the prefix: PID and start time of the process that made it.
+const ownedRE = /^nlp-(\d+)-(\d+)-/;
 const peerScript = new URL("net-peer.ts", import.meta.url).pathname;
 
 type DistributiveOmit<T, K extends PropertyKey> = T extends unknown ? Omit<T, K> : never;
@@ -90,8 +96,8 @@ export class TestNet {
     ...["::1", "2001:db8::1", "fd00:244:1::1", "fd00:244:2::1", "2001:db8:1::1"],
   ];
 
-  private constructor() {
-    this.prefix = `nlp-${randomBytes(3).toString("hex")}`;
+  private constructor(owner: string) {
+    this.prefix = `${namespacePrefix}${owner.replace(" ", "-")}-${randomBytes(2).toString("hex")}`;
     this.commands = createCommands(["nsenter", `--net=/run/netns/${this.prefix}-node`]);
     this.sysctls = {
       read: async (path) => (await this.onNode("cat", [`/proc/sys/${path}`])).trim(),
@@ -103,7 +109,8 @@ export class TestNet {
 
   /** Builds it; removes what was built if that fails. */
   static async create(): Promise<TestNet> {
-    const net = new TestNet();
+    await sweepNamespaces();
+    const net = new TestNet(await processKey(process.pid));
     try {
       await net.#build();
     } catch (err) {
@@ -196,6 +203,16 @@ export class TestNet {
 
   #ns(name: string): string {
     return `${this.prefix}-${name}`;
+  }
+}
+
+/** Removes the namespaces of processes that were killed before they could. */
+async function sweepNamespaces(): Promise<void> {
+  for (const name of await readdir(namespacesDir).catch(() => [])) {
+    const [, pid, startTime] = ownedRE.exec(name) ?? [];
+    if (pid === undefined || (await processKey(Number(pid))) === `${pid} ${startTime}`) continue;
+    // Another process may be sweeping, too.
+    await exec("ip", ["netns", "del", name], { timeoutMs });
   }
 }
 

@@ -1,5 +1,6 @@
 import { mkdir, readdir, readFile, rename, rm, writeFile } from "node:fs/promises";
 import { join } from "node:path";
+import { processKey } from "./process-key.ts";
 
 // Short, because everything lives below it and a unix socket's path holds 107 bytes.
 const slotsDir = "/tmp/nltest";
@@ -87,15 +88,6 @@ async function isRunning(path: string): Promise<boolean> {
   const written = await readFile(path, "utf8").catch(() => "");
   const pid = Number(written.split(" ", 1)[0]);
   return pid > 0 && (await processKey(pid)) === written;
-}
-
-/** PID and start time: a reused PID gives another key. "" if there is no such process. */
-async function processKey(pid: number): Promise<string> {
-  const stat = await readFile(`/proc/${pid}/stat`, "utf8").catch(() => "");
-  if (stat === "") return "";
-  // The command name may hold spaces and parentheses; field 22 counts from after it.
-  const startTime = stat.slice(stat.lastIndexOf(")") + 2).split(" ")[19];
-  return `${pid} ${startTime}`;
 }
 
 function hasErrno(err: unknown, ...codes: string[]): boolean {
