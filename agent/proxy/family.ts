@@ -143,7 +143,8 @@ export class FamilyProxy {
       onError: (err) =>
         log.error({ err: messageOf(err) }, "services could not be programmed; a full sync will be tried"),
       retryMs: (failures) => backoffMs(failures, { baseMs: retryBaseMs, maxMs: options.syncPeriodMs }),
-      failureFloorMs: (failures) => backoffMs(failures, { baseMs: retryBaseMs, maxMs: failureFloorMaxMs }),
+      failureFloorMs: (failures) =>
+        backoffMs(failures, { baseMs: retryBaseMs, maxMs: Math.min(failureFloorMaxMs, options.syncPeriodMs) }),
       resyncMs: options.syncPeriodMs,
       minIntervalMs: options.minSyncPeriodMs,
       burst: syncBurst,

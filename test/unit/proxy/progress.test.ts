@@ -31,6 +31,10 @@ beforeEach(() => {
   during = async () => {};
   stop = new AbortController();
   done = undefined;
+  family = familyOf(options);
+});
+
+function familyOf(given: typeof options): FamilyProxy {
   const backend: Backend = {
     family: "IPv4",
     needsFull: false,
@@ -41,9 +45,9 @@ beforeEach(() => {
     },
     findDamage: async () => undefined,
   };
-  family = new FamilyProxy({
+  return new FamilyProxy({
     family: "IPv4",
-    options,
+    options: given,
     backend,
     commands,
     clock,
@@ -52,7 +56,7 @@ beforeEach(() => {
     localIPs: () => ["192.0.2.1"],
     healthChecks: { update: (services) => void checked.push(services) },
   });
-});
+}
 
 afterEach(async () => {
   stop.abort();
@@ -221,4 +225,12 @@ test("after failures, changes wait for the retry, ten seconds at most", async ()
   }
   expect(passes).toBeGreaterThan(29);
   expect(passes).toBeLessThan(35);
+});
+
+test("after failures, changes wait no longer than the sync period", async () => {
+  family = familyOf({ ...options, syncPeriodMs: 2_000 });
+  during = () => Promise.reject(new Error("somebody holds the lock"));
+  await run();
+  await clock.advance(20_000);
+  expect(family.stats().failures).toBeGreaterThanOrEqual(10);
 });
