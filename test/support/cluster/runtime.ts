@@ -72,7 +72,8 @@ export function dockerOf(docker: TestDocker): ClusterRuntime {
   return {
     name: "docker",
     endpoint: `unix://${docker.socketPath}`,
-    connect: async () => await docker.connect(),
+    // As the agent is: others see nothing of its pods.
+    connect: async () => await docker.connect({ nodeName: node.name }),
     stop: async (signal) => await docker.stop(signal),
     start: async () => await docker.start(),
     restart: async (signal) => {

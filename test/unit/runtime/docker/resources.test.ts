@@ -2,6 +2,8 @@ import { mkdir, mkdtemp, readFile, rm, writeFile } from "node:fs/promises";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { expect, onTestFinished, test } from "vitest";
+import { linuxResources, type ResourceContext } from "../../../../agent/kube/pod-resources.ts";
+import type { Pod, PodSpec } from "../../../../agent/kube/types.ts";
 import { createLogger } from "../../../../agent/lib/log.ts";
 import {
   cgroupDirectory,
@@ -183,4 +185,97 @@ test("containers that cannot be kept from the kernel's OOM killer as they should
   expect(lines).toEqual([]);
   reportOOMScoreAdjMin({ oomScoreAdjMin: -500 }, log);
   expect(lines.join("")).toMatch(/-500.*lacks CAP_SYS_RESOURCE/);
+});
+
+// Swap of a container, as the reference gives it, in what Docker is told and what is written beside. Node: 8Gi memory, 4Gi swap.
+const node: ResourceContext = {
+  cgroupVersion: 2,
+  memoryCapacityBytes: 8_192 * mi,
+  cpuCFSQuota: true,
+  cpuPeriodUs: 100_000,
+  hugePageSizes: [],
+  singleProcessOOMKill: true,
+  swapControllerAvailable: true,
+  swapBehavior: "LimitedSwap",
+  swapCapacityBytes: 4_096 * mi,
+};
+const swapRows: {
+  name: string;
+  request?: string;
+  limit?: string;
+  spec?: Partial<PodSpec>;
+  change?: Partial<ResourceContext>;
+  memory?: object;
+  file?: string;
+}[] = [
+  {
+    name: "NoSwap with a limit",
+    request: "64Mi",
+    limit: "128Mi",
+    change: { swapBehavior: "NoSwap" },
+    memory: { Memory: 128 * mi, MemorySwap: 128 * mi },
+    file: "0",
+  },
+  { name: "NoSwap without a limit", request: "64Mi", change: { swapBehavior: "NoSwap" }, file: "0" },
+  { name: "best effort", file: "0" },
+  {
+    name: "guaranteed",
+    request: "64Mi",
+    limit: "64Mi",
+    memory: { Memory: 64 * mi, MemorySwap: 64 * mi },
+    file: "0",
+  },
+  {
+    name: "burstable: its share of the node's swap",
+    request: "64Mi",
+    limit: "128Mi",
+    memory: { Memory: 128 * mi, MemorySwap: 160 * mi },
+    file: String(32 * mi),
+  },
+  { name: "burstable without a limit, of which Docker knows nothing", request: "64Mi", file: String(32 * mi) },
+  {
+    name: "critical",
+    request: "64Mi",
+    limit: "128Mi",
+    spec: { priorityClassName: "system-node-critical", priority: 2_000_001_000 },
+    memory: { Memory: 128 * mi, MemorySwap: 128 * mi },
+    file: "0",
+  },
+  {
+    name: "a kernel that does not count swap: nothing is said, not even Docker's default",
+    request: "64Mi",
+    limit: "128Mi",
+    change: { swapControllerAvailable: false },
+    memory: { Memory: 128 * mi, MemorySwap: -1 },
+  },
+  {
+    name: "cgroup v1 with a limit",
+    request: "64Mi",
+    limit: "128Mi",
+    change: { cgroupVersion: 1, swapBehavior: "NoSwap" },
+    memory: { Memory: 128 * mi, MemorySwap: 128 * mi },
+  },
+  {
+    name: "cgroup v1 without a limit",
+    request: "64Mi",
+    change: { cgroupVersion: 1, swapBehavior: "NoSwap" },
+  },
+];
+test.each(swapRows)("swap: $name", ({ request, limit, spec, change, memory = {}, file }) => {
+  const container = {
+    name: "app",
+    resources: {
+      ...(request === undefined ? {} : { requests: { cpu: limit === request ? "1" : "100m", memory: request } }),
+      ...(limit === undefined ? {} : { limits: { cpu: "1", memory: limit } }),
+    },
+  };
+  const context = { ...node, ...change };
+  const pod: Pod = { metadata: { name: "web", namespace: "shop" }, spec: { containers: [container], ...spec } };
+  const resources = linuxResources(pod, container, context);
+  const { Memory, MemorySwap } = dockerResources(what, resources);
+  expect({ Memory, MemorySwap }).toEqual({ Memory: undefined, MemorySwap: undefined, ...memory });
+  const written = cgroupWrites(what, resources, context.cgroupVersion).filter((one) => one.file.includes("swap"));
+  expect(written.map(({ file: name, content }) => `${name} ${content}`)).toEqual(
+    file === undefined ? [] : [`memory.swap.max ${file}`],
+  );
 });
