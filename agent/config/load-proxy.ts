@@ -117,7 +117,9 @@ function withAddresses(values: Values, { healthzPort, metricsPort }: ProxyFlags)
 /** The answer of the proxy's `/configz`: the configuration in use, as a file would say it. */
 export function proxyConfigz(config: KubeProxyConfiguration): Values {
   const [group = ""] = documentType.apiVersion.split("/");
-  return { [group]: proxyDocument(config) };
+  const isDefault = config.mode === "nftables" && config.nodePortAddresses.length === 0;
+  // A file that says nothing means this in the mode; said in a file it would also switch loopback off.
+  return { [group]: proxyDocument(isDefault ? { ...config, nodePortAddresses: ["primary"] } : config) };
 }
 
 /** A proxy's configuration as a document that `--config` reads. */

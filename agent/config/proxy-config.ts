@@ -30,7 +30,11 @@ const generalFields = {
     burst: works(count, 10, "requests at once", { flag: "kube-api-burst", zeroIsUnset: true }),
   }),
   hostnameOverride: works(text, "", "name of the node, instead of the host's"),
-  configSyncPeriod: works(duration({ min: 1e-6 }), 15 * minute, "how often everything read is looked at again"),
+  configSyncPeriod: noEffect(
+    duration({ min: 1e-6 }),
+    15 * minute,
+    "changes are taken as they come, and rules checked each syncPeriod",
+  ),
   oomScoreAdj: works(int({ min: -1000, max: 1000 }), -999, "the proxy's own OOM score"),
   featureGates: works(map(bool), {}, "feature gates"),
   logging: group(loggingFields),

@@ -1,6 +1,7 @@
 import { describe, expect, test } from "vitest";
 import { parse } from "yaml";
 import { parseCommandLine } from "../../../agent/config/load.ts";
+import { proxyConfigz } from "../../../agent/config/load-proxy.ts";
 import { fakeHost, fixture, problemsOf, proxyCommand, proxyHead, proxyWith, runCommand } from "./support.ts";
 
 describe("configurations of the field", () => {
@@ -43,6 +44,13 @@ test("what --write-config-to writes is read as the same settings", () => {
   expect(parse(command.text)).toMatchObject({ kind: "KubeProxyConfiguration", conntrack: { udpTimeout: "10s" } });
   const read = proxyCommand(["--config=/out"], { files: { "/out": command.text } });
   expect(read.proxy.config).toEqual(proxyCommand(args).proxy.config);
+});
+
+test("/configz says what a mode makes of a list that is left empty", () => {
+  const shown = (fields: string) => proxyConfigz(proxyWith(fields).proxy.config)["kubeproxy.config.k8s.io"];
+  expect(shown("mode: nftables")).toMatchObject({ nodePortAddresses: ["primary"] });
+  expect(shown("mode: nftables\nnodePortAddresses: [10.0.0.0/8]")).toMatchObject({ nodePortAddresses: ["10.0.0.0/8"] });
+  expect(shown("mode: iptables")).toMatchObject({ kind: "KubeProxyConfiguration", nodePortAddresses: [] });
 });
 
 describe("addresses", () => {
