@@ -1,9 +1,9 @@
 import { constants } from "node:fs";
-import { open, readdir, rm, symlink, writeFile } from "node:fs/promises";
+import { open, readdir, readlink, rm, stat, symlink, writeFile } from "node:fs/promises";
 import { basename, dirname, join, posix } from "node:path";
-import { ignoreErrno } from "../lib/errno.ts";
+import { errnoOf, ignoreErrno } from "../lib/errno.ts";
 import type { Pod } from "../kube/types.ts";
-import type { ContainerStatus } from "../runtime/port.ts";
+import type { ContainerStatus, ContainerSummary } from "../runtime/port.ts";
 import { parseRecord } from "../server/logs/json-record.ts";
 import { annotations } from "./container-annotations.ts";
 import { podLogDirName } from "./names.ts";
@@ -47,6 +47,29 @@ export async function removeLogs(status: ContainerStatus, { settings }: LogDeps)
   const prefix = basename(status.logPath);
   for (const name of await readdir(dir).catch(() => [])) {
     if (name === prefix || name.startsWith(`${prefix}.`)) await rm(join(dir, name), { force: true });
+  }
+}
+
+/**
+ * Removes links into the pods' log directory that lead nowhere any more. Those of containers that have not ended stay: while
+ * a log is rotated, its link leads nowhere, too.
+ *
+ * @param containers all that the runtime has
+ */
+export async function removeDeadLinks(containers: readonly ContainerSummary[], { settings }: LogDeps): Promise<void> {
+  const alive = containers.filter(({ state }) => state !== "exited").map(({ id }) => id);
+  for (const name of await readdir(settings.containerLogsDir)) {
+    const link = join(settings.containerLogsDir, name);
+    // A long name has lost the end of the ID, or all of it.
+    const id = /-([^-]*)\.log$/.exec(name)?.[1];
+    if (id === undefined || alive.some((one) => one.startsWith(id))) continue;
+    const target = await readlink(link).catch(() => ""); // not everything there is a link
+    if (!target.startsWith(`${settings.podLogsDir}/`)) continue; // somebody else's
+    const isDead = await stat(link).then(
+      () => false,
+      (err: unknown) => errnoOf(err) === "ENOENT",
+    );
+    if (isDead) await rm(link, { force: true });
   }
 }
 

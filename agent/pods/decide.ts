@@ -8,7 +8,14 @@ import { nextInit } from "./init-containers.ts";
 import { type Kill, wantKill } from "./kill.ts";
 import type { PodLocal } from "./local.ts";
 import { graceSecondsOf } from "./names.ts";
-import { isAlive, isAnyStarting, type Plan, PlanBuilder, wantSandboxesStopped } from "./plan.ts";
+import {
+  isAlive,
+  isAnyStarting,
+  type Plan,
+  PlanBuilder,
+  wantIdleSandboxesRemoved,
+  wantSandboxesStopped,
+} from "./plan.ts";
 import { isResizeDue, needsRestart } from "./resize/actuate.ts";
 import { resizableContainers } from "./resize/allocation.ts";
 import { restartAll, restartAllTrigger } from "./restart-all.ts";
@@ -271,6 +278,8 @@ function prune({ spec }: Pod, observed: PodSnapshot, local: PodLocal, plan: Plan
   const dead = new Map<string, number>();
   const newestOf = (name: string) => observed.containers.find((container) => container.name === name);
   for (const { id, name, state } of observed.containers) {
+    // Nobody starts it any more.
+    if (state === "created" && newestOf(name)?.id !== id) plan.want({ kind: "RemoveContainer", containerID: id });
     if (state !== "exited") continue;
     const newer = dead.get(name) ?? 0;
     if (newer >= (inits.has(name) ? 1 : local.deadContainersMax) && !local.condemned.has(id)) {
@@ -280,9 +289,5 @@ function prune({ spec }: Pod, observed: PodSnapshot, local: PodLocal, plan: Plan
     const isReplacedNow = local.replaced.has(id) && newestOf(name)?.id === id;
     if (!isReplacedNow) dead.set(name, newer + 1);
   }
-  for (const { id, ready } of observed.sandboxes.slice(1)) {
-    if (!ready && !observed.containers.some(({ sandboxID }) => sandboxID === id)) {
-      plan.want({ kind: "RemoveSandbox", sandboxID: id });
-    }
-  }
+  wantIdleSandboxesRemoved(observed, plan);
 }

@@ -10,6 +10,7 @@ import { missingForUpdate } from "./admission/features.ts";
 import { AdmissionGate } from "./admission/gate.ts";
 import type { Rejection } from "./admission/port.ts";
 import { collectIntervalMs, deadContainersToRemove } from "./container-gc.ts";
+import { removeDeadLinks } from "./container-logs.ts";
 import { type PodEnding, rejection } from "./ending.ts";
 import { Executor, type ExecutorDeps } from "./executor.ts";
 import type { PodFacts, WorkerFacts } from "./explain.ts";
@@ -100,6 +101,7 @@ class Manager {
   /** UIDs of static pods in whose way nothing is. */
   readonly #cleared = new Set<string>();
   #hasSwept = false;
+  #hasListed = false;
   readonly #signal: AbortSignal;
   #collectDueMs = 0;
 
@@ -437,11 +439,15 @@ class Manager {
       // Before all sources have told what they have, nothing may be taken for superfluous.
       const maySweep = pods.hasSynced;
       try {
-        if (node.isRuntimeReady()) {
+        if (!node.isRuntimeReady()) {
+          // One that has never answered has nothing to collect.
+          if (this.#hasListed && maySweep) this.#notCollected("the container runtime is not ready");
+        } else {
           const list = await runtime.list();
+          this.#hasListed = true;
           this.#compare(list);
           if (maySweep) {
-            this.#collect(list);
+            await this.#collect(list);
             // Until one has removed all, what ran in a static pod's place may be there.
             if (await this.#orphans.sweep(list)) this.#hasSwept = true;
           }
@@ -458,13 +464,17 @@ class Manager {
     await Promise.all([admitting, opened]);
   }
 
-  // Now and then, dead containers of which there are too many go. Their workers see to it: each owns its pod.
-  #collect({ containers }: RuntimeList): void {
-    const { clock, settings } = this.#deps;
+  // Now and then, dead containers of which there are too many go. Their workers see to it: each owns its pod. Links to logs may
+  // be left by an agent that was killed, or by another one.
+  async #collect({ containers }: RuntimeList): Promise<void> {
+    const { clock, settings, log } = this.#deps;
     if (!this.#isCollectDue()) return;
     const useOf = (uid: string) => this.#workers.get(uid)?.worker.remainsUse;
     const doomed = deadContainersToRemove(containers, settings.deadContainers, useOf, clock.now());
     for (const [uid, ids] of doomed) this.#workers.get(uid)?.worker.condemn(ids);
+    await removeDeadLinks(containers, this.#deps).catch((err: unknown) => {
+      log.debug({ err: messageOf(err) }, "dead links to logs not removed, trying again in a minute");
+    });
   }
 
   #isCollectDue(): boolean {

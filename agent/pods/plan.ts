@@ -134,6 +134,14 @@ export function isAnyStarting({ attempts }: PodLocal): boolean {
   return [...attempts].some(([key, { state }]) => state === "running" && key.startsWith("start/"));
 }
 
+/** Removes sandboxes of which nothing is left but themselves. The newest stays: it shows the pod's attempts. */
+export function wantIdleSandboxesRemoved({ sandboxes, containers }: PodSnapshot, plan: PlanBuilder): void {
+  for (const { id, ready } of sandboxes.slice(1)) {
+    if (ready || containers.some(({ sandboxID }) => sandboxID === id)) continue;
+    plan.want({ kind: "RemoveSandbox", sandboxID: id });
+  }
+}
+
 /**
  * Stops every sandbox that was not stopped before. One that died by itself is no exception: its addresses and the rules of
  * its host ports go only when the runtime is told to stop it.

@@ -3,7 +3,7 @@ import type { Pod } from "../kube/types.ts";
 import type { ContainerStatus, PodSnapshot } from "../runtime/port.ts";
 import type { PodLocal, Termination } from "./local.ts";
 import { type Kill, wantHook, wantKill } from "./kill.ts";
-import { isAlive, isAnyStarting, type PlanBuilder, wantSandboxesStopped } from "./plan.ts";
+import { isAlive, isAnyStarting, type PlanBuilder, wantIdleSandboxesRemoved, wantSandboxesStopped } from "./plan.ts";
 
 /**
  * The end of a pod, and once the API server has let go of it, of what is left in the runtime:
@@ -47,7 +47,10 @@ export function decideTermination(
     plan.want({ kind: "CleanUp" });
     return;
   }
-  if (!local.isGone) return;
+  if (!local.isGone) {
+    wantIdleSandboxesRemoved(observed, plan);
+    return;
+  }
   for (const { id } of observed.containers) plan.want({ kind: "RemoveContainer", containerID: id });
   if (observed.containers.length > 0) return;
   for (const { id } of observed.sandboxes) plan.want({ kind: "RemoveSandbox", sandboxID: id });

@@ -1,4 +1,4 @@
-import { mkdir, mkdtemp, readdir, readFile, rm, writeFile } from "node:fs/promises";
+import { mkdir, mkdtemp, readdir, readFile, rm, symlink, writeFile } from "node:fs/promises";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { describe, expect, test } from "vitest";
@@ -6,11 +6,12 @@ import { exec } from "../../../agent/lib/exec.ts";
 import { annotations } from "../../../agent/pods/container-annotations.ts";
 import {
   keepLogNumber,
+  removeDeadLinks,
   readTerminationMessage,
   terminationLogBytesMax,
   terminationLogLinesMax,
 } from "../../../agent/pods/container-logs.ts";
-import { exited } from "./support.ts";
+import { containerOf, exited } from "./support.ts";
 
 test("the number of a log that went with its container is not given again; a log that stayed is not touched", async () => {
   await using root = await makeTempDirectory();
@@ -23,6 +24,35 @@ test("the number of a log that went with its container is not given again; a log
   expect(await readFile(join(dir, "0.log"), "utf8")).toBe("said");
   await keepLogNumber(exited({ logPath: join(dir, "gone", "2.log") }), deps);
   await keepLogNumber(exited({ logPath: "/proc/elsewhere/2.log" }), deps);
+});
+
+test("links to logs that are gone go, but for those of containers that run, and other people's", async () => {
+  await using root = await makeTempDirectory();
+  const [podLogsDir, containerLogsDir] = [join(root.path, "pods"), join(root.path, "containers")];
+  const logs = join(podLogsDir, "default_web_u1", "app");
+  await mkdir(logs, { recursive: true });
+  await mkdir(containerLogsDir);
+  await writeFile(join(logs, "0.log"), "said");
+  await symlink("/nonexistent/docker/json.log", join(logs, "7.log")); // with Docker, what it leads to is a link
+  const target: Record<string, string> = {
+    "web_default_app-there.log": join(logs, "0.log"),
+    "web_default_app-gone.log": join(logs, "1.log"),
+    "web_default_app-docker.log": join(logs, "7.log"),
+    "web_default_app-ended.log": join(logs, "1.log"),
+    "web_default_app-rotating.log": join(logs, "2.log"),
+    "web_default_app-cut.log": join(logs, "2.log"),
+    "web_default_app-foreign.log": "/nonexistent/elsewhere/0.log",
+    "web_default_app-odd.txt": join(logs, "1.log"),
+  };
+  for (const [name, to] of Object.entries(target)) await symlink(to, join(containerLogsDir, name));
+  await writeFile(join(containerLogsDir, "no_link-gone.log"), "");
+  const deps = { settings: { podLogsDir, containerLogsDir } } as unknown as Parameters<typeof removeDeadLinks>[1];
+  const running = ["rotating", "cut-off"].map((id) => containerOf({ id }));
+  await removeDeadLinks([...running, exited({ id: "ended" })], deps);
+  expect((await readdir(containerLogsDir)).sort()).toEqual([
+    "no_link-gone.log",
+    ...["cut.log", "foreign.log", "odd.txt", "rotating.log", "there.log"].map((name) => `web_default_app-${name}`),
+  ]);
 });
 
 async function read(hostPath: string, asWritten = "/dev/termination-log"): Promise<string> {

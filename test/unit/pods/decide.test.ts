@@ -176,6 +176,16 @@ const cases: Case[] = [
     want: [{ kind: "RemoveContainer", containerID: "app-1" }],
   },
   {
+    name: "one that was made and never ran goes when it has a successor",
+    observed: snapshot({
+      containers: [
+        containerOf({ attempt: 1, id: "app-1" }),
+        containerOf({ attempt: 0, id: "app-0", state: "created", sandboxID: "lost" }),
+      ],
+    }),
+    want: [{ kind: "RemoveContainer", containerID: "app-0" }],
+  },
+  {
     name: "a dead sandbox is replaced, after its containers have stopped",
     observed: snapshot({ sandboxes: [sandboxOf({ ready: false })], containers: [containerOf()] }),
     want: [kill("app")],
@@ -341,6 +351,20 @@ const cases: Case[] = [
     observed: snapshot({ sandboxes: [sandboxOf({ ready: false })], containers: [exited()] }),
     local: { terminating: stopping, areVolumesGone: true, isCleanedUp: true },
     want: [],
+  },
+  {
+    name: "stopped: of its sandboxes the newest stays, and those of containers",
+    observed: snapshot({
+      sandboxes: ["s3", "s2", "s1"].map((id) => sandboxOf({ id, ready: false })),
+      containers: [exited({ sandboxID: "s1" })],
+    }),
+    local: {
+      terminating: stopping,
+      areVolumesGone: true,
+      isCleanedUp: true,
+      stoppedSandboxes: new Set(["s1", "s2", "s3"]),
+    },
+    want: [{ kind: "RemoveSandbox", sandboxID: "s2" }],
   },
   {
     name: "gone: containers are removed, then the sandbox",

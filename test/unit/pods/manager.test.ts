@@ -16,7 +16,12 @@ import { staticPodOf } from "./sources/support.ts";
 import { containerOf, podOf, sandboxOf } from "./support.ts";
 
 let end: () => Promise<void> = async () => {};
-afterEach(async () => await end());
+/** Whether the runtime is ready when the manager begins. */
+let isReadyAtFirst = true;
+afterEach(async () => {
+  isReadyAtFirst = true;
+  await end();
+});
 
 /** A manager whose runtime has nothing, and says of pods nothing at all: they come as far as their worker. */
 async function setUp(...sources: PodSourceName[]) {
@@ -27,6 +32,7 @@ async function setUp(...sources: PodSourceName[]) {
   const events: string[] = [];
   const removed: string[] = [];
   const runtime = {
+    isReady: isReadyAtFirst,
     list: async (): Promise<RuntimeList> => await Promise.resolve({ sandboxes: [], containers: [] }),
     stopPodSandbox: async () => await Promise.resolve(),
     drain: async () => await Promise.resolve(),
@@ -61,7 +67,7 @@ async function setUp(...sources: PodSourceName[]) {
     node: {
       nodeName: "node-1",
       subscribe: () => () => {},
-      isRuntimeReady: () => true,
+      isRuntimeReady: () => runtime.isReady,
       isNetworkReady: () => true,
       networkProblem: () => "",
       hostIPs: () => [],
@@ -237,6 +243,24 @@ test("a runtime that does not tell what it has is told of on the node, once a mi
   const told = () => events.filter((reason) => reason === "ContainerGCFailed").length;
   await clock.advance(50_000);
   expect(told()).toBeLessThanOrEqual(1);
+  await clock.advance(120_000);
+  expect(told()).toBe(3);
+});
+
+test("nor can containers be collected while the runtime is down; one that has not answered yet is none of that", async () => {
+  isReadyAtFirst = false;
+  const { set, runtime, clock, events } = await setUp("file");
+  const told = () => events.filter((reason) => reason === "ContainerGCFailed").length;
+  set.receiver("file")([]);
+  await clock.advance(60_000);
+  expect(told()).toBe(0);
+  runtime.isReady = true;
+  await clock.advance(10_000);
+  await until(() => clock.waiting > 0); // it has looked at directories
+  runtime.isReady = false;
+  await clock.advance(180_000);
+  expect(told()).toBe(3);
+  runtime.isReady = true;
   await clock.advance(120_000);
   expect(told()).toBe(3);
 });
