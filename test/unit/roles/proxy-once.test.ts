@@ -1,6 +1,27 @@
 import { expect, test } from "vitest";
+import { silentLogger } from "../../../agent/lib/log.ts";
 import { proxyOptionsDefault, type ProxyOptions } from "../../../agent/proxy/options.ts";
-import { decideInitSysctls } from "../../../agent/roles/proxy-once.ts";
+import { cleanUpProxy, decideInitSysctls } from "../../../agent/roles/proxy-once.ts";
+import { FakeCommands } from "../../support/fake-commands.ts";
+
+const toolsOfIptables = [
+  "iptables",
+  "iptables-nft",
+  "iptables-legacy",
+  "ip6tables",
+  "ip6tables-nft",
+  "ip6tables-legacy",
+];
+
+test.each([
+  ["with iptables", ["nft"], 0],
+  ["with nft", toolsOfIptables, 0],
+  ["without either, where nobody can say that nothing is left", ["nft", ...toolsOfIptables], 1],
+])("--cleanup on a machine %s", async (_, missing, want) => {
+  const commands = new FakeCommands();
+  for (const file of missing) for (const end of ["", "-save", "-restore"]) commands.missing.add(`${file}${end}`);
+  expect(await cleanUpProxy(silentLogger, new AbortController().signal, commands)).toBe(want);
+});
 
 const routeLocalnet = (options: Partial<ProxyOptions>) => {
   const conntrack = { ...proxyOptionsDefault.conntrack, maxPerCore: 0 };
