@@ -1,9 +1,9 @@
 import type { DetectLocalOptions } from "./options.ts";
-import { type Family, parseCIDR } from "./ip.ts";
+import { type Family, formatCIDR, parseCIDR } from "./ip.ts";
 
 /** How packets of this node's pods are told from others; see KubeProxyConfiguration's detectLocalMode. */
 export type LocalPods =
-  /** By their source, in this CIDR. */
+  /** By their source, in this CIDR, which is in its one canonical spelling. */
   | { readonly kind: "source"; readonly cidr: string }
   /** By the interface they come in by, or by what its name starts with. */
   | { readonly kind: "interface"; readonly name: string; readonly isPrefix: boolean };
@@ -13,8 +13,8 @@ export function detectLocalPods(options: DetectLocalOptions, family: Family): Lo
   switch (options.mode) {
     case "ClusterCIDR":
     case "NodeCIDR": {
-      const cidr = options.cidrs.find((text) => parseCIDR(text)?.family === family);
-      return cidr === undefined ? undefined : { kind: "source", cidr };
+      const cidr = options.cidrs.map(parseCIDR).find((one) => one?.family === family);
+      return cidr === undefined ? undefined : { kind: "source", cidr: formatCIDR(cidr) };
     }
     case "BridgeInterface":
       return interfacePods(options.bridgeInterface, false);

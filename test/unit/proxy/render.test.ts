@@ -450,6 +450,11 @@ describe("who is a local pod", () => {
     expect(detectLocalMatch(options, "IPv6")?.notMatch).toBe("! -s fd00::/64");
     expect(detectLocalMatch({ ...options, cidrs: ["fd00::/64"] }, "IPv4")).toBeUndefined();
   });
+  test("by a CIDR as the kernel spells it, or each look at the rules would find damage", () => {
+    const sloppy = { ...options, cidrs: ["10.244.7.7/16", "FD00:244:0:0::1/32"] };
+    expect(detectLocalMatch(sloppy, "IPv4")?.match).toBe("-s 10.244.0.0/16");
+    expect(detectLocalMatch(sloppy, "IPv6")?.notMatch).toBe("! -s fd00:244::/32");
+  });
   test("by interface", () => {
     expect(detectLocalMatch({ ...options, mode: "BridgeInterface" }, "IPv4")?.match).toBe("-i cni0");
     expect(detectLocalMatch({ ...options, mode: "InterfaceNamePrefix" }, "IPv4")?.notMatch).toBe("! -i veth+");
