@@ -84,7 +84,8 @@ function sandboxBlockers({ pod, observed, timeline }: PodFacts, { attempts }: Po
   const running = openEntry(timeline?.entries, "sandbox");
   if (attempt?.state === "running") {
     const since = running === undefined ? {} : { sinceMs: running.atMs };
-    return [{ what: "sandbox", why: "the runtime makes the pod's sandbox and its network", ...since }];
+    const step = running === undefined || running.detail === "" ? "" : ` (${running.detail})`;
+    return [{ what: "sandbox", why: `the runtime makes the pod's sandbox and its network${step}`, ...since }];
   }
   return attempt?.state === "failed" ? [{ what: "sandbox", why: attempt.message, ...failedOf(attempt) }] : [];
 }

@@ -4,7 +4,7 @@ import type { ObjectReference, Pod, PodStatus } from "../kube/types.ts";
 import type { Clock } from "../lib/clock.ts";
 import { isAbort, messageOf } from "../lib/errors.ts";
 import type { ImageUser } from "../runtime/images.ts";
-import type { PodSnapshot, PullProgress } from "../runtime/port.ts";
+import type { PodSnapshot, PullProgress, Runtime } from "../runtime/port.ts";
 import { awaitedBy } from "../volumes/awaits.ts";
 import { type Executor, type StepContext, StepError } from "./executor.ts";
 import { imageVolumesOf } from "./image-volumes.ts";
@@ -33,7 +33,7 @@ export class TimelineRecorder {
   readonly timelines: Timelines;
   readonly #clock: Clock;
   readonly #last = new Map<string, Last>();
-  // Pulls and starts under way: events say how far they are. By keyOf.
+  // Sandboxes, pulls and starts under way: events and the runtime say how far they are. By keyOf.
   readonly #underWay = new Map<string, { open: OpenEntry; pod: Pod }>();
 
   constructor(clock: Clock) {
@@ -79,6 +79,18 @@ export class TimelineRecorder {
     const text = pullText(image, progress);
     this.#underWay.get(keyOf("image", uid, name))?.open.note(text);
     if (name === "") for (const open of this.#waitingForVolume(uid, text)) open.note(text);
+  }
+
+  /** The runtime, with what it says of a sandbox in the making written down. */
+  sandboxes<R extends Pick<Runtime, "runPodSandbox">>(runtime: R): R {
+    return {
+      ...runtime,
+      runPodSandbox: async (config, handler, onStep) =>
+        await runtime.runPodSandbox(config, handler, (step) => {
+          this.#underWay.get(keyOf("sandbox", config.uid, ""))?.open.note(step);
+          onStep?.(step);
+        }),
+    };
   }
 
   /** The executor, with its steps written down. */
@@ -164,8 +176,12 @@ export class TimelineRecorder {
           },
         };
       }
-      case "CreateSandbox":
-        return timeline.begin("sandbox", "", action.attempt === 0 ? "" : `attempt ${action.attempt}`);
+      case "CreateSandbox": {
+        const attempt = action.attempt === 0 ? "" : `attempt ${action.attempt}`;
+        const step = this.#follow(keyOf("sandbox", uidOf(pod), ""), pod, timeline.begin("sandbox", "", attempt));
+        // How far it came counts as long as it is not there.
+        return { ...step, done: () => step.done(attempt) };
+      }
       case "EnsureImage":
         return this.#follow(
           keyOf("image", uidOf(pod), action.container),
@@ -209,7 +225,7 @@ export class TimelineRecorder {
       return step.open;
     };
     return {
-      done: () => end().done(),
+      done: (detail) => end().done(detail),
       failed: (message, more) => end().failed(message, more),
       forget: () => end().forget(),
     };
@@ -331,7 +347,7 @@ const toldBySteps: ReadonlySet<string> = new Set([
   "Killing",
 ]);
 
-function keyOf(step: "image" | "start", podUID: string, container: string): string {
+function keyOf(step: "image" | "sandbox" | "start", podUID: string, container: string): string {
   return `${step}/${podUID}/${container}`;
 }
 

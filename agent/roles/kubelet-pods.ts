@@ -72,7 +72,9 @@ export async function startPods(
     ...(cluster === undefined ? {} : { mirrors: { pods: sources.mirrors, ownNode } }),
     services: options.services,
     runtimeClasses: options.runtimeClassStore,
-    runtime: tickOnList(instrumentPLEG(runtime, options.measures.registry, clock), health.syncLoop),
+    runtime: timelines.sandboxes(
+      tickOnList(instrumentPLEG(runtime, options.measures.registry, clock), health.syncLoop),
+    ),
     images,
     volumes,
     objects,

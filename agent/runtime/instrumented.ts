@@ -17,10 +17,10 @@ export function instrumentRuntime(runtime: Runtime, registry: MetricsRegistry, c
     status: timed(["status"], runtime.status.bind(runtime)),
     cgroupDriver: timed(["runtime_config"], runtime.cgroupDriver.bind(runtime)),
     updateRuntimeConfig: timed(["update_runtime_config"], runtime.updateRuntimeConfig.bind(runtime)),
-    runPodSandbox: async (config, handler) => {
+    runPodSandbox: async (config, handler, onStep) => {
       const startedAtMs = clock.monotonic();
       try {
-        return await run(config, handler);
+        return await run(config, handler, onStep);
       } catch (err) {
         metrics.sandboxErrors.inc({ runtime_handler: handler });
         throw err;

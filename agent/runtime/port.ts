@@ -17,8 +17,13 @@ export interface Runtime {
   cgroupDriver(): Promise<"systemd" | "cgroupfs" | undefined>;
   updateRuntimeConfig(config: { podCIDR: string }): Promise<void>;
 
-  /** Deadline 2 × requestTimeout. @returns the sandbox ID */
-  runPodSandbox(config: PodSandboxConfig, runtimeHandler: string): Promise<string>;
+  /**
+   * Deadline 2 × requestTimeout.
+   *
+   * @param onStep hears what it is at, for people, with runtimes that tell: "set up its network"
+   * @returns the sandbox ID
+   */
+  runPodSandbox(config: PodSandboxConfig, runtimeHandler: string, onStep?: (step: string) => void): Promise<string>;
   stopPodSandbox(sandboxID: string): Promise<void>;
   removePodSandbox(sandboxID: string): Promise<void>;
   /** Rejects with NotFound. */

@@ -53,7 +53,10 @@ describe.skipIf(!inject("isLocal"))("with Docker", () => {
     await writeFile(bridge, good.replace("exec ", `${hangs}\nexec `));
     try {
       await cluster.createPod(sleeperOf("held"));
-      await untilExplained("held", /sandbox: .*network/);
+      await untilExplained(
+        "held",
+        /sandbox: the runtime makes the pod's sandbox and its network \(set up its network\) for/,
+      );
       await cluster.createPod(sleeperOf("beside"));
       await cluster.createPod(sleeperOf("beside-host", { hostNetwork: true }));
       for (const name of ["beside", "beside-host"]) await cluster.waitForPod(name, "ready", isReady);

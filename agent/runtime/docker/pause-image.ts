@@ -3,7 +3,7 @@ import { withContext } from "../../lib/errors.ts";
 import type { Logger } from "../../lib/log.ts";
 import type { ImageCredential } from "../images-auth.ts";
 import { createPuller } from "../images-pull.ts";
-import type { ImageService, PodSandboxConfig } from "../port.ts";
+import type { ImageService, PodSandboxConfig, PullProgress } from "../port.ts";
 
 export interface PauseImageOptions {
   /** The image whose program waits for signals and does nothing else. */
@@ -19,7 +19,11 @@ export interface PauseImageOptions {
 export interface PauseImage {
   readonly name: string;
   /** Pulls it unless it is there; pods that come together share a pull, which ends with the last of their signals. */
-  ensure(sandboxConfig: PodSandboxConfig, signal: AbortSignal): Promise<void>;
+  ensure(
+    sandboxConfig: PodSandboxConfig,
+    signal: AbortSignal,
+    onProgress?: (progress: PullProgress) => void,
+  ): Promise<void>;
 }
 
 export function createPauseImage({ image, images, credentials, clock, log }: PauseImageOptions): PauseImage {
@@ -28,12 +32,12 @@ export function createPauseImage({ image, images, credentials, clock, log }: Pau
   const puller = createPuller({ images, clock, log, ...limits });
   return {
     name: image,
-    ensure: async (sandboxConfig, signal) => {
+    ensure: async (sandboxConfig, signal, onProgress) => {
       if ((await images.imageStatus(image)) !== undefined) return;
       try {
         const request = { image, annotations: {}, sandboxConfig, credentials: await credentials() };
         // A registry that hangs must not hold a pod for good: it is tried again.
-        await puller.pull(request, signal);
+        await puller.pull(request, signal, onProgress);
       } catch (err) {
         throw withContext(err, `pull image ${image} of the sandbox`);
       }

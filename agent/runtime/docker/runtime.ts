@@ -109,8 +109,8 @@ export class DockerRuntime implements Runtime {
     this.#options.network.setPodCIDRs(podCIDR.split(",").filter((cidr) => cidr !== ""));
   }
 
-  async runPodSandbox(config: Parameters<Runtime["runPodSandbox"]>[0], runtimeHandler: string): Promise<string> {
-    return await this.#sandboxes.run(config, runtimeHandler);
+  async runPodSandbox(...[config, runtimeHandler, onStep]: Parameters<Runtime["runPodSandbox"]>): Promise<string> {
+    return await this.#sandboxes.run(config, runtimeHandler, onStep);
   }
 
   async stopPodSandbox(sandboxID: string): Promise<void> {

@@ -32,10 +32,12 @@ export interface SandboxesOptions {
 // As the contract of `Runtime` has it: the image may have to be pulled.
 const runTimeoutFactor = 2;
 
+const pauseImageStep = "the pause image";
+
 /** A `run` under way. */
 interface Making {
-  /** What it is at, for the message that it was too slow. */
-  step: string;
+  /** Called with what it is at, for people. */
+  at(step: string): void;
   /** Aborts at its deadline. */
   readonly signal: AbortSignal;
 }
@@ -56,20 +58,27 @@ export class Sandboxes {
    * Container, resolv.conf, network: in this order. A sandbox that could not be finished is removed again; one that an agent
    * left unfinished has no addresses, and is seen as not ready.
    */
-  async run(config: PodSandboxConfig, runtimeHandler: string): Promise<string> {
+  async run(
+    config: PodSandboxConfig,
+    runtimeHandler: string,
+    onStep: (step: string) => void = () => {},
+  ): Promise<string> {
     const { clock, requestTimeoutMs } = this.#options;
     const key = keyOf(config.uid, config.attempt);
     const timeoutMs = runTimeoutFactor * requestTimeoutMs;
     const deadline = new AbortController();
     const late = Promise.withResolvers<never>();
-    const making: Making = { step: "", signal: deadline.signal };
+    let step = "";
+    const at = (next: string) => {
+      step = next;
+      // What hangs goes on when nobody waits for it any more.
+      if (!deadline.signal.aborted) onStep(step);
+    };
+    const making: Making = { at, signal: deadline.signal };
     const timer = clock.after(timeoutMs, () => {
       const what = `run sandbox of ${config.namespace}/${config.name}`;
       late.reject(
-        new AgentError(
-          "DeadlineExceeded",
-          `${what}: not done within ${timeoutMs / 1000} s; it came to: ${making.step}`,
-        ),
+        new AgentError("DeadlineExceeded", `${what}: not done within ${timeoutMs / 1000} s; it came to: ${step}`),
       );
       deadline.abort();
     });
@@ -104,18 +113,20 @@ export class Sandboxes {
     const pod = `${config.namespace}/${config.name}`;
     const body = sandboxCreateBody(config, pauseImage.name, runtimeHandler, context);
     const create = async () => {
-      making.step = "create";
+      making.at("create");
       return await createNamed(client, `create sandbox of ${pod}`, body);
     };
     const id = await create().catch(async (err: unknown) => {
       if (!hasCode(err, "NotFound")) throw err;
       // Asked for only now: it is there for every pod but a node's first.
-      making.step = "the pause image";
-      await pauseImage.ensure(config, making.signal);
+      making.at(pauseImageStep);
+      await pauseImage.ensure(config, making.signal, ({ layers, layersDone }) =>
+        making.at(`${pauseImageStep}: ${layersDone} of ${layers} layers done`),
+      );
       return await create();
     });
     try {
-      making.step = "start";
+      making.at("start");
       await client.call(`start sandbox of ${pod}`, async (abortSignal) => {
         await client.docker.getContainer(id).start({ abortSignal });
       });
@@ -190,7 +201,7 @@ export class Sandboxes {
       await writeResolvConf(inspect.ResolvConfPath, config.dns);
     }
     if (config.securityContext.namespaceOptions.network === "NODE") return;
-    making.step = "set up its network";
+    making.at("set up its network");
     const target = {
       ...targetOf(inspect),
       dns: config.dns,

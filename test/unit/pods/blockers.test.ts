@@ -246,6 +246,19 @@ const cases: Case[] = [
     want: { what: "sandbox", why: "the runtime makes the pod's sandbox and its network", sinceMs: 86_000 },
   },
   {
+    name: "a sandbox under way, of which the runtime says what it is at",
+    facts: factsOf({
+      observed: nothing,
+      local: localOf({ attempts: attempts(["sandbox", running]) }),
+      entries: [entry("sandbox", "", { state: "running", atMs: 86_000, detail: "set up its network" })],
+    }),
+    want: {
+      what: "sandbox",
+      why: "the runtime makes the pod's sandbox and its network (set up its network)",
+      sinceMs: 86_000,
+    },
+  },
+  {
     name: "a pull under way",
     facts: factsOf({
       local: localOf({ attempts: attempts(["image/app", running]) }),

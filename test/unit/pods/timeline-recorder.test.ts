@@ -9,6 +9,7 @@ import { createPodMetrics } from "../../../agent/pods/metrics.ts";
 import { podReference } from "../../../agent/pods/names.ts";
 import type { PodAction } from "../../../agent/pods/plan.ts";
 import { TimelineRecorder } from "../../../agent/pods/timeline-recorder.ts";
+import type { PodSandboxConfig, Runtime } from "../../../agent/runtime/port.ts";
 import { FakeClock } from "../kube/fake-clock.ts";
 import { JumpyClock } from "./scripted-node.ts";
 import { containerOf, exited, podOf, snapshot } from "./support.ts";
@@ -98,6 +99,29 @@ describe("a timeline is written of", () => {
     });
     recorder.pullProgress(pod, { name: "app", image: "image:1" }, progress);
     expect(lines().slice(1)).toEqual(["image app done 0ms pulled image:1, 4096 bytes"]);
+  });
+
+  test("a sandbox: what the runtime is at, until it is there", async () => {
+    const { clock, recorder, lines, step } = setUp();
+    const heard: string[] = [];
+    const runtime = recorder.sandboxes<Pick<Runtime, "runPodSandbox">>({
+      runPodSandbox: async ({ attempt }, _handler, onStep) => {
+        onStep?.("create");
+        await clock.advance(5);
+        onStep?.("set up its network");
+        if (attempt > 0) throw new Error("no address");
+        return "s0";
+      },
+    });
+    for (const attempt of [1, 0]) {
+      const config = { uid: "u1", attempt } as PodSandboxConfig;
+      await step({ kind: "CreateSandbox", attempt } as PodAction, async () => {
+        await runtime.runPodSandbox(config, "", (said) => void heard.push(said));
+        expect(lines().at(-1)).toBe("sandbox running set up its network");
+      });
+    }
+    expect(lines().slice(1)).toEqual(["sandbox failed 5ms no address", "sandbox done 5ms"]);
+    expect(heard.slice(2)).toEqual(["create", "set up its network"]);
   });
 
   test("an image that cannot be had: when the next try is", async () => {

@@ -70,7 +70,9 @@ async function withSandboxes(hang?: Hang) {
 
 test("a sandbox is made in a few calls", async () => {
   await using t = await withSandboxes();
-  expect(await t.sandboxes.run(t.config, "")).toBe("abc");
+  const steps: string[] = [];
+  expect(await t.sandboxes.run(t.config, "", (step) => void steps.push(step))).toBe("abc");
+  expect(steps).toEqual(["create", "start", "set up its network"]);
   await t.clock.advance(2 * requestTimeoutMs);
   expect(t.requests).toEqual(["POST /containers/create", "POST /containers/abc/start", "GET /containers/abc/json"]);
 });
