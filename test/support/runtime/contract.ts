@@ -3,6 +3,7 @@ import { join } from "node:path";
 import { setTimeout as sleep } from "node:timers/promises";
 import { afterAll, beforeAll, describe, expect, test } from "vitest";
 import { hasCode, messageOf } from "../../../agent/lib/errors.ts";
+import { idsInUse } from "../../../agent/node/image-garbage.ts";
 import type { ContainerConfig, ContainerStatus, PodSandboxConfig, Runtime } from "../../../agent/runtime/port.ts";
 import { customImage } from "../images/images.ts";
 import type { Image } from "../images/oci.ts";
@@ -458,7 +459,10 @@ export function runtimeContract(name: string, make: () => Promise<RuntimeUnderTe
       const id = await startNew(sandbox, "id -u", { imageRef });
       const status = await exited(id);
       expect(await readFile(status.logPath, "utf8")).toMatch(logLine("stdout", "1000"));
+      const used = async () => [...idsInUse(await runtime.images.listImages(), await runtime.images.imagesInUse())];
+      expect(await used()).toContain(imageRef);
       await removeSandbox(sandbox.id);
+      expect(await used()).not.toContain(imageRef);
 
       await runtime.images.removeImage(imageRef);
       await runtime.images.removeImage(imageRef);
