@@ -95,6 +95,15 @@ export const differences: readonly Difference[] = [
     outcome: "Left alone and not taken over, whatever their labels: drain the node before this agent takes its place.",
   },
   {
+    subject: "Several nodes on one daemon",
+    outcome:
+      "Each sees the pods of its own name alone. One that takes another name leaves its pods running: drain it before.",
+  },
+  {
+    subject: "`docker rename` of a pod's container",
+    outcome: "It is not taken for the pod's any more, which gets another one; what was renamed ends with the pod's cgroup.",
+  },
+  {
     subject: "`oom_score_adj` where the agent lacks `CAP_SYS_RESOURCE` (inside a container)",
     outcome:
       "No container gets a lower one than the agent has, as the daemon is taken to lack the capability, too; the log says so.",

@@ -115,7 +115,7 @@ describe("a timeline is written of", () => {
     });
     for (const attempt of [1, 0]) {
       const config = { uid: "u1", attempt } as PodSandboxConfig;
-      await step({ kind: "CreateSandbox", attempt } as PodAction, async () => {
+      await step({ kind: "CreateSandbox", attempt }, async () => {
         await runtime.runPodSandbox(config, "", (said) => void heard.push(said));
         expect(lines().at(-1)).toBe("sandbox running set up its network");
       });
