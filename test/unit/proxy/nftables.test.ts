@@ -1,75 +1,19 @@
 import { pino } from "pino";
 import { describe, expect, test } from "vitest";
-import type { EndpointSlice, Service, ServiceSpec } from "../../../agent/kube/types.ts";
+import type { Service, ServiceSpec } from "../../../agent/kube/types.ts";
 import { AgentError } from "../../../agent/lib/errors.ts";
-import { silentLogger } from "../../../agent/lib/log.ts";
 import type { Commands } from "../../../agent/proxy/commands.ts";
-import type { Family } from "../../../agent/proxy/ip.ts";
-import { parseIP } from "../../../agent/proxy/ip.ts";
-import { ServiceModel } from "../../../agent/proxy/model.ts";
 import { expectNftables, relaysLocalhost } from "../../../agent/proxy/nftables/backend.ts";
 import { Elements } from "../../../agent/proxy/nftables/elements.ts";
 import { createNft, TableReader } from "../../../agent/proxy/nftables/exec.ts";
 import { endpointBase, portBase } from "../../../agent/proxy/nftables/names.ts";
 import { withoutOverlaps } from "../../../agent/proxy/nftables/render.ts";
-import { NftablesRules, type NftablesSyncRequest } from "../../../agent/proxy/nftables/sync.ts";
+import { NftablesRules } from "../../../agent/proxy/nftables/sync.ts";
 import { FakeNft } from "../../support/fake-nft.ts";
 import { makeService, makeSlice } from "../../support/service-objects.ts";
-import { FakeClock } from "../volumes/support.ts";
+import { Setup } from "./nftables-setup.ts";
 
 const signal = new AbortController().signal;
-
-/** A model and the table that is kept after it. */
-class Setup {
-  readonly model: ServiceModel;
-  readonly nft: FakeNft;
-  readonly clock = new FakeClock();
-  rules: NftablesRules;
-  context: Pick<NftablesSyncRequest, "fixed" | "render">;
-
-  constructor(family: Family = "IPv4", nft = new FakeNft()) {
-    this.nft = nft;
-    this.model = new ServiceModel(family, { name: "n1", zone: undefined, ips: [parseIP("192.0.2.1")!] });
-    this.rules = this.newRules();
-    const mark = "0x004000";
-    this.context = {
-      fixed: {
-        family,
-        mark,
-        masqueradeAll: false,
-        notFromLocalPods: "ip saddr != 10.244.0.0/16",
-        nodePortIPs: ["192.0.2.1"],
-        serviceCIDRs: [],
-      },
-      render: { family, mark, fromLocalPods: "ip saddr 10.244.0.0/16" },
-    };
-  }
-
-  newRules(): NftablesRules {
-    return new NftablesRules({ nft: this.nft, clock: this.clock, log: silentLogger });
-  }
-
-  put(service: Service, ...slices: EndpointSlice[]): void {
-    this.model.setService(`ns1/${service.metadata.name}`, service);
-    for (const slice of slices) this.model.setSlice(`ns1/${slice.metadata.name}`, slice);
-  }
-
-  async sync(isFull = this.rules.needsFull) {
-    const pending = this.model.pending();
-    const result = await this.rules.sync(
-      {
-        isFull,
-        keys: isFull ? this.model.keys() : [...pending.keys].sort(),
-        describe: (key) => this.model.describe(key),
-        endpointCount: () => this.model.endpointCount(),
-        ...this.context,
-      },
-      signal,
-    );
-    this.model.settle(pending);
-    return result;
-  }
-}
 
 const nodePort: Partial<ServiceSpec> = { type: "NodePort", ports: [{ name: "p80", port: 80, nodePort: 30_080 }] };
 const nodePortChain = `external-${portBase("ns1/svc2", { protocol: "tcp", portName: "p80" })}`;
@@ -253,63 +197,6 @@ describe("syncs", () => {
     expect(text).toContain(`10.96.0.7 . tcp . 80 comment "ns1/svc7:p80" : goto count-1`);
     expect(text.split("\n").filter((line) => line.includes("10.96.0.") && !line.includes("10.96.0.7 "))).toEqual([]);
     expect(text).not.toContain("chain ip kube-proxy services");
-  });
-
-  describe("a table that did not exist", () => {
-    function bigSetup(): Setup {
-      const setup = new Setup();
-      for (let n = 0; n < 1_500; n += 1) {
-        const clusterIP = `10.96.${n >> 8}.${n & 255}`;
-        const endpoints = Array.from({ length: 12 }, (_, at) => `10.244.${at}.${n & 255}`);
-        setup.put(makeService(`svc${n}`, { clusterIP }), makeSlice(`svc${n}`, endpoints));
-      }
-      return setup;
-    }
-
-    test("is filled in steps, and the kernel looks at it last", async () => {
-      const setup = bigSetup();
-      expect((await setup.sync()).transactions).toBeGreaterThan(1);
-      const { applied } = setup.nft;
-      expect(applied.slice(0, -1).join("")).not.toContain("hook");
-      expect(applied.at(-1)).toContain("hook");
-    });
-
-    test("takes one step while the next is made, but never two", async () => {
-      const setup = bigSetup();
-      const { apply } = setup.nft;
-      let [underWay, most, madeMeanwhile] = [0, 0, 0];
-      setup.nft.apply = async (text) => {
-        underWay += 1;
-        most = Math.max(most, underWay);
-        await new Promise(setImmediate);
-        await apply(text);
-        underWay -= 1;
-      };
-      const describeOne = setup.model.describe.bind(setup.model);
-      setup.model.describe = (key) => {
-        if (underWay > 0) madeMeanwhile += 1;
-        return describeOne(key);
-      };
-      await setup.sync();
-      expect(most).toBe(1);
-      expect(madeMeanwhile).toBeGreaterThan(0);
-    });
-
-    test("gets nothing more after a step that failed, and all of it the next time", async () => {
-      const setup = bigSetup();
-      const { apply } = setup.nft;
-      let calls = 0;
-      setup.nft.apply = async (text) => {
-        calls += 1;
-        if (calls === 2) throw new AgentError("Unavailable", "killed");
-        await apply(text);
-      };
-      await expect(setup.sync()).rejects.toThrow("killed");
-      expect(calls).toBe(2);
-      await setup.sync();
-      expect(setup.nft.sets.get("service-ips")?.elements.size).toBe(1_500);
-      expect(setup.nft.hooks.size).toBeGreaterThan(0);
-    });
   });
 
   test("after a failure everything is written in one transaction; what nobody wants is emptied, and deleted later", async () => {
