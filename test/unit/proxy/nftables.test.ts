@@ -9,7 +9,7 @@ import { createNft, TableReader } from "../../../agent/proxy/nftables/exec.ts";
 import { endpointBase, portBase } from "../../../agent/proxy/nftables/names.ts";
 import { withoutOverlaps } from "../../../agent/proxy/nftables/render.ts";
 import { NftablesRules } from "../../../agent/proxy/nftables/sync.ts";
-import { FakeNft } from "../../support/fake-nft.ts";
+import type { FakeNft } from "../../support/fake-nft.ts";
 import { makeService, makeSlice } from "../../support/service-objects.ts";
 import { Setup } from "./nftables-setup.ts";
 
