@@ -24,7 +24,7 @@ export type PeerRequest = { id: number } & (
 );
 
 const received: string[] = [];
-const senders = new Map<number, Socket>();
+const senders = new Map<string, Socket>();
 const servers = new Map<string, Server>();
 const udpServers = new Set<string>();
 const connections = new Map<string, Set<Connection>>();
@@ -145,12 +145,14 @@ async function askUdp({ host, port, timeoutMs, from }: Ask): Promise<string> {
 
 /** Sends one datagram and waits for nothing. Datagrams of one local port are one flow. */
 async function send(request: { host: string; port: number; text: string; localPort: number }): Promise<string> {
-  let socket = senders.get(request.localPort);
+  const type = request.host.includes(":") ? "udp6" : "udp4";
+  const key = `${type} ${request.localPort}`;
+  let socket = senders.get(key);
   if (socket === undefined) {
-    const made = createSocket("udp4");
+    const made = createSocket({ type, ipv6Only: type === "udp6" });
     await new Promise<void>((resolve) => made.bind(request.localPort, resolve));
     made.on("error", () => {});
-    senders.set(request.localPort, (socket = made));
+    senders.set(key, (socket = made));
   }
   const from = socket;
   await new Promise<void>((resolve) => from.send(request.text, request.port, request.host, () => resolve()));

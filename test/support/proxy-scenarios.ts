@@ -113,16 +113,27 @@ export function testServices(
     }
   });
 
-  test("a one-way UDP sender finds new endpoints after there were none", async () => {
-    const { net } = place();
-    const send = (text: string) => net.client.request({ op: "send", host: vip, port: 80, text, localPort: 5_555 });
+  const senders = [
+    { family: "IPv4" as const, address: vip, first: pod1, second: pod2 },
+    { family: "IPv6" as const, address: "fd00:96::10", first: "fd00:244:1::2", second: "fd00:244:2::2" },
+  ];
+  test.each(senders)("a one-way UDP sender finds new endpoints after there were none: $family", async (row) => {
+    const { family, address, first, second } = row;
+    const { net, running } = place();
+    const serve = async (endpoints: readonly string[]) => {
+      const spec = { ports, clusterIP: address, clusterIPs: [address], ipFamilies: [family] };
+      running.services.put(makeService("web", spec));
+      running.endpointSlices.put(makeSlice("web", endpoints, { ports: slicePorts, addressType: family }));
+      await running.settled();
+    };
+    const send = (text: string) => net.client.request({ op: "send", host: address, port: 80, text, localPort: 5_555 });
     const hears = async (peer: typeof net.pod1, text: string) =>
       (JSON.parse(await peer.request({ op: "received" })) as string[]).includes(text);
-    await publish(place(), "web", { clusterIP: vip }, [pod1]);
+    await serve([first]);
     await until("pod1 hears the sender", () => send("1").then(() => hears(net.pod1, "1")));
-    await publish(place(), "web", { clusterIP: vip }, []);
+    await serve([]);
     await send("2");
-    await publish(place(), "web", { clusterIP: vip }, [pod2]);
+    await serve([second]);
     await until("pod2 hears the sender", () => send("3").then(() => hears(net.pod2, "3")));
     // A "3" may still be on its way to pod1, or wait there to be read: it was sent before the flow was moved.
     await send("4");

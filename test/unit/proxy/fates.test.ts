@@ -12,7 +12,7 @@ import { makeService, makeSlice } from "../../support/service-objects.ts";
 import { FakeClock } from "../kube/fake-clock.ts";
 
 const nodeIP = "192.0.2.1";
-const rounds = 22;
+const rounds = 35;
 const packetsPerRound = 25;
 // Of few endpoints each is chosen at least once, with a chance of failure that nobody will see.
 const tries = 40;
