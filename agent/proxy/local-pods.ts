@@ -14,7 +14,8 @@ export function detectLocalPods(options: DetectLocalOptions, family: Family): Lo
     case "ClusterCIDR":
     case "NodeCIDR": {
       const cidr = options.cidrs.map(parseCIDR).find((one) => one?.family === family);
-      return cidr === undefined ? undefined : { kind: "source", cidr: formatCIDR(cidr) };
+      // A range of everything tells nothing; and iptables-nft refuses a match of nothing, with all rules.
+      return cidr === undefined || cidr.bits === "" ? undefined : { kind: "source", cidr: formatCIDR(cidr) };
     }
     case "BridgeInterface":
       return interfacePods(options.bridgeInterface, false);

@@ -449,6 +449,7 @@ describe("who is a local pod", () => {
     expect(detectLocalMatch(options, "IPv4")?.match).toBe("-s 10.0.0.0/8");
     expect(detectLocalMatch(options, "IPv6")?.notMatch).toBe("! -s fd00::/64");
     expect(detectLocalMatch({ ...options, cidrs: ["fd00::/64"] }, "IPv4")).toBeUndefined();
+    expect(detectLocalMatch({ ...options, cidrs: ["0.0.0.0/0"] }, "IPv4")).toBeUndefined();
   });
   test("by a CIDR as the kernel spells it, or each look at the rules would find damage", () => {
     const sloppy = { ...options, cidrs: ["10.244.7.7/16", "FD00:244:0:0::1/32"] };
