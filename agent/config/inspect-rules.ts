@@ -1,6 +1,6 @@
 import { isIP } from "node:net";
 import { ConfigError } from "./problems.ts";
-import { readWordArguments } from "./word-arguments.ts";
+import { outputFormat, readWordArguments } from "./word-arguments.ts";
 
 /** `nodelet rules`: what the kernel has for one service. */
 export interface RulesCommand {
@@ -66,8 +66,7 @@ export function parseRulesCommand(
 ): RulesCommand | TraceCommand | "help" {
   const { values, positionals } = readWordArguments(word, args, flags);
   if (values.help === true) return "help";
-  const output = values.output ?? "text";
-  if (output !== "text" && output !== "json") throw new ConfigError([`--output: must be text or json, not ${output}`]);
+  const output = outputFormat(values.output);
   const { proto, namespace, "in-interface": inInterface } = values;
   if (word === "rules") {
     for (const [flag, value] of Object.entries({ proto, "in-interface": inInterface })) {

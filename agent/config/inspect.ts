@@ -1,6 +1,6 @@
 import { kubeletFlagFields } from "./kubelet-flags.ts";
 import { ConfigError } from "./problems.ts";
-import { readWordArguments } from "./word-arguments.ts";
+import { outputFormat, readWordArguments } from "./word-arguments.ts";
 
 /** `nodelet explain pod` or `nodelet pods`: asks an agent that runs on this machine. */
 export type InspectCommand =
@@ -48,8 +48,7 @@ const flags = {
 export function parseInspectCommand(word: "explain" | "pods", args: readonly string[]): InspectCommand | "help" {
   const { values, positionals } = readWordArguments(word, args, flags);
   if (values.help === true) return "help";
-  const output = values.output ?? "text";
-  if (output !== "text" && output !== "json") throw new ConfigError([`--output: must be text or json, not ${output}`]);
+  const output = outputFormat(values.output);
   const rootDir = values["root-dir"] ?? rootDirDefault;
   if (word === "pods") {
     const [extra] = positionals;

@@ -177,6 +177,19 @@ export function withDefaults<T extends Table>(table: T, given: Values): ValuesOf
   return values as ValuesOf<T>;
 }
 
+/** One whole object, such as an item of a list: {@link decodeTable} with defaults. A field of `required` that is not there is reported. */
+export function decodeObject<T extends Table>(
+  table: T,
+  required: readonly string[],
+  raw: unknown,
+  at: At,
+): ValuesOf<T> {
+  const given = decodeTable(table, raw, at);
+  const missing = required.filter((name) => !isObject(raw) || raw[name] === undefined || raw[name] === null);
+  for (const name of missing) at.child(name).fail("must be set");
+  return withDefaults(table, given);
+}
+
 /** The JSON form of decoded values, as files write it. Values that are not set are left out. */
 export function encodeTable(table: Table, values: Values): Values {
   const json: Values = {};

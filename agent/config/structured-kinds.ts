@@ -1,17 +1,7 @@
 import { parseQuantity } from "../kube/quantity.ts";
-import { isObject } from "../lib/json.ts";
 import { int, list, map, oneOf, quantity, type Range, string } from "./kinds.ts";
 import { type At, show } from "./problems.ts";
-import {
-  decodeTable,
-  encodeTable,
-  type Kind,
-  type Table,
-  type Values,
-  type ValuesOf,
-  withDefaults,
-  works,
-} from "./schema.ts";
+import { decodeObject, encodeTable, type Kind, type Table, type Values, type ValuesOf, works } from "./schema.ts";
 
 /** A list of objects with the fields of `table`; `required` ones must be there. As a flag, one `parse` understands. */
 function objects<T extends Table>(
@@ -19,12 +9,7 @@ function objects<T extends Table>(
   required: readonly string[],
   parse: (text: string, at: At) => Values[],
 ): Kind<ValuesOf<T>[]> {
-  const read = (raw: unknown, at: At): ValuesOf<T> => {
-    const given = decodeTable(table, raw, at);
-    const missing = required.filter((name) => !isObject(raw) || raw[name] === undefined || raw[name] === null);
-    for (const name of missing) at.child(name).fail("must be set");
-    return withDefaults(table, given);
-  };
+  const read = (raw: unknown, at: At) => decodeObject(table, required, raw, at);
   return {
     type: "list",
     decode: (raw, at) =>

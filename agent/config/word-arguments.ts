@@ -2,6 +2,13 @@ import { parseArgs, type ParseArgsOptionsConfig } from "node:util";
 import { messageOf } from "../lib/errors.ts";
 import { ConfigError } from "./problems.ts";
 
+/** What `--output` says; "text" unless given. @throws ConfigError */
+export function outputFormat(given: string | undefined): "text" | "json" {
+  const output = given ?? "text";
+  if (output !== "text" && output !== "json") throw new ConfigError([`--output: must be text or json, not ${output}`]);
+  return output;
+}
+
 /**
  * Reads the arguments that follow a word of the command line, such as `explain`.
  *

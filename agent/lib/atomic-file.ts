@@ -24,7 +24,12 @@ export async function writeFileAtomic(path: string, data: string | Uint8Array, m
     await rm(temporary, { force: true });
     throw err;
   }
-  const dir = await open(dirname(path), "r");
+  await syncDirectory(dirname(path));
+}
+
+/** Resolves when the names in a directory are as safe from a crash as the disk makes them. */
+export async function syncDirectory(path: string): Promise<void> {
+  const dir = await open(path, "r");
   try {
     await dir.sync();
   } finally {

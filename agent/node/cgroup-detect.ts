@@ -1,5 +1,6 @@
-import { access, readFile, statfs } from "node:fs/promises";
+import { readFile, statfs } from "node:fs/promises";
 import { AgentError } from "../lib/errors.ts";
+import { isThere } from "../lib/is-there.ts";
 import type { CgroupTree } from "./cgroup-tree.ts";
 import { createTreeV1, parseHierarchies } from "./cgroup-v1.ts";
 import { createTreeV2 } from "./cgroup-v2.ts";
@@ -24,11 +25,6 @@ export async function detectCgroupTree(): Promise<CgroupTree> {
 
 /** True if the kernel accounts swap per cgroup. On v2 the root has no such file, so our own cgroup is asked. */
 export async function isSwapControllerAvailable(version: 1 | 2): Promise<boolean> {
-  const isThere = (path: string) =>
-    access(path).then(
-      () => true,
-      () => false,
-    );
   if (version === 1) return isThere(`${cgroupMountPoint}/memory/memory.memsw.limit_in_bytes`);
   const own = /^0::(\/.*)$/m.exec(await readFile("/proc/self/cgroup", "utf8"))?.[1] ?? "/";
   return isThere(`${cgroupMountPoint}${own}/memory.swap.max`);

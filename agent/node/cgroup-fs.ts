@@ -1,6 +1,7 @@
-import { access, constants, mkdir, open, readdir, readFile, rmdir } from "node:fs/promises";
+import { constants, mkdir, open, readdir, readFile, rmdir } from "node:fs/promises";
 import { join } from "node:path";
 import { AgentError, messageOf } from "../lib/errors.ts";
+import { isThere } from "../lib/is-there.ts";
 
 /** The file operations that cgroups need. Failures are `AgentError`s: NotFound, AlreadyExists, Forbidden, Unavailable (busy), Internal. */
 export interface CgroupFS {
@@ -34,11 +35,7 @@ export const kernelCgroupFS: CgroupFS = {
       return entries.filter((entry) => entry.isDirectory()).map(({ name }) => name);
     }),
   rmdir: (path) => translated("remove cgroup", path, () => rmdir(path)),
-  exists: (path) =>
-    access(path).then(
-      () => true,
-      () => false,
-    ),
+  exists: isThere,
 };
 
 /** Processes in `directory` and all cgroups below it. One that vanishes meanwhile has none. */

@@ -1,5 +1,6 @@
 import { basename, dirname, join } from "node:path";
 import { AgentError, hasCode } from "../lib/errors.ts";
+import { parseMountinfo } from "../lib/mount.ts";
 import { type CgroupFS, kernelCgroupFS, pidsBelow, removeBelow } from "./cgroup-fs.ts";
 import type { CgroupTree } from "./cgroup-tree.ts";
 import { type CgroupValues, type Controller, controllers, filesV1 } from "./cgroup-values.ts";
@@ -19,15 +20,12 @@ const neededControllers: readonly Controller[] = ["cpu", "cpuacct", "cpuset", "m
 export function parseHierarchies(mountinfo: string, mountPoint: string): Hierarchies {
   const byController = new Map<Controller, string>();
   const all = new Set<string>();
-  for (const line of mountinfo.split("\n")) {
-    const [before = "", after = ""] = line.split(" - ");
-    const directory = before.split(" ")[4] ?? "";
-    const [type, , options = ""] = after.split(" ");
-    if ((type !== "cgroup" && type !== "cgroup2") || !directory.startsWith(`${mountPoint}/`)) continue;
+  for (const { mountPoint: directory, fsType, options } of parseMountinfo(mountinfo, mountPoint)) {
+    if ((fsType !== "cgroup" && fsType !== "cgroup2") || directory === mountPoint) continue;
     all.add(directory);
-    for (const option of options.split(",")) {
+    for (const option of options) {
       const controller = controllers.find((name) => name === option);
-      if (type === "cgroup" && controller !== undefined && !byController.has(controller)) {
+      if (fsType === "cgroup" && controller !== undefined && !byController.has(controller)) {
         byController.set(controller, directory);
       }
     }

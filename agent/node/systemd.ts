@@ -1,6 +1,6 @@
-import { access } from "node:fs/promises";
 import type { Clock } from "../lib/clock.ts";
 import { AgentError, hasCode, messageOf } from "../lib/errors.ts";
+import { isThere } from "../lib/is-there.ts";
 import { type CgroupValues, sharesToWeight } from "./cgroup-values.ts";
 import { connectDBus, type DBus, type DBusCall, DBusError } from "./dbus.ts";
 import { type DBusValue, textOf, Variant } from "./dbus-wire.ts";
@@ -44,7 +44,7 @@ export interface SliceManagerDeps {
 
 /** Connects to systemd over the system bus. Rejects with Unavailable where systemd is not the init or has no bus. */
 export async function createSliceManager(deps: SliceManagerDeps): Promise<SliceManager> {
-  const { clock, connectBus = () => connectDBus(busSocket, clock), isBooted = isSystemdInit } = deps;
+  const { clock, connectBus = () => connectDBus(busSocket, clock), isBooted = () => isThere(bootedMark) } = deps;
   if (!(await isBooted())) {
     throw new AgentError(
       "Unavailable",
@@ -181,11 +181,4 @@ function fail(what: string): (err: unknown) => never {
 
 function isError(err: unknown, name: "UnitExists" | "NoSuchUnit"): boolean {
   return err instanceof DBusError && err.errorName === `org.freedesktop.systemd1.${name}`;
-}
-
-async function isSystemdInit(): Promise<boolean> {
-  return access(bootedMark).then(
-    () => true,
-    () => false,
-  );
 }

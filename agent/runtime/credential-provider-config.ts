@@ -5,10 +5,9 @@ import { basename, join } from "node:path";
 import { parseDocument } from "../config/document.ts";
 import { bool, duration, list, oneOf, string } from "../config/kinds.ts";
 import { type At, ConfigError, show } from "../config/problems.ts";
-import { decodeTable, type Kind, type Table, type ValuesOf, withDefaults, works } from "../config/schema.ts";
+import { decodeObject, type Kind, type Table, type ValuesOf, withDefaults, works } from "../config/schema.ts";
 import { decodeFields } from "../config/sources.ts";
 import { messageOf } from "../lib/errors.ts";
-import { isObject } from "../lib/json.ts";
 
 /** A credential provider plugin as configured. `env` may hold secrets: never log it. */
 export interface CredentialProvider {
@@ -249,12 +248,7 @@ function object<T extends Table>(table: T, required: readonly string[]): Kind<Va
   const noFlag = (_text: string, at: At) => at.fail("cannot be given as a flag");
   return {
     type: "object",
-    decode: (raw, at) => {
-      const given = decodeTable(table, raw, at);
-      const missing = required.filter((name) => !isObject(raw) || raw[name] === undefined || raw[name] === null);
-      for (const name of missing) at.child(name).fail("must be set");
-      return withDefaults(table, given);
-    },
+    decode: (raw, at) => decodeObject(table, required, raw, at),
     encode: (value) => value,
     parseFlag: noFlag,
     isZero: () => false,

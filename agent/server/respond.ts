@@ -34,15 +34,18 @@ export function sendError(response: ServerResponse, { status, message, headers }
   if (!response.headersSent) sendText(response, status, message, headers);
 }
 
-/** Reads a body as text. Rejects with HttpError 413 when it is larger than `bodyBytesMax`, and when the client goes. */
-export async function readBody(request: IncomingMessage): Promise<string> {
+/** Reads a body as text. Rejects with HttpError 413 when it is larger than `bytesMax`, and when the client goes. */
+export async function readBody(
+  request: IncomingMessage,
+  { what = "body", bytesMax = bodyBytesMax }: { what?: string; bytesMax?: number } = {},
+): Promise<string> {
   const chunks: Buffer[] = [];
   let bytes = 0;
   // Destroying the request would take the connection along, and the answer with it.
   const body: AsyncIterable<Buffer> = request.iterator({ destroyOnReturn: false });
   for await (const chunk of body) {
     bytes += chunk.length;
-    if (bytes > bodyBytesMax) throw new HttpError(413, `the body is larger than ${bodyBytesMax} bytes`);
+    if (bytes > bytesMax) throw new HttpError(413, `the ${what} is larger than ${bytesMax} bytes`);
     chunks.push(chunk);
   }
   return Buffer.concat(chunks).toString("utf8");

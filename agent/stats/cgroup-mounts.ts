@@ -1,5 +1,6 @@
 import { readFile } from "node:fs/promises";
 import { AgentError } from "../lib/errors.ts";
+import { parseMountinfo } from "../lib/mount.ts";
 
 /** Controllers that figures are read from. On v2 all of them lie in one directory. */
 export type StatsController = "cpu" | "cpuacct" | "memory" | "pids" | "blkio";
@@ -21,13 +22,10 @@ export async function readCgroupMounts(): Promise<CgroupMounts> {
 /** Reads /proc/self/mountinfo. Only a unified hierarchy at `mountPoint` itself is v2; beside v1 ones it is the hybrid form. */
 export function parseCgroupMounts(mountinfo: string, mountPoint: string): CgroupMounts | undefined {
   const roots = new Map<StatsController, string>();
-  for (const line of mountinfo.split("\n")) {
-    const [before = "", after = ""] = line.split(" - ");
-    const directory = before.split(" ")[4] ?? "";
-    const [type, , options = ""] = after.split(" ");
-    if (type === "cgroup2" && directory === mountPoint) return { version: 2, root: mountPoint };
-    if (type !== "cgroup" || !directory.startsWith(`${mountPoint}/`)) continue;
-    for (const option of options.split(",")) {
+  for (const { mountPoint: directory, fsType, options } of parseMountinfo(mountinfo, mountPoint)) {
+    if (fsType === "cgroup2" && directory === mountPoint) return { version: 2, root: mountPoint };
+    if (fsType !== "cgroup" || directory === mountPoint) continue;
+    for (const option of options) {
       const name = controllerNames.find((known) => known === option);
       if (name !== undefined && !roots.has(name)) roots.set(name, directory);
     }

@@ -1,6 +1,7 @@
 import type { IncomingMessage } from "node:http";
 import { messageOf } from "../lib/errors.ts";
 import { type Handler, HttpError } from "../server/port.ts";
+import { readBody } from "../server/respond.ts";
 import type { Stats } from "./port.ts";
 
 // A form with one field: anything longer is no form of this request.
@@ -25,14 +26,6 @@ export function summaryHandler(summary: Stats["summary"]): Handler {
 async function formValues(request: IncomingMessage): Promise<string[]> {
   const isForm = request.headers["content-type"]?.startsWith("application/x-www-form-urlencoded") === true;
   if (request.method !== "POST" || !isForm) return [];
-  const chunks: Buffer[] = [];
-  let bytes = 0;
-  // Destroying the request would take the connection along, and the answer with it.
-  const body: AsyncIterable<Buffer> = request.iterator({ destroyOnReturn: false });
-  for await (const chunk of body) {
-    bytes += chunk.length;
-    if (bytes > formBytesMax) throw new HttpError(413, `the form is larger than ${formBytesMax} bytes`);
-    chunks.push(chunk);
-  }
-  return new URLSearchParams(Buffer.concat(chunks).toString("utf8")).getAll("only_cpu_and_memory");
+  const body = await readBody(request, { what: "form", bytesMax: formBytesMax });
+  return new URLSearchParams(body).getAll("only_cpu_and_memory");
 }

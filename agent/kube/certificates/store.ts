@@ -1,6 +1,6 @@
-import { mkdir, open, readFile, rename, rm, symlink } from "node:fs/promises";
+import { mkdir, readFile, rename, rm, symlink } from "node:fs/promises";
 import { join, resolve } from "node:path";
-import { writeFileAtomic } from "../../lib/atomic-file.ts";
+import { syncDirectory, writeFileAtomic } from "../../lib/atomic-file.ts";
 import { errnoOf, ignoreErrno } from "../../lib/errno.ts";
 import { messageOf } from "../../lib/errors.ts";
 import type { Logger } from "../../lib/log.ts";
@@ -113,13 +113,4 @@ function timestamp(now: Date): string {
   const two = (n: number) => String(n).padStart(2, "0");
   const date = [String(now.getFullYear()), two(now.getMonth() + 1), two(now.getDate())];
   return [...date, two(now.getHours()), two(now.getMinutes()), two(now.getSeconds())].join("-");
-}
-
-async function syncDirectory(path: string): Promise<void> {
-  const dir = await open(path, "r");
-  try {
-    await dir.sync();
-  } finally {
-    await dir.close();
-  }
 }

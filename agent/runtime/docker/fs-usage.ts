@@ -1,7 +1,7 @@
-import { stat } from "node:fs/promises";
 import { join } from "node:path";
 import type { Clock } from "../../lib/clock.ts";
 import { errnoOf } from "../../lib/errno.ts";
+import { isThere } from "../../lib/is-there.ts";
 import { isObject } from "../../lib/json.ts";
 import type { Logger } from "../../lib/log.ts";
 import type { FilesystemUsage } from "../port.ts";
@@ -166,11 +166,4 @@ async function containerSizes(client: DockerClient, signal: AbortSignal): Promis
     if (typeof Id === "string" && typeof SizeRw === "number") sizes.set(Id, SizeRw);
   }
   return sizes;
-}
-
-async function isThere(directory: string): Promise<boolean> {
-  return await stat(directory).then(
-    () => true,
-    () => false,
-  );
 }

@@ -3,6 +3,7 @@ import { join } from "node:path";
 import { errnoOf, ignoreErrno } from "../../lib/errno.ts";
 import { AgentError, messageOf } from "../../lib/errors.ts";
 import type { Logger } from "../../lib/log.ts";
+import { parseMountinfo } from "../../lib/mount.ts";
 import type { ContextOfDaemon } from "./create-body.ts";
 import type { CgroupWrite } from "./resources.ts";
 
@@ -90,11 +91,8 @@ export function cgroupDirectory(
     return isIt && path !== undefined ? [path] : [];
   })[0];
   if (path === undefined) return undefined;
-  for (const line of mountinfo.split("\n")) {
-    const [before = "", after = ""] = line.split(" - ");
-    const [, , , root = "", mountPoint = ""] = before.split(" ");
-    const [type, , options = ""] = after.split(" ");
-    const isIt = version === 2 ? type === "cgroup2" : type === "cgroup" && options.split(",").includes(controller);
+  for (const { root, mountPoint, fsType, options } of parseMountinfo(mountinfo)) {
+    const isIt = version === 2 ? fsType === "cgroup2" : fsType === "cgroup" && options.includes(controller);
     if (!isIt) continue;
     // A mount of a part of the hierarchy shows what lies below that.
     if (root === "/" || path === root) return join(mountPoint, root === "/" ? path : "");

@@ -1,5 +1,6 @@
-import { readFile, stat } from "node:fs/promises";
+import { readFile } from "node:fs/promises";
 import { join } from "node:path";
+import { isThere } from "../../lib/is-there.ts";
 import type { DaemonInfo } from "./daemon.ts";
 
 /** Of the containerd that is a service of the node: where things are found unless a test says else. */
@@ -43,11 +44,4 @@ async function configuredRoot({ configPath, rootDir }: NodeContainerd): Promise<
   const [head = ""] = text.split(/^\s*\[/m, 1);
   const [, root = rootDir] = /^\s*root\s*=\s*["']([^"']+)["']/m.exec(head) ?? [];
   return root;
-}
-
-async function isThere(directory: string): Promise<boolean> {
-  return await stat(directory).then(
-    () => true,
-    () => false,
-  );
 }
