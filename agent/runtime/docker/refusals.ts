@@ -101,7 +101,8 @@ export const differences: readonly Difference[] = [
   },
   {
     subject: "`docker rename` of a pod's container",
-    outcome: "It is not taken for the pod's any more, which gets another one; what was renamed ends with the pod's cgroup.",
+    outcome:
+      "It is not taken for the pod's any more, which gets another one; what was renamed ends with the pod's cgroup.",
   },
   {
     subject: "`oom_score_adj` where the agent lacks `CAP_SYS_RESOURCE` (inside a container)",
