@@ -125,6 +125,21 @@ export function reachability(port: ServicePortSpec & { readonly endpoints: Endpo
   return { internal: under(port.isInternalPolicyLocal), external: under(port.isExternalPolicyLocal) };
 }
 
+/**
+ * Endpoints that may reach themselves by way of this node, and must not see their own address as the source then. A pod of another node
+ * asks by way of that node; only for external addresses it may ask this one, and a Local policy lets pods come as they are. Pure.
+ *
+ * @param tellsPods packets of pods can be told from others
+ */
+export function hairpinEndpoints(
+  port: ServicePortSpec & { readonly endpoints: EndpointSets },
+  tellsPods: boolean,
+): readonly Endpoint[] {
+  const { reachable } = port.endpoints;
+  const othersCome = tellsPods && port.isExternalPolicyLocal && isExternallyAccessible(port);
+  return othersCome ? reachable : reachable.filter(({ isElsewhere }) => !isElsewhere);
+}
+
 /** Chooses the endpoints for each kind of traffic: readiness, termination fallback, policies, topology hints. Pure. */
 export function selectEndpoints(port: ServicePortSpec, all: readonly Endpoint[], topology: Topology): EndpointSets {
   const isExternal = isExternallyAccessible(port);

@@ -112,6 +112,12 @@ export const packetCases: readonly PacketCase[] = [
     packets: [[{ ...fromPod, src: remotePod }, `${remotePod}:8080 m`, `${remotePod}:8080`]],
   },
   {
+    name: "an endpoint elsewhere that reaches itself by an external address of this node",
+    spec: { ...nodePort, externalTrafficPolicy: "Local" },
+    endpoints: [{ address: remotePod, nodeName: "n2" }],
+    packets: [[{ ...fromPod, ...toNodePort, src: remotePod }, `${remotePod}:8080 m`]],
+  },
+  {
     name: "session affinity",
     spec: { sessionAffinity: "ClientIP", sessionAffinityConfig: { clientIP: { timeoutSeconds: 60 } } },
     endpoints: one,

@@ -107,8 +107,7 @@ export const matrix: readonly MatrixRow[] = [
     packets: (["nodePort", "vip", "externalIP"] as const).flatMap((to) => [
       ["client", to, "dropped"] as const,
       ["pod2", to, "pod3 sees it"] as const,
-      // Itself: nftables mode knows the pods of this node only.
-      ["pod3", to, "dropped", "pod3 sees node"] as const,
+      ["pod3", to, "pod3 sees node"] as const, // itself
       ["node", to, "pod3 sees node"] as const,
     ]),
   },

@@ -1,4 +1,4 @@
-import { type Endpoint, isExternallyAccessible, reachability } from "../endpoints.ts";
+import { type Endpoint, hairpinEndpoints, isExternallyAccessible, reachability } from "../endpoints.ts";
 import { type Family, parseIP } from "../ip.ts";
 import type { ServiceDescription, ServicePort } from "../model.ts";
 import { addressKey, portKey } from "./keys.ts";
@@ -140,11 +140,8 @@ function membersOf(port: ServicePort, context: RenderContext): SetMember[] {
       for (const member of nodePortMembers(family, protocol, port.nodePort)) add("nodePorts", member);
     }
   }
-  // One on another node reaches itself by way of that node. Only who asks this one for an external address comes by here, and a
-  // Local policy lets pods come as they are.
-  const comesByHere = context.localPods !== undefined && port.isExternalPolicyLocal && isExternallyAccessible(port);
-  for (const { ip, port: number, isElsewhere } of endpoints.reachable) {
-    if (!isElsewhere || comesByHere) add("hairpins", `${ip},${protocol}:${number},${ip}`);
+  for (const { ip, port: number } of hairpinEndpoints(port, context.localPods !== undefined)) {
+    add("hairpins", `${ip},${protocol}:${number},${ip}`);
   }
   return members;
 }

@@ -1,4 +1,4 @@
-import { type Endpoint, isExternallyAccessible, reachability } from "../endpoints.ts";
+import { type Endpoint, hairpinEndpoints, isExternallyAccessible, reachability } from "../endpoints.ts";
 import { type Family, formatCIDR, hostPort, type Prefix, parseCIDR, parseIP } from "../ip.ts";
 import type { ServiceDescription, ServicePort } from "../model.ts";
 import { endpointBase, portBase } from "./names.ts";
@@ -128,8 +128,7 @@ function renderPort(serviceKey: string, port: ServicePort, context: RenderContex
     out.chains.set(`firewall-${base}`, [firewallRule(port, context.family)]);
     for (const ip of port.loadBalancerVIPs) add("firewall-ips", address(ip), `goto firewall-${base}`);
   }
-  for (const endpoint of endpoints.reachable) {
-    if (endpoint.isElsewhere) continue; // it cannot reach itself by way of this node
+  for (const endpoint of hairpinEndpoints(port, context.fromLocalPods !== undefined)) {
     add("hairpin-connections", concatenated(endpoint.ip, endpoint.ip, protocol, endpoint.port));
   }
   if (isPlain) return;
