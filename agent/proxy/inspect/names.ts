@@ -1,4 +1,4 @@
-import type { Passed } from "./walk.ts";
+import type { Passed } from "./chain-walk.ts";
 
 /** `namespace/name` of a service, with its port's name if that has one. */
 export interface ServiceName {

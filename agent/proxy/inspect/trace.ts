@@ -4,7 +4,8 @@ import { findNodePort } from "./node-port.ts";
 import { isRemembering } from "./endpoints.ts";
 import { type Entries, type Ruleset, wordOf } from "./ruleset.ts";
 import type { Packet, Surroundings } from "./match.ts";
-import { walk, type Passed, type Walk, type Way } from "./walk.ts";
+import type { Passed } from "./chain-walk.ts";
+import { walk, type Walk, type Way } from "./walk.ts";
 
 /** One end that a packet may come to. */
 export interface TraceEnd {

@@ -1,24 +1,16 @@
-import { AgentError } from "../../lib/errors.ts";
-import { entriesIn, holds, keysOf, matches, type Packet, type PacketState, type Surroundings } from "./match.ts";
-import type { BaseChain, Chain, Hook, Rule, Ruleset, Step, Table, Verdict } from "./ruleset.ts";
-
-/** A rule that the packet matched, or whose map had an entry for it. */
-export interface Passed {
-  readonly table: string;
-  readonly hook: Hook;
-  readonly chain: string;
-  readonly rule: Rule | undefined;
-  /** Of the entry that was found, or the words that say what it was. */
-  readonly note: string | undefined;
-}
-
-/** A rule that could decide something, and of which it cannot be said whether it matches. It is taken not to. */
-export interface Unjudged {
-  readonly table: string;
-  readonly chain: string;
-  readonly rule: Rule;
-  readonly why: string;
-}
+import {
+  ChainWalker,
+  type End,
+  type Ended,
+  listOf,
+  passing,
+  type Passed,
+  type Place,
+  type State,
+  type Unjudged,
+} from "./chain-walk.ts";
+import type { Packet, Surroundings } from "./match.ts";
+import type { BaseChain, Chain, Hook, Ruleset } from "./ruleset.ts";
 
 /** One way that the packet may take. */
 export interface Way {
@@ -44,34 +36,11 @@ export interface Walk {
   readonly visited: number;
 }
 
-// More than any service has endpoints. A rule set that branches further is not explained by a longer list.
-export const waysMax = 10_000;
-// The kernel's own limit of chains in chains is 16; rules that loop are refused by it.
-const nestingMax = 64;
-
-/** A linked list: ways share their beginning. */
-interface Trail {
-  readonly passed: Passed;
-  readonly before: Trail | undefined;
-}
-
-interface State extends PacketState {
-  readonly share: number;
-  readonly visited: number;
-  readonly trail: Trail | undefined;
-}
-
-type End = "accept" | "drop" | "reject" | "translated" | "continue";
-
-interface Ended {
-  readonly state: State;
-  readonly end: End;
-}
-
-/** Where a chain runs: its table, and the hook from which the kernel came. */
-interface Place {
-  readonly table: Table;
+/** One hook on the way. */
+interface Stop {
   readonly hook: Hook;
+  /** The connection was translated before. */
+  readonly isNatSkipped?: boolean;
 }
 
 /**
@@ -88,13 +57,14 @@ class Walker {
   readonly #ruleset: Ruleset;
   readonly #packet: Packet;
   readonly #surroundings: Surroundings;
-  readonly #unjudged = new Map<Rule, Unjudged>();
-  readonly #unknownLists = new Set<string>();
+  readonly #chains: ChainWalker;
+  readonly #ways: { way: Way; visited: number }[] = [];
 
   constructor(ruleset: Ruleset, packet: Packet, surroundings: Surroundings) {
     this.#ruleset = ruleset;
     this.#packet = packet;
     this.#surroundings = surroundings;
+    this.#chains = new ChainWalker(ruleset.family, surroundings);
   }
 
   run(): Walk {
@@ -113,69 +83,84 @@ class Walker {
       visited: 0,
       trail: undefined,
     };
-    const ways: { way: Way; visited: number }[] = [];
-    const finish = (state: State, fate: Way["fate"]) => {
-      const { share, isDnat, snat, oif } = state;
-      const dnat = isDnat ? { address: state.daddr, port: state.dport } : undefined;
-      ways.push({ way: { share, fate, dnat, snat, oif, passed: listOf(state.trail) }, visited: state.visited });
-    };
-    const through = (states: readonly State[], ...hooks: { hook: Hook; isNatSkipped?: boolean }[]) => {
-      let open = states;
-      for (const { hook, isNatSkipped = false } of hooks) {
-        const next: State[] = [];
-        for (const state of open) {
-          for (const { state: after, end } of this.#hook(state, hook, isNatSkipped)) {
-            if (end === "drop" || end === "reject") finish(after, end);
-            else next.push(after);
-          }
-        }
-        open = next;
-      }
-      return open;
-    };
-    const leave = (states: readonly State[], hooks: Parameters<typeof through>[1][]) => {
-      for (const state of states) {
-        const oif = this.#surroundings.interfaceTo(state.daddr);
-        if (oif === undefined) finish(state, "unreachable");
-        else for (const end of through([{ ...state, oif }], ...hooks)) finish(end, "forwarded");
-      }
-    };
-    const isHere = ({ daddr: to }: State) => this.#surroundings.isLocal(to);
-    if (iif === undefined) {
-      // The first route decides whether there is a packet at all; after a translation it is looked up anew.
-      const oif = isHere(start) ? "lo" : this.#surroundings.interfaceTo(daddr);
-      if (oif === undefined) finish(start, "unreachable");
-      else {
-        const made = through([{ ...start, oif }], { hook: "output" });
-        leave(
-          made.filter((state) => !isHere(state)),
-          [{ hook: "postrouting" }],
-        );
-        const toSelf = through(
-          made.filter(isHere).map((state) => ({ ...state, oif: "lo" })),
-          { hook: "postrouting" },
-        );
-        const looped = through(
-          toSelf.map((state) => ({ ...state, iif: "lo", oif: undefined })),
-          { hook: "prerouting", isNatSkipped: true },
-          { hook: "input", isNatSkipped: true },
-        );
-        for (const state of looped) finish(state, "local");
-      }
-    } else {
-      const arrived = through([start], { hook: "prerouting" });
-      for (const state of through(arrived.filter(isHere), { hook: "input" })) finish(state, "local");
-      leave(
-        arrived.filter((state) => !isHere(state)),
-        [{ hook: "forward" }, { hook: "postrouting" }],
-      );
-    }
+    if (iif === undefined) this.#output(start);
+    else this.#input(start);
     return {
-      ways: ways.map(({ way }) => way),
-      unjudged: [...this.#unjudged.values()],
-      unknownLists: [...this.#unknownLists],
-      visited: Math.max(...ways.map(({ visited }) => visited)),
+      ways: this.#ways.map(({ way }) => way),
+      unjudged: [...this.#chains.unjudged.values()],
+      unknownLists: [...this.#chains.unknownLists],
+      visited: Math.max(...this.#ways.map(({ visited }) => visited)),
     };
+  }
+
+  #output(start: State): void {
+    // The first route decides whether there is a packet at all; after a translation it is looked up anew.
+    const oif = this.#isHere(start) ? "lo" : this.#surroundings.interfaceTo(start.daddr);
+    if (oif === undefined) {
+      this.#finish(start, "unreachable");
+      return;
+    }
+    const { here, elsewhere } = this.#routed(this.#through([{ ...start, oif }], [{ hook: "output" }]));
+    this.#leave(elsewhere, [{ hook: "postrouting" }]);
+    const toSelf = this.#through(
+      here.map((state) => ({ ...state, oif: "lo" })),
+      [{ hook: "postrouting" }],
+    );
+    const looped = this.#through(
+      toSelf.map((state) => ({ ...state, iif: "lo", oif: undefined })),
+      [
+        { hook: "prerouting", isNatSkipped: true },
+        { hook: "input", isNatSkipped: true },
+      ],
+    );
+    for (const state of looped) this.#finish(state, "local");
+  }
+
+  #input(start: State): void {
+    const { here, elsewhere } = this.#routed(this.#through([start], [{ hook: "prerouting" }]));
+    for (const state of this.#through(here, [{ hook: "input" }])) this.#finish(state, "local");
+    this.#leave(elsewhere, [{ hook: "forward" }, { hook: "postrouting" }]);
+  }
+
+  #isHere({ daddr }: State): boolean {
+    return this.#surroundings.isLocal(daddr);
+  }
+
+  #routed(states: readonly State[]): { here: State[]; elsewhere: State[] } {
+    return {
+      here: states.filter((state) => this.#isHere(state)),
+      elsewhere: states.filter((state) => !this.#isHere(state)),
+    };
+  }
+
+  #leave(states: readonly State[], hooks: readonly Stop[]): void {
+    for (const state of states) {
+      const oif = this.#surroundings.interfaceTo(state.daddr);
+      if (oif === undefined) this.#finish(state, "unreachable");
+      else for (const end of this.#through([{ ...state, oif }], hooks)) this.#finish(end, "forwarded");
+    }
+  }
+
+  /** @returns what came through all of these hooks, one after the other */
+  #through(states: readonly State[], hooks: readonly Stop[]): readonly State[] {
+    let open = states;
+    for (const { hook, isNatSkipped = false } of hooks) {
+      const next: State[] = [];
+      for (const state of open) {
+        for (const { state: after, end } of this.#hook(state, hook, isNatSkipped)) {
+          if (end === "drop" || end === "reject") this.#finish(after, end);
+          else next.push(after);
+        }
+      }
+      open = next;
+    }
+    return open;
+  }
+
+  #finish(state: State, fate: Way["fate"]): void {
+    const { share, isDnat, snat, oif } = state;
+    const dnat = isDnat ? { address: state.daddr, port: state.dport } : undefined;
+    this.#ways.push({ way: { share, fate, dnat, snat, oif, passed: listOf(state) }, visited: state.visited });
   }
 
   /** All base chains of one hook, in the kernel's order. */
@@ -196,7 +181,7 @@ class Walker {
           next.push({ state, isTranslated });
           continue;
         }
-        for (const one of this.#chain(chain, { table, hook }, state, 0)) {
+        for (const one of this.#chains.through(chain, { table, hook }, state)) {
           const end = one.end === "continue" ? base.policy : one.end;
           if (end === "drop" || end === "reject") ended.push(this.#byPolicy(one, end, chain, base, { table, hook }));
           else next.push({ state: one.state, isTranslated: isTranslated || end === "translated" });
@@ -212,208 +197,4 @@ class Walker {
     const note = `policy of chain ${chain.name}: ${base.policy}`;
     return { state: passing(one.state, place, chain, undefined, note), end };
   }
-
-  /** "continue": the packet came out at the end of the chain, or returned. */
-  #chain(chain: Chain, place: Place, start: State, depth: number): Ended[] {
-    const ended: Ended[] = [];
-    let open: State[] = [start];
-    for (const rule of chain.rules()) {
-      const next: State[] = [];
-      for (const state of open) {
-        for (const { state: after, end } of this.#rule(rule, chain, place, seen(state), depth)) {
-          if (end === "next") next.push(after);
-          else ended.push({ state: after, end });
-        }
-      }
-      open = merged(next);
-      if (open.length === 0) break;
-    }
-    const all = [...ended, ...open.map((state) => ({ state, end: "continue" as const }))];
-    if (all.length <= waysMax) return all;
-    throw new AgentError("Invalid", `the packet has more than ${waysMax} ways through chain ${chain.name}`);
-  }
-
-  /** "next": go on with the rule after this one. */
-  #rule(rule: Rule, chain: Chain, place: Place, start: State, depth: number): { state: State; end: End | "next" }[] {
-    const { table } = place;
-    // States for which every condition so far is true.
-    let open: State[] = [start];
-    const out: { state: State; end: End | "next" }[] = [];
-    let doubt = "";
-    for (const step of rule.steps) {
-      const next: State[] = [];
-      for (const state of open) {
-        switch (step.kind) {
-          case "match": {
-            const truth = matches(step, state, table, this.#surroundings);
-            if (truth === undefined) doubt ||= `unknown set or list in: ${rule.text}`;
-            if (truth === false) out.push({ state, end: "next" });
-            else next.push(state);
-            break;
-          }
-          case "chance": {
-            const { probability } = step;
-            if (probability < 1) out.push({ state: { ...state, share: state.share * (1 - probability) }, end: "next" });
-            if (probability > 0) next.push({ ...state, share: state.share * Math.min(1, probability) });
-            break;
-          }
-          case "recent": {
-            const known = this.#surroundings.recalls(step.list, state.saddr);
-            if (known === undefined) this.#unknownLists.add(step.list);
-            if ((known ?? false) === step.isNegated) out.push({ state, end: "next" });
-            else next.push(state);
-            break;
-          }
-          case "unknown":
-            doubt ||= step.text;
-            next.push(state);
-            break;
-          case "mark":
-            next.push(doubt === "" ? { ...state, mark: ((state.mark & step.keep) ^ step.flip) >>> 0 } : state);
-            break;
-          case "verdict":
-            if (doubt === "") out.push(...this.#verdict(step.verdict, rule, chain, place, state, depth, undefined));
-            else next.push(state);
-            break;
-          case "lookup":
-            if (doubt === "") out.push(...this.#lookup(step, rule, chain, place, state, depth, next));
-            else next.push(state);
-            break;
-          default:
-            step satisfies never;
-        }
-      }
-      open = next;
-      if (open.length === 0) break;
-    }
-    if (doubt !== "" && open.length > 0 && decides(rule)) {
-      this.#unjudged.set(rule, { table: table.name, chain: chain.name, rule, why: doubt });
-    }
-    const marks = doubt === "" && rule.steps.some(({ kind }) => kind === "mark");
-    const told = marks ? open.map((state) => passing(state, place, chain, rule, undefined)) : open;
-    return [...out, ...told.map((state) => ({ state, end: "next" as const }))];
-  }
-
-  #lookup(
-    step: Extract<Step, { kind: "lookup" }>,
-    rule: Rule,
-    chain: Chain,
-    place: Place,
-    state: State,
-    depth: number,
-    next: State[],
-  ): { state: State; end: End | "next" }[] {
-    const entries = entriesIn(step.map, place.table);
-    if (entries === undefined) {
-      next.push(state);
-      this.#unjudged.set(rule, { table: place.table.name, chain: chain.name, rule, why: "its map could not be read" });
-      return [];
-    }
-    const found: { state: State; end: End | "next" }[] = [];
-    for (const { key, share } of keysOf(step.fields, state, this.#surroundings)) {
-      const one = { ...state, share: state.share * share };
-      const entry = entries.find(key, holds);
-      if (entry?.verdict === undefined) next.push(one);
-      else {
-        const what = `${key.join(" . ")}${entry.comment === undefined ? "" : ` (${entry.comment})`}`;
-        found.push(...this.#verdict(entry.verdict, rule, chain, place, one, depth, what));
-      }
-    }
-    return found;
-  }
-
-  #verdict(
-    verdict: Verdict,
-    rule: Rule,
-    chain: Chain,
-    place: Place,
-    before: State,
-    depth: number,
-    note: string | undefined,
-  ): { state: State; end: End | "next" }[] {
-    const state = passing(before, place, chain, rule, note);
-    switch (verdict.kind) {
-      case "continue":
-        return [{ state: before, end: "next" }];
-      case "accept":
-      case "drop":
-      case "reject":
-        return [{ state, end: verdict.kind }];
-      case "return":
-        return [{ state, end: "continue" }];
-      case "dnat": {
-        const { address, port } = verdict;
-        return [{ state: { ...state, daddr: address, dport: port ?? state.dport, isDnat: true }, end: "translated" }];
-      }
-      case "redirect": {
-        const { port } = verdict;
-        // To the address of the interface by which it came in; any local one says as much.
-        const daddr = this.#ruleset.family === "IPv4" ? "127.0.0.1" : "::1";
-        return [{ state: { ...state, daddr, dport: port ?? state.dport, isDnat: true }, end: "translated" }];
-      }
-      case "snat":
-        return [{ state: { ...state, snat: verdict.to }, end: "translated" }];
-      case "jump":
-      case "goto": {
-        const target = place.table.chains.get(verdict.chain);
-        if (target === undefined || depth > nestingMax) {
-          const why = `there is no chain ${verdict.chain}, and no target of that name is known`;
-          this.#unjudged.set(rule, { table: place.table.name, chain: chain.name, rule, why });
-          return [{ state: before, end: "next" }];
-        }
-        return this.#chain(target, place, state, depth + 1).map((one) => {
-          if (one.end !== "continue") return one;
-          // A detour on which nothing happened is not worth telling.
-          const after = one.state.trail === state.trail ? { ...one.state, trail: before.trail } : one.state;
-          return { state: after, end: verdict.kind === "jump" ? ("next" as const) : one.end };
-        });
-      }
-      default:
-        return verdict satisfies never;
-    }
-  }
-}
-
-/** Whether anything follows from the rule. */
-function decides({ steps }: Rule): boolean {
-  return steps.some((step) => {
-    if (step.kind === "lookup" || step.kind === "mark") return true;
-    if (step.kind === "unknown") return step.text.startsWith("-j ");
-    return step.kind === "verdict" && step.verdict.kind !== "return" && step.verdict.kind !== "continue";
-  });
-}
-
-function seen(state: State): State {
-  return { ...state, visited: state.visited + 1 };
-}
-
-function passing(
-  state: State,
-  { table, hook }: Place,
-  chain: Chain,
-  rule: Rule | undefined,
-  note: string | undefined,
-): State {
-  return {
-    ...state,
-    trail: { passed: { table: table.name, hook, chain: chain.name, rule, note }, before: state.trail },
-  };
-}
-
-/** Ways that differ in nothing but their history are one again. */
-function merged(states: State[]): State[] {
-  if (states.length < 2) return states;
-  const byKey = new Map<string, State>();
-  for (const state of states) {
-    const key = [state.saddr, state.daddr, state.dport, state.mark, state.snat].join(" ");
-    const same = byKey.get(key);
-    byKey.set(key, same === undefined ? state : { ...same, share: same.share + state.share });
-  }
-  return [...byKey.values()];
-}
-
-function listOf(trail: Trail | undefined): Passed[] {
-  const list: Passed[] = [];
-  for (let at = trail; at !== undefined; at = at.before) list.push(at.passed);
-  return list.reverse();
 }
