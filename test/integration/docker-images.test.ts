@@ -1,22 +1,16 @@
 import { afterAll, beforeAll, beforeEach, expect, test } from "vitest";
-import type { Pod } from "../../agent/kube/types.ts";
-import { systemClock } from "../../agent/lib/clock.ts";
-import { silentLogger } from "../../agent/lib/log.ts";
-import { createImageManager, type ImageManager, ImagePullError } from "../../agent/runtime/images.ts";
-import type { ImageAuth, PodSandboxConfig, PullProgress, Runtime } from "../../agent/runtime/port.ts";
+import type { PodSandboxConfig, PullProgress, Runtime } from "../../agent/runtime/port.ts";
 import { busyboxImageName, customImage, pauseImageName } from "../support/images/images.ts";
 import { registryUser, startRegistry, type TestRegistry } from "../support/node/registry.ts";
 import { sandboxConfig } from "../support/runtime/configs.ts";
+import { recordedImages } from "../support/runtime/recorded-images.ts";
 import { startTestDocker, type TestDocker } from "../support/runtime/docker.ts";
 
 let docker: TestDocker;
 let registry: TestRegistry;
 let runtime: Runtime;
-let manager: ImageManager;
 let sandbox: PodSandboxConfig;
-let events: string[];
-const never = new AbortController().signal;
-const pod: Pod = { metadata: { name: "web", namespace: "default", uid: "u1" }, spec: { containers: [] } };
+let images: ReturnType<typeof recordedImages>;
 
 beforeAll(async () => {
   docker = await startTestDocker();
@@ -30,39 +24,22 @@ afterAll(async () => {
   await docker?.destroy();
 });
 beforeEach(() => {
-  events = [];
-  manager = createImageManager({
-    images: runtime.images,
-    clock: systemClock,
-    log: silentLogger,
-    onEvent: (_pod, _container, type, reason, message) => events.push(`${type} ${reason}: ${message}`),
-    serializeImagePulls: true,
-    registryPullQPS: 5,
-    registryBurst: 10,
-  });
+  images = recordedImages(runtime.images, sandbox);
 });
 
 const named = (path: string) => `${docker.registryName}/${path}`;
 const pull = async (image: string, options: { signal?: AbortSignal; onProgress?: (p: PullProgress) => void } = {}) =>
   await runtime.images.pullImage(image, { annotations: {}, auth: registryUser, ...options });
 
-async function failedPull(image: string, auths: ImageAuth[]): Promise<ImagePullError> {
-  const err: unknown = await manager
-    .ensureImage(pod, { name: "c", image }, sandbox, auths, never)
-    .catch((e: unknown) => e);
-  if (!(err instanceof ImagePullError)) throw err;
-  return err;
-}
-
 test("without credentials, or with wrong ones, a private image does not come, and nothing secret is told", async () => {
   for (const auths of [[], [{ username: "puller", password: "wr0ng" }]]) {
-    const err = await failedPull(named("team/app:1"), auths);
+    const err = await images.failure(named("team/app:1"), auths);
     expect(err.reason).toBe("ErrImagePull");
     expect(err.message).toMatch(
       /^pull image \S+\/team\/app:1: Error response from daemon: .*(credentials|unauthorized)/,
     );
-    expect([...events, err.message].join()).not.toContain("wr0ng");
-    manager.forgetPod("u1");
+    expect([...images.events, err.message].join()).not.toContain("wr0ng");
+    images.forget();
   }
 });
 
@@ -100,9 +77,9 @@ test("with its credentials it comes, and its progress is told", async () => {
   const last = seen.at(-1);
   expect(last).toMatchObject({ layers: 1, layersDone: 1, downloadedBytes: last?.totalBytes });
   const user = { username: registryUser.username, password: registryUser.password };
-  const info = await manager.ensureImage(pod, { name: "c", image: named("team/app:1") }, sandbox, [user], never);
+  const info = await images.ensure(named("team/app:1"), [user]);
   expect(info).toMatchObject({ imageRef: id, image: { uid: 1000, username: "", pinned: false } });
-  expect(events.join()).toContain("already present on machine");
+  expect(images.events.join()).toContain("already present on machine");
 });
 
 test("an image is known by its name, ID and digest, and under no other name", async () => {
@@ -123,10 +100,10 @@ test("an image is known by its name, ID and digest, and under no other name", as
 });
 
 test("an image that is not in the registry, and a registry that is down, are told in one line", async () => {
-  const missing = await failedPull(named("team/none:1"), [registryUser]);
+  const missing = await images.failure(named("team/none:1"), [registryUser]);
   expect(missing.message).toMatch(/Error response from daemon: manifest for \S+\/team\/none:1 not found/);
   await registry.stop();
-  const down = await failedPull(named("team/other:1"), [registryUser]);
+  const down = await images.failure(named("team/other:1"), [registryUser]);
   expect(down.message).toContain("connection refused");
   expect(down.message).not.toContain("\n");
   await registry.start();

@@ -1,6 +1,7 @@
 import { mkdir } from "node:fs/promises";
 import { join } from "node:path";
 import type { ContainerConfig, PodSandboxConfig } from "../../../agent/runtime/port.ts";
+import { plainContainer, plainSandbox, plainSecurity } from "./plain-configs.ts";
 
 let pods = 0;
 
@@ -15,36 +16,18 @@ export async function sandboxConfig(
   const namespace = change.namespace ?? "default";
   const uid = change.uid ?? `uid-${process.pid}-${pods}`;
   const config: PodSandboxConfig = {
+    ...plainSandbox(),
     name,
     namespace,
     uid,
-    attempt: 0,
     hostname: name,
     logDirectory: join(dir, "pods", `${namespace}_${name}_${uid}`),
-    dns: undefined,
-    portMappings: [],
     labels: {
       "io.kubernetes.pod.name": name,
       "io.kubernetes.pod.namespace": namespace,
       "io.kubernetes.pod.uid": uid,
     },
-    annotations: {},
     cgroupParent: `${cgroupRoot}/pod${uid}`,
-    sysctls: {},
-    resources: undefined,
-    overhead: undefined,
-    securityContext: {
-      namespaceOptions: { network: "POD", pid: "CONTAINER", ipc: "POD", targetID: "" },
-      privileged: false,
-      runAsUser: undefined,
-      runAsGroup: undefined,
-      supplementalGroups: [],
-      supplementalGroupsPolicy: "Merge",
-      selinux: undefined,
-      seccomp: { type: "RuntimeDefault", localhostRef: "" },
-      apparmor: undefined,
-      readonlyRootfs: false,
-    },
     ...change,
   };
   await mkdir(config.logDirectory, { recursive: true });
@@ -62,42 +45,15 @@ export async function containerConfig(
   const attempt = change.attempt ?? 0;
   await mkdir(join(sandbox.logDirectory, name), { recursive: true });
   return {
+    ...plainContainer(),
     name,
     attempt,
     imageRef,
     userSpecifiedImage: imageRef,
     command,
-    args: [],
-    workingDir: "",
-    envs: [],
-    mounts: [],
-    devices: [],
-    cdiDevices: [],
     labels: { ...sandbox.labels, "io.kubernetes.container.name": name },
-    annotations: {},
     logPath: `${name}/${attempt}.log`,
-    stdin: false,
-    stdinOnce: false,
-    tty: false,
-    resources: {},
-    securityContext: {
-      capabilities: { add: [], drop: [] },
-      privileged: false,
-      namespaceOptions: sandbox.securityContext.namespaceOptions,
-      selinux: undefined,
-      runAsUser: undefined,
-      runAsUsername: undefined,
-      runAsGroup: undefined,
-      readonlyRootfs: false,
-      supplementalGroups: [],
-      supplementalGroupsPolicy: "Merge",
-      noNewPrivs: false,
-      maskedPaths: [],
-      readonlyPaths: [],
-      seccomp: { type: "Unconfined", localhostRef: "" },
-      apparmor: undefined,
-    },
-    stopSignal: undefined,
+    securityContext: plainSecurity({ namespaceOptions: sandbox.securityContext.namespaceOptions }),
     ...change,
   };
 }

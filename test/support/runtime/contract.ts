@@ -24,8 +24,6 @@ export interface RuntimeUnderTest {
   registry: { name: string; push(image: Image): Promise<void> };
   /** Restarts the runtime's daemon; resolves when it serves again. Containers are meant to survive. */
   restart(): Promise<void>;
-  /** The body at a pod's address. */
-  fetch(url: string): Promise<string>;
   dispose(): Promise<void>;
 }
 
@@ -33,6 +31,10 @@ const time = "\\d{4}-\\d\\d-\\d\\dT[\\d:.]+(Z|[+-]\\d\\d:\\d\\d)";
 const criLogLine = (stream: string, text: string) => new RegExp(`^${time} ${stream} F ${text}$`, "m");
 
 const noSuchID = "0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcdef";
+
+async function bodyAt(url: string): Promise<string> {
+  return await (await fetch(url, { signal: AbortSignal.timeout(2_000) })).text();
+}
 
 /** What every implementation of `Runtime` must do, tried on a real one. */
 export function runtimeContract(name: string, make: () => Promise<RuntimeUnderTest>): void {
@@ -406,7 +408,7 @@ export function runtimeContract(name: string, make: () => Promise<RuntimeUnderTe
       const config = await containerConfig(sandbox.config, "web", t.webImage, []);
       await runtime.startContainer(await runtime.createContainer(sandbox.id, config, sandbox.config));
       const [ip] = (await runtime.podSandboxStatus(sandbox.id)).ips;
-      await eventually(async () => expect((await t.fetch(`http://${ip}:8080/`)).trim()).toBe(sandbox.config.hostname));
+      await eventually(async () => expect((await bodyAt(`http://${ip}:8080/`)).trim()).toBe(sandbox.config.hostname));
       await removeSandbox(sandbox.id);
     });
 

@@ -1,28 +1,12 @@
-import { afterAll, beforeAll, beforeEach, describe, expect, test } from "vitest";
+import { describe, expect, test } from "vitest";
 import { nodes, pods, services } from "../../../agent/kube/resources.ts";
 import type { Node, Service } from "../../../agent/kube/types.ts";
 import { objectAt } from "../../support/apiserver/json.ts";
-import { startTestApiServer, type TestApiServer } from "../../support/apiserver/server.ts";
-import { Client, readyNode } from "./client.ts";
+import { readyNode } from "./client.ts";
+import { useApiServer } from "./use-api-server.ts";
 
-let server: TestApiServer;
-let client: Client;
-let count = 0;
-let namespace = "";
-const path = (rest: string) => `/api/v1/namespaces/${namespace}/${rest}`;
-
-beforeAll(async () => {
-  server = await startTestApiServer({ controllers: { bind: false } });
-  client = new Client(server);
-});
-afterAll(async () => {
-  client.close();
-  await server.close();
-});
-beforeEach(async () => {
-  namespace = `ns${++count}`;
-  await client.post("/api/v1/namespaces", { metadata: { name: namespace } });
-});
+const on = useApiServer();
+const { path } = on;
 
 test("ports of endpoint slices get the empty name and TCP", async () => {
   const slice = {
@@ -31,18 +15,19 @@ test("ports of endpoint slices get the empty name and TCP", async () => {
     endpoints: [{ addresses: ["10.244.0.1"] }],
     ports: [{ port: 80 }, { name: "dns", port: 53, protocol: "UDP" }],
   };
-  const slices = `/apis/discovery.k8s.io/v1/namespaces/${namespace}/endpointslices`;
+  const slices = `/apis/discovery.k8s.io/v1/namespaces/${on.namespace}/endpointslices`;
   const want = [
     { name: "", port: 80, protocol: "TCP" },
     { name: "dns", port: 53, protocol: "UDP" },
   ];
-  expect((await client.post(slices, slice)).body["ports"]).toEqual(want);
-  const patched = await client.patch(`${slices}/s-1`, "merge-patch+json", { ports: [{ port: 81 }] });
+  expect((await on.client.post(slices, slice)).body["ports"]).toEqual(want);
+  const patched = await on.client.patch(`${slices}/s-1`, "merge-patch+json", { ports: [{ port: 81 }] });
   expect(patched.body["ports"]).toEqual([{ name: "", port: 81, protocol: "TCP" }]);
 });
 
 describe("services", () => {
-  const create = (name: string, spec: Service["spec"]) => client.post(path("services"), { metadata: { name }, spec });
+  const create = (name: string, spec: Service["spec"]) =>
+    on.client.post(path("services"), { metadata: { name }, spec });
 
   test("get an address and defaults", async () => {
     const { body } = await create("s", { ports: [{ port: 80 }], selector: { a: "b" } });
@@ -71,11 +56,11 @@ describe("services", () => {
       422,
       expect.stringContaining("provided port is already allocated"),
     ]);
-    const kept = await client.patch(path("services/s"), "strategic-merge-patch+json", {
+    const kept = await on.client.patch(path("services/s"), "strategic-merge-patch+json", {
       spec: { ports: [{ port: 80, name: "http" }] },
     });
     expect((kept.body as unknown as Service).spec?.ports).toMatchObject([{ nodePort }]);
-    await client.call("DELETE", path("services/s"));
+    await on.client.call("DELETE", path("services/s"));
     expect((await create("t", { type: "NodePort", ports: [{ port: 80, nodePort }] })).code).toBe(201);
   });
 
@@ -94,19 +79,19 @@ describe("services", () => {
   });
 
   test("the kubernetes service is there from the start", () => {
-    expect(server.objects.get(services, { namespace: "default", name: "kubernetes" }).spec?.clusterIP).toBe(
+    expect(on.server.objects.get(services, { namespace: "default", name: "kubernetes" }).spec?.clusterIP).toBe(
       "10.96.0.1",
     );
   });
 });
 
 test("nodes: status is kept at creation and never touched by the main resource", async () => {
-  await client.post("/api/v1/nodes", readyNode("n"));
-  await client.patch("/api/v1/nodes/n", "strategic-merge-patch+json", {
+  await on.client.post("/api/v1/nodes", readyNode("n"));
+  await on.client.patch("/api/v1/nodes/n", "strategic-merge-patch+json", {
     spec: { unschedulable: true },
     status: { conditions: null },
   });
-  const node: Node = server.objects.get(nodes, { name: "n" });
+  const node: Node = on.server.objects.get(nodes, { name: "n" });
   expect(node.spec?.unschedulable).toBe(true);
   expect(node.status?.conditions?.[0]?.type).toBe("Ready");
 });
@@ -114,19 +99,21 @@ test("nodes: status is kept at creation and never touched by the main resource",
 test("leases: PUT creates, and needs a resourceVersion to change", async () => {
   const url = "/apis/coordination.k8s.io/v1/namespaces/kube-node-lease/leases/n";
   const lease = { metadata: { name: "n" }, spec: { holderIdentity: "n" } };
-  expect((await client.call("PUT", url, { body: lease })).code).toBe(201);
-  expect((await client.call("PUT", url, { body: lease })).body["message"]).toContain("must be specified for an update");
+  expect((await on.client.call("PUT", url, { body: lease })).code).toBe(201);
+  expect((await on.client.call("PUT", url, { body: lease })).body["message"]).toContain(
+    "must be specified for an update",
+  );
 });
 
 test("secrets: stringData becomes data; immutable ones stay as they are", async () => {
-  const created = await client.post(path("secrets"), {
+  const created = await on.client.post(path("secrets"), {
     metadata: { name: "s" },
     stringData: { a: "b" },
     immutable: true,
   });
   expect(objectAt(created.body, "data")).toEqual({ a: "Yg==" });
   expect(created.body["type"]).toBe("Opaque");
-  const changed = await client.patch(path("secrets/s"), "merge-patch+json", { data: { a: "Yw==" } });
+  const changed = await on.client.patch(path("secrets/s"), "merge-patch+json", { data: { a: "Yw==" } });
   expect(changed.body["message"]).toContain("field is immutable when `immutable` is set");
 });
 
@@ -138,8 +125,8 @@ test("events are one set of objects in both groups", async () => {
     reason: "R",
     count: 2,
   };
-  await client.post(path("events"), event);
-  const { body } = await client.get(`/apis/events.k8s.io/v1/namespaces/${namespace}/events/e`);
+  await on.client.post(path("events"), event);
+  const { body } = await on.client.get(`/apis/events.k8s.io/v1/namespaces/${on.namespace}/events/e`);
   expect(body).toMatchObject({
     apiVersion: "events.k8s.io/v1",
     note: "hello",
@@ -147,38 +134,44 @@ test("events are one set of objects in both groups", async () => {
     deprecatedCount: 2,
   });
   const series = { count: 3, lastObservedTime: "2026-01-01T00:00:00.000000Z" };
-  await client.patch(`/apis/events.k8s.io/v1/namespaces/${namespace}/events/e`, "merge-patch+json", {
+  await on.client.patch(`/apis/events.k8s.io/v1/namespaces/${on.namespace}/events/e`, "merge-patch+json", {
     note: "again",
     series,
   });
-  expect((await client.get(path("events/e"))).body).toMatchObject({ apiVersion: "v1", message: "again", series });
+  expect((await on.client.get(path("events/e"))).body).toMatchObject({ apiVersion: "v1", message: "again", series });
 });
 
 test("in-process calls and waits see the same objects", async () => {
-  const made = server.objects.create(pods, {
-    metadata: { name: "p", namespace },
+  const made = on.server.objects.create(pods, {
+    metadata: { name: "p", namespace: on.namespace },
     spec: { containers: [{ name: "c", image: "i" }] },
   });
   expect(made.spec.restartPolicy).toBe("Always");
-  const running = server.objects.waitFor(pods, { namespace, name: "p" }, (pod) => pod?.status?.phase === "Running");
-  await client.patch(path("pods/p/status"), "merge-patch+json", { status: { phase: "Running" } });
+  const running = on.server.objects.waitFor(
+    pods,
+    { namespace: on.namespace, name: "p" },
+    (pod) => pod?.status?.phase === "Running",
+  );
+  await on.client.patch(path("pods/p/status"), "merge-patch+json", { status: { phase: "Running" } });
   expect((await running)?.metadata.uid).toBe(made.metadata.uid);
-  const never = server.objects.waitFor(pods, { namespace, name: "p" }, (pod) => pod === undefined, { timeoutMs: 20 });
+  const never = on.server.objects.waitFor(pods, { namespace: on.namespace, name: "p" }, (pod) => pod === undefined, {
+    timeoutMs: 20,
+  });
   await expect(never).rejects.toThrow(/not as expected within 20 ms; its last state: \{.*"Running"/);
 });
 
 test("a malformed object can be put in as it is, and stops nobody", async () => {
   const changes: string[] = [];
-  const stop = server.objects.subscribe(pods, (type, pod) => changes.push(`${type} ${pod.metadata.name}`));
-  server.objects.putRaw(pods, {
+  const stop = on.server.objects.subscribe(pods, (type, pod) => changes.push(`${type} ${pod.metadata.name}`));
+  on.server.objects.putRaw(pods, {
     apiVersion: "v1",
     kind: "Pod",
-    metadata: { name: "odd", namespace },
+    metadata: { name: "odd", namespace: on.namespace },
     spec: { containers: 7 },
   });
-  const { body } = await client.get(path("pods/odd"));
+  const { body } = await on.client.get(path("pods/odd"));
   expect(body["spec"]).toEqual({ containers: 7 });
-  server.objects.delete(pods, { namespace, name: "odd" });
+  on.server.objects.delete(pods, { namespace: on.namespace, name: "odd" });
   stop();
   expect(changes).toEqual(["ADDED odd", "DELETED odd"]);
 });

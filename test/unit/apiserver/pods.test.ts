@@ -1,31 +1,15 @@
-import { afterAll, beforeAll, beforeEach, describe, expect, test } from "vitest";
+import { describe, expect, test } from "vitest";
 import type { Pod } from "../../../agent/kube/types.ts";
 import { objectAt, objectsAt, stringAt } from "../../support/apiserver/json.ts";
-import { startTestApiServer, type TestApiServer } from "../../support/apiserver/server.ts";
-import { Client, simplePod } from "./client.ts";
+import { simplePod } from "./client.ts";
+import { useApiServer } from "./use-api-server.ts";
 
-let server: TestApiServer;
-let client: Client;
-let count = 0;
-let namespace = "";
-const path = (rest: string) => `/api/v1/namespaces/${namespace}/${rest}`;
-
-beforeAll(async () => {
-  server = await startTestApiServer({ controllers: { bind: false } });
-  client = new Client(server);
-});
-afterAll(async () => {
-  client.close();
-  await server.close();
-});
-beforeEach(async () => {
-  namespace = `ns${++count}`;
-  await client.post("/api/v1/namespaces", { metadata: { name: namespace } });
-});
+const on = useApiServer();
+const { path } = on;
 
 describe("pods", () => {
   test("get the defaults of the API server", async () => {
-    const { code, body } = await client.post(
+    const { code, body } = await on.client.post(
       path("pods"),
       simplePod("web", {
         spec: {
@@ -95,7 +79,10 @@ describe("pods", () => {
     ["a@sha256:0", "IfNotPresent"],
   ];
   test.each(pullCases)("image %s is pulled %s", async (image, want) => {
-    const { body } = await client.post(path("pods"), simplePod("p", { spec: { containers: [{ name: "c", image }] } }));
+    const { body } = await on.client.post(
+      path("pods"),
+      simplePod("p", { spec: { containers: [{ name: "c", image }] } }),
+    );
     expect((body as unknown as Pod).spec.containers[0]?.imagePullPolicy).toBe(want);
   });
 
@@ -186,14 +173,14 @@ describe("pods", () => {
     },
   ];
   test.each(invalidCases)("with $name are refused", async ({ pod, code, message }) => {
-    const answer = await client.post(path("pods"), pod);
+    const answer = await on.client.post(path("pods"), pod);
     expect(answer.code).toBe(code);
     expect(answer.body["message"]).toContain(message);
     expect(answer.body).toMatchObject({ kind: "Status", status: "Failure", code });
   });
 
   test("errors carry what kubectl prints: reason, details, causes", async () => {
-    const missing = await client.get(path("pods/none"));
+    const missing = await on.client.get(path("pods/none"));
     expect(missing.body).toEqual({
       kind: "Status",
       apiVersion: "v1",
@@ -204,29 +191,29 @@ describe("pods", () => {
       details: { name: "none", kind: "pods" },
       code: 404,
     });
-    await client.post(path("pods"), simplePod("p"));
-    const twice = await client.post(path("pods"), simplePod("p"));
+    await on.client.post(path("pods"), simplePod("p"));
+    const twice = await on.client.post(path("pods"), simplePod("p"));
     expect([twice.code, twice.body["reason"]]).toEqual([409, "AlreadyExists"]);
-    const lost = await client.post("/api/v1/namespaces/nowhere/pods", simplePod("p"));
+    const lost = await on.client.post("/api/v1/namespaces/nowhere/pods", simplePod("p"));
     expect([lost.code, lost.body["message"]]).toEqual([404, 'namespaces "nowhere" not found']);
   });
 
   test("generateName makes different names", async () => {
     const spec = simplePod("")["spec"];
-    const first = await client.post(path("pods"), { metadata: { generateName: "x-" }, spec });
-    const second = await client.post(path("pods"), { metadata: { generateName: "x-" }, spec });
+    const first = await on.client.post(path("pods"), { metadata: { generateName: "x-" }, spec });
+    const second = await on.client.post(path("pods"), { metadata: { generateName: "x-" }, spec });
     expect(stringAt(first.body, "metadata", "name")).toMatch(/^x-.{5}$/);
     expect(stringAt(second.body, "metadata", "name")).not.toBe(stringAt(first.body, "metadata", "name"));
   });
 
   test("status and spec are written apart", async () => {
-    await client.post(path("pods"), simplePod("p"));
-    const main = await client.patch(path("pods/p"), "merge-patch+json", {
+    await on.client.post(path("pods"), simplePod("p"));
+    const main = await on.client.patch(path("pods/p"), "merge-patch+json", {
       status: { phase: "Failed" },
       metadata: { labels: { a: "b" } },
     });
     expect(stringAt(main.body, "status", "phase")).toBe("Pending");
-    const sub = await client.patch(path("pods/p/status"), "merge-patch+json", {
+    const sub = await on.client.patch(path("pods/p/status"), "merge-patch+json", {
       status: { phase: "Running" },
       spec: { containers: [] },
     });
@@ -236,12 +223,12 @@ describe("pods", () => {
   });
 
   test("only some of the spec may change, and a change counts the generation up", async () => {
-    await client.post(path("pods"), simplePod("p"));
-    const image = await client.patch(path("pods/p"), "strategic-merge-patch+json", {
+    await on.client.post(path("pods"), simplePod("p"));
+    const image = await on.client.patch(path("pods/p"), "strategic-merge-patch+json", {
       spec: { containers: [{ name: "c", image: "busybox:2" }] },
     });
     expect([image.code, objectAt(image.body, "metadata")["generation"]]).toEqual([200, 2]);
-    const command = await client.patch(path("pods/p"), "strategic-merge-patch+json", {
+    const command = await on.client.patch(path("pods/p"), "strategic-merge-patch+json", {
       spec: { containers: [{ name: "c", command: ["x"] }] },
     });
     expect(command.code).toBe(422);
@@ -249,8 +236,8 @@ describe("pods", () => {
   });
 
   test("a patch with the UID of another pod is a conflict", async () => {
-    await client.post(path("pods"), simplePod("p"));
-    const answer = await client.patch(path("pods/p/status"), "strategic-merge-patch+json", {
+    await on.client.post(path("pods"), simplePod("p"));
+    const answer = await on.client.patch(path("pods/p/status"), "strategic-merge-patch+json", {
       metadata: { uid: "other" },
       status: {},
     });
@@ -259,11 +246,11 @@ describe("pods", () => {
   });
 
   test("a stale resourceVersion is a conflict, a write of nothing is no write", async () => {
-    const { body: created } = await client.post(path("pods"), simplePod("p"));
-    const same = await client.call("PUT", path("pods/p"), { body: created });
+    const { body: created } = await on.client.post(path("pods"), simplePod("p"));
+    const same = await on.client.call("PUT", path("pods/p"), { body: created });
     expect(stringAt(same.body, "metadata", "resourceVersion")).toBe(stringAt(created, "metadata", "resourceVersion"));
-    await client.patch(path("pods/p"), "merge-patch+json", { metadata: { labels: { a: "1" } } });
-    const stale = await client.call("PUT", path("pods/p"), { body: created });
+    await on.client.patch(path("pods/p"), "merge-patch+json", { metadata: { labels: { a: "1" } } });
+    const stale = await on.client.call("PUT", path("pods/p"), { body: created });
     expect(stale.code).toBe(409);
     expect(stale.body["message"]).toContain(
       "the object has been modified; please apply your changes to the latest version",
@@ -271,22 +258,22 @@ describe("pods", () => {
   });
 
   test("dryRun=All answers and changes nothing", async () => {
-    const { code } = await client.post(`${path("pods")}?dryRun=All`, simplePod("p"));
+    const { code } = await on.client.post(`${path("pods")}?dryRun=All`, simplePod("p"));
     expect(code).toBe(201);
-    expect((await client.get(path("pods/p"))).code).toBe(404);
+    expect((await on.client.get(path("pods/p"))).code).toBe(404);
   });
 });
 
 describe("deletion of pods", () => {
   const remove = (name: string, options: unknown = {}) =>
-    client.call("DELETE", path(`pods/${name}`), { body: options });
+    on.client.call("DELETE", path(`pods/${name}`), { body: options });
   const create = async (name: string, more = {}) =>
-    (await client.post(path("pods"), simplePod(name, more))).body as unknown as Pod;
+    (await on.client.post(path("pods"), simplePod(name, more))).body as unknown as Pod;
 
   test("an unscheduled pod goes at once", async () => {
     await create("p");
     expect((await remove("p")).code).toBe(200);
-    expect((await client.get(path("pods/p"))).code).toBe(404);
+    expect((await on.client.get(path("pods/p"))).code).toBe(404);
   });
 
   test("a pod on a node waits for it, with the grace it asked for", async () => {
@@ -300,23 +287,23 @@ describe("deletion of pods", () => {
     const shorter = await remove("p", { gracePeriodSeconds: 5 });
     expect(objectAt(shorter.body, "metadata")["deletionGracePeriodSeconds"]).toBe(5);
     await remove("p", { gracePeriodSeconds: 0 });
-    expect((await client.get(path("pods/p"))).code).toBe(404);
+    expect((await on.client.get(path("pods/p"))).code).toBe(404);
   });
 
   test.each(["Succeeded", "Failed"])("a pod that has %s goes at once", async (phase) => {
     await create("p", { spec: { nodeName: "n" } });
-    await client.patch(path("pods/p/status"), "merge-patch+json", { status: { phase } });
+    await on.client.patch(path("pods/p/status"), "merge-patch+json", { status: { phase } });
     await remove("p");
-    expect((await client.get(path("pods/p"))).code).toBe(404);
+    expect((await on.client.get(path("pods/p"))).code).toBe(404);
   });
 
   test("a finalizer holds the pod until it is taken away", async () => {
     await create("p", { metadata: { finalizers: ["test/x"] } });
     await remove("p", { gracePeriodSeconds: 0 });
-    const held = await client.get(path("pods/p"));
+    const held = await on.client.get(path("pods/p"));
     expect(objectAt(held.body, "metadata")["deletionGracePeriodSeconds"]).toBe(0);
-    await client.patch(path("pods/p"), "merge-patch+json", { metadata: { finalizers: null } });
-    expect((await client.get(path("pods/p"))).code).toBe(404);
+    await on.client.patch(path("pods/p"), "merge-patch+json", { metadata: { finalizers: null } });
+    expect((await on.client.get(path("pods/p"))).code).toBe(404);
   });
 
   test("a UID precondition protects the pod that has the name now", async () => {
@@ -328,40 +315,40 @@ describe("deletion of pods", () => {
 
   test("an eviction deletes", async () => {
     await create("p", { spec: { nodeName: "n" } });
-    const answer = await client.post(path("pods/p/eviction"), {
+    const answer = await on.client.post(path("pods/p/eviction"), {
       apiVersion: "policy/v1",
       kind: "Eviction",
       metadata: { name: "p" },
     });
     expect([answer.code, answer.body["status"]]).toEqual([201, "Success"]);
-    expect(stringAt((await client.get(path("pods/p"))).body, "metadata", "deletionTimestamp")).not.toBe("");
+    expect(stringAt((await on.client.get(path("pods/p"))).body, "metadata", "deletionTimestamp")).not.toBe("");
   });
 
   test("deletecollection deletes what the selector finds", async () => {
     await create("a", { metadata: { labels: { x: "1" } } });
     await create("b");
-    await client.call("DELETE", `${path("pods")}?labelSelector=x%3D1`);
-    const left = await client.get(path("pods"));
+    await on.client.call("DELETE", `${path("pods")}?labelSelector=x%3D1`);
+    const left = await on.client.get(path("pods"));
     expect(objectsAt(left.body, "items").map((o) => stringAt(o, "metadata", "name"))).toEqual(["b"]);
   });
 });
 
 describe("subresources of pods", () => {
   test("binding sets the node once", async () => {
-    await client.post(path("pods"), simplePod("p"));
+    await on.client.post(path("pods"), simplePod("p"));
     const target = { apiVersion: "v1", kind: "Binding", metadata: { name: "p" }, target: { kind: "Node", name: "n1" } };
-    expect((await client.post(path("pods/p/binding"), target)).code).toBe(201);
-    const { body } = await client.get(path("pods/p"));
+    expect((await on.client.post(path("pods/p/binding"), target)).code).toBe(201);
+    const { body } = await on.client.get(path("pods/p"));
     expect(stringAt(body, "spec", "nodeName")).toBe("n1");
     expect(objectsAt(body, "status", "conditions")[0]).toMatchObject({ type: "PodScheduled", status: "True" });
     expect(objectAt(body, "metadata")["generation"]).toBe(1);
-    expect((await client.post(path("pods/p/binding"), target)).code).toBe(409);
+    expect((await on.client.post(path("pods/p/binding"), target)).code).toBe(409);
   });
 
   test("ephemeralcontainers and resize touch only their part", async () => {
     const containers = [{ name: "c", image: "busybox:1", resources: { requests: { cpu: "1" } } }];
-    await client.post(path("pods"), simplePod("p", { spec: { containers } }));
-    const debug = await client.patch(path("pods/p/ephemeralcontainers"), "strategic-merge-patch+json", {
+    await on.client.post(path("pods"), simplePod("p", { spec: { containers } }));
+    const debug = await on.client.patch(path("pods/p/ephemeralcontainers"), "strategic-merge-patch+json", {
       spec: { ephemeralContainers: [{ name: "d", image: "busybox:1" }], hostname: "h" },
     });
     expect(objectsAt(debug.body, "spec", "ephemeralContainers")[0]).toMatchObject({
@@ -369,7 +356,7 @@ describe("subresources of pods", () => {
       imagePullPolicy: "IfNotPresent",
     });
     expect(stringAt(debug.body, "spec", "hostname")).toBe("");
-    const resized = await client.patch(path("pods/p/resize"), "strategic-merge-patch+json", {
+    const resized = await on.client.patch(path("pods/p/resize"), "strategic-merge-patch+json", {
       spec: { containers: [{ name: "c", image: "other", resources: { requests: { cpu: "2" } } }] },
     });
     expect(objectsAt(resized.body, "spec", "containers")[0]).toMatchObject({
@@ -387,9 +374,9 @@ describe("subresources of pods", () => {
   ])("resize refuses %s", async (_name, resources, why) => {
     const own = { requests: { cpu: "1", memory: "1Gi" } };
     const containers = [{ name: "c", image: "busybox:1", resources: own }];
-    await client.post(path("pods"), simplePod("p", { spec: { containers } }));
+    await on.client.post(path("pods"), simplePod("p", { spec: { containers } }));
     const body = { spec: { containers: [{ name: "c", resources }] } };
-    const answer = await client.patch(path("pods/p/resize"), "strategic-merge-patch+json", body);
+    const answer = await on.client.patch(path("pods/p/resize"), "strategic-merge-patch+json", body);
     expect(answer.code).toBe(422);
     expect(stringAt(answer.body, "message")).toContain(why);
   });

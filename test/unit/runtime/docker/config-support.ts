@@ -6,6 +6,7 @@ import type {
   Mount,
   PodSandboxConfig,
 } from "../../../../agent/runtime/port.ts";
+import { plainContainer, plainSandbox, plainSecurity } from "../../../support/runtime/plain-configs.ts";
 
 /** A daemon of Debian 12 unless changed. */
 export function daemonInfo(change: Partial<DaemonInfo> = {}): DaemonInfo {
@@ -38,81 +39,40 @@ export function context(change: Partial<DaemonInfo> = {}, oomScoreAdjMin = -1000
 /** Pod shop/web on the pod network. */
 export function sandbox(change: Partial<PodSandboxConfig> = {}): PodSandboxConfig {
   return {
+    ...plainSandbox(),
     name: "web",
     namespace: "shop",
     uid: "u1",
     attempt: 2,
     hostname: "web-0",
     logDirectory: "/var/log/pods/shop_web_u1",
-    dns: undefined,
-    portMappings: [],
     labels: { app: "web" },
-    annotations: {},
     cgroupParent: "/kubepods/burstable/podu1",
-    sysctls: {},
-    resources: undefined,
-    overhead: undefined,
-    securityContext: {
-      namespaceOptions: { network: "POD", pid: "CONTAINER", ipc: "POD", targetID: "" },
-      privileged: false,
-      runAsUser: undefined,
-      runAsGroup: undefined,
-      supplementalGroups: [],
-      supplementalGroupsPolicy: "Merge",
-      selinux: undefined,
-      seccomp: { type: "RuntimeDefault", localhostRef: "" },
-      apparmor: undefined,
-      readonlyRootfs: false,
-    },
     ...change,
   };
 }
 
-/** Security of a container that asks for nothing. */
+/** Security of a container that asks for nothing, as a worker has it made out. */
 export function security(change: Partial<ContainerSecurityContext> = {}): ContainerSecurityContext {
-  return {
-    capabilities: { add: [], drop: [] },
-    privileged: false,
-    namespaceOptions: { network: "POD", pid: "CONTAINER", ipc: "POD", targetID: "" },
-    selinux: undefined,
+  return plainSecurity({
     runAsUser: 0,
-    runAsUsername: undefined,
-    runAsGroup: undefined,
-    readonlyRootfs: false,
-    supplementalGroups: [],
-    supplementalGroupsPolicy: "Merge",
-    noNewPrivs: false,
     maskedPaths: ["/proc/kcore"],
     readonlyPaths: ["/proc/sys"],
     seccomp: { type: "RuntimeDefault", localhostRef: "" },
-    apparmor: undefined,
     ...change,
-  };
+  });
 }
 
 /** Container app of pod shop/web. */
 export function container(change: Partial<ContainerConfig> = {}): ContainerConfig {
   return {
+    ...plainContainer(),
     name: "app",
     attempt: 3,
     imageRef: "sha256:abc",
     userSpecifiedImage: "web:1",
-    command: [],
-    args: [],
-    workingDir: "",
-    envs: [],
-    mounts: [],
-    devices: [],
-    cdiDevices: [],
-    labels: {},
-    annotations: {},
     logPath: "app/3.log",
-    stdin: false,
-    stdinOnce: false,
-    tty: false,
-    resources: {},
     securityContext: security(),
-    stopSignal: undefined,
     ...change,
   };
 }

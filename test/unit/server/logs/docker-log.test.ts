@@ -3,7 +3,7 @@ import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { gzipSync } from "node:zlib";
 import { expect, test } from "vitest";
-import { openIn, reading } from "./support.ts";
+import { openIn, reading, readingSlowly } from "./support.ts";
 
 interface RotateOptions {
   /** `max-file` of the driver. */
@@ -90,52 +90,28 @@ for (const compress of [false, true]) {
   test(`a slow client gets all files that came meanwhile in order${compress ? ", compressed ones too" : ""}`, async () => {
     await using t = await dockerLog();
     await t.append("0\n");
-    const chunks: string[] = [];
-    const gate = Promise.withResolvers<void>();
-    await using _reader = reading(
-      t.path,
-      { follow: true },
-      {
-        write: async (chunk) => {
-          chunks.push(chunk.toString());
-          await gate.promise;
-        },
-      },
-    );
-    await expect.poll(() => chunks.length).toBe(1);
+    await using r = await readingSlowly(t.path);
     for (let i = 1; i <= 12; i += 1) {
       await t.rotate({ compress, maxFiles: 20 });
       await t.append(`${i}\n`);
     }
-    gate.resolve();
-    await expect.poll(() => chunks.join("")).toBe(texts(0, 13));
+    r.resume();
+    await expect.poll(r.text).toBe(texts(0, 13));
     await t.append("13\n");
-    await expect.poll(() => chunks.join("")).toBe(texts(0, 14));
+    await expect.poll(r.text).toBe(texts(0, 14));
     expect(await openIn(t.dir)).toEqual([t.active]);
   });
 
   test(`whoever is too slow goes on with the oldest file that is left${compress ? ", compressed" : ""}`, async () => {
     await using t = await dockerLog();
     await t.append("0\n");
-    const chunks: string[] = [];
-    const gate = Promise.withResolvers<void>();
-    await using _reader = reading(
-      t.path,
-      { follow: true },
-      {
-        write: async (chunk) => {
-          chunks.push(chunk.toString());
-          await gate.promise;
-        },
-      },
-    );
-    await expect.poll(() => chunks.length).toBe(1);
+    await using r = await readingSlowly(t.path);
     for (let i = 1; i <= 5; i += 1) {
       await t.rotate({ compress, maxFiles: 3 });
       await t.append(`${i}\n`);
     }
-    gate.resolve();
-    await expect.poll(() => chunks.join("")).toBe(`0\n${texts(3, 6)}`);
+    r.resume();
+    await expect.poll(r.text).toBe(`0\n${texts(3, 6)}`);
   });
 }
 

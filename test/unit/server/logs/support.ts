@@ -74,6 +74,28 @@ export function reading(path: string, options: Partial<LogOptions> = {}, deps: P
   };
 }
 
+/** Follows a log for a client that takes one chunk and then nothing until `resume` is called. Resolves when it has that one. */
+export async function readingSlowly(path: string) {
+  const chunks: string[] = [];
+  const gate = Promise.withResolvers<void>();
+  const reader = reading(
+    path,
+    { follow: true },
+    {
+      write: async (chunk) => {
+        chunks.push(chunk.toString());
+        await gate.promise;
+      },
+    },
+  );
+  await expect.poll(() => chunks.length).toBe(1);
+  return {
+    resume: () => gate.resolve(),
+    text: () => chunks.join(""),
+    [Symbol.asyncDispose]: async () => await reader[Symbol.asyncDispose](),
+  };
+}
+
 /** What this process has open in `dir`. */
 export async function openIn(dir: string): Promise<string[]> {
   const targets = await Promise.all(
