@@ -1,6 +1,6 @@
 import { createHash, randomBytes } from "node:crypto";
 import { connect, type Socket } from "node:net";
-import { afterEach, describe, expect, test } from "vitest";
+import { describe, expect, test } from "vitest";
 import { parseDocument } from "yaml";
 import { AgentError } from "../../../../agent/lib/errors.ts";
 import { answerTimeoutMs } from "../../../../agent/server/streaming/dial.ts";
@@ -21,24 +21,14 @@ import {
   spdyUpgrade,
   webSocketUpgrade,
 } from "../../../support/streaming/clients.ts";
-import { type FakeRuntimeOptions, startFakeRuntime } from "../../../support/streaming/fake-runtime.ts";
+import { startFakeRuntime } from "../../../support/streaming/fake-runtime.ts";
 import { CertificateAuthority } from "../../../support/apiserver/pki.ts";
 import { FakeClock } from "../../kube/fake-clock.ts";
+import { useServed } from "./served.ts";
 import { until } from "./until.ts";
 
-const stack: AsyncDisposable[] = [];
-afterEach(async () => {
-  for (const one of stack.splice(0).reverse()) await one[Symbol.asyncDispose]();
-});
-
-async function start(runtimeOptions: FakeRuntimeOptions, options: Partial<AgentServerOptions> = {}) {
-  const fake = await startFakeRuntime(runtimeOptions);
-  stack.push(fake);
-  const { runtime, asked } = fakeRuntimeCalls(() => fake.url);
-  const agent = await startAgentServer({ pods: servedPods(webPod), runtime, ...options });
-  stack.push(agent);
-  return { fake, agent, asked, execURL: `${agent.url}/exec/default/web/app?command=ls&command=-l&output=1&error=1` };
-}
+const { start, keep } = useServed();
+const execURL = (agent: { url: string }) => `${agent.url}/exec/default/web/app?command=ls&command=-l&output=1&error=1`;
 
 const switching = "HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: SPDY/3.1\r\n";
 
@@ -86,8 +76,7 @@ describe("requests that are answered and not upgraded", () => {
     ];
     for (const { err, want } of errors) {
       const { runtime } = fakeRuntimeCalls(() => Promise.reject(err));
-      const agent = await startAgentServer({ pods: servedPods(webPod), runtime });
-      stack.push(agent);
+      const agent = keep(await startAgentServer({ pods: servedPods(webPod), runtime }));
       const answer = await rawRequest(agent.url, spdyUpgrade("/exec/default/web/app?output=1"));
       expect(answer.head.split("\r\n")[0]).toBe(want);
       expect(/^retry-after: 60$/im.test(answer.head)).toBe(want.includes("429"));
@@ -100,10 +89,9 @@ describe("requests that are answered and not upgraded", () => {
     const ended = fakeRuntimeCalls(() => Promise.reject(err)).runtime;
     const away = fakeRuntimeCalls(() => "http://127.0.0.1:1").runtime;
     const strange = await startFakeRuntime({ raw: (_r, socket) => void socket.write("HTTP/1.1 200 OK\r\n\r\n") });
-    stack.push(strange);
+    keep(strange);
     for (const runtime of [ended, away, fakeRuntimeCalls(() => strange.url).runtime]) {
-      const agent = await startAgentServer({ pods: servedPods(webPod), runtime });
-      stack.push(agent);
+      const agent = keep(await startAgentServer({ pods: servedPods(webPod), runtime }));
       for (const path of [
         "/attach/default/web/app?output=1",
         "/exec/default/web/gone?output=1",
@@ -127,8 +115,7 @@ describe("requests that are answered and not upgraded", () => {
   test("attaching to a container that ends meanwhile says so", async () => {
     const err = new AgentError("Internal", "attach to container app-1: container is in CONTAINER_EXITED state");
     const { runtime } = fakeRuntimeCalls(() => Promise.reject(err));
-    const agent = await startAgentServer({ pods: servedPods(webPod), runtime });
-    stack.push(agent);
+    const agent = keep(await startAgentServer({ pods: servedPods(webPod), runtime }));
     expect(await textOf(await rawRequest(agent.url, spdyUpgrade("/attach/default/web/app?output=1")))).toBe(
       "error attaching to container: attach to container app-1: container is in CONTAINER_EXITED state",
     );
@@ -173,8 +160,7 @@ describe("commands of /run", () => {
 
   test("end with their client", async () => {
     const { runtime, ended, begun } = commands(1);
-    const agent = await startAgentServer({ pods: servedPods(webPod), runtime });
-    stack.push(agent);
+    const agent = keep(await startAgentServer({ pods: servedPods(webPod), runtime }));
     const gone = new AbortController();
     const asked = body(`${agent.url}/run/default/web/app?cmd=sleep`, { method: "POST", signal: gone.signal });
     asked.catch(() => {});
@@ -185,8 +171,7 @@ describe("commands of /run", () => {
 
   test("are few at a time", async () => {
     const { runtime, ended, begun } = commands(runsMax);
-    const agent = await startAgentServer({ pods: servedPods(webPod), runtime });
-    stack.push(agent);
+    const agent = keep(await startAgentServer({ pods: servedPods(webPod), runtime }));
     const url = `${agent.url}/run/default/web/app?cmd=sleep`;
     const gone = new AbortController();
     for (let i = 0; i < runsMax; i += 1) void body(url, { method: "POST", signal: gone.signal }).catch(() => {});
@@ -260,13 +245,13 @@ describe("what the runtime is asked for", () => {
 
 describe("a spliced session", () => {
   test("bytes pass untouched, credentials do not", async () => {
-    const { agent, fake, execURL } = await start({
+    const { agent, fake } = await start({
       serve: async (session) => {
         (await session.stream("stdout")).end("hello");
         await session.exit(7);
       },
     });
-    const { open, head, connection } = await spdyClient(execURL);
+    const { open, head, connection } = await spdyClient(execURL(agent));
     expect(head).toContain("X-Stream-Protocol-Version: v4.channel.k8s.io");
     const error = await open("error");
     const stdout = await open("stdout");
@@ -299,7 +284,7 @@ describe("a spliced session", () => {
       const want = createHash("sha256").update(data).digest("hex");
       const atRuntime = createHash("sha256");
       const options = tls === undefined ? {} : { tls: { cert: tls.certificate, key: tls.key } };
-      const { agent, execURL } = await start(
+      const { agent } = await start(
         {
           raw: (_request, socket) => {
             socket.write(`${switching}\r\n`);
@@ -313,7 +298,7 @@ describe("a spliced session", () => {
       );
       const { socket, rest } = await rawRequest(
         agent.url,
-        spdyUpgrade(new URL(execURL).pathname + new URL(execURL).search),
+        spdyUpgrade(new URL(execURL(agent)).pathname + new URL(execURL(agent)).search),
       );
       expect(rest.length).toBe(0);
       const reading = readAll(socket);
@@ -328,7 +313,7 @@ describe("a spliced session", () => {
   test("a client that reads nothing stops the runtime, and memory stays flat", async () => {
     let runtimeSocket: Socket | undefined;
     let written = 0;
-    const { agent, execURL } = await start({
+    const { agent } = await start({
       raw: (_request, socket) => {
         runtimeSocket = socket;
         socket.write(`${switching}\r\n`);
@@ -343,7 +328,7 @@ describe("a spliced session", () => {
         more();
       },
     });
-    const { pathname, search } = new URL(execURL);
+    const { pathname, search } = new URL(execURL(agent));
     const { socket } = await rawRequest(agent.url, spdyUpgrade(pathname + search));
     let before = -1;
     while (written !== before) {
@@ -356,7 +341,7 @@ describe("a spliced session", () => {
   });
 
   test("100 sessions at a time, each with its own bytes", async () => {
-    const { agent, fake, execURL } = await start({
+    const { agent, fake } = await start({
       serve: async (session) => {
         const stdin = await session.stream("stdin");
         const stdout = await session.stream("stdout");
@@ -367,7 +352,7 @@ describe("a spliced session", () => {
     });
     await Promise.all(
       Array.from({ length: 100 }, async (_, i) => {
-        const { open, connection } = await spdyClient(`${execURL}&input=1`);
+        const { open, connection } = await spdyClient(`${execURL(agent)}&input=1`);
         const error = await open("error");
         const stdin = await open("stdin");
         const stdout = await open("stdout");
@@ -427,8 +412,7 @@ describe("a runtime that misbehaves", () => {
     const closed = await rawRequest(agent.url, spdyUpgrade("/exec/default/web/app?output=1"));
     expect(closed.status).toBe(500);
     const { runtime } = fakeRuntimeCalls(() => "http://127.0.0.1:1");
-    const lonely = await startAgentServer({ pods: servedPods(webPod), runtime });
-    stack.push(lonely);
+    const lonely = keep(await startAgentServer({ pods: servedPods(webPod), runtime }));
     const refused = await rawRequest(lonely.url, spdyUpgrade("/exec/default/web/app?output=1"));
     expect(refused.status).toBe(500);
     expect(Buffer.concat([refused.rest, await readAll(refused.socket)]).toString()).toMatch(
@@ -438,8 +422,7 @@ describe("a runtime that misbehaves", () => {
 
   test("gives a URL that is no HTTP URL: 500", async () => {
     const { runtime } = fakeRuntimeCalls(() => "file:///etc/passwd");
-    const agent = await startAgentServer({ pods: servedPods(webPod), runtime });
-    stack.push(agent);
+    const agent = keep(await startAgentServer({ pods: servedPods(webPod), runtime }));
     expect((await rawRequest(agent.url, spdyUpgrade("/exec/default/web/app?output=1"))).status).toBe(500);
   });
 
@@ -455,10 +438,10 @@ describe("a runtime that misbehaves", () => {
   });
 
   test("dies in the middle: the client gets what was sent, then the end", async () => {
-    const { agent, execURL } = await start({
+    const { agent } = await start({
       raw: (_request, socket) => void socket.write(`${switching}\r\nlast words`, () => socket.resetAndDestroy()),
     });
-    const { pathname, search } = new URL(execURL);
+    const { pathname, search } = new URL(execURL(agent));
     const { socket, rest } = await rawRequest(agent.url, spdyUpgrade(pathname + search));
     // A reset may overtake the words themselves; what matters is the end.
     const all = Buffer.concat([rest, await readAll(socket)]).toString();
@@ -480,8 +463,8 @@ describe("a client that misbehaves", () => {
   });
 
   test("resets in the middle: the runtime's connection is closed at once", async () => {
-    const { agent, fake, execURL } = await start({ serve: async ({ stream }) => void (await stream("never")) });
-    const { open, socket } = await spdyClient(execURL);
+    const { agent, fake } = await start({ serve: async ({ stream }) => void (await stream("never")) });
+    const { open, socket } = await spdyClient(execURL(agent));
     await open("error");
     socket.resetAndDestroy();
     await until(() => fake.connections.size === 0 && agent.running.size === 0);
@@ -490,7 +473,7 @@ describe("a client that misbehaves", () => {
   test("ends while the runtime says nothing more: the FIN is passed on at once, and both are closed after a while", async () => {
     const clock = new FakeClock();
     let sawEnd = false;
-    const { agent, execURL } = await start(
+    const { agent } = await start(
       {
         raw: (_request, socket) => {
           socket.write(`${switching}\r\n`);
@@ -500,7 +483,7 @@ describe("a client that misbehaves", () => {
       },
       { clock },
     );
-    const { pathname, search } = new URL(execURL);
+    const { pathname, search } = new URL(execURL(agent));
     const { socket } = await rawRequest(agent.url, spdyUpgrade(pathname + search));
     socket.end();
     await until(() => sawEnd);
@@ -512,14 +495,14 @@ describe("a client that misbehaves", () => {
 
   test("does not close after the runtime's end: it is closed after a while", async () => {
     const clock = new FakeClock();
-    const { agent, execURL } = await start(
+    const { agent } = await start(
       {
         raw: (_request, socket) =>
           void socket.end(Buffer.concat([Buffer.from(`${switching}\r\n`), Buffer.alloc(64 * 1024)])),
       },
       { clock },
     );
-    const { pathname, search } = new URL(execURL);
+    const { pathname, search } = new URL(execURL(agent));
     const { socket, rest } = await rawRequest(agent.url, spdyUpgrade(pathname + search));
     expect(Buffer.concat([rest, await readAll(socket)]).length).toBe(64 * 1024);
     expect(agent.running.size).toBe(1);
@@ -530,8 +513,8 @@ describe("a client that misbehaves", () => {
   });
 
   test("the agent's end cuts every session", async () => {
-    const { agent, fake, execURL } = await start({ serve: async ({ stream }) => void (await stream("never")) });
-    const { connection } = await spdyClient(execURL);
+    const { agent, fake } = await start({ serve: async ({ stream }) => void (await stream("never")) });
+    const { connection } = await spdyClient(execURL(agent));
     agent.stop();
     await connection.closed;
     await until(() => fake.connections.size === 0 && agent.running.size === 0);
