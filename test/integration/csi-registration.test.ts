@@ -1,7 +1,6 @@
 import { mkdir, mkdtemp, readFile, rm, stat, statfs, writeFile } from "node:fs/promises";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
-import { setTimeout as sleep } from "node:timers/promises";
 import { afterAll, afterEach, beforeAll, beforeEach, describe, expect, test } from "vitest";
 import { createApiClient, type KubeClient } from "../../agent/kube/client.ts";
 import { createInformerFactory } from "../../agent/kube/informer.ts";
@@ -22,19 +21,10 @@ import type { VolumeCapability } from "../../agent/volumes/csi/port.ts";
 import { startTestApiServer, type TestApiServer } from "../support/apiserver/server.ts";
 import { type LocalCluster, startLocalCluster } from "../support/cluster/local-cluster.ts";
 import { startCSIDriver, type TestCSIDriver } from "../support/csi/start.ts";
+import { until } from "../support/csi/use-volumes.ts";
 
 const clock = systemClock;
 const log = silentLogger;
-
-async function until<T>(what: string, look: () => T | undefined | Promise<T | undefined>): Promise<T> {
-  const deadline = performance.now() + 30_000;
-  for (;;) {
-    const found = await look();
-    if (found !== undefined && found !== false) return found;
-    if (performance.now() > deadline) throw new Error(`not within 30 s: ${what}`);
-    await sleep(20);
-  }
-}
 
 /** The kernel lets only processes with CAP_SYS_RESOURCE grow an ext4 that is mounted, and containers may lack that. */
 async function mayGrowMounted(): Promise<boolean> {

@@ -52,6 +52,14 @@ export class FakeClock implements Clock {
   }
 }
 
+/** Tells what runs by this clock to stop, and waits for its end. Throws if timers were left behind. */
+export async function stopped(running: Promise<unknown>, stop: AbortController, clock: FakeClock): Promise<void> {
+  stop.abort();
+  await clock.advance(0);
+  await running;
+  if (clock.waiting > 0) throw new Error(`${clock.waiting} timers were left behind`);
+}
+
 /** Lets everything run that does not wait for time or for the outside. */
 export async function settle(): Promise<void> {
   for (let i = 0; i < 5; i += 1) await new Promise((resolve) => void setImmediate(resolve));

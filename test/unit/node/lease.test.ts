@@ -3,7 +3,7 @@ import { AgentError } from "../../../agent/lib/errors.ts";
 import { silentLogger } from "../../../agent/lib/log.ts";
 import { buildLease, createLeaseRenewer, microTime } from "../../../agent/node/lease.ts";
 import type { Lease } from "../../../agent/kube/types.ts";
-import { FakeClock, settle } from "../kube/fake-clock.ts";
+import { FakeClock, settle, stopped } from "../kube/fake-clock.ts";
 import { FakeApi } from "./fake-api.ts";
 
 test("times have six decimals", () => expect(microTime(Date.UTC(2026, 0, 1) + 7)).toBe("2026-01-01T00:00:00.007000Z"));
@@ -53,10 +53,7 @@ describe("the renewer", () => {
   });
 
   afterEach(async () => {
-    stop.abort();
-    await clock.advance(0);
-    await running;
-    if (clock.waiting > 0) throw new Error(`${clock.waiting} timers were left behind`);
+    await stopped(running, stop, clock);
   });
 
   test("creates the lease of the node, then renews it every 10 s", async () => {

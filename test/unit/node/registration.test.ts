@@ -5,7 +5,7 @@ import { createNodeAgent, type NodeAgent, type NodeSettings } from "../../../age
 import type { RuntimeHealthState } from "../../../agent/node/runtime-health.ts";
 import type { LocalNodeState } from "../../../agent/node/status.ts";
 import type { Node } from "../../../agent/kube/types.ts";
-import { FakeClock, settle } from "../kube/fake-clock.ts";
+import { FakeClock, settle, stopped } from "../kube/fake-clock.ts";
 import { FakeApi } from "./fake-api.ts";
 import { FakeHealth } from "./fake-health.ts";
 import { settings } from "./node-settings.ts";
@@ -72,10 +72,7 @@ describe("the node agent", () => {
   });
 
   afterEach(async () => {
-    stop.abort();
-    await clock.advance(0);
-    await running;
-    if (clock.waiting > 0) throw new Error(`${clock.waiting} timers were left behind`);
+    await stopped(running, stop, clock);
   });
 
   test("registers with its complete status, Ready at once", async () => {

@@ -6,7 +6,7 @@ import { AgentError } from "../../../agent/lib/errors.ts";
 import { silentLogger } from "../../../agent/lib/log.ts";
 import { createRuntimeHealth, type RuntimeHealth, runtimeProblems } from "../../../agent/node/runtime-health.ts";
 import type { RuntimeStatus } from "../../../agent/runtime/port.ts";
-import { FakeClock, settle } from "../kube/fake-clock.ts";
+import { FakeClock, settle, stopped } from "../kube/fake-clock.ts";
 
 const ok = { status: true, reason: "", message: "" };
 const down = { status: false, reason: "NetworkPluginNotReady", message: "cni plugin not initialized" };
@@ -46,10 +46,7 @@ describe("runtime health", () => {
   });
 
   afterEach(async () => {
-    stop.abort();
-    await clock.advance(0);
-    await running;
-    if (clock.waiting > 0) throw new Error(`${clock.waiting} timers were left behind`);
+    await stopped(running, stop, clock);
   });
 
   test("is known with the first answer, and tells once", async () => {

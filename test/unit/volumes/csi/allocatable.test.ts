@@ -3,7 +3,7 @@ import type { CSIDriver } from "../../../../agent/kube/types.ts";
 import { silentLogger } from "../../../../agent/lib/log.ts";
 import { refreshAllocatable } from "../../../../agent/volumes/csi/allocatable.ts";
 import type { CSIDriverClient, NodeInfo } from "../../../../agent/volumes/csi/port.ts";
-import { FakeClock, settle } from "../../kube/fake-clock.ts";
+import { FakeClock, settle, stopped } from "../../kube/fake-clock.ts";
 
 describe("refreshing how many volumes drivers take", () => {
   let clock: FakeClock;
@@ -63,10 +63,7 @@ describe("refreshing how many volumes drivers take", () => {
     await settle();
   });
   afterEach(async () => {
-    stop.abort();
-    await clock.advance(0);
-    await running;
-    if (clock.waiting > 0) throw new Error(`${clock.waiting} timers were left behind`);
+    await stopped(running, stop, clock);
   });
 
   test("asks those whose objects say how often, as often", async () => {

@@ -11,7 +11,7 @@ import {
   restartGraceMs,
 } from "../../../../agent/volumes/csi/csi-node.ts";
 import type { NodeInfo } from "../../../../agent/volumes/csi/port.ts";
-import { FakeClock, settle } from "../../kube/fake-clock.ts";
+import { FakeClock, settle, stopped } from "../../kube/fake-clock.ts";
 import { FakeApi } from "../../node/fake-api.ts";
 
 const info: NodeInfo = { nodeID: "i-1", maxVolumesPerNode: 3, topology: { "t.test/zone": "z1" } };
@@ -52,10 +52,7 @@ describe("the CSINode's keeper", () => {
     told = [];
   });
   afterEach(async () => {
-    stop.abort();
-    await clock.advance(0);
-    await running;
-    if (clock.waiting > 0) throw new Error(`${clock.waiting} timers were left behind`);
+    await stopped(running, stop, clock);
   });
 
   test("makes the CSINode as soon as there is a Node, and storage is ready then", async () => {
