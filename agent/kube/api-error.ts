@@ -5,11 +5,18 @@ export class ApiError extends AgentError {
   readonly status: number;
   /** What the server asked us to wait before trying again, in ms. */
   readonly retryAfterMs: number | undefined;
+  /** Reasons that the server gave beside the main one, such as NamespaceTerminating. */
+  readonly causes: readonly string[];
 
-  constructor(code: ErrorCode, message: string, details: { status: number; retryAfterMs?: number | undefined }) {
+  constructor(
+    code: ErrorCode,
+    message: string,
+    details: { status: number; retryAfterMs?: number | undefined; causes?: readonly string[] },
+  ) {
     super(code, message);
     this.status = details.status;
     this.retryAfterMs = details.retryAfterMs;
+    this.causes = details.causes ?? [];
   }
 }
 
@@ -18,7 +25,7 @@ interface Status {
   code?: number;
   reason?: string;
   message?: string;
-  details?: { retryAfterSeconds?: number };
+  details?: { retryAfterSeconds?: number; causes: string[] };
 }
 
 // metav1.StatusReason values; what is not listed is decided by the HTTP code.
@@ -78,7 +85,8 @@ export function apiError(what: string, status: number, body: string, retryAfter:
   const text = parsed?.message ?? body.slice(0, quotedCharactersMax).replaceAll(/\s+/g, " ").trim();
   const message = text === "" ? `${what}: the API server answered ${status}` : text;
   const seconds = retryAfterSeconds(retryAfter) ?? parsed?.details?.retryAfterSeconds;
-  return new ApiError(code, message, { status, retryAfterMs: seconds === undefined ? undefined : seconds * 1000 });
+  const retryAfterMs = seconds === undefined ? undefined : seconds * 1000;
+  return new ApiError(code, message, { status, retryAfterMs, causes: parsed?.details?.causes ?? [] });
 }
 
 /** The error in a watch's ERROR event. Pure. */
@@ -99,15 +107,19 @@ function asStatus(value: unknown): Status | undefined {
   if (typeof value !== "object" || value === null) return undefined;
   const { kind, code, reason, message, details } = value as Record<string, unknown>;
   if (kind !== undefined && kind !== "Status") return undefined;
-  const wait =
-    typeof details === "object" && details !== null
-      ? (details as Record<string, unknown>)["retryAfterSeconds"]
-      : undefined;
   return {
     ...(typeof code === "number" ? { code } : {}),
     ...(typeof reason === "string" ? { reason } : {}),
     ...(typeof message === "string" && message !== "" ? { message } : {}),
-    ...(typeof wait === "number" && wait > 0 ? { details: { retryAfterSeconds: wait } } : {}),
+    ...(typeof details === "object" && details !== null ? { details: asDetails({ ...details }) } : {}),
+  };
+}
+
+function asDetails({ retryAfterSeconds: wait, causes }: Record<string, unknown>): NonNullable<Status["details"]> {
+  const reasons = (Array.isArray(causes) ? causes : []).map((cause: { reason?: unknown } | null) => cause?.reason);
+  return {
+    ...(typeof wait === "number" && wait > 0 ? { retryAfterSeconds: wait } : {}),
+    causes: reasons.filter((reason) => typeof reason === "string"),
   };
 }
 

@@ -2,6 +2,7 @@ import { randomUUID } from "node:crypto";
 import { addAbortListener } from "node:events";
 import type { Timer } from "../lib/clock.ts";
 import { hasCode, isAbort, messageOf } from "../lib/errors.ts";
+import { ApiError } from "./api-error.ts";
 import { type CorrelatedEvent, type CorrelatorLimits, EventCorrelator, type Occurrence } from "./event-correlator.ts";
 import type { ApiClient, EventRecorder, KubeDeps } from "./port.ts";
 import { RateLimiter } from "./rate-limit.ts";
@@ -77,7 +78,7 @@ class Recorder implements RunningEventRecorder {
       this.#drop("the queue is full");
     }
     this.#queue.push({ about, type, reason, message, action, atMs: clock.now() });
-    log.debug({ kind: about.kind, namespace: about.namespace, name: about.name, type, reason, message }, "event");
+    log.debug({ ...named({ about, reason }), type, message }, "event");
     this.#wake?.();
   }
 
@@ -121,9 +122,9 @@ class Recorder implements RunningEventRecorder {
         if (hasCode(err, "AlreadyExists")) return; // an earlier try had arrived after all
         const mayRetry = hasCode(err, "Unavailable", "DeadlineExceeded", "TooManyRequests");
         if (isAbort(err) || !mayRetry || tries >= this.#limits.triesMax) {
-          // A terminating namespace refuses new events; that is as it should be and nobody's concern.
-          log.debug({ err: messageOf(err), reason: occurrence.reason }, "event was not recorded");
-          this.#drop("the API server did not take it");
+          const refused = { ...named(occurrence), err: messageOf(err) };
+          log.debug(refused, "event was not recorded");
+          if (!isOfEndingNamespace(err)) this.#drop("the API server did not take it", refused);
           return;
         }
         await clock.sleep(this.#limits.retryMs, signal).catch(() => {});
@@ -164,12 +165,22 @@ class Recorder implements RunningEventRecorder {
     return name.length <= nameLengthMax && subdomain.test(name) ? name : randomUUID();
   }
 
-  #drop(why: string): void {
+  #drop(why: string, about: Record<string, unknown> = {}): void {
     this.#dropped += 1;
     if (this.#dropped === 1 || this.#dropped % droppedPerLine === 0) {
-      this.#options.log.warn({ dropped: this.#dropped, why }, "events are being dropped");
+      this.#options.log.warn({ dropped: this.#dropped, why, ...about }, "events are being dropped");
     }
   }
+}
+
+/** What identifies it in the log. */
+function named({ about: { kind, namespace, name }, reason }: Pick<Occurrence, "about" | "reason">) {
+  return { kind, namespace, name, reason };
+}
+
+// Its pods end with it and have events to the last; that the server refuses them is as it should be and nobody's loss.
+function isOfEndingNamespace(err: unknown): boolean {
+  return hasCode(err, "NotFound") || (err instanceof ApiError && err.causes.includes("NamespaceTerminating"));
 }
 
 // One line for the first loss, then one for each hundred.

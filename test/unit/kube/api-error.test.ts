@@ -49,3 +49,14 @@ test.each([
   expect(err.code).toBe(code);
   if (message !== undefined) expect(err.message).toBe(message);
 });
+
+test("the causes that the server tells by name are kept, whatever else is there", () => {
+  const causes = [{ reason: "NamespaceTerminating", message: "m", field: "f" }, { message: "without" }, null, "odd"];
+  const body = JSON.stringify({ kind: "Status", reason: "Forbidden", message: "no", details: { causes } });
+  expect(apiError("POST /x", 403, body, undefined).causes).toEqual(["NamespaceTerminating"]);
+  for (const details of [undefined, null, {}, { causes: null }, { causes: {} }]) {
+    const other = JSON.stringify({ kind: "Status", reason: "Forbidden", message: "no", details });
+    expect(apiError("POST /x", 403, other, undefined).causes).toEqual([]);
+  }
+  expect(apiError("POST /x", 502, "<html>", undefined).causes).toEqual([]);
+});

@@ -1,10 +1,11 @@
 import { expect, test } from "vitest";
 import { correlatorLimits, EventCorrelator, type Occurrence } from "../../../agent/kube/event-correlator.ts";
+import { ApiError } from "../../../agent/kube/api-error.ts";
 import { createEventRecorder, eventLimits } from "../../../agent/kube/events.ts";
 import type { ApiClient } from "../../../agent/kube/port.ts";
 import type { CoreEvent, ObjectReference } from "../../../agent/kube/types.ts";
 import { AgentError } from "../../../agent/lib/errors.ts";
-import { silentLogger } from "../../../agent/lib/log.ts";
+import { createLogger } from "../../../agent/lib/log.ts";
 import { FakeClock, settle } from "./fake-clock.ts";
 
 const web: ObjectReference = { apiVersion: "v1", kind: "Pod", namespace: "ns", name: "web", uid: "u1" };
@@ -85,10 +86,11 @@ function makeRecorder(more: { host?: string; qps?: number; burst?: number } = {}
       return patch;
     },
   } as unknown as Pick<ApiClient, "create" | "patch">; // generic methods, of which the recorder uses one resource
+  const lines: string[] = [];
   const recorder = createEventRecorder({
     client,
     clock,
-    log: silentLogger,
+    log: createLogger({ level: "warn", stream: { write: (line) => void lines.push(line) } }),
     component: "kubelet",
     host: "n1",
     qps: -1,
@@ -97,7 +99,8 @@ function makeRecorder(more: { host?: string; qps?: number; burst?: number } = {}
   });
   const stop = new AbortController();
   const running = recorder.run(stop.signal);
-  return { clock, sent, recorder, stop, running, failWith: (f: typeof fail) => (fail = f) };
+  const warnings = () => lines.map((line) => JSON.parse(line) as Record<string, unknown>);
+  return { clock, sent, recorder, stop, running, warnings, failWith: (f: typeof fail) => (fail = f) };
 }
 
 test("events look as the reference's do", async () => {
@@ -188,12 +191,31 @@ test("an event that comes back from a bad moment is sent, and a late success is 
 
 test.each(["Forbidden", "Invalid"] as const)("what the server refuses as %s is not tried again", async (code) => {
   const t = makeRecorder();
-  t.failWith(() => new AgentError(code, "namespace is being terminated"));
+  t.failWith(() => new AgentError(code, "somebody said no"));
   t.recorder.event(web, "Normal", "A", "m");
   await settle();
   await t.clock.advance(60_000);
   expect(t.sent).toHaveLength(1);
   expect(t.recorder.dropped).toBe(1);
+  const about = { kind: "Pod", namespace: "ns", name: "web", reason: "A" };
+  expect(t.warnings()).toMatchObject([
+    { msg: "events are being dropped", dropped: 1, err: "somebody said no", ...about },
+  ]);
+});
+
+const ending = ["NamespaceTerminating"];
+test.each([
+  { name: "ends", refusal: new ApiError("Forbidden", "being terminated", { status: 403, causes: ending }) },
+  { name: "has ended", refusal: new ApiError("NotFound", 'namespaces "ns" not found', { status: 404 }) },
+])("an event of a namespace that $name is no loss, and not tried again", async ({ refusal }) => {
+  const t = makeRecorder();
+  t.failWith(() => refusal);
+  t.recorder.event(web, "Normal", "A", "m");
+  await settle();
+  await t.clock.advance(60_000);
+  expect(t.sent).toHaveLength(1);
+  expect(t.recorder.dropped).toBe(0);
+  expect(t.warnings()).toEqual([]);
 });
 
 test("the full queue loses its oldest", async () => {
