@@ -9,7 +9,8 @@ import { createIptables } from "./exec.ts";
 import { createClientSets, createIpset } from "./ipset.ts";
 import { markText, nodePortIPs, readNodePortAddresses } from "../node-ports.ts";
 import { detectLocalMatch } from "./fixed.ts";
-import { IptablesBackend, type IptablesSyncRequest } from "./sync.ts";
+import type { IptablesSyncRequest } from "./request.ts";
+import { IptablesBackend } from "./sync.ts";
 
 /** What decides the rules of an IP family, beyond the services. */
 export interface IptablesBackendOptions {

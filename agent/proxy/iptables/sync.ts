@@ -1,41 +1,23 @@
 import { type Clock, systemClock } from "../../lib/clock.ts";
 import type { Logger } from "../../lib/log.ts";
 import { type AgentError, hasCode } from "../../lib/errors.ts";
-import { type BackendFigures, endpointsOfSmallClusterMax, type SyncRequest } from "../backend.ts";
+import type { BackendFigures } from "../backend.ts";
 import type { ServiceDescription } from "../model.ts";
 import { Pacer } from "../pacer.ts";
 import type { ClientSets } from "./affinity.ts";
 import { Applier, type ApplyResult } from "./apply.ts";
-import {
-  canaryChain,
-  canaryRule,
-  canaryTables,
-  type FixedContext,
-  type Jump,
-  jumps,
-  renderBase,
-  renderEntrances,
-  sharedJumps,
-  type Table,
-} from "./fixed.ts";
-import { Guard } from "./guard.ts";
+import { renderEntrances, type Table } from "./fixed.ts";
+import { entrancesText, type FullSync, type FullSyncDeps, syncFull } from "./full-sync.ts";
+import type { Guard } from "./guard.ts";
 import { isolate, type Refusal, serviceOfRefusedLine } from "./isolate.ts";
-import { isJump } from "./own.ts";
 import { type Ipset, type Iptables, RefusedLine } from "./port.ts";
 import { type RefusedDeps, RefusedServices } from "./refused.ts";
-import { filterFirst, natFirst, RestoreText, type TableOrder } from "./text.ts";
-import { masqueradedClients, type RenderContext, type RenderedService, type SetMember } from "./render.ts";
-import { sharedSetNames } from "./set-names.ts";
+import type { RenderedService } from "./render.ts";
+import { fixedContext, type IptablesSyncRequest } from "./request.ts";
 import { Sets, SetsUnusable } from "./sets.ts";
-import { findStale, type PresentChains, StaleChains } from "./stale.ts";
-import { RuleState } from "./state.ts";
-
-/** A sync, and what decides the rules beyond the services. */
-export interface IptablesSyncRequest extends SyncRequest {
-  /** Without what the backend knows. */
-  readonly fixed: Omit<FixedContext, "sets" | "masqueradedClients">;
-  readonly render: Omit<RenderContext, "isLarge" | "hasSets" | "hasClientSets">;
-}
+import { findStale, StaleChains } from "./stale.ts";
+import type { RuleState } from "./state.ts";
+import { filterFirst, natFirst, RestoreText, type TableOrder } from "./text.ts";
 
 export interface IptablesBackendDeps extends Omit<RefusedDeps, "clock"> {
   /** Default: the machine's. */
@@ -49,13 +31,6 @@ export interface IptablesBackendDeps extends Omit<RefusedDeps, "clock"> {
 
 // Each round finds up to 16 services; what is still refused then is tried again at the next sync.
 const isolationRoundsMax = 4;
-
-/** What a full sync has made, and what it found. */
-interface FullSync {
-  readonly state: RuleState;
-  readonly present: PresentChains;
-  readonly applier: Applier;
-}
 
 /** What waits until nothing leads to it any more. */
 interface Leftovers {
@@ -77,6 +52,7 @@ interface Leftovers {
 export class IptablesBackend {
   readonly #iptables: Iptables;
   readonly #sets: Sets;
+  readonly #fullSyncDeps: FullSyncDeps;
   readonly #stale: StaleChains;
   readonly #log: Logger;
   readonly #refused: RefusedServices;
@@ -84,7 +60,7 @@ export class IptablesBackend {
   #guard: Guard | undefined;
   #entrances = "";
   /** Rules of each chain that no service has a part in. */
-  readonly #fixedRules: Readonly<Record<Table, Map<string, number>>> = { nat: new Map(), filter: new Map() };
+  #fixedRules: FullSync["fixedRules"] = { nat: new Map(), filter: new Map() };
   #written: ApplyResult | undefined;
 
   constructor(deps: IptablesBackendDeps) {
@@ -94,6 +70,7 @@ export class IptablesBackend {
     this.#sets = new Sets({ ...deps, clientSets: deps.clientSets, clock });
     this.#stale = new StaleChains({ ...deps, clock });
     this.#refused = new RefusedServices({ ...deps, clock });
+    this.#fullSyncDeps = { iptables: this.#iptables, sets: this.#sets, refused: this.#refused };
   }
 
   get needsFull(): boolean {
@@ -176,12 +153,15 @@ export class IptablesBackend {
     const canUseSets = await this.#sets.prepare(family, signal);
     let full: FullSync;
     try {
-      full = await this.#syncFull(request, canUseSets, appliers, signal);
+      full = await syncFull(this.#fullSyncDeps, request, { hasSets: canUseSets, appliers, signal });
     } catch (err) {
       if (!(err instanceof SetsUnusable)) throw err;
-      full = await this.#syncFull(request, false, appliers, signal);
+      full = await syncFull(this.#fullSyncDeps, request, { hasSets: false, appliers, signal });
     }
     const { state: made, present, applier } = full;
+    this.#guard = full.guard;
+    this.#entrances = full.entrances;
+    this.#fixedRules = full.fixedRules;
     made.settle();
     this.#state = made;
     // Services are programmed. What is left over is in nobody's way, and is no reason to do it all again.
@@ -209,87 +189,6 @@ export class IptablesBackend {
     if (refusals.length > 0) return refusals;
     const key = serviceOfRefusedLine(err);
     return key === undefined ? [] : [{ key, error: err, isDispatch: true }];
-  }
-
-  async #readChains(signal: AbortSignal): Promise<PresentChains> {
-    return {
-      nat: await this.#iptables.readChains("nat", signal),
-      filter: await this.#iptables.readChains("filter", signal),
-    };
-  }
-
-  /** Rejects with SetsUnusable if it was asked for sets and cannot have them. */
-  async #syncFull(
-    request: IptablesSyncRequest,
-    hasSets: boolean,
-    appliers: Applier[],
-    signal: AbortSignal,
-  ): Promise<FullSync> {
-    // Asked before anything is written: a clean machine answers at once.
-    const present = await this.#readChains(signal);
-    const isLarge = request.endpointCount() > endpointsOfSmallClusterMax;
-    const { hasClientSets } = this.#sets;
-    const state = new RuleState({ ...request.render, isLarge, hasSets, hasClientSets });
-    // Sets are filled when everything is known, before anything new leads here; but what leads here already depends on them at once.
-    const early = new Map<string, string[]>();
-    const applier = new Applier(this.#iptables, signal, present, async () => {
-      await this.#sets.extend(early, signal);
-      early.clear();
-    });
-    appliers.push(applier);
-    const base = renderBase(fixedContext(request, hasSets));
-    for (const table of ["filter", "nat"] as const) await applier.writeAll(table, base[table]);
-
-    // What the services' chains lead to is there first, and is no part of what a refused service is looked for in.
-    await applier.flush();
-    const pacer = new Pacer();
-    const isShared = new Set<string>(Object.values(sharedSetNames(request.render.family)));
-    for (const key of request.keys) {
-      const last = this.#refused.lastRules(key, present.nat);
-      if (last !== undefined) {
-        state.adopt(key, last);
-        continue;
-      }
-      const rendered = state.render(request.describe(key));
-      const { writes, addSets } = state.stage(key, rendered);
-      await this.#sets.createClientSets(addSets, signal);
-      const addEarly = ({ set, member }: SetMember) => {
-        const members = early.get(set);
-        if (members === undefined) early.set(set, [member]);
-        else members.push(member);
-      };
-      // Its own sets must be there; it may be anybody's members that packets meet its chains for.
-      for (const one of rendered.members) if (!isShared.has(one.set)) addEarly(one);
-      await applier.writeService({ key, writes }, () => rendered.members.forEach(addEarly));
-      await pacer.breathe();
-    }
-    await applier.flush();
-    if (hasSets) await this.#sets.fill(state.takeAllMembers(), signal);
-    const chains = await state.takeDispatchChanges(pacer);
-    const entrances = renderEntrances(fixedContext(request, hasSets));
-    await applier.changeOrder(natFirst);
-    for (const table of ["nat", "filter"] as const) {
-      await applier.writeAll(table, chains[table].writes);
-      await applier.writeAll(table, entrances[table]);
-    }
-    this.#entrances = JSON.stringify([...entrances.nat, ...entrances.filter]);
-    for (const table of canaryTables) applier.text.write(table, canaryChain, [canaryRule]);
-    await applier.flush();
-
-    const wantedJumps = base.filter.has("KUBE-FIREWALL") ? [...jumps, ...sharedJumps] : jumps;
-    await this.#ensureJumps(wantedJumps, applier, signal);
-    const guard = new Guard(wantedJumps);
-    for (const table of ["filter", "nat"] as const) {
-      guard.note(table, base[table]);
-      guard.note(table, entrances[table]);
-      for (const [chain, rules] of [...base[table], ...entrances[table]]) {
-        this.#fixedRules[table].set(chain, rules.length);
-      }
-      this.#fixedRules[table].set(canaryChain, 1);
-      guard.noteRoots(table, chains[table].writes);
-    }
-    this.#guard = guard;
-    return { state, present, applier };
   }
 
   async #syncChanges(
@@ -320,14 +219,14 @@ export class IptablesBackend {
       await this.#writeDispatch(state, filterFirst, applier, left, pacer);
     }
     const entrances = renderEntrances(fixedContext(request, state.context.hasSets));
-    const entrancesText = JSON.stringify([...entrances.nat, ...entrances.filter]);
-    if (entrancesText !== this.#entrances) {
+    const text = entrancesText(entrances);
+    if (text !== this.#entrances) {
       for (const table of ["nat", "filter"] as const) {
         await applier.writeAll(table, entrances[table]);
         this.#guard?.note(table, entrances[table]);
         for (const [chain, rules] of entrances[table]) this.#fixedRules[table].set(chain, rules.length);
       }
-      this.#entrances = entrancesText;
+      this.#entrances = text;
     }
     for (const table of ["nat", "filter"] as const) await applier.deleteAll(table, [...left.chains[table]]);
     await applier.flush();
@@ -375,27 +274,6 @@ export class IptablesBackend {
       }
     }
   }
-
-  /** Inserts the jumps that are missing at the head of their chains. Those that are there stay where they are. */
-  async #ensureJumps(wanted: readonly Jump[], applier: Applier, signal: AbortSignal): Promise<void> {
-    const present = new Map<string, readonly string[]>();
-    for (const jump of wanted) {
-      const place = `${jump.table} ${jump.from}`;
-      let rules = present.get(place);
-      if (rules === undefined) {
-        rules = (await this.#iptables.listRules(jump.table, jump.from, signal)) ?? [];
-        present.set(place, rules);
-      }
-      if (rules.some((rule) => isJump(rule, jump))) continue;
-      applier.text.raw(jump.table, `-I ${jump.from} ${jumpArguments(jump)}`);
-    }
-    await applier.flush();
-  }
-}
-
-function fixedContext({ fixed, render }: IptablesSyncRequest, hasSets: boolean): FixedContext {
-  const sets = hasSets ? sharedSetNames(fixed.family) : undefined;
-  return { ...fixed, sets, masqueradedClients: masqueradedClients(render) };
 }
 
 /** A text that was refused, for people: what the tool said is in the error, the place is here. */
@@ -403,8 +281,4 @@ function logRefusedLine(err: AgentError, log: Logger): void {
   if (err.cause instanceof RefusedLine) {
     log.error({ line: err.cause.number, around: err.cause.around }, "rules were refused");
   }
-}
-
-function jumpArguments({ match, comment, to }: Jump): string {
-  return [match, comment === "" ? "" : `-m comment --comment "${comment}"`, `-j ${to}`].filter(Boolean).join(" ");
 }
