@@ -1,65 +1,20 @@
 import { describe, expect, test } from "vitest";
 import type { ContainerPort, Node, Pod, PodSpec } from "../../../agent/kube/types.ts";
-import { admit } from "../../../agent/pods/admission/admit.ts";
 import { missingForUpdate } from "../../../agent/pods/admission/features.ts";
-import type { Admission, AdmissionContext } from "../../../agent/pods/admission/port.ts";
+import type { AdmissionContext } from "../../../agent/pods/admission/port.ts";
+import {
+  admitted,
+  asking,
+  asks,
+  check,
+  critical,
+  named,
+  node,
+  rejection,
+  staticPod,
+  welcome,
+} from "./admission-support.ts";
 import { podOf } from "./support.ts";
-
-const node: Node = {
-  metadata: { name: "node1", labels: { disk: "ssd", cores: "8", "kubernetes.io/os": "linux" } },
-  status: {
-    allocatable: {
-      cpu: "2",
-      memory: "1Gi",
-      pods: "3",
-      "ephemeral-storage": "1Gi",
-      "hugepages-2Mi": "4Mi",
-      "example.com/gpu": "1",
-    },
-  },
-};
-
-function admitted(pod: Pod, changes: Partial<AdmissionContext> = {}): Admission {
-  return admit(pod, {
-    node,
-    others: [],
-    pressures: [],
-    allowedUnsafeSysctls: [],
-    kernelVersion: "6.1.0-18-amd64",
-    isAppArmorEnabled: false,
-    isShuttingDown: false,
-    ...changes,
-  });
-}
-
-const rejection = (reason: string, message: unknown = expect.any(String)) => ({
-  kind: "rejected",
-  rejection: { reason, message },
-});
-const welcome: Admission = { kind: "admitted" };
-const asks = (requests: Record<string, string>) => [{ name: "app", resources: { requests } }];
-const asking = (requests: Record<string, string>, spec: Partial<PodSpec> = {}) =>
-  podOf({ containers: asks(requests), ...spec });
-const guaranteed = (cpu: string, memory: string): Partial<PodSpec> => ({
-  containers: [{ name: "app", resources: { requests: { cpu, memory }, limits: { cpu, memory } } }],
-});
-const named = (name: string, spec: Partial<PodSpec>) => podOf(spec, { name, uid: name });
-const critical = 2_000_000_000;
-const staticPod = (spec: Partial<PodSpec> = {}) =>
-  podOf(spec, { annotations: { "kubernetes.io/config.source": "file" } });
-
-interface Case {
-  name: string;
-  pod?: Pod;
-  context?: Partial<AdmissionContext>;
-  want: unknown;
-}
-
-function check(cases: Case[]): void {
-  test.each(cases)("$name", ({ pod = podOf(), context = {}, want }) => {
-    expect(admitted(pod, context)).toEqual(want);
-  });
-}
 
 describe("a node under pressure", () => {
   const bestEffort = podOf();
@@ -111,91 +66,6 @@ describe("a node under pressure", () => {
       want: welcome,
     },
     { name: "takes static pods", pod: staticPod(), context: { pressures: ["DiskPressure"] }, want: welcome },
-  ]);
-});
-
-describe("sysctls", () => {
-  const wanting = (name: string, spec: Partial<PodSpec> = {}) =>
-    podOf({ securityContext: { sysctls: [{ name, value: "1" }] }, ...spec });
-  const forbidden = (text: string) => rejection("SysctlForbidden", `forbidden sysctl: ${text}`);
-  const safe = [
-    "kernel.shm_rmid_forced",
-    "net.ipv4.ip_local_port_range",
-    "net.ipv4.tcp_syncookies",
-    "net.ipv4.ping_group_range",
-    "net.ipv4.ip_unprivileged_port_start",
-    "net.ipv4.ip_local_reserved_ports",
-    "net.ipv4.tcp_keepalive_time",
-    "net.ipv4.tcp_keepalive_intvl",
-    "net.ipv4.tcp_keepalive_probes",
-    "net.ipv4.tcp_fin_timeout",
-    "net.ipv4.tcp_rmem",
-    "net.ipv4.tcp_wmem",
-  ];
-  test.each(safe)("%s is safe", (name) => expect(admitted(wanting(name))).toEqual(welcome));
-  const onOld = { kernelVersion: "4.4.0" };
-  check([
-    {
-      name: "others are not allowed by themselves",
-      pod: wanting("kernel.msgmax"),
-      want: forbidden('"kernel.msgmax" not allowlisted'),
-    },
-    {
-      name: "but by name",
-      pod: wanting("kernel.msgmax"),
-      context: { allowedUnsafeSysctls: ["kernel.msgmax"] },
-      want: welcome,
-    },
-    {
-      name: "or by prefix",
-      pod: wanting("net.core.somaxconn"),
-      context: { allowedUnsafeSysctls: ["kernel.msg*", "net.core.*"] },
-      want: welcome,
-    },
-    { name: "with slashes they are the same", pod: wanting("net/ipv4/tcp_syncookies"), want: welcome },
-    {
-      name: "a dot of an interface stays one when slashes separate",
-      pod: wanting("net/ipv4/conf/eth0.1/forwarding"),
-      want: forbidden('"net.ipv4.conf.eth0/1.forwarding" not allowlisted'),
-    },
-    {
-      name: "of the network are the host's with hostNetwork",
-      pod: wanting("net.ipv4.tcp_syncookies", { hostNetwork: true }),
-      want: forbidden('"net.ipv4.tcp_syncookies" not allowed with host net enabled'),
-    },
-    {
-      name: "of IPC are the host's with hostIPC",
-      pod: wanting("kernel.shm_rmid_forced", { hostIPC: true }),
-      want: forbidden('"kernel.shm_rmid_forced" not allowed with host ipc enabled'),
-    },
-    {
-      name: "of IPC do not care about hostNetwork",
-      pod: wanting("kernel.shm_rmid_forced", { hostNetwork: true }),
-      want: welcome,
-    },
-    {
-      name: "safe since 4.5 is not before",
-      pod: wanting("net.ipv4.tcp_keepalive_time"),
-      context: onOld,
-      want: rejection("SysctlForbidden"),
-    },
-    {
-      name: "safe since 3.16 is with 4.4",
-      pod: wanting("net.ipv4.ip_local_reserved_ports"),
-      context: onOld,
-      want: welcome,
-    },
-    {
-      name: "safe since 4.15 is not with 4.4",
-      pod: wanting("net.ipv4.tcp_rmem"),
-      context: onOld,
-      want: rejection("SysctlForbidden"),
-    },
-    {
-      name: "a name that objects have by nature is no sysctl",
-      pod: wanting("constructor"),
-      want: rejection("SysctlForbidden"),
-    },
   ]);
 });
 
@@ -487,101 +357,6 @@ test("a machine that shuts down takes nobody", () => {
   expect(admitted(podOf({ priority: critical }), { isShuttingDown: true })).toEqual(
     rejection("NodeShutdown", "Pod was rejected as the node is shutting down."),
   );
-});
-
-describe("preemption for a critical pod", () => {
-  const preemptor = (requests: Record<string, string>, spec: Partial<PodSpec> = {}) =>
-    asking(requests, { priority: critical, ...spec });
-  const burstable = (name: string, cpu: string, memory = "0") =>
-    named(name, { containers: asks({ cpu, memory }), priority: 0 });
-  const victims = (admission: Admission) =>
-    admission.kind === "preempt" ? admission.victims.map(({ metadata }) => metadata.name).sort() : admission;
-  const rows: { name: string; pod: Pod; others: Pod[]; want: unknown }[] = [
-    { name: "nobody has to go if it fits", pod: preemptor({ cpu: "1" }), others: [burstable("a", "1")], want: welcome },
-    {
-      name: "one that is large enough goes rather than two",
-      pod: preemptor({ cpu: "1" }),
-      others: [burstable("small", "500m"), burstable("large", "1500m")],
-      want: ["large"],
-    },
-    {
-      name: "of two that are enough the one with less memory goes",
-      pod: preemptor({ cpu: "1" }),
-      others: [burstable("more", "1", "200Mi"), burstable("less", "1", "100Mi")],
-      want: ["less"],
-    },
-    {
-      name: "and if that is equal the one with less CPU",
-      pod: preemptor({ cpu: "500m" }),
-      others: [burstable("more", "1200m"), burstable("less", "800m")],
-      want: ["less"],
-    },
-    {
-      name: "several go if it takes several",
-      pod: preemptor({ cpu: "2" }),
-      others: [burstable("a", "1"), burstable("b", "1")],
-      want: ["a", "b"],
-    },
-    {
-      name: "a Guaranteed pod stays if Burstable ones are enough",
-      pod: preemptor({ cpu: "1" }),
-      others: [named("guaranteed", guaranteed("1", "1Mi")), burstable("burstable", "1")],
-      want: ["burstable"],
-    },
-    {
-      name: "a Guaranteed pod goes for what the others cannot give",
-      pod: preemptor({ cpu: "1800m" }),
-      others: [named("guaranteed", guaranteed("1500m", "1Mi")), burstable("burstable", "500m")],
-      want: ["burstable", "guaranteed"],
-    },
-    {
-      name: "for a place, a BestEffort pod goes",
-      pod: preemptor({}),
-      others: [named("guaranteed", guaranteed("1", "1Mi")), burstable("burstable", "100m"), named("best", {})],
-      want: ["best"],
-    },
-    {
-      name: "critical pods of the same rank stay",
-      pod: preemptor({ cpu: "1" }),
-      others: [named("peer", { containers: asks({ cpu: "1500m" }), priority: critical })],
-      want: rejection(
-        "UnexpectedAdmissionError",
-        "Unexpected error while attempting to recover from admission failure: preemption: error finding a set of pods to preempt: " +
-          "no set of running pods found to reclaim resources: [(res: cpu, q: 500), ]",
-      ),
-    },
-    {
-      name: "a critical pod of lower priority goes",
-      pod: preemptor({ cpu: "1" }, { priority: critical + 1000 }),
-      others: [named("lower", { containers: asks({ cpu: "1500m" }), priority: critical })],
-      want: ["lower"],
-    },
-    {
-      name: "what would still be short is what the message counts",
-      pod: preemptor({ cpu: "3" }),
-      others: [burstable("a", "1500m")],
-      want: rejection("UnexpectedAdmissionError", expect.stringContaining("[(res: cpu, q: 1000), ]")),
-    },
-    {
-      name: "nobody goes for a pod that lacks something else, too",
-      pod: preemptor({ cpu: "1" }, { nodeSelector: { disk: "tape" } }),
-      others: [burstable("a", "1500m")],
-      want: rejection("NodeAffinity"),
-    },
-    {
-      name: "nobody goes for a pod that is then refused for its AppArmor profile",
-      pod: preemptor({ cpu: "1" }, { securityContext: { appArmorProfile: { type: "RuntimeDefault" } } }),
-      others: [burstable("a", "1500m")],
-      want: rejection("AppArmor"),
-    },
-    {
-      name: "nobody goes for a pod that is not critical",
-      pod: asking({ cpu: "1" }, { priority: 1_000 }),
-      others: [burstable("a", "1500m")],
-      want: rejection("OutOfcpu"),
-    },
-  ];
-  test.each(rows)("$name", ({ pod, others, want }) => expect(victims(admitted(pod, { others }))).toEqual(want));
 });
 
 describe("resources of the pod itself", () => {

@@ -185,6 +185,11 @@ export class ScriptedNode {
     return name === undefined ? this.#containers : this.#containers.filter((container) => container.name === name);
   }
 
+  /** Nothing is left of pod web, here or at the API server, and nothing of any other pod here. */
+  isOver(): boolean {
+    return !this.api.has("web") && this.workers.size === 0 && this.containers().length === 0;
+  }
+
   isRunning(name: string): boolean {
     return this.containers(name)[0]?.state === "running";
   }
