@@ -12,7 +12,9 @@ export function translateDockerError(err: unknown, what: string): AgentError {
     return new AgentError(codeOfStatus(err.statusCode, message), `${what}: ${message}`, { cause: err });
   }
   if (isConnectionError(err)) {
-    return new AgentError("Unavailable", `${what}: the Docker daemon cannot be reached (${message})`, { cause: err });
+    // "aborted" is Node.js's word for an answer that has no end, and reads as if we had wanted it so.
+    const why = message === "aborted" ? "it broke off its answer" : message;
+    return new AgentError("Unavailable", `${what}: the Docker daemon cannot be reached (${why})`, { cause: err });
   }
   return new AgentError("Internal", `${what}: ${message}`, { cause: err });
 }

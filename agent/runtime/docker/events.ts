@@ -5,6 +5,7 @@ import type { Logger } from "../../lib/log.ts";
 import { ignoreAbort } from "../../lib/loop.ts";
 import type { RuntimeEvent } from "../port.ts";
 import type { DockerClient } from "./client.ts";
+import { translateDockerError } from "./errors.ts";
 import { podFilters, readContainer } from "./labels.ts";
 import { kindOf } from "./ownership.ts";
 import type { WireEvent } from "./wire.ts";
@@ -89,15 +90,16 @@ async function followOnce(
 ): Promise<void> {
   const since = Math.floor(clock.now() / 1000) - replaySeconds;
   const filters = { type: ["container" as const], event: Object.keys(actions), ...podFilters() };
+  const what = "follow the Docker daemon's events";
   const stream: NodeJS.ReadableStream = await client.call(
-    "follow the Docker daemon's events",
+    what,
     async (abortSignal) => await client.docker.getEvents({ since, filters, abortSignal }),
     { signal },
   );
   onOpen();
   const anything = { kind: "unknown", podUID: undefined, containerID: undefined } as const;
   onEvent(anything);
-  for await (const line of linesOf(stream)) {
+  for await (const line of linesOf(stream, what)) {
     if (line === undefined) {
       log.warn(
         `an event of the Docker daemon longer than ${lineCharsMax} characters is taken for "anything may have changed"`,
@@ -142,12 +144,12 @@ function parseEvent(line: string): WireEvent {
   }
 }
 
-/** `undefined` for a line that is too long to be kept. */
-async function* linesOf(stream: NodeJS.ReadableStream): AsyncGenerator<string | undefined> {
+/** `undefined` for a line that is too long to be kept. Rejects with AgentError. */
+async function* linesOf(stream: NodeJS.ReadableStream, what: string): AsyncGenerator<string | undefined> {
   let rest = "";
   let isTooLong = false;
   stream.setEncoding("utf8");
-  for await (const chunk of stream) {
+  for await (const chunk of chunksOf(stream, what)) {
     const lines = (rest + String(chunk)).split("\n");
     rest = lines.pop() ?? "";
     for (const line of lines) {
@@ -159,5 +161,13 @@ async function* linesOf(stream: NodeJS.ReadableStream): AsyncGenerator<string | 
     if (!isTooLong) yield undefined;
     isTooLong = true;
     rest = "";
+  }
+}
+
+async function* chunksOf(stream: NodeJS.ReadableStream, what: string): AsyncGenerator<unknown> {
+  try {
+    yield* stream;
+  } catch (err) {
+    throw translateDockerError(err, what);
   }
 }

@@ -179,3 +179,20 @@ test("why events do not come is told once for each reason, and that they come ag
     expect.stringContaining("events again"),
   ]);
 });
+
+test("a stream that breaks off is told in words about the daemon", async () => {
+  const streams: ServerResponse[] = [];
+  await using daemon = await startFakeDaemon((_request, response) => {
+    response.writeHead(200).flushHeaders();
+    streams.push(response);
+  });
+  const lines: string[] = [];
+  const log = createLogger({ level: "warn", stream: { write: (line) => void lines.push(line) } });
+  const follower = await follow(daemon, log);
+  await follower.until(1);
+  streams[0]?.destroy();
+  await follower.until(2);
+  await follower.end();
+  const why = "follow the Docker daemon's events: the Docker daemon cannot be reached (it broke off its answer)";
+  expect(lines.map((line) => JSON.parse(line) as unknown)).toEqual([expect.objectContaining({ why })]);
+});
