@@ -1,9 +1,9 @@
-import { isScalar, parseAllDocuments } from "yaml";
 import { messageOf } from "../lib/errors.ts";
 import { isObject } from "../lib/json.ts";
 import type { ConfigHost } from "./host.ts";
 import { ConfigError, show } from "./problems.ts";
 import { type Values } from "./schema.ts";
+import { parseYAML } from "./yaml.ts";
 
 /** What a configuration file must be. */
 export interface DocumentType {
@@ -47,17 +47,7 @@ export function readDocument(
  * @throws ConfigError: empty, not YAML, a key twice, several documents, no object
  */
 export function parseDocument(text: string, path: string, warnings?: string[]): Values {
-  // Kubernetes' YAML is 1.1 (yes, on, 0644) but for base-60 numbers and timestamps: it has no fields of such types.
-  const parsed = parseAllDocuments(text, {
-    version: "1.1",
-    stringKeys: true,
-    customTags: (tags) =>
-      tags.filter((tag) => typeof tag === "string" || (tag.format !== "TIME" && !tag.tag.endsWith(":timestamp"))),
-  });
-  const documents =
-    "empty" in parsed
-      ? []
-      : parsed.filter(({ contents }) => contents !== null && !(isScalar(contents) && contents.value === null));
+  const documents = parseYAML(text);
   const errors = documents.flatMap((document) => document.errors);
   const firstLine = ({ message }: Error) => message.split("\n", 1)[0]?.replace(/:$/, "");
   const error = errors.find(({ code }) => warnings === undefined || code !== "DUPLICATE_KEY");

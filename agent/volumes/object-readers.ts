@@ -1,6 +1,6 @@
 import type { Informer, Resource, StartInformer } from "../kube/port.ts";
 import { keyOf } from "../kube/port.ts";
-import type { ConfigMap, KubeObject, Secret } from "../kube/types.ts";
+import type { ConfigMap, KubeObject, ObjectMeta, Secret } from "../kube/types.ts";
 import type { Clock, Timer } from "../lib/clock.ts";
 import { AgentError, messageOf } from "../lib/errors.ts";
 import type { ObjectRef } from "./object-refs.ts";
@@ -246,12 +246,15 @@ export class WatchedObject<T extends KubeObject & Pick<ConfigMap & Secret, "immu
 
 /** Drops what no reader looks at, managedFields above all: they are often larger than the data. */
 export function trimObject<T extends KubeObject>(object: T): T {
-  const { name, namespace, uid, resourceVersion } = object.metadata;
-  const metadata = {
+  return { ...object, metadata: trimMetadata(object.metadata) };
+}
+
+/** What says which object it is, and which version of it. */
+export function trimMetadata({ name, namespace, uid, resourceVersion }: ObjectMeta): ObjectMeta {
+  return {
     name,
     ...(namespace === undefined ? {} : { namespace }),
     ...(uid === undefined ? {} : { uid }),
     ...(resourceVersion === undefined ? {} : { resourceVersion }),
   };
-  return { ...object, metadata };
 }

@@ -6,6 +6,7 @@ import type { Pod, PodCertificateProjection } from "../kube/types.ts";
 import type { Clock } from "../lib/clock.ts";
 import { AgentError, messageOf } from "../lib/errors.ts";
 import type { Logger } from "../lib/log.ts";
+import { trimMetadata } from "./object-readers.ts";
 import { createPodKey } from "./pod-certificate-key.ts";
 import {
   abandonJitterMs,
@@ -244,14 +245,8 @@ function requestKey({ source, state }: Entry): string | undefined {
 
 /** Drops what no reader looks at. */
 function trimRequest({ metadata, spec, status }: PodCertificateRequest): PodCertificateRequest {
-  const { name, namespace, uid, resourceVersion } = metadata;
   return {
-    metadata: {
-      name,
-      ...(namespace === undefined ? {} : { namespace }),
-      ...(uid === undefined ? {} : { uid }),
-      ...(resourceVersion === undefined ? {} : { resourceVersion }),
-    },
+    metadata: trimMetadata(metadata),
     spec: { ...spec, stubPKCS10Request: "" },
     ...(status === undefined ? {} : { status }),
   };

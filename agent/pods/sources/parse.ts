@@ -1,4 +1,4 @@
-import { isScalar, parseAllDocuments } from "yaml";
+import { parseYAML } from "../../config/yaml.ts";
 import type { Pod } from "../../kube/types.ts";
 import { AgentError, hasCode } from "../../lib/errors.ts";
 import { isObject } from "../../lib/json.ts";
@@ -100,23 +100,14 @@ function parseText(text: string): { value: unknown; warnings: string[] } {
       // YAML's flow style begins like that, too; if it is neither, the message below says where it ends to make sense.
     }
   }
-  return parseYAML(text);
+  return parseDocument(text);
 }
 
-function parseYAML(text: string): { value: unknown; warnings: string[] } {
-  // Kubernetes' YAML is 1.1 (yes, on, 0644) but for base-60 numbers and timestamps: it has no fields of such types.
-  const parsed = parseAllDocuments(text, {
-    version: "1.1",
-    stringKeys: true,
+function parseDocument(text: string): { value: unknown; warnings: string[] } {
+  const documents = parseYAML(text, {
     uniqueKeys: false, // the reference's parser takes the last one
-    logLevel: "error", // its warnings would quote the text
-    customTags: (tags) =>
-      tags.filter((tag) => typeof tag === "string" || (tag.format !== "TIME" && !tag.tag.endsWith(":timestamp"))),
+    logLevel: "error", // the parser's warnings would quote the text
   });
-  const documents =
-    "empty" in parsed
-      ? []
-      : parsed.filter(({ contents }) => contents !== null && !(isScalar(contents) && contents.value === null));
   const [document] = documents;
   if (document === undefined) throw new AgentError("Invalid", "is empty");
   const [error] = document.errors;
