@@ -164,7 +164,7 @@ async function* linesOf(stream: NodeJS.ReadableStream, what: string): AsyncGener
   }
 }
 
-async function* chunksOf(stream: NodeJS.ReadableStream, what: string): AsyncGenerator<unknown> {
+async function* chunksOf(stream: NodeJS.ReadableStream, what: string): AsyncGenerator {
   try {
     yield* stream;
   } catch (err) {
