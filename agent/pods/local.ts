@@ -66,6 +66,8 @@ export interface PodLocal {
   readonly isGone: boolean;
   /** How far the pod has come to the resources that it was given; undefined if it has none. */
   readonly resize: ResizeProgress | undefined;
+  /** What ordinary containers have mounted is let go when they end; see `Runtime.hasPlainContainers`. */
+  readonly hasPlainContainers: boolean;
   readonly isRuntimeReady: boolean;
   readonly isNetworkReady: boolean;
 }

@@ -38,7 +38,7 @@ export function decideTermination(
   }
   if (isAnyStarting(local) || plan.isRunning("sandbox")) return; // its end wakes us, and shows whether there is something to stop
   const isSandboxLeft = wantSandboxesStopped(observed, local, plan);
-  const areVolumesFree = !isSandboxLeft || areVolumesFreeEarly(pod, observed);
+  const areVolumesFree = !isSandboxLeft || areVolumesFreeEarly(pod, observed, local);
   if (!local.areVolumesGone && areVolumesFree && !plan.isRunning("volumes")) {
     plan.want({ kind: "TearDownVolumes" }); // but not while they are set up: the two must not meet
   }
@@ -58,10 +58,15 @@ export function decideTermination(
 }
 
 // The pause container of an ordinary sandbox mounts nothing of the pod's. Other kinds of sandbox may: a virtual machine is
-// given the volumes as a whole. And in a shared PID namespace, what a container began may live until the sandbox ends it. A
+// given the volumes as a whole. And in a PID namespace that is not its own, what a container began may outlive it. A
 // container that never ran may have mounts all the same, and may yet be started by a call that was given up.
-function areVolumesFreeEarly({ spec }: Pod, { containers }: PodSnapshot): boolean {
-  if (spec.shareProcessNamespace === true || (spec.runtimeClassName ?? "") !== "") return false;
+function areVolumesFreeEarly(
+  { spec }: Pod,
+  { containers }: PodSnapshot,
+  { hasPlainContainers }: Pick<PodLocal, "hasPlainContainers">,
+): boolean {
+  if (!hasPlainContainers || (spec.runtimeClassName ?? "") !== "") return false;
+  if (spec.shareProcessNamespace === true || spec.hostPID === true) return false;
   return containers.every(({ state }) => state === "exited");
 }
 

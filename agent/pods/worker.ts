@@ -446,6 +446,7 @@ export class PodWorker {
       isCleanedUp: this.#end.isCleanedUp,
       isGone: this.#isGone,
       resize: this.#deps.resizes.progress(this.uid),
+      hasPlainContainers: this.#deps.runtime.hasPlainContainers?.() === true,
       isRuntimeReady: this.#deps.node.isRuntimeReady(),
       isNetworkReady: this.#deps.node.isNetworkReady(),
     };

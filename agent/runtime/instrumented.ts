@@ -53,6 +53,9 @@ export function instrumentRuntime(runtime: Runtime, registry: MetricsRegistry, c
     },
     ...(runtime.drain === undefined ? {} : { drain: runtime.drain.bind(runtime) }),
     ...(runtime.unsupported === undefined ? {} : { unsupported: runtime.unsupported.bind(runtime) }),
+    ...(runtime.hasPlainContainers === undefined
+      ? {}
+      : { hasPlainContainers: runtime.hasPlainContainers.bind(runtime) }),
     close: async () => await runtime.close(),
   };
 }

@@ -86,6 +86,12 @@ export interface Runtime {
    */
   unsupported?(pod: Pod): string | undefined;
   /**
+   * True where containers of the default handler are known to be plain processes of the node, as with runc and crun: what they
+   * have mounted is let go when they end, whereas a virtual machine may hold it for as long as its sandbox lives. Runtimes
+   * that cannot tell leave it out.
+   */
+  hasPlainContainers?(): boolean;
+  /**
    * The agent stops: ends what the runtime runs in the agent's name and would outlive it, within seconds, and refuses such steps from
    * now on. Containers are not touched. Runtimes that run nothing leave it out.
    */

@@ -32,6 +32,7 @@ import { followEvents } from "./events.ts";
 import { createWithImageMounts } from "./image-mounts.ts";
 import { createImageService } from "./image-service.ts";
 import { createImagesInUse } from "./images-in-use.ts";
+import { createPlainContainers, type PlainContainers } from "./plain-containers.ts";
 import { PodIDs } from "./pod-ids.ts";
 import { loadProto, type ProtoPackage } from "../../lib/grpc/proto.ts";
 import { containerStats, sandboxProcess } from "./stats.ts";
@@ -97,10 +98,12 @@ class CRIRuntime implements Runtime {
   readonly #options: CRIRuntimeOptions;
   readonly #calls: RuntimeCalls;
   readonly #ids = new PodIDs();
+  readonly #plainContainers: PlainContainers;
 
   constructor(options: CRIRuntimeOptions) {
     this.#options = options;
     this.#calls = createRuntimeCalls(options.channel, options.proto, options.requestTimeoutMs);
+    this.#plainContainers = createPlainContainers(this.#calls, options.log);
     this.images = {
       ...createImageService(options.imageChannel, options.proto, options.requestTimeoutMs),
       imagesInUse: createImagesInUse(this.#calls),
@@ -278,7 +281,11 @@ class CRIRuntime implements Runtime {
   async events(onEvent: (event: RuntimeEvent) => void, signal: AbortSignal): Promise<void> {
     const { channel, proto, clock, log } = this.#options;
     const ids = this.#ids;
-    const ping = async () => await this.version();
+    const ping = async () => {
+      await this.version();
+      // Once for each connection. The stream does not wait for it.
+      void this.#plainContainers.learn();
+    };
     const source = createEventSource({ channel, proto, calls: this.#calls, ids, ping });
     await followEvents({ source, ids, clock, log }, onEvent, signal);
   }
@@ -337,6 +344,10 @@ class CRIRuntime implements Runtime {
         );
       }
     }
+  }
+
+  hasPlainContainers(): boolean {
+    return this.#plainContainers.isKnown;
   }
 
   async close(): Promise<void> {

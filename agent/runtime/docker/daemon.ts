@@ -1,4 +1,5 @@
 import { AgentError } from "../../lib/errors.ts";
+import { isPlainRuntime } from "../plain-runtimes.ts";
 import { fieldsOf, textOf, textsOf } from "./answers.ts";
 
 /** What the daemon says of itself, as far as something here depends on it. */
@@ -22,6 +23,8 @@ export interface DaemonInfo {
   /** Names of the OCI runtimes that it can be asked for: "runc", … */
   runtimes: string[];
   defaultRuntime: string;
+  /** As `Runtime.hasPlainContainers` has it. */
+  hasPlainContainers: boolean;
   /** Whether the kernel limits swap for it. */
   swapLimit: boolean;
   memoryLimit: boolean;
@@ -103,6 +106,7 @@ export function readDaemonInfo(version: unknown, info: unknown): DaemonInfo {
     securityOptions,
     runtimes: Object.keys(fieldsOf(fields["Runtimes"])).sort(),
     defaultRuntime: textOf(fields["DefaultRuntime"]),
+    hasPlainContainers: isPlain(fieldsOf(fields["Runtimes"])[textOf(fields["DefaultRuntime"])]),
     swapLimit: fields["SwapLimit"] === true,
     memoryLimit: fields["MemoryLimit"] === true,
     cpuCfsQuota: fields["CpuCfsQuota"] === true,
@@ -117,6 +121,12 @@ export function readDaemonInfo(version: unknown, info: unknown): DaemonInfo {
 /** True if the daemon lists a security option: "apparmor", "selinux", "seccomp", "userns". */
 export function hasSecurityOption({ securityOptions }: Pick<DaemonInfo, "securityOptions">, name: string): boolean {
   return securityOptions.some((option) => option.split(",").includes(`name=${name}`));
+}
+
+/** @param runtime as the daemon lists it: by its binary, called as runc is, or since 23.0 by a shim of containerd's */
+function isPlain(runtime: unknown): boolean {
+  const { path, runtimeType = "" } = fieldsOf(runtime);
+  return runtimeType === "" && isPlainRuntime(textOf(path));
 }
 
 /** `DriverStatus` is a list of names and values. */

@@ -235,6 +235,10 @@ export class DockerRuntime implements Runtime {
     return unsupported(pod, this.#options.client.daemon);
   }
 
+  hasPlainContainers(): boolean {
+    return this.#options.client.daemon.hasPlainContainers;
+  }
+
   async close(): Promise<void> {
     await this.#options.close();
     this.#options.client.close();

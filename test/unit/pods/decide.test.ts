@@ -320,6 +320,19 @@ const cases: Case[] = [
     want: [{ kind: "StopSandbox", sandboxID: "s0" }],
   },
   {
+    name: "stopping: so may what a container began in the node's PID namespace",
+    pod: podOf({ hostPID: true }),
+    observed: snapshot({ containers: [exited()] }),
+    local: { terminating: stopping },
+    want: [{ kind: "StopSandbox", sandboxID: "s0" }],
+  },
+  {
+    name: "stopping: a sandbox of which it is not known that it is an ordinary one may hold the volumes itself",
+    observed: snapshot({ containers: [exited()] }),
+    local: { terminating: stopping, hasPlainContainers: false },
+    want: [{ kind: "StopSandbox", sandboxID: "s0" }],
+  },
+  {
     name: "stopping: a sandbox of a class of its own may hold the volumes itself",
     pod: podOf({ runtimeClassName: "kata" }),
     observed: snapshot({ containers: [exited()] }),

@@ -73,6 +73,8 @@ export class ScriptedNode {
   #containers: ContainerStatus[] = [];
   /** The node's addresses. */
   hostIPs = ["192.168.0.1"];
+  /** Containers hold their volumes no longer than they run. */
+  hasPlainContainers = true;
   isRuntimeReady = true;
   isNetworkReady = true;
   readonly #errors = new Map<Faulty, number>();
@@ -248,7 +250,10 @@ export class ScriptedNode {
       recorder: {
         event: (_about: unknown, type: string, reason: string) => void this.events.push(`${type} ${reason}`),
       },
-      runtime: { podSnapshot: async (uid: string) => await this.#snapshot(uid) },
+      runtime: {
+        podSnapshot: async (uid: string) => await this.#snapshot(uid),
+        hasPlainContainers: () => this.hasPlainContainers,
+      },
       volumes: { refreshInMs: () => undefined },
       objects: { register: nothing },
       node: {

@@ -96,6 +96,7 @@ export function localOf(changes: Partial<PodLocal> = {}): PodLocal {
     isCleanedUp: false,
     isGone: false,
     resize: undefined,
+    hasPlainContainers: true,
     isRuntimeReady: true,
     isNetworkReady: true,
     ...changes,

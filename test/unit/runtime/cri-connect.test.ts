@@ -230,6 +230,45 @@ test("CRI's own events name the pod; after the stream broke they come again", as
   await done;
 });
 
+test("whether containers are plain processes is asked anew with each connection for events", async () => {
+  let handler = "io.containerd.runc.v2";
+  const asked: boolean[] = [];
+  let stream: ServerWritableStream<object, object> | undefined;
+  const Status: Unary = (call, reply) => {
+    asked.push("verbose" in call.request && call.request.verbose === true);
+    const containerd = { defaultRuntimeName: "default", runtimes: { default: { runtimeType: handler } } };
+    reply(null, { info: { config: JSON.stringify({ containerd }) } });
+  };
+  const GetContainerEvents: Stream = (call) => void (stream = call);
+  const runtime = await connect(await serve({ Version: version, Status, GetContainerEvents }));
+  expect(runtime.hasPlainContainers?.()).toBe(false);
+  const stop = new AbortController();
+  const done = runtime.events(() => {}, stop.signal);
+  await expect.poll(() => runtime.hasPlainContainers?.()).toBe(true);
+  handler = "io.containerd.kata.v2";
+  await expect.poll(() => stream).toBeDefined();
+  stream?.emit("error", { code: status.UNAVAILABLE, details: "restarting" });
+  await expect.poll(() => asked).toEqual([true, true]);
+  expect(runtime.hasPlainContainers?.()).toBe(false);
+  stop.abort();
+  await done;
+});
+
+test("of a runtime that does not tell, nothing is known of its containers", async () => {
+  let asked = 0;
+  const Status: Unary = (_call, reply) => {
+    asked += 1;
+    reply({ code: status.INTERNAL, details: "no such answer" });
+  };
+  const runtime = await connect(await serve({ Version: version, Status }));
+  const stop = new AbortController();
+  const done = runtime.events(() => {}, stop.signal);
+  await expect.poll(() => asked).toBeGreaterThan(0);
+  expect(runtime.hasPlainContainers?.()).toBe(false);
+  stop.abort();
+  await done;
+});
+
 test("a snapshot leaves out what vanished between the list and the look", async () => {
   const labels = { "io.kubernetes.pod.uid": "u1" };
   const gone: Unary = (_call, reply) => reply({ code: status.NOT_FOUND, details: "gone" });

@@ -19,6 +19,7 @@ export function daemonInfo(change: Partial<DaemonInfo> = {}): DaemonInfo {
     storageDriver: "overlay2",
     securityOptions: ["name=seccomp,profile=default"],
     runtimes: ["runc"],
+    hasPlainContainers: true,
     defaultRuntime: "runc",
     swapLimit: true,
     memoryLimit: true,

@@ -153,3 +153,28 @@ test("the daemon of itself: 20.10, 25 with CDI, and 29 with containerd's image s
     runtimes: ["runc"],
   });
 });
+
+describe("containers of the daemon's default runtime", () => {
+  const runc = { path: "runc", status: { "org.opencontainers.runtime-spec.features": "{}" } };
+  const runtimes = {
+    runc,
+    "io.containerd.runc.v2": runc,
+    fast: { path: "/opt/bin/crun", runtimeArgs: ["--debug"] },
+    kata: { runtimeType: "io.containerd.kata.v2" },
+    "kata-by-name": { path: "/usr/bin/kata-runtime" },
+    typed: { path: "runc", runtimeType: "io.containerd.runsc.v1" },
+  };
+  test.each([
+    ["runc", true],
+    ["io.containerd.runc.v2", true],
+    ["fast", true],
+    ["kata", false],
+    ["kata-by-name", false],
+    ["typed", false],
+    ["gone", false],
+    [undefined, false],
+  ])("are known to be plain processes with %s: %s", (DefaultRuntime, hasPlainContainers) => {
+    const info = { OSType: "linux", Runtimes: runtimes, ...(DefaultRuntime === undefined ? {} : { DefaultRuntime }) };
+    expect(readDaemonInfo({ Version: "28.3.0", ApiVersion: "1.51" }, info)).toMatchObject({ hasPlainContainers });
+  });
+});
