@@ -1,88 +1,35 @@
 import { spawn } from "node:child_process";
 import { once } from "node:events";
-import {
-  chmod,
-  lstat,
-  mkdir,
-  mkdtemp,
-  readdir,
-  readFile,
-  rm,
-  stat,
-  statfs,
-  symlink,
-  writeFile,
-} from "node:fs/promises";
-import { tmpdir } from "node:os";
+import { chmod, lstat, mkdir, readdir, readFile, rm, stat, statfs, symlink, writeFile } from "node:fs/promises";
 import { join } from "node:path";
-import { afterEach, beforeEach, describe, expect, test } from "vitest";
-import type { Pod, PodSpec, Volume } from "../../agent/kube/types.ts";
-import type { Logger } from "../../agent/lib/log.ts";
+import { beforeEach, describe, expect, test } from "vitest";
 import { silentLogger } from "../../agent/lib/log.ts";
 import { isMountPoint, listMountsUnder, mountFilesystem, unmountAllUnder } from "../../agent/lib/mount.ts";
 import { openDir } from "../../agent/volumes/safe-path.ts";
 import { writePayload } from "../../agent/volumes/atomic-writer.ts";
 import { tmpfsMagic } from "../../agent/volumes/empty-dir.ts";
-import { createPodVolumes, type VolumeManager } from "../../agent/volumes/manager.ts";
 import { applyFSGroup } from "../../agent/volumes/ownership.ts";
 import { createProjectedKind } from "../../agent/volumes/projected.ts";
-import { FakeClock, FakeObjects, FakeTokenServer, makePod } from "../unit/volumes/support.ts";
+import { never, podUID, podWith, useVolumeRoot } from "../support/volume-root.ts";
 import { hiddenNames, payloadOf, visible, write } from "../unit/volumes/writer-support.ts";
 
 // Config volumes on real mounts, as root, under attack and with disks that are full.
 
-const never = new AbortController().signal;
-const podUID = makePod({}).metadata.uid ?? "";
-let base: string;
-let root: string;
-let clock: FakeClock;
-let objects: FakeObjects;
-let server: FakeTokenServer;
-let manager: VolumeManager;
 let events: string[];
 let logged: string;
 
-beforeEach(async () => {
-  base = await mkdtemp(join(tmpdir(), "nodelet-config-"));
-  root = join(base, "kubelet");
-  await mkdir(root);
-  clock = new FakeClock();
-  objects = new FakeObjects();
-  server = new FakeTokenServer(clock);
+const on = useVolumeRoot(() => {
   [events, logged] = [[], ""];
-  manager = start();
-});
-afterEach(async () => {
-  manager.close();
-  await unmountAllUnder(base);
-  await rm(base, { recursive: true, force: true });
-});
-
-function start(more: Partial<Parameters<typeof createPodVolumes>[0]> = {}): VolumeManager {
   const note = (...args: unknown[]) => {
     logged += JSON.stringify(args);
   };
-  const log: Logger = { ...silentLogger, debug: note, info: note, warn: note, error: note };
-  return createPodVolumes({
-    rootDir: root,
-    client: server.client,
-    objects,
-    clock,
-    log,
-    nodeAllocatable: () => ({ memory: "64Mi" }),
-    selinuxEnabled: false,
+  return {
+    log: { ...silentLogger, debug: note, info: note, warn: note, error: note },
     onEvent: (_pod, type, reason, message) => events.push(`${type} ${reason} ${message}`),
-    random: () => 0,
-    ...more,
-  });
-}
+  };
+});
 
-function podWith(volume: Volume, spec: Partial<PodSpec> = {}): Pod {
-  const containers = [{ name: "app", volumeMounts: [{ name: volume.name, mountPath: "/v" }] }];
-  return makePod({ containers, volumes: [volume], ...spec });
-}
-
-const dirOf = (plugin: string) => join(root, "pods", podUID, `volumes/kubernetes.io~${plugin}/v`);
+const dirOf = (plugin: string) => join(on.root, "pods", podUID, `volumes/kubernetes.io~${plugin}/v`);
 
 describe("medium", () => {
   test.each([
@@ -95,43 +42,43 @@ describe("medium", () => {
     },
     { plugin: "projected", volume: { projected: { sources: [{ secret: { name: "o" } }] } }, inMemory: true },
   ])("$plugin: in memory $inMemory, sized as a Memory emptyDir", async ({ plugin, volume, inMemory }) => {
-    objects.setConfigMap("o", { k: "1" });
-    objects.setSecret("o", { k: "1" });
-    await manager.setUp(podWith({ name: "v", ...volume }), never);
+    on.objects.setConfigMap("o", { k: "1" });
+    on.objects.setSecret("o", { k: "1" });
+    await on.manager.setUp(podWith({ name: "v", ...volume }), never);
     const dir = dirOf(plugin);
     expect(await isMountPoint(dir)).toBe(inMemory);
     if (inMemory) {
       const { type, blocks, bsize } = await statfs(dir);
       expect([type, blocks * bsize]).toEqual([tmpfsMagic, 64 << 20]);
     }
-    const marks = await readdir(join(root, "pods", podUID, "plugins/kubernetes.io~empty-dir"));
+    const marks = await readdir(join(on.root, "pods", podUID, "plugins/kubernetes.io~empty-dir"));
     expect(marks).toEqual(["wrapped_v"]);
   });
 
   test("a first write that fails leaves neither mount nor directory", async () => {
-    objects.setSecret("o", { "..data": "1" });
+    on.objects.setSecret("o", { "..data": "1" });
     const pod = podWith({ name: "v", secret: { secretName: "o" } });
-    await expect(manager.setUp(pod, never)).rejects.toThrow('must not start with ".."');
+    await expect(on.manager.setUp(pod, never)).rejects.toThrow('must not start with ".."');
     expect(
-      (await listMountsUnder(root)).filter(({ mountPoint }) => mountPoint.includes("kubernetes.io~secret")),
+      (await listMountsUnder(on.root)).filter(({ mountPoint }) => mountPoint.includes("kubernetes.io~secret")),
     ).toEqual([]);
     await expect(lstat(dirOf("secret"))).rejects.toThrow("ENOENT");
-    objects.setSecret("o", { good: "1" });
-    await manager.setUp(pod, never);
+    on.objects.setSecret("o", { good: "1" });
+    await on.manager.setUp(pod, never);
     expect(await visible(dirOf("secret"))).toEqual({ good: "1" });
   });
 });
 
 test("a secret deleted and made anew under a running pod: the old content stays until the new one is there", async () => {
   const pod = podWith({ name: "v", secret: { secretName: "login" } });
-  objects.setSecret("login", { password: "one", gone: "x" });
-  await manager.setUp(pod, never);
-  objects.secrets.clear();
-  await manager.setUp(pod, never);
+  on.objects.setSecret("login", { password: "one", gone: "x" });
+  await on.manager.setUp(pod, never);
+  on.objects.secrets.clear();
+  await on.manager.setUp(pod, never);
   expect(await visible(dirOf("secret"))).toEqual({ password: "one", gone: "x" });
   expect(events).toEqual(['Warning FailedMount MountVolume.SetUp failed for volume "v" : secret "login" not found']);
-  objects.setSecret("login", { password: "two" });
-  await manager.setUp(pod, never);
+  on.objects.setSecret("login", { password: "two" });
+  await on.manager.setUp(pod, never);
   expect(await visible(dirOf("secret"))).toEqual({ password: "two" });
 });
 
@@ -139,42 +86,42 @@ describe("a full disk", () => {
   const sizeBytes = 4 << 20;
 
   beforeEach(async () => {
-    await mountFilesystem({ type: "tmpfs", source: "tmpfs", target: root, options: [`size=${sizeBytes}`] });
+    await mountFilesystem({ type: "tmpfs", source: "tmpfs", target: on.root, options: [`size=${sizeBytes}`] });
   });
 
   test("during an update: old content stays whole, an event says why, and the update comes when there is room", async () => {
     const pod = podWith({ name: "v", configMap: { name: "settings" } });
-    objects.setConfigMap("settings", { a: "old", b: "old" });
-    await manager.setUp(pod, never);
-    await writeFile(join(root, "filler"), Buffer.alloc(sizeBytes)).catch(() => {}); // as much as there is
+    on.objects.setConfigMap("settings", { a: "old", b: "old" });
+    await on.manager.setUp(pod, never);
+    await writeFile(join(on.root, "filler"), Buffer.alloc(sizeBytes)).catch(() => {}); // as much as there is
     const big = "x".repeat(1 << 20);
-    objects.setConfigMap("settings", { a: "new", b: big });
-    await manager.setUp(pod, never);
+    on.objects.setConfigMap("settings", { a: "new", b: big });
+    await on.manager.setUp(pod, never);
     expect(await visible(dirOf("configmap"))).toEqual({ a: "old", b: "old" });
     expect(events).toEqual([
       'Warning FailedMount MountVolume.SetUp failed for volume "v" : ' +
         "cannot write the volume's files: ENOSPC: no space left on device",
     ]);
     expect(await hiddenNames(dirOf("configmap"))).toHaveLength(2);
-    await rm(join(root, "filler"));
-    await manager.setUp(pod, never);
+    await rm(join(on.root, "filler"));
+    await on.manager.setUp(pod, never);
     expect(await visible(dirOf("configmap"))).toEqual({ a: "new", b: big });
   });
 
   test("during the first set-up: the reason is told, and nothing is left that could count as ready", async () => {
     const pod = podWith({ name: "v", configMap: { name: "settings" } });
-    objects.setConfigMap("settings", { big: "x".repeat(sizeBytes + 1) });
-    await expect(manager.setUp(pod, never)).rejects.toThrow("no space left on device");
+    on.objects.setConfigMap("settings", { big: "x".repeat(sizeBytes + 1) });
+    await expect(on.manager.setUp(pod, never)).rejects.toThrow("no space left on device");
     await expect(lstat(dirOf("configmap"))).rejects.toThrow("ENOENT");
-    objects.setConfigMap("settings", { small: "x" });
-    await manager.setUp(pod, never);
+    on.objects.setConfigMap("settings", { small: "x" });
+    await on.manager.setUp(pod, never);
     expect(await visible(dirOf("configmap"))).toEqual({ small: "x" });
   });
 });
 
 describe("the writer's process is killed", () => {
   test("at any moment: files agree with each other, and the next run leaves no rubbish", async () => {
-    const dir = join(base, "volume");
+    const dir = join(on.base, "volume");
     await mkdir(dir);
     const script = join(import.meta.dirname, "../support/config-writer-process.ts");
     for (let round = 0; round < 8; round += 1) {
@@ -221,8 +168,8 @@ for (let n = 0; ; n += 1) {
 }`;
 
 test("somebody who swaps all parts of a volume for links to the host's files gets nothing of them changed", async () => {
-  const volume = join(base, "volume");
-  const host = join(base, "host");
+  const volume = join(on.base, "volume");
+  const host = join(on.base, "host");
   await mkdir(volume);
   await mkdir(join(host, "deep"), { recursive: true });
   for (const name of ["key", "deep/key", "deep/other"]) await writeFile(join(host, name), "precious", { mode: 0o600 });
@@ -265,12 +212,12 @@ test("somebody who swaps all parts of a volume for links to the host's files get
 });
 
 test("a link in the place of a volume's directory is not written through", async () => {
-  objects.setConfigMap("settings", { key: "value" });
-  const host = join(base, "host");
+  on.objects.setConfigMap("settings", { key: "value" });
+  const host = join(on.base, "host");
   await mkdir(host);
-  await mkdir(join(root, "pods", podUID, "volumes"), { recursive: true });
-  await symlink(host, join(root, "pods", podUID, "volumes/kubernetes.io~configmap"));
-  await expect(manager.setUp(podWith({ name: "v", configMap: { name: "settings" } }), never)).rejects.toThrow();
+  await mkdir(join(on.root, "pods", podUID, "volumes"), { recursive: true });
+  await symlink(host, join(on.root, "pods", podUID, "volumes/kubernetes.io~configmap"));
+  await expect(on.manager.setUp(podWith({ name: "v", configMap: { name: "settings" } }), never)).rejects.toThrow();
   expect(await readdir(host, { recursive: true })).not.toContain("key");
 });
 
@@ -279,18 +226,18 @@ describe("identity", () => {
 
   test("a token is on no disk and in no log, also when its renewal fails, and goes with the pod", async () => {
     const pod = podWith({ name: "v", projected: { sources: [token] } });
-    await manager.setUp(pod, never);
-    await clock.advance(0.8 * 3600_000);
-    server.failures = [];
-    await manager.setUp(pod, never);
+    await on.manager.setUp(pod, never);
+    await on.clock.advance(0.8 * 3600_000);
+    on.server.failures = [];
+    await on.manager.setUp(pod, never);
     expect(await readFile(join(dirOf("projected"), "token"), "utf8")).toBe("token-2");
     expect(logged).not.toMatch(/token-\d/);
-    await unmountAllUnder(root); // what is left is the disk
-    const files = (await readdir(root, { recursive: true, withFileTypes: true })).filter((entry) => entry.isFile());
+    await unmountAllUnder(on.root); // what is left is the disk
+    const files = (await readdir(on.root, { recursive: true, withFileTypes: true })).filter((entry) => entry.isFile());
     for (const { parentPath, name } of files) {
       expect(await readFile(join(parentPath, name), "utf8")).not.toMatch(/token-\d/);
     }
-    await manager.tearDown(podUID);
+    await on.manager.tearDown(podUID);
   });
 
   test.each([
@@ -307,7 +254,7 @@ describe("identity", () => {
       want: { trust: "640 1000 4321", key: "640 1000 4321" },
     },
   ])("trust bundles and certificates: $name; other sources keep their modes", async ({ spec, want }) => {
-    manager.close();
+    on.manager.close();
     let wake = () => {};
     const woken: string[] = [];
     const kind = createProjectedKind({
@@ -320,16 +267,17 @@ describe("identity", () => {
         close: () => Promise.resolve(),
       },
       podCertificates: {
-        certificate: () => Promise.resolve({ keyPem: "KEY\n", chainPem: "CHAIN\n", refreshAtMs: clock.now() + 5000 }),
+        certificate: () =>
+          Promise.resolve({ keyPem: "KEY\n", chainPem: "CHAIN\n", refreshAtMs: on.clock.now() + 5000 }),
         forget: () => {},
         onChange: () => () => {},
         states: () => [],
         close: () => Promise.resolve(),
       },
     });
-    manager = start({ kinds: [kind] });
-    manager.onChange((uid) => woken.push(uid));
-    objects.setSecret("login", { password: "x" });
+    on.restart({ kinds: [kind] });
+    on.manager.onChange((uid) => woken.push(uid));
+    on.objects.setSecret("login", { password: "x" });
     const podCertificate = {
       signerName: "s/x",
       keyType: "ED25519",
@@ -342,8 +290,8 @@ describe("identity", () => {
       { podCertificate },
       { secret: { name: "login", items: [{ key: "password", path: "password", mode: 0o604 }] } },
     ];
-    const pod = podWith({ name: "v", projected: { sources } }, spec);
-    await manager.setUp(pod, never);
+    const pod = podWith({ name: "v", projected: { sources } }, {}, spec);
+    await on.manager.setUp(pod, never);
     const dir = dirOf("projected");
     expect(await visible(dir)).toEqual({
       "ca.pem": "TRUST",
@@ -358,10 +306,10 @@ describe("identity", () => {
     };
     expect({ trust: await look("ca.pem"), key: await look("key.pem") }).toEqual(want);
     expect((await look("password")).split(" ")[0]).toBe(want.trust.endsWith("4321") ? "644" : "604");
-    expect(manager.refreshInMs(podUID)).toBe(5000);
+    expect(on.manager.refreshInMs(podUID)).toBe(5000);
     wake();
     expect(woken).toEqual([podUID]);
-    await manager.tearDown(podUID);
+    await on.manager.tearDown(podUID);
     wake();
     expect(woken).toEqual([podUID]);
   });
@@ -377,14 +325,16 @@ describe("identity", () => {
     ],
     [{ somethingNew: {} }, "projected source somethingNew is not supported"],
   ])("%o is refused where its gate is off", async (source, why) => {
-    await expect(manager.setUp(podWith({ name: "v", projected: { sources: [source] } }), never)).rejects.toThrow(why);
+    await expect(on.manager.setUp(podWith({ name: "v", projected: { sources: [source] } }), never)).rejects.toThrow(
+      why,
+    );
   });
 
   test("a later source wins a path", async () => {
-    objects.setConfigMap("a", { key: "a" });
-    objects.setSecret("b", { key: "b" });
+    on.objects.setConfigMap("a", { key: "a" });
+    on.objects.setSecret("b", { key: "b" });
     const sources = [{ configMap: { name: "a" } }, { secret: { name: "b" } }];
-    await manager.setUp(podWith({ name: "v", projected: { sources } }), never);
+    await on.manager.setUp(podWith({ name: "v", projected: { sources } }), never);
     expect(await visible(dirOf("projected"))).toEqual({ key: "b" });
   });
 });

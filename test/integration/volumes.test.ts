@@ -1,22 +1,9 @@
 import { spawn } from "node:child_process";
 import { once } from "node:events";
-import {
-  chmod,
-  lstat,
-  mkdir,
-  mkdtemp,
-  readdir,
-  readFile,
-  rm,
-  stat,
-  statfs,
-  symlink,
-  writeFile,
-} from "node:fs/promises";
-import { tmpdir } from "node:os";
+import { chmod, lstat, mkdir, readdir, readFile, rm, stat, statfs, symlink, writeFile } from "node:fs/promises";
 import { join } from "node:path";
-import { afterEach, beforeEach, describe, expect, test } from "vitest";
-import type { Container, Pod, PodSpec, Volume, VolumeMount } from "../../agent/kube/types.ts";
+import { beforeEach, describe, expect, test } from "vitest";
+import type { Pod, Volume, VolumeMount } from "../../agent/kube/types.ts";
 import { messageOf } from "../../agent/lib/errors.ts";
 import { silentLogger } from "../../agent/lib/log.ts";
 import {
@@ -28,70 +15,23 @@ import {
   unmountAllUnder,
 } from "../../agent/lib/mount.ts";
 import { hugetlbfsMagic, tmpfsMagic } from "../../agent/volumes/empty-dir.ts";
-import { createPodVolumes, type VolumeManager } from "../../agent/volumes/manager.ts";
 import { removeTree } from "../../agent/volumes/remove-tree.ts";
 import { isSELinuxEnabled, prepareRoot } from "../../agent/volumes/root-dir.ts";
 import { makeDirsInside, openInside } from "../../agent/volumes/safe-path.ts";
 import { createTmpfsProbe } from "../../agent/volumes/tmpfs-probe.ts";
-import { FakeClock, FakeObjects, FakeTokenServer, makePod } from "../unit/volumes/support.ts";
+import { makePod } from "../unit/volumes/support.ts";
+import { modeOf, never, podUID, podWith, useVolumeRoot } from "../support/volume-root.ts";
 
 // Real mounts under a temporary root, as root. Everything is unmounted and removed after each test, failed or not.
 
-const never = new AbortController().signal;
-const context = { podIPs: [], recursiveReadOnlySupported: false, userns: undefined };
-const podUID = makePod({}).metadata.uid ?? "";
 const hourMs = 3600_000;
 
-let base: string;
-let root: string;
-let clock: FakeClock;
-let objects: FakeObjects;
-let server: FakeTokenServer;
-let manager: VolumeManager;
-
-beforeEach(async () => {
-  base = await mkdtemp(join(tmpdir(), "nodelet-vol-"));
-  root = join(base, "kubelet");
-  await mkdir(root);
-  clock = new FakeClock();
-  objects = new FakeObjects();
-  server = new FakeTokenServer(clock);
-  manager = start();
-});
-afterEach(async () => {
-  await unmountAllUnder(base);
-  await rm(base, { recursive: true, force: true });
-});
-
-function start(): VolumeManager {
-  return createPodVolumes({
-    rootDir: root,
-    client: server.client,
-    objects,
-    clock,
-    log: silentLogger,
-    nodeAllocatable: () => ({ memory: "64Mi" }),
-    selinuxEnabled: false,
-    random: () => 0,
-  });
-}
-
-function podWith(volume: Volume, spec: Partial<PodSpec> = {}): Pod {
-  const containers = [{ name: "app", volumeMounts: [{ name: volume.name, mountPath: "/v" }] }];
-  return makePod({ containers, volumes: [volume], ...spec });
-}
+const on = useVolumeRoot();
 
 async function setUp(pod: Pod): Promise<string> {
-  await manager.setUp(pod, never);
-  return (await mountsOf(pod))[0] ?? "";
+  await on.manager.setUp(pod, never);
+  return (await on.mountsOf(pod))[0] ?? "";
 }
-
-async function mountsOf(pod: Pod, container: Container | undefined = pod.spec.containers[0]): Promise<string[]> {
-  if (container === undefined) return [];
-  return (await manager.mounts(pod, container, new Map(), context)).map(({ hostPath }) => hostPath);
-}
-
-const mode = async (path: string) => ((await stat(path)).mode & 0o7777).toString(8);
 
 // What a hostile container would do: `x` is a directory of its own, then a link to the host, some 100 000 times a second.
 const swapForEver = `
@@ -125,7 +65,7 @@ describe("volumes in memory", () => {
     const dir = await setUp(podWith({ name: "v", emptyDir: { medium: "Memory", sizeLimit: "1Mi" } }));
     const { type, blocks, bsize } = await statfs(dir);
     expect([type, blocks * bsize]).toEqual([tmpfsMagic, 1 << 20]);
-    expect(await mode(dir)).toBe("1777");
+    expect(await modeOf(dir)).toBe("1777");
     await expect(writeFile(join(dir, "big"), Buffer.alloc(2 << 20))).rejects.toThrow("ENOSPC");
   });
 
@@ -133,41 +73,41 @@ describe("volumes in memory", () => {
     const pod = podWith({ name: "v", emptyDir: { medium: "Memory" } });
     const dir = await setUp(pod);
     await writeFile(join(dir, "data"), "kept");
-    await manager.setUp(pod, never);
-    manager = start();
-    await manager.setUp(pod, never);
+    await on.manager.setUp(pod, never);
+    on.restart();
+    await on.manager.setUp(pod, never);
     expect(await readFile(join(dir, "data"), "utf8")).toBe("kept");
-    expect(await listMountsUnder(root)).toHaveLength(1);
+    expect(await listMountsUnder(on.root)).toHaveLength(1);
   });
 
   test("after a reboot the mark is there and the mount is not: it is made again", async () => {
     const pod = podWith({ name: "v", emptyDir: { medium: "Memory" } });
     const dir = await setUp(pod);
-    await unmountAllUnder(root);
-    manager = start();
-    await manager.setUp(pod, never);
+    await unmountAllUnder(on.root);
+    on.restart();
+    await on.manager.setUp(pod, never);
     expect(await isMountPoint(dir)).toBe(true);
   });
 
   test("fsGroup owns an emptyDir and what is made in it", async () => {
     for (const medium of ["", "Memory"]) {
       const volume = { name: `v${medium.toLowerCase()}`, emptyDir: { medium } };
-      const dir = await setUp(podWith(volume, { securityContext: { fsGroup: 4321 } }));
+      const dir = await setUp(podWith(volume, {}, { securityContext: { fsGroup: 4321 } }));
       await writeFile(join(dir, "made-later"), "");
       expect((await stat(dir)).gid).toBe(4321);
       expect((await stat(join(dir, "made-later"))).gid).toBe(4321);
-      expect(await mode(dir)).toBe(medium === "" ? "2777" : "3777");
+      expect(await modeOf(dir)).toBe(medium === "" ? "2777" : "3777");
     }
   });
 
   test("HugePages: hugetlbfs, or the reason why not", async () => {
-    const dir = join(root, "pods", podUID, "volumes/kubernetes.io~empty-dir/v");
+    const dir = join(on.root, "pods", podUID, "volumes/kubernetes.io~empty-dir/v");
     const plain = podWith({ name: "v", emptyDir: { medium: "HugePages" } });
-    await expect(manager.setUp(plain, never)).rejects.toThrow("no container requests hugepages-<size>");
+    await expect(on.manager.setUp(plain, never)).rejects.toThrow("no container requests hugepages-<size>");
     const [app] = plain.spec.containers;
     const resources = { requests: { "hugepages-2Mi": "2Mi" }, limits: { "hugepages-2Mi": "2Mi" } };
     const asking = { ...plain, spec: { ...plain.spec, containers: [{ ...app!, resources }] } };
-    const failure = await manager.setUp(asking, never).then(
+    const failure = await on.manager.setUp(asking, never).then(
       () => undefined,
       (err: unknown) => err,
     );
@@ -177,26 +117,26 @@ describe("volumes in memory", () => {
   });
 
   test("a secret never touches the disk", async () => {
-    objects.setSecret("login", { password: "hunter2" });
+    on.objects.setSecret("login", { password: "hunter2" });
     const dir = await setUp(podWith({ name: "v", secret: { secretName: "login", defaultMode: 0o400 } }));
     expect((await statfs(dir)).type).toBe(tmpfsMagic);
     expect(await readFile(join(dir, "password"), "utf8")).toBe("hunter2");
-    expect(await mode(join(dir, "password"))).toBe("400");
-    await unmountAllUnder(root);
+    expect(await modeOf(join(dir, "password"))).toBe("400");
+    await unmountAllUnder(on.root);
     expect(await readdir(dir)).toEqual([]);
   });
 
   test("tmpfs with noswap is probed without leaving anything", async () => {
-    expect(typeof (await createTmpfsProbe(root, silentLogger)())).toBe("boolean");
-    expect(await readdir(root)).toEqual([]);
+    expect(typeof (await createTmpfsProbe(on.root, silentLogger)())).toBe("boolean");
+    expect(await readdir(on.root)).toEqual([]);
   });
 });
 
 describe("projected service-account volume", () => {
-  beforeEach(() => objects.setConfigMap("kube-root-ca.crt", { "ca.crt": "PEM" }));
+  beforeEach(() => on.objects.setConfigMap("kube-root-ca.crt", { "ca.crt": "PEM" }));
 
   test("has token, CA and namespace, and says when to renew", async () => {
-    const dir = await setUp(podWith(kubeAccess, { serviceAccountName: "builder" }));
+    const dir = await setUp(podWith(kubeAccess, {}, { serviceAccountName: "builder" }));
     expect((await readdir(dir)).filter((name) => !name.startsWith("..")).sort()).toEqual([
       "ca.crt",
       "namespace",
@@ -204,16 +144,16 @@ describe("projected service-account volume", () => {
     ]);
     expect(await readFile(join(dir, "token"), "utf8")).toBe("token-1");
     expect(await readFile(join(dir, "namespace"), "utf8")).toBe("shop");
-    expect(server.requests[0]?.spec.audiences).toEqual(["vault"]);
-    expect(manager.refreshInMs(podUID)).toBeLessThanOrEqual(0.8 * hourMs);
+    expect(on.server.requests[0]?.spec.audiences).toEqual(["vault"]);
+    expect(on.manager.refreshInMs(podUID)).toBeLessThanOrEqual(0.8 * hourMs);
   });
 
   test("a new token is in place when the old one has lived 80 %, under readers' eyes", async () => {
     const pod = podWith(kubeAccess);
     const dir = await setUp(pod);
-    await clock.advance(0.8 * hourMs);
-    expect(manager.refreshInMs(podUID)).toBe(0);
-    await manager.setUp(pod, never);
+    await on.clock.advance(0.8 * hourMs);
+    expect(on.manager.refreshInMs(podUID)).toBe(0);
+    await on.manager.setUp(pod, never);
     expect(await readFile(join(dir, "token"), "utf8")).toBe("token-2");
     expect((await readdir(dir)).filter((name) => /^\.\.\d/.test(name))).toHaveLength(1);
   });
@@ -223,14 +163,14 @@ describe("projected service-account volume", () => {
     { name: "fsGroup", spec: { securityContext: { fsGroup: 4321 } }, want: { mode: "640", uid: 0, gid: 4321 } },
     { name: "one user", spec: { securityContext: { runAsUser: 1000 } }, want: { mode: "600", uid: 1000, gid: 0 } },
   ])("who can read a token: $name", async ({ spec, want }) => {
-    const dir = await setUp(podWith(kubeAccess, spec));
+    const dir = await setUp(podWith(kubeAccess, {}, spec));
     const { uid, gid } = await stat(join(dir, "token"));
-    expect({ mode: await mode(join(dir, "token")), uid, gid }).toEqual(want);
+    expect({ mode: await modeOf(join(dir, "token")), uid, gid }).toEqual(want);
   });
 
   test("names everything that is missing at once", async () => {
     const sources = [{ secret: { name: "a" } }, { configMap: { name: "b" } }];
-    await expect(manager.setUp(podWith({ name: "v", projected: { sources } }), never)).rejects.toThrow(
+    await expect(on.manager.setUp(podWith({ name: "v", projected: { sources } }), never)).rejects.toThrow(
       'MountVolume.SetUp failed for volume "v" : [secret "a" not found, configmap "b" not found]',
     );
   });
@@ -238,7 +178,7 @@ describe("projected service-account volume", () => {
 
 describe("tearDown", () => {
   test("unmounts and removes all, also what containers mounted inside", async () => {
-    objects.setSecret("login", { password: "hunter2" });
+    on.objects.setSecret("login", { password: "hunter2" });
     const volumes: Volume[] = [
       { name: "mem", emptyDir: { medium: "Memory" } },
       { name: "disk", emptyDir: {} },
@@ -249,10 +189,10 @@ describe("tearDown", () => {
       { name: "mem", mountPath: "/sub", subPath: "deep/sub" },
     ];
     const pod = makePod({ volumes, containers: [{ name: "app", volumeMounts }] });
-    await manager.setUp(pod, never);
-    const paths = await mountsOf(pod);
+    await on.manager.setUp(pod, never);
+    const paths = await on.mountsOf(pod);
     const disk = paths[1] ?? "";
-    const outside = join(base, "outside");
+    const outside = join(on.base, "outside");
     await mkdir(outside);
     await writeFile(join(outside, "data"), "precious");
     await mkdir(join(disk, "inner"));
@@ -260,13 +200,13 @@ describe("tearDown", () => {
     await symlink(outside, join(disk, "link"));
     await writeFile(Buffer.concat([Buffer.from(`${disk}/latin1-`), Buffer.from([0xe9])]), "");
 
-    manager = start(); // it must not need to remember
-    await manager.tearDown(podUID);
-    expect(await listMountsUnder(root)).toEqual([]);
-    expect(await readdir(join(root, "pods", podUID))).toEqual(["plugins"]);
+    on.restart(); // it must not need to remember
+    await on.manager.tearDown(podUID);
+    expect(await listMountsUnder(on.root)).toEqual([]);
+    expect(await readdir(join(on.root, "pods", podUID))).toEqual(["plugins"]);
     expect(await readFile(join(outside, "data"), "utf8")).toBe("precious");
-    await manager.removePodDir(podUID);
-    expect(await readdir(join(root, "pods"))).toEqual([]);
+    await on.manager.removePodDir(podUID);
+    expect(await readdir(join(on.root, "pods"))).toEqual([]);
   });
 
   test("what is busy stays, with a message that names it, and goes the next time", async () => {
@@ -276,28 +216,28 @@ describe("tearDown", () => {
     const cwd = process.cwd();
     process.chdir(dir);
     try {
-      await expect(manager.tearDown(podUID)).rejects.toThrow(`cannot unmount ${dir}`);
+      await expect(on.manager.tearDown(podUID)).rejects.toThrow(`cannot unmount ${dir}`);
       expect(await readFile(join(dir, "data"), "utf8")).toBe("in use");
-      await expect(manager.removePodDir(podUID)).rejects.toThrow("its volumes are in use");
+      await expect(on.manager.removePodDir(podUID)).rejects.toThrow("its volumes are in use");
     } finally {
       process.chdir(cwd);
     }
-    await manager.tearDown(podUID);
-    await manager.removePodDir(podUID);
+    await on.manager.tearDown(podUID);
+    await on.manager.removePodDir(podUID);
   });
 
   test("a mount of a kind that is not ours is left alone", async () => {
-    const foreign = join(root, "pods", podUID, "volumes/kubernetes.io~csi/pv/mount");
+    const foreign = join(on.root, "pods", podUID, "volumes/kubernetes.io~csi/pv/mount");
     await mkdir(foreign, { recursive: true });
     await mountFilesystem({ type: "tmpfs", source: "tmpfs", target: foreign, options: ["size=4k"] });
-    await expect(manager.tearDown(podUID)).rejects.toThrow();
+    await expect(on.manager.tearDown(podUID)).rejects.toThrow();
     expect(await isMountPoint(foreign)).toBe(true);
   });
 
   test.each(["another file system", "a bind mount of the same one"])("removeTree stops at %s", async (what) => {
-    const tree = join(base, "tree");
+    const tree = join(on.base, "tree");
     const mnt = join(tree, "mnt");
-    const source = join(base, "source");
+    const source = join(on.base, "source");
     await mkdir(mnt, { recursive: true });
     await mkdir(source);
     if (what === "another file system") {
@@ -311,8 +251,8 @@ describe("tearDown", () => {
   });
 
   test("removeTree removes what names and links make hard", async () => {
-    const tree = join(base, "tree");
-    const outside = join(base, "outside");
+    const tree = join(on.base, "tree");
+    const outside = join(on.base, "outside");
     await mkdir(join(tree, ...Array.from({ length: 60 }, () => "deep")), { recursive: true });
     await mkdir(outside);
     await writeFile(join(outside, "data"), "precious");
@@ -321,50 +261,49 @@ describe("tearDown", () => {
     await mkdir(Buffer.concat([Buffer.from(`${tree}/dir-`), Buffer.from([0xff])]));
     await removeTree(tree);
     await removeTree(tree);
-    expect(await readdir(base)).toEqual(["kubelet", "outside"]);
+    expect(await readdir(on.base)).toEqual(["kubelet", "outside"]);
     expect(await readdir(outside)).toEqual(["data"]);
   });
 });
 
 describe("subPath", () => {
   const volume = { name: "v", emptyDir: {} };
-  const subPod = (subPath: string) =>
-    podWith(volume, { containers: [{ name: "app", volumeMounts: [{ name: "v", mountPath: "/v", subPath }] }] });
-  const volumeDir = () => join(root, "pods", podUID, "volumes/kubernetes.io~empty-dir/v");
+  const subPod = (subPath: string) => podWith(volume, { subPath });
+  const volumeDir = () => join(on.root, "pods", podUID, "volumes/kubernetes.io~empty-dir/v");
 
   test("a missing directory is made with the volume's mode, and shows the same files", async () => {
     const pod = subPod("a/b");
     const target = await setUp(pod);
-    expect(target).toBe(join(root, "pods", podUID, "volume-subpaths/v/app/0"));
+    expect(target).toBe(join(on.root, "pods", podUID, "volume-subpaths/v/app/0"));
     await writeFile(join(target, "data"), "x");
     expect(await readFile(join(volumeDir(), "a/b/data"), "utf8")).toBe("x");
-    expect(await mode(join(volumeDir(), "a"))).toBe("777");
-    expect(await mode(join(volumeDir(), "a/b"))).toBe("777");
+    expect(await modeOf(join(volumeDir(), "a"))).toBe("777");
+    expect(await modeOf(join(volumeDir(), "a/b"))).toBe("777");
   });
 
   test("a single file, and a link that stays inside", async () => {
     const pod = subPod("link/file");
-    await manager.setUp(pod, never);
+    await on.manager.setUp(pod, never);
     await mkdir(join(volumeDir(), "real"));
     await writeFile(join(volumeDir(), "real/file"), "text");
     await symlink("real", join(volumeDir(), "link"));
-    const [target = ""] = await mountsOf(pod);
+    const [target = ""] = await on.mountsOf(pod);
     expect(await readFile(target, "utf8")).toBe("text");
   });
 
   test("a container restart keeps the mount; a replaced directory is mounted anew", async () => {
     const pod = subPod("a");
     const target = await setUp(pod);
-    await mountsOf(pod);
+    await on.mountsOf(pod);
     expect(await listMountsUnder(target)).toHaveLength(1);
     await rm(join(volumeDir(), "a"), { recursive: true });
     await mkdir(join(volumeDir(), "a"));
     await writeFile(join(volumeDir(), "a/new"), "");
-    await mountsOf(pod);
+    await on.mountsOf(pod);
     expect(await readdir(target)).toEqual(["new"]);
     await rm(join(volumeDir(), "a"), { recursive: true });
     await writeFile(join(volumeDir(), "a"), "now a file");
-    await mountsOf(pod);
+    await on.mountsOf(pod);
     expect(await readFile(target, "utf8")).toBe("now a file");
     expect(await listMountsUnder(target)).toHaveLength(1);
   });
@@ -378,25 +317,25 @@ describe("subPath", () => {
     { name: "a link to itself", target: "link", subPath: "link" },
   ])("$name is refused without telling what is there", async ({ target, subPath }) => {
     const pod = subPod(subPath);
-    await manager.setUp(pod, never);
+    await on.manager.setUp(pod, never);
     await symlink(target, join(volumeDir(), "link"));
-    await expect(mountsOf(pod)).rejects.toMatchObject({
+    await expect(on.mountsOf(pod)).rejects.toMatchObject({
       code: "Invalid",
       message: expect.stringMatching(
         /^failed to (create subPath directory|prepare subPath) for volumeMount "v" of container "app"$/,
       ) as string,
     });
-    expect(await listMountsUnder(root)).toEqual([]);
+    expect(await listMountsUnder(on.root)).toEqual([]);
     await expect(lstat("/nodelet-must-not-appear")).rejects.toThrow("ENOENT");
     await expect(lstat("/tmp/nodelet-must-not-appear")).rejects.toThrow("ENOENT");
   });
 
   test("a container that swaps directory and link all the time never gets the host's files", async () => {
-    const host = join(base, "host");
+    const host = join(on.base, "host");
     await mkdir(join(host, "y"), { recursive: true });
     await writeFile(join(host, "y/key"), "host");
     const pod = subPod("x/y");
-    await manager.setUp(pod, never);
+    await on.manager.setUp(pod, never);
     const x = join(volumeDir(), "x");
     await mkdir(join(x, "y"), { recursive: true });
     await symlink(host, join(volumeDir(), "link"));
@@ -407,7 +346,7 @@ describe("subPath", () => {
       await once(attacker.stdout, "data");
       let mounted = 0;
       for (let i = 0; i < 300; i += 1) {
-        const [path] = await mountsOf(pod).catch(() => []);
+        const [path] = await on.mountsOf(pod).catch(() => []);
         if (path === undefined) continue;
         mounted += 1;
         expect(await readdir(path)).not.toContain("key");
@@ -424,11 +363,11 @@ describe("subPath", () => {
   });
 
   test("directories are made with exact modes, and by two containers at once", async () => {
-    const dir = join(base, "volume");
+    const dir = join(on.base, "volume");
     await mkdir(dir);
     await chmod(dir, 0o2770);
     await Promise.all([makeDirsInside(dir, "a/b/c", 0o2770), makeDirsInside(dir, "a/b/d", 0o2770)]);
-    const modes = await Promise.all(["a", "a/b", "a/b/c", "a/b/d"].map((path) => mode(join(dir, path))));
+    const modes = await Promise.all(["a", "a/b", "a/b/c", "a/b/d"].map((path) => modeOf(join(dir, path))));
     expect(modes).toEqual(["2770", "2770", "2770", "2770"]);
     await writeFile(join(dir, "file"), "");
     await expect(makeDirsInside(dir, "file/x", 0o755)).rejects.toMatchObject({ code: "Invalid" });
@@ -438,21 +377,21 @@ describe("subPath", () => {
 
 describe("prepareRoot", () => {
   const options = () => ({
-    podLogsDir: join(base, "log/pods"),
-    containerLogsDir: join(base, "log/containers"),
+    podLogsDir: join(on.base, "log/pods"),
+    containerLogsDir: join(on.base, "log/containers"),
     selinuxEnabled: false,
     log: silentLogger,
   });
 
   test("makes the directories with their modes on a shared mount, once", async () => {
-    const dir = join(base, "fresh");
+    const dir = join(on.base, "fresh");
     await prepareRoot(dir, options());
     await prepareRoot(dir, options());
     const names = ["", "pods", "plugins", "plugins_registry", "pod-resources", "checkpoints"];
-    const modes = await Promise.all(names.map((name) => mode(join(dir, name))));
+    const modes = await Promise.all(names.map((name) => modeOf(join(dir, name))));
     expect(modes).toEqual(["750", "750", "750", "750", "750", "700"]);
-    expect(await mode(options().podLogsDir)).toBe("750");
-    expect(await mode(options().containerLogsDir)).toBe("755");
+    expect(await modeOf(options().podLogsDir)).toBe("750");
+    expect(await modeOf(options().containerLogsDir)).toBe("755");
     expect((await findMountOf(join(dir, "pods")))?.isShared).toBe(true);
     expect((await listMountsUnder(dir)).length).toBeLessThanOrEqual(1);
   });
@@ -462,8 +401,10 @@ describe("prepareRoot", () => {
   });
 
   test("names the directory it cannot make", async () => {
-    await writeFile(join(base, "file"), "");
-    await expect(prepareRoot(join(base, "file/x"), options())).rejects.toThrow(`cannot make directory ${base}/file/x`);
+    await writeFile(join(on.base, "file"), "");
+    await expect(prepareRoot(join(on.base, "file/x"), options())).rejects.toThrow(
+      `cannot make directory ${on.base}/file/x`,
+    );
   });
 
   test("knows whether SELinux is on", async () => {
