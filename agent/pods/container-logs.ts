@@ -38,10 +38,20 @@ export async function linkLog(pod: Pod, container: string, containerID: string, 
   await symlink(join(dir, newest), link).catch(ignoreErrno("EEXIST"));
 }
 
-/** Removes the log files of one container instance, rotated ones too, and its link. */
-export async function removeLogs(status: ContainerStatus, { settings }: LogDeps): Promise<void> {
+/**
+ * Removes the log files of one container instance, rotated ones too, and its link. Files stay if another instance has the same:
+ * one that the runtime made when its creation had been given up, and that was made again.
+ *
+ * @param others the pod's containers; `status` may be among them
+ */
+export async function removeLogs(
+  status: ContainerStatus,
+  others: readonly Pick<ContainerStatus, "id" | "logPath">[],
+  { settings }: LogDeps,
+): Promise<void> {
   const link = linkName(status.podName, status.podNamespace, status.name, status.id);
   await rm(join(settings.containerLogsDir, link), { force: true });
+  if (others.some(({ id, logPath }) => id !== status.id && logPath === status.logPath)) return;
   const dir = dirname(status.logPath);
   if (!dir.startsWith(`${settings.podLogsDir}/`)) return; // not a path that we chose
   const prefix = basename(status.logPath);

@@ -432,7 +432,7 @@ export class Executor {
     { observed }: StepContext,
   ): Promise<void> {
     const status = observed.containers.find(({ id }) => id === containerID);
-    if (status !== undefined && !keepsLogs) await removeLogs(status, this.#deps);
+    if (status !== undefined && !keepsLogs) await removeLogs(status, observed.containers, this.#deps);
     await this.#deps.runtime.removeContainer(containerID);
     if (status !== undefined && keepsLogs) await keepLogNumber(status, this.#deps);
   }

@@ -9,7 +9,7 @@ import type { ContextOfDaemon, LogConfig } from "./create-body.ts";
 import { isUnchanged } from "./errors.ts";
 import { writeCgroupFiles } from "./host-limits.ts";
 import { containerStatus, isRunning } from "./inspect.ts";
-import { cgroupWritesOf, readContainer, readSandbox, withCgroupWrites } from "./labels.ts";
+import { cgroupWritesOf, readSandbox, withCgroupWrites } from "./labels.ts";
 import { makeMissingSources } from "./mounts.ts";
 import { kindOfInspected } from "./ownership.ts";
 import { cgroupWrites, dockerResources } from "./resources.ts";
@@ -24,8 +24,8 @@ export interface ContainerLogs {
   giveWay(err: unknown): boolean;
   /** Makes the log of a container that was started visible at its pod's log path. Idempotent. */
   link(container: WireInspect): Promise<void>;
-  /** Takes that away again; idempotent. @param logPath as the container's label has it */
-  unlink(logPath: string): Promise<void>;
+  /** Takes that away again; idempotent. */
+  unlink(container: WireInspect): Promise<void>;
 }
 
 export interface ContainersOptions {
@@ -142,8 +142,7 @@ export class Containers {
     this.#created.delete(id);
     if (inspect === undefined) return;
     await removeForced(client, `remove container ${id}`, id);
-    const { logPath } = readContainer(inspect.Config?.Labels ?? {});
-    if (logPath !== "") await logs.unlink(logPath);
+    await logs.unlink(inspect);
   }
 
   /** The daemon has told that the kernel ended a process of it for want of memory. */

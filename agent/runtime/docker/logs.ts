@@ -1,5 +1,5 @@
 import { constants } from "node:fs";
-import { lstat, mkdir, open, readlink, rename, rm, symlink } from "node:fs/promises";
+import { mkdir, open, readlink, rename, rm, symlink } from "node:fs/promises";
 import { basename, dirname, isAbsolute, join } from "node:path";
 import { ignoreErrno } from "../../lib/errno.ts";
 import { AgentError, hasCode, messageOf, withContext } from "../../lib/errors.ts";
@@ -93,10 +93,14 @@ export async function linkLog(container: WireInspect): Promise<void> {
   }
 }
 
-/** Removes the link; a file in its place, which another runtime wrote, stays. */
-export async function unlinkLog(logPath: string): Promise<void> {
-  const stats = await lstat(logPath).catch(ignoreErrno("ENOENT", "ENOTDIR"));
-  if (stats?.isSymbolicLink() === true) await rm(logPath, { force: true });
+/**
+ * Removes the link. What else is in its place stays: a file, which another runtime wrote, or the link of another container that
+ * was to have the same path, as when the daemon was slow to make the first.
+ */
+export async function unlinkLog({ LogPath = "", Config }: WireInspect): Promise<void> {
+  const { logPath } = readContainer(Config?.Labels ?? {});
+  const target = await readlink(logPath).catch(ignoreErrno("ENOENT", "ENOTDIR", "EINVAL"));
+  if (target !== undefined && target === LogPath) await rm(logPath, { force: true });
 }
 
 /** What is at `logPath` already, a log of an earlier runtime perhaps, is replaced at once. */

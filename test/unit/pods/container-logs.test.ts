@@ -11,7 +11,9 @@ import {
   terminationLogBytesMax,
   terminationLogLinesMax,
 } from "../../../agent/pods/container-logs.ts";
-import { containerOf, exited } from "./support.ts";
+import { Executor, type ExecutorDeps, type StepContext } from "../../../agent/pods/executor.ts";
+import type { ContainerStatus } from "../../../agent/runtime/port.ts";
+import { containerOf, exited, podOf, snapshot } from "./support.ts";
 
 test("the number of a log that went with its container is not given again; a log that stayed is not touched", async () => {
   await using root = await makeTempDirectory();
@@ -24,6 +26,34 @@ test("the number of a log that went with its container is not given again; a log
   expect(await readFile(join(dir, "0.log"), "utf8")).toBe("said");
   await keepLogNumber(exited({ logPath: join(dir, "gone", "2.log") }), deps);
   await keepLogNumber(exited({ logPath: "/proc/elsewhere/2.log" }), deps);
+});
+
+test("logs go with their container, but for those that another one has, too", async () => {
+  await using root = await makeTempDirectory();
+  const [podLogsDir, containerLogsDir] = [join(root.path, "pods"), join(root.path, "containers")];
+  const dir = join(podLogsDir, "ns_web_u1", "app");
+  await mkdir(dir, { recursive: true });
+  await mkdir(containerLogsDir);
+  const logs = ["0.log", "0.log.20260101-000000.gz", "00.log", "1.log"];
+  for (const name of logs) await writeFile(join(dir, name), "said");
+  for (const id of ["late", "app"]) await symlink(join(dir, "0.log"), join(containerLogsDir, `web_ns_app-${id}.log`));
+  const removed: string[] = [];
+  const runtime = { removeContainer: async (id: string) => void removed.push(await Promise.resolve(id)) };
+  const executor = new Executor({ runtime, settings: { podLogsDir, containerLogsDir } } as unknown as ExecutorDeps);
+  const remove = async (containerID: string, ...containers: ContainerStatus[]) => {
+    const context = { pod: podOf(), observed: snapshot({ containers }) } as StepContext; // of which nothing else is read
+    await executor.execute({ kind: "RemoveContainer", containerID }, context);
+  };
+  const [late, app, next] = ["late", "app", "next"].map((id, i) =>
+    containerOf({ id, logPath: join(dir, i === 2 ? "1.log" : "0.log") }),
+  ) as [ContainerStatus, ContainerStatus, ContainerStatus];
+  await remove("late", app, late, next);
+  expect((await readdir(dir)).sort()).toEqual(logs);
+  expect(await readdir(containerLogsDir)).toEqual(["web_ns_app-app.log"]);
+  await remove("app", app, next);
+  expect((await readdir(dir)).sort()).toEqual(["00.log", "1.log"]);
+  expect(removed).toEqual(["late", "app"]);
+  expect(await readdir(containerLogsDir)).toEqual([]);
 });
 
 test("links to logs that are gone go, but for those of containers that run, and other people's", async () => {

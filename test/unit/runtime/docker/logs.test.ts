@@ -70,16 +70,24 @@ test("the link is made, with its directory, and made again over whatever is ther
   await linkLog(started);
   expect(await readlink(logPath)).toBe("/data/c1/c1-json.log");
 
-  await unlinkLog(logPath);
-  await unlinkLog(logPath);
+  await unlinkLog(started);
+  await unlinkLog(started);
   await expect(lstat(logPath)).rejects.toThrow("ENOENT");
 });
 
 test("a file in the link's place is not removed", async () => {
   const logPath = join(dir, "0.log");
   await writeFile(logPath, "kept");
-  await unlinkLog(logPath);
+  await unlinkLog(container(logPath, "/data/c1/c1-json.log"));
   expect(await readFile(logPath, "utf8")).toBe("kept");
+});
+
+test("nor is the link of another container that was to have the same path", async () => {
+  const logPath = join(dir, "0.log");
+  await linkLog(container(logPath, "/data/c2/c2-json.log"));
+  for (const LogPath of ["/data/c1/c1-json.log", ""]) await unlinkLog(container(logPath, LogPath));
+  expect(await readlink(logPath)).toBe("/data/c2/c2-json.log");
+  await unlinkLog(container("", ""));
 });
 
 test("a log directory that is a link leads nowhere", async () => {
