@@ -109,7 +109,7 @@ class Recorder implements RunningEventRecorder {
   async #record(occurrence: Occurrence, signal: AbortSignal): Promise<void> {
     const event = this.#correlator.correlate(occurrence);
     if (event === undefined) {
-      this.#drop("too many about this object");
+      this.#drop("too many about this object", named(occurrence));
       return;
     }
     const { clock, log } = this.#options;

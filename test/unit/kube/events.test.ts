@@ -218,6 +218,14 @@ test.each([
   expect(t.warnings()).toEqual([]);
 });
 
+test("events that are too many about one object are told with its name", async () => {
+  const t = makeRecorder();
+  for (let i = 0; i <= correlatorLimits.spamBurst; i += 1) t.recorder.event(web, "Normal", `R${i}`, "m");
+  await settle();
+  expect(t.recorder.dropped).toBe(1);
+  expect(t.warnings()).toMatchObject([{ why: "too many about this object", namespace: "ns", name: "web" }]);
+});
+
 test("the full queue loses its oldest", async () => {
   const t = makeRecorder();
   for (let i = 0; i <= eventLimits.queueMax; i += 1) t.recorder.event({ ...web, name: `p${i}` }, "Normal", "A", "m");
