@@ -1,4 +1,4 @@
-import { parseImageName } from "../runtime/images-name.ts";
+import { fullNameOf } from "../runtime/images-name.ts";
 import type { ImageInfo } from "../runtime/port.ts";
 
 /** Which images may go, and in which order. Pure; instants are milliseconds of one clock. */
@@ -45,24 +45,16 @@ export function idsInUse(images: readonly ImageInfo[], references: Iterable<stri
   const wanted = new Set<string>();
   for (const reference of references) {
     wanted.add(bareID(reference));
-    wanted.add(fullName(reference));
+    wanted.add(fullNameOf(reference));
   }
   const isWanted = ({ id, repoTags, repoDigests }: ImageInfo) =>
-    wanted.has(bareID(id)) || [...repoTags, ...repoDigests].some((name) => wanted.has(fullName(name)));
+    wanted.has(bareID(id)) || [...repoTags, ...repoDigests].some((name) => wanted.has(fullNameOf(name)));
   return new Set(images.filter(isWanted).map(({ id }) => id));
 }
 
 /** Some runtimes tell an ID with its algorithm in front, some without. */
 function bareID(id: string): string {
   return id.replace(/^sha256:/, "");
-}
-
-/** A digest decides where there is a tag, too, as it does for runtimes. */
-function fullName(name: string): string {
-  const parsed = parseImageName(name);
-  if (typeof parsed === "string") return name;
-  const { repository, tag, digest } = parsed;
-  return digest === "" ? `${repository}:${tag}` : `${repository}@${digest}`;
 }
 
 /** What is known after a look at the images that are there; of others, nothing is kept. */
@@ -119,7 +111,8 @@ export function spareImages(
 }
 
 /**
- * How much has to go, and how full the filesystem is; undefined if it is not too full.
+ * How much has to go, and how full the filesystem is; undefined if it is not too full, as one is that tells more available
+ * than it has.
  *
  * @param space of a filesystem whose capacity is not 0
  */
@@ -127,9 +120,7 @@ export function spaceToFree(
   { capacityBytes, availableBytes }: ImageSpace,
   { highPercent, lowPercent }: ImageGarbagePolicy,
 ): { usedPercent: number; bytesToFree: number } | undefined {
-  // Some filesystems tell more than they have.
-  const available = Math.min(availableBytes, capacityBytes);
-  const usedPercent = 100 - Math.floor((available * 100) / capacityBytes);
+  const usedPercent = 100 - Math.floor((availableBytes * 100) / capacityBytes);
   if (highPercent >= 100 || usedPercent < highPercent) return undefined;
-  return { usedPercent, bytesToFree: Math.floor((capacityBytes * (100 - lowPercent)) / 100) - available };
+  return { usedPercent, bytesToFree: Math.floor((capacityBytes * (100 - lowPercent)) / 100) - availableBytes };
 }

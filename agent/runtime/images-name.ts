@@ -56,6 +56,17 @@ export function withDefaultTag(image: string, name: ImageName): string {
   return name.digest === "" && !image.endsWith(`:${name.tag}`) ? `${image}:${name.tag}` : image;
 }
 
+/** With registry and tag or digest. A digest decides where there is a tag, too, as it does for runtimes. */
+export function fullName({ repository, tag, digest }: ImageName): string {
+  return digest === "" ? `${repository}:${tag}` : `${repository}@${digest}`;
+}
+
+/** The same of what is written; what is no image reference stays as it is. */
+export function fullNameOf(image: string): string {
+  const name = parseImageName(image);
+  return typeof name === "string" ? image : fullName(name);
+}
+
 /** The API server's default for `imagePullPolicy`, for pods that did not pass it. */
 export function defaultPullPolicy(image: string): "Always" | "IfNotPresent" {
   const name = parseImageName(image);

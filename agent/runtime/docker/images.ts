@@ -1,6 +1,6 @@
 import type { Clock } from "../../lib/clock.ts";
 import { AgentError, ifThere } from "../../lib/errors.ts";
-import { type ImageName, parseImageName } from "../images-name.ts";
+import { fullName, fullNameOf, parseImageName } from "../images-name.ts";
 import type { ImageInfo, ImageService } from "../port.ts";
 import { fieldsOf, objectsIn, textOf, textsOf } from "./answers.ts";
 import { ask, type DockerClient } from "./client.ts";
@@ -135,10 +135,6 @@ export function queryFor(image: string): string | undefined {
   return typeof name === "string" ? undefined : fullName(name);
 }
 
-function fullName({ repository, tag, digest }: ImageName): string {
-  return digest === "" ? `${repository}:${tag}` : `${repository}@${digest}`;
-}
-
 function pinnedBy(pauseImage: string): (image: DockerImage) => boolean {
   const pinned = queryFor(pauseImage);
   return ({ id, repoTags, repoDigests }) =>
@@ -209,11 +205,6 @@ export function imageOf(answer: unknown): DockerImage {
     repoDigests: named(RepoDigests),
     sizeBytes: typeof Size === "number" ? Size : 0,
   };
-}
-
-function fullNameOf(name: string): string {
-  const parsed = parseImageName(name);
-  return typeof parsed === "string" ? name : fullName(parsed);
 }
 
 /** As CRI tells it: a number is a UID, what stands behind a colon is the group. */

@@ -1,5 +1,5 @@
 import { expect, test } from "vitest";
-import { defaultPullPolicy, parseImageName, withDefaultTag } from "../../../agent/runtime/images-name.ts";
+import { defaultPullPolicy, fullNameOf, parseImageName, withDefaultTag } from "../../../agent/runtime/images-name.ts";
 
 const hex = "a".repeat(64);
 
@@ -85,3 +85,14 @@ for (const { image, want } of policies) {
   test(`the pull policy of ${image} is ${want} unless said otherwise`, () =>
     expect(defaultPullPolicy(image)).toBe(want));
 }
+
+test("names in full: a digest decides, and what is no name stays", () => {
+  const cases: [string, string][] = [
+    ["busybox", "docker.io/library/busybox:latest"],
+    ["host:5000/app:2", "host:5000/app:2"],
+    [`app:1@sha256:${hex}`, `docker.io/library/app@sha256:${hex}`],
+    ["Not A Name", "Not A Name"],
+    [hex, hex],
+  ];
+  for (const [image, want] of cases) expect(fullNameOf(image), image).toBe(want);
+});
