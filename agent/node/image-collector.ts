@@ -2,6 +2,7 @@ import type { Clock } from "../lib/clock.ts";
 import { AgentError, hasCode, messageOf } from "../lib/errors.ts";
 import type { Logger } from "../lib/log.ts";
 import { Loop } from "../lib/loop.ts";
+import { untilAborted } from "../runtime/images-pull.ts";
 import type { ImageInfo, ImageService } from "../runtime/port.ts";
 import type { ImageGarbageMetrics, ImageGarbageReason } from "../runtime/metrics.ts";
 import {
@@ -20,6 +21,15 @@ import {
 /** How often images are looked at; kubelet's ImageGCPeriod. */
 export const imageCollectIntervalMs = 300_000;
 
+/**
+ * How old an answer to "who stands on which image" may be when an image goes; our own. Pods of this node are known without
+ * asking, and what others make meanwhile is rare, while each answer costs lists of everything.
+ */
+export const inUseAgeMsMax = 10_000;
+
+// Failures that an event tells word for word: hundreds of images may fail for one reason.
+const failuresToldMax = 3;
+
 /** Why images, or their filesystem, are not as they should be: reasons of events about the node. */
 export type ImageGarbageEvent = "FreeDiskSpaceFailed" | "InvalidDiskCapacity" | "ImageGCFailed" | "InvalidImageID";
 
@@ -33,14 +43,17 @@ export interface ImageCollectorDeps {
   /** Records a warning about the node. */
   event(reason: ImageGarbageEvent, message: string): void;
   metrics: ImageGarbageMetrics;
-  /** After a pass: images may have gone, here or otherwise. */
-  onPass?(): Promise<void>;
+  /** After a pass: images may have gone, here or otherwise. Ends soon once the signal aborts. */
+  onPass(signal: AbortSignal): Promise<void>;
   clock: Clock;
   log: Logger;
 }
 
 export interface ImageCollector {
-  /** Looks at the images now and then, and removes those that nobody needs, until `signal` aborts. */
+  /**
+   * Looks at the images now and then, and removes those that nobody needs, until `signal` aborts. Waits for no answer of the
+   * runtime then: a removal that has begun is the runtime's to end.
+   */
   run(signal: AbortSignal): Promise<void>;
 }
 
@@ -58,7 +71,7 @@ export function createImageCollector(deps: ImageCollectorDeps): ImageCollector {
         await passes.pass(signal);
         failures = 0;
       } finally {
-        await deps.onPass?.();
+        if (!signal.aborted) await deps.onPass(signal);
       }
       return undefined;
     },
@@ -72,39 +85,69 @@ export function createImageCollector(deps: ImageCollectorDeps): ImageCollector {
   return { run: async (signal) => await loop.run(signal) };
 }
 
+/** What came of a part of a pass. */
+interface Outcome {
+  /** What did not go well. */
+  problems: string[];
+  /** The runtime did not answer: nothing after that was tried. */
+  isCutOff: boolean;
+}
+
+const wentWell: Outcome = { problems: [], isCutOff: false };
+
+/** What came of removing images; `failures` are their errors. */
+interface Removal extends Pick<Outcome, "isCutOff"> {
+  freedBytes: number;
+  failures: string[];
+}
+
 class Passes {
   readonly #deps: ImageCollectorDeps;
   readonly #beganMs: number;
   #histories: ReadonlyMap<string, ImageHistory> = new Map();
+  #inUse: { ids: ReadonlySet<string>; askedAtMs: number } | undefined;
+  /** IDs of images at which the runtime fell silent: they come after all others, which one of them would keep for ever else. */
+  #unanswered: ReadonlySet<string> = new Set();
 
   constructor(deps: ImageCollectorDeps) {
     this.#deps = deps;
     this.#beganMs = deps.clock.monotonic();
   }
 
-  /** Rejects, saying all that did not go well, when the pass has done what it could. */
+  /** Rejects, saying what did not go well, when the pass has done what it could; at once when `signal` aborts. */
   async pass(signal: AbortSignal): Promise<void> {
     const { clock, policy } = this.#deps;
     const nowMs = clock.monotonic();
-    const images = await this.#list();
-    const used = await this.#used(images);
+    const images = await this.#list(signal);
+    this.#inUse = undefined;
+    const used = await this.#used(images, signal);
     this.#histories = noteImages(this.#histories, images, used, nowMs);
-    const unused = unusedImages(images, this.#histories, used);
-    const problems: string[] = [];
+    const unanswered = new Set([...this.#unanswered].filter((id) => this.#histories.has(id)));
+    this.#unanswered = unanswered;
 
+    const isUnanswered = ({ image }: UnusedImage) => unanswered.has(image.id);
+    const found = unusedImages(images, this.#histories, used);
+    const unused = [...found.filter((one) => !isUnanswered(one)), ...found.filter(isUnanswered)];
     const outlived = outlivedImages(unused, policy, { nowMs, beganMs: this.#beganMs });
-    const ofAge = await this.#remove(outlived, "age", signal);
-    if (ofAge.failures.length > 0) problems.push(`images unused for too long stay: ${ofAge.failures.join("; ")}`);
-    if (signal.aborted) return;
-
-    const left = unused.filter((one) => !outlived.includes(one));
-    if (policy.highPercent < 100) problems.push(...(await this.#makeSpace(left, nowMs, signal)));
-    if (problems.length > 0 && !signal.aborted) throw new AgentError("Internal", problems.join("; "));
+    const first = outlived.filter((one) => !isUnanswered(one));
+    const left = unused.filter((one) => !first.includes(one));
+    const steps = [
+      async () => await this.#removeOutlived(first, signal),
+      async () => await this.#makeSpace(left, nowMs, signal),
+      async () => await this.#removeOutlived(outlived.filter(isUnanswered), signal),
+    ];
+    const problems: string[] = [];
+    for (const step of steps) {
+      const outcome = await step();
+      problems.push(...outcome.problems);
+      if (outcome.isCutOff) break;
+    }
+    if (problems.length > 0) throw new AgentError("Internal", problems.join("; "));
   }
 
-  async #list(): Promise<ImageInfo[]> {
+  async #list(signal: AbortSignal): Promise<ImageInfo[]> {
     const { images, event } = this.#deps;
-    const listed = await images.listImages();
+    const listed = await untilAborted(images.listImages(), signal);
     const known = listed.filter(({ id }) => id !== "");
     for (const { repoTags, repoDigests } of listed.filter(({ id }) => id === "")) {
       const [name = "without a name"] = [...repoTags, ...repoDigests];
@@ -113,79 +156,109 @@ class Passes {
     return known;
   }
 
-  async #used(images: readonly ImageInfo[]): Promise<Set<string>> {
-    const inUse = await this.#deps.images.imagesInUse();
-    return idsInUse(images, [...inUse, ...this.#deps.wanted()]);
+  async #used(images: readonly ImageInfo[], signal: AbortSignal): Promise<Set<string>> {
+    const { clock, images: service, wanted } = this.#deps;
+    const nowMs = clock.monotonic();
+    if (this.#inUse === undefined || nowMs - this.#inUse.askedAtMs >= inUseAgeMsMax) {
+      this.#inUse = { ids: await untilAborted(service.imagesInUse(), signal), askedAtMs: nowMs };
+    }
+    return idsInUse(images, [...this.#inUse.ids, ...wanted()]);
   }
 
-  /** @returns what did not go well */
-  async #makeSpace(unused: readonly UnusedImage[], nowMs: number, signal: AbortSignal): Promise<string[]> {
+  async #removeOutlived(outlived: readonly UnusedImage[], signal: AbortSignal): Promise<Outcome> {
+    const { failures, isCutOff } = await this.#remove(outlived, "age", signal);
+    if (failures.length === 0) return wentWell;
+    return { problems: [`images unused for too long stay: ${toldFailures(failures, isCutOff)}`], isCutOff };
+  }
+
+  async #makeSpace(unused: readonly UnusedImage[], nowMs: number, signal: AbortSignal): Promise<Outcome> {
     const { policy, event } = this.#deps;
-    const space = await this.#space();
+    if (policy.highPercent >= 100) return wentWell;
+    const space = await this.#space(signal);
     if (space.capacityBytes === 0) {
       const message = "invalid capacity 0 on image filesystem";
       event("InvalidDiskCapacity", message);
-      return [message];
+      return { problems: [message], isCutOff: false };
     }
     const wanted = spaceToFree(space, policy);
-    if (wanted === undefined) return [];
+    if (wanted === undefined) return wentWell;
     const { usedPercent, bytesToFree } = wanted;
     const spare = spareImages(unused, policy, nowMs);
-    const { freedBytes, failures } = await this.#remove(spare, "space", signal, bytesToFree);
-    if (signal.aborted) return [];
+    const { freedBytes, failures, isCutOff } = await this.#remove(spare, "space", signal, bytesToFree);
     const problems =
       failures.length === 0
         ? []
-        : [`${bytesToFree} bytes were to be freed, and ${freedBytes} were: ${failures.join("; ")}`];
-    if (freedBytes >= bytesToFree) return problems;
+        : [`${bytesToFree} bytes were to be freed, and ${freedBytes} were: ${toldFailures(failures, isCutOff)}`];
+    // Cut off: whether there is enough that could go, the next pass will show.
+    if (freedBytes >= bytesToFree || isCutOff) return { problems, isCutOff };
     const message =
       `Insufficient free disk space on the node's image filesystem (${usedPercent}% of ${sizeText(space.capacityBytes)} used). ` +
       `Failed to free sufficient space by deleting unused images (freed ${freedBytes} bytes). ` +
       "Find out what else takes it: images in use, logs, volumes or other files.";
     event("FreeDiskSpaceFailed", message);
-    return [...problems, message];
+    return { problems: [...problems, message], isCutOff };
   }
 
-  async #space(): Promise<ImageSpace> {
-    const [first] = (await this.#deps.images.fsInfo()).imageFilesystems;
+  async #space(signal: AbortSignal): Promise<ImageSpace> {
+    const { images, spaceAt } = this.#deps;
+    const [first] = (await untilAborted(images.fsInfo(), signal)).imageFilesystems;
     if (first === undefined) throw new AgentError("Internal", "the runtime names no filesystem for images");
-    return await this.#deps.spaceAt(first.mountpoint);
+    return await untilAborted(spaceAt(first.mountpoint), signal);
   }
 
-  /** Removes images in this order until enough is free. An image that cannot be removed does not keep the next ones. */
+  /**
+   * Removes images in this order until enough is free. An image that cannot be removed does not keep the next ones; a runtime
+   * that does not answer does: each of them would wait for a deadline of its own, and what was given up may go all the same.
+   */
   async #remove(
     candidates: readonly UnusedImage[],
     reason: ImageGarbageReason,
     signal: AbortSignal,
     enoughBytes = Number.POSITIVE_INFINITY,
-  ): Promise<{ freedBytes: number; failures: string[] }> {
+  ): Promise<Removal> {
     const { images, metrics, log } = this.#deps;
     let freedBytes = 0;
     const failures: string[] = [];
     for (const { image } of candidates) {
-      if (signal.aborted || freedBytes >= enoughBytes) break;
+      if (freedBytes >= enoughBytes) break;
       try {
-        if (!(await this.#isStillUnused(image.id))) continue;
-        await images.removeImage(image.id);
+        if (!(await this.#isStillUnused(image.id, signal))) continue;
+        await untilAborted(images.removeImage(image.id), signal);
       } catch (err) {
+        if (signal.aborted) throw err;
+        const told = { image: image.id, err: messageOf(err) };
         // A runtime knows best what somebody stands on.
-        if (hasCode(err, "Conflict")) log.debug({ image: image.id, err: messageOf(err) }, "image stays: it is in use");
-        else failures.push(messageOf(err));
-        continue;
+        if (hasCode(err, "Conflict")) log.debug(told, "image stays: it is in use");
+        else {
+          log.debug(told, "image stays: it cannot be removed");
+          failures.push(messageOf(err));
+        }
+        if (!hasCode(err, "Unavailable", "DeadlineExceeded")) continue;
+        this.#unanswered = new Set([...this.#unanswered, image.id]);
+        return { freedBytes, failures, isCutOff: true };
       }
       freedBytes += image.sizeBytes;
       metrics.collected.inc({ reason });
       const names = [...image.repoTags, ...image.repoDigests];
       log.info({ image: image.id, names, bytes: image.sizeBytes, reason }, "unused image removed");
     }
-    return { freedBytes, failures };
+    return { freedBytes, failures, isCutOff: false };
   }
 
   // Earlier removals took their time: meanwhile a container may have been made of it, or a pull may have given it another name.
-  async #isStillUnused(id: string): Promise<boolean> {
-    const image = await this.#deps.images.imageStatus(id);
-    return image !== undefined && !image.pinned && !(await this.#used([image])).has(image.id);
+  async #isStillUnused(id: string, signal: AbortSignal): Promise<boolean> {
+    const image = await untilAborted(this.#deps.images.imageStatus(id), signal);
+    return image !== undefined && !image.pinned && !(await this.#used([image], signal)).has(image.id);
   }
+}
+
+/** A few of them in full, how many more there are, and whether there was an end to it: what people can read in an event. */
+function toldFailures(failures: readonly string[], isCutOff: boolean): string {
+  // What cut it off is the last one.
+  const told = isCutOff ? failures.slice(-failuresToldMax) : failures.slice(0, failuresToldMax);
+  const more = failures.length - told.length;
+  const rest = [more > 0 ? [`and ${more} more`] : [], isCutOff ? ["the rest waits for the next pass"] : []].flat();
+  return [...told, ...rest].join("; ");
 }
 
 const sizeUnits = ["KiB", "MiB", "GiB", "TiB", "PiB"];

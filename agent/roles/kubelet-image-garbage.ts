@@ -8,6 +8,7 @@ import { createImageCollector } from "../node/image-collector.ts";
 import { collectsImages } from "../node/image-garbage.ts";
 import type { HeldPods } from "../pods/manager.ts";
 import { nodeReference, specContainers } from "../pods/names.ts";
+import { isTerminalPhase } from "../pods/status.ts";
 import { createImageGarbageMetrics } from "../runtime/metrics.ts";
 import type { Runtime } from "../runtime/port.ts";
 import { filesystemOf } from "../stats/filesystem.ts";
@@ -24,8 +25,8 @@ export interface ImageCollectionOptions {
   /** The pods that the node knows of. */
   held: Pick<HeldPods, "list" | "status">;
   sources: { synced(signal: AbortSignal): Promise<void> };
-  /** Forgets who may use images that are no longer there. */
-  pruneRecords(): Promise<void>;
+  /** Forgets who may use images that are no longer there; rejects at once when the signal aborts. */
+  pruneRecords(signal: AbortSignal): Promise<void>;
 }
 
 /** Pods may need images that nothing runs of yet, so they should be known first. But an API server can be away for long. */
@@ -41,12 +42,13 @@ export function startImageCollection(options: ImageCollectionOptions, { clock, l
   const collector = createImageCollector({
     images: runtime.images,
     policy,
-    wanted: () => held.list().flatMap((pod) => (hasEnded(held.status(pod)) ? [] : imagesOf(pod))),
+    wanted: () => held.list().flatMap((pod) => (isTerminalPhase(held.status(pod)?.phase) ? [] : imagesOf(pod))),
     spaceAt: filesystemOf,
     event: (reason, message) => recorder.event(node, "Warning", reason, message),
     metrics,
-    onPass: async () =>
-      await pruneRecords().catch((err: unknown) => {
+    onPass: async (signal) =>
+      await pruneRecords(signal).catch((err: unknown) => {
+        if (signal.aborted) return;
         log.warn({ err: messageOf(err) }, "records of image pulls not pruned, trying again after the next collection");
       }),
     clock,
@@ -66,10 +68,6 @@ async function podsKnown(sources: ImageCollectionOptions["sources"], clock: Cloc
     clock.sleep(podsWaitMsMax, either).catch(ignoreAbort),
   ]);
   known.abort();
-}
-
-function hasEnded(status: Pod["status"]): boolean {
-  return status?.phase === "Succeeded" || status?.phase === "Failed";
 }
 
 /** Every image that the pod's spec names. Pure. */

@@ -22,7 +22,7 @@ export interface OpenImagesOptions {
 
 export interface OpenedImages extends ImageManager {
   /** Forgets who may use images that the runtime no longer has. */
-  pruneRecords(): Promise<void>;
+  pruneRecords(signal: AbortSignal): Promise<void>;
 }
 
 /** Makes the part that pulls, with what it needs to know of credentials. */
@@ -48,7 +48,7 @@ export async function openImages(options: OpenImagesOptions, surroundings: Surro
   });
   return {
     ensureImage: manager.ensureImage,
-    pruneRecords: async () => await records?.prune(async () => await runtime.images.listImages()),
+    pruneRecords: async (signal) => await records?.prune(async () => await runtime.images.listImages(), signal),
     forgetPod: (podUID) => {
       manager.forgetPod(podUID);
       nodeCredentials.forgetPod(podUID);

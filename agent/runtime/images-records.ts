@@ -9,6 +9,7 @@ import type { MetricsRegistry } from "../lib/metrics.ts";
 import { rfc3339 } from "../lib/rfc3339.ts";
 import { type Coordinates, type ImageCredential, stripSource } from "./images-auth.ts";
 import { parseImageName } from "./images-name.ts";
+import { untilAborted } from "./images-pull.ts";
 import { createPullRecordMetrics } from "./metrics.ts";
 import type { ImageInfo, ImageService } from "./port.ts";
 
@@ -173,8 +174,9 @@ export interface PullRecords {
    * Drops records of images that the runtime no longer has. Call after image garbage collection.
    *
    * @param listImages asked for what the runtime has; once more before anything goes
+   * @param signal     its abort rejects at once with Canceled, whatever the runtime does
    */
-  prune(listImages: () => Promise<readonly ImageInfo[]>): Promise<void>;
+  prune(listImages: () => Promise<readonly ImageInfo[]>, signal: AbortSignal): Promise<void>;
 }
 
 export interface PullOutcome {
@@ -298,16 +300,17 @@ export async function openPullRecords(options: PullRecordsOptions): Promise<Pull
       }
     },
 
-    prune: async (listImages) => {
+    prune: async (listImages, signal) => {
       const vanished = async () => {
-        const images = await listImages();
+        const images = await untilAborted(listImages(), signal);
         const refs = images.flatMap(({ id, repoTags, repoDigests }) => [id, ...repoTags, ...repoDigests]);
         const kept = new Set(refs.map((ref) => pathOf(pulled, ref)));
         const paths = (await readdir(pulled)).map((name) => join(pulled, name));
-        return paths.filter((path) => !path.endsWith(".tmp") && !kept.has(path));
+        return paths.filter((path) => !kept.has(path));
       };
       if ((await vanished()).length === 0) return;
-      // An image may have come in between. In its turn, no pull writes a record of one that came after this list.
+      // An image may have come in between. In its turn, no pull writes a record of one that came after this list, and what is
+      // half written is of a writer that was killed.
       await inTurn(async () => {
         for (const path of await vanished()) await rm(path, { force: true });
       });

@@ -2,13 +2,20 @@ import { afterEach, beforeEach, expect, test } from "vitest";
 import { AgentError } from "../../../agent/lib/errors.ts";
 import { silentLogger } from "../../../agent/lib/log.ts";
 import { MetricsRegistry } from "../../../agent/lib/metrics.ts";
-import { createImageCollector, imageCollectIntervalMs } from "../../../agent/node/image-collector.ts";
+import {
+  createImageCollector,
+  type ImageCollectorDeps,
+  imageCollectIntervalMs,
+  inUseAgeMsMax,
+} from "../../../agent/node/image-collector.ts";
 import type { ImageGarbagePolicy, ImageSpace } from "../../../agent/node/image-garbage.ts";
 import { createImageGarbageMetrics } from "../../../agent/runtime/metrics.ts";
 import type { ImageInfo } from "../../../agent/runtime/port.ts";
 import { FakeClock } from "../kube/fake-clock.ts";
 import { metricsText } from "../lib/metrics-support.ts";
 import { imageOf } from "./image-support.ts";
+
+type Call = keyof ImageCollectorDeps["images"] | "spaceAt" | "onPass";
 
 const noMountpoint = { timestampMs: 0, mountpoint: "/images" };
 
@@ -22,6 +29,12 @@ class World {
   readonly wanted = new Set<string>();
   readonly failing = new Map<string, Error>();
   onRemove: (id: string) => void = () => {};
+  /** May reject or hang in place of a call; told of the image, where there is one. */
+  fault: (call: Call, id: string) => Promise<void> | undefined = () => undefined;
+  /** What was asked, in order. */
+  readonly calls: Call[] = [];
+  /** Time that a removal takes. */
+  removalMs = 0;
   capacityBytes = 1_000;
   othersBytes = 0;
   listError: Error | undefined;
@@ -42,25 +55,46 @@ class World {
     const collector = createImageCollector({
       images: {
         listImages: async () => {
+          await this.#called("listImages");
           if (this.listError !== undefined) throw this.listError;
           return [...this.images.values()];
         },
-        imageStatus: async (id) => this.images.get(id),
-        imagesInUse: async () => new Set(this.inUse),
+        imageStatus: async (id) => {
+          await this.#called("imageStatus", id);
+          return this.images.get(id);
+        },
+        imagesInUse: async () => {
+          await this.#called("imagesInUse");
+          return new Set(this.inUse);
+        },
         removeImage: async (id) => {
+          await this.#called("removeImage", id);
           this.onRemove(id);
           const err = this.failing.get(id);
           if (err !== undefined) throw err;
           this.images.delete(id);
+          if (this.removalMs > 0) await this.clock.advance(this.removalMs);
         },
-        fsInfo: async () => ({ imageFilesystems: [noMountpoint], containerFilesystems: [] }),
+        fsInfo: async () => {
+          await this.#called("fsInfo");
+          return { imageFilesystems: [noMountpoint], containerFilesystems: [] };
+        },
       },
       wanted: () => this.wanted,
       policy,
-      spaceAt: async (path) => this.#space(path),
+      spaceAt: async (path) => {
+        await this.#called("spaceAt");
+        return this.#space(path);
+      },
       event: (reason, message) => this.events.push(`${reason}: ${message}`),
       metrics: createImageGarbageMetrics(this.registry),
-      onPass: async () => void (this.passes += 1),
+      onPass: async (signal) => {
+        this.passes += 1;
+        // As it must, it ends with the signal.
+        const { promise: aborted, resolve } = Promise.withResolvers<void>();
+        signal.addEventListener("abort", () => resolve(), { once: true });
+        await Promise.race([this.#called("onPass"), aborted]);
+      },
       clock: this.clock,
       log: silentLogger,
     });
@@ -80,6 +114,11 @@ class World {
 
   async counts(): Promise<string[]> {
     return (await metricsText(this.registry)).split("\n").filter((line) => line.startsWith("kubelet_image_garbage"));
+  }
+
+  async #called(call: Call, id = ""): Promise<void> {
+    this.calls.push(call);
+    await this.fault(call, id);
   }
 
   #space(path: string): ImageSpace {
@@ -207,17 +246,30 @@ test("an image that the runtime says is in use stays, and is no failure", async 
   expect(world.events).toEqual([]);
 });
 
-test("what is needed since the pass began stays: a container, a pod, another name, another pass", async () => {
-  world.add(imageOf("a"), imageOf("b"), imageOf("c"), imageOf("d"), imageOf("e"), imageOf("f"));
+test("what is needed since the pass began stays: a pod, another name, a pin, another pass", async () => {
+  world.add(imageOf("a"), imageOf("c"), imageOf("d"), imageOf("e"), imageOf("f"), imageOf("g"));
   world.onRemove = () => {
-    world.inUse.add("b");
     world.wanted.add("registry.local/c:1").add("registry.local/new:1");
-    world.add(imageOf("d", { repoTags: ["registry.local/new:1"] }));
+    world.add(imageOf("d", { repoTags: ["registry.local/new:1"] }), imageOf("g", { pinned: true }));
     world.images.delete("e");
   };
   await world.start({ lowPercent: 0 });
-  expect(world.left).toBe("b c d");
+  expect(world.left).toBe("c d g");
   expect(await world.counts()).toEqual([`kubelet_image_garbage_collected_total{reason="space"} 2`]);
+});
+
+test("what others made of an image since the pass began is seen in time, and not asked for at each image", async () => {
+  const ids = Array.from({ length: 40 }, (_, i) => `image-${i}`);
+  world.add(...ids.map((id) => imageOf(id, { sizeBytes: 10 })));
+  world.othersBytes = 600;
+  world.removalMs = inUseAgeMsMax / 10;
+  world.onRemove = (id) => {
+    if (id === "image-5") world.inUse.add("image-20");
+  };
+  await world.start({ lowPercent: 0 });
+  await expect.poll(() => world.passes, { interval: 5 }).toBe(1);
+  expect(world.left).toBe("image-20");
+  expect(world.calls.filter((call) => call === "imagesInUse")).toHaveLength(4);
 });
 
 test("a runtime that does not answer is told from its second silence on, and asked again in time", async () => {
@@ -245,4 +297,112 @@ test("the agent's end stops a pass between two images", async () => {
   await stopped;
   expect(world.left).toBe("b");
   expect(world.events).toEqual([]);
+});
+
+const calls: Call[] = ["listImages", "imagesInUse", "fsInfo", "spaceAt", "imageStatus", "removeImage"];
+
+test.each([...calls, "onPass" as const])("the agent's end waits for no answer: %s", async (hanging) => {
+  world.add(imageOf("a"), imageOf("b"));
+  world.othersBytes = 700;
+  const answer = Promise.withResolvers<void>();
+  world.fault = (call) => (call === hanging ? answer.promise : undefined);
+  await world.start();
+  const asked = [...world.calls];
+  const told = [...world.events];
+  expect(asked.at(-1)).toBe(hanging);
+  await world.stop();
+  // The runtime may answer all the same: nothing follows from it.
+  answer.resolve();
+  await world.clock.advance(imageCollectIntervalMs);
+  expect(world.calls).toEqual(asked);
+  expect(world.events).toEqual(told);
+});
+
+const silences = (["Unavailable", "DeadlineExceeded"] as const).flatMap((code) =>
+  (["imageStatus", "imagesInUse", "removeImage"] as const).map((call) => ({ code, call })),
+);
+
+test.each(silences)("a runtime that stops answering ends the pass: $call, $code", async ({ code, call: silent }) => {
+  world.add(imageOf("a"), imageOf("b"), imageOf("c"), imageOf("d"));
+  world.othersBytes = 600;
+  world.removalMs = 2 * inUseAgeMsMax;
+  const isGone = () => !world.images.has("a");
+  world.fault = async (call) => {
+    if (call === silent && isGone()) throw new AgentError(code, `${call}: no answer`);
+  };
+  await world.start({ lowPercent: 0 });
+  await expect.poll(() => world.passes, { interval: 5 }).toBe(1);
+  const later = world.calls.slice(world.calls.indexOf("removeImage") + 1);
+  expect(later.filter((call) => call === silent)).toHaveLength(1);
+  expect(world.left).toBe("b c d");
+  expect(await world.counts()).toEqual([`kubelet_image_garbage_collected_total{reason="space"} 1`]);
+  // Nobody knows yet whether there is enough that could go.
+  expect(world.events).toEqual([]);
+});
+
+test("an image whose removal gets no answer is tried last from then on, and told", async () => {
+  world.add(imageOf("a"), imageOf("b"), imageOf("c"));
+  world.othersBytes = 600;
+  world.failing.set("a", new AgentError("DeadlineExceeded", "remove image a: no answer within 120 s"));
+  await world.start({ lowPercent: 0 });
+  expect(world.left).toBe("a b c");
+  await world.next();
+  expect(world.left).toBe("a");
+  expect(world.events).toEqual([
+    "ImageGCFailed: 900 bytes were to be freed, and 200 were: remove image a: no answer within 120 s; the rest waits for the next pass",
+  ]);
+  world.add(imageOf("d"));
+  world.failing.clear();
+  await world.next();
+  expect(world.left).toBe("");
+});
+
+test("images too old wait for an answer, too, and no others are tried meanwhile", async () => {
+  world.add(imageOf("a"), imageOf("b"));
+  await world.start({ highPercent: 90, maxAgeMs: 1.5 * imageCollectIntervalMs });
+  await world.next();
+  world.failing.set("a", new AgentError("Unavailable", "remove image a: connection refused"));
+  world.calls.splice(0);
+  await world.next();
+  expect(world.calls).toEqual(["listImages", "imagesInUse", "imageStatus", "removeImage", "onPass"]);
+  await world.next();
+  expect(world.left).toBe("a");
+  expect(world.events).toEqual([
+    "ImageGCFailed: images unused for too long stay: remove image a: connection refused; the rest waits for the next pass",
+  ]);
+});
+
+test("an image that is too old and gets no answer does not keep the disk full", async () => {
+  world.add(imageOf("a"));
+  await world.start({ maxAgeMs: 1.5 * imageCollectIntervalMs, lowPercent: 39 });
+  await world.next();
+  world.failing.set("a", new AgentError("DeadlineExceeded", "remove image a: no answer within 120 s"));
+  world.add(imageOf("b"));
+  world.othersBytes = 400;
+  await world.next();
+  expect(world.left).toBe("a b");
+  await world.next();
+  expect(world.left).toBe("a");
+  // With room again it is still tried, after all else.
+  world.othersBytes = 0;
+  world.failing.clear();
+  await world.next();
+  expect(world.left).toBe("");
+  expect(await world.counts()).toEqual([
+    `kubelet_image_garbage_collected_total{reason="space"} 1`,
+    `kubelet_image_garbage_collected_total{reason="age"} 1`,
+  ]);
+});
+
+test("of many failures a few are told, and how many more there are", async () => {
+  const ids = Array.from({ length: 300 }, (_, i) => `image-${i}`);
+  for (const id of ids) {
+    world.add(imageOf(id, { sizeBytes: 1 }));
+    world.failing.set(id, new AgentError("Internal", `remove image ${id}: read-only file system`));
+  }
+  await world.start({ highPercent: 20 });
+  await world.next();
+  const told = world.events.find((event) => event.startsWith("ImageGCFailed"));
+  expect(told).toContain("image-2: read-only file system; and 297 more; Insufficient");
+  expect(told).not.toContain("image-3:");
 });

@@ -1,6 +1,7 @@
 import { afterEach, expect, test } from "vitest";
 import type { Pod } from "../../../agent/kube/types.ts";
-import { silentLogger } from "../../../agent/lib/log.ts";
+import { AgentError } from "../../../agent/lib/errors.ts";
+import { createLogger, type Logger, silentLogger } from "../../../agent/lib/log.ts";
 import { MetricsRegistry } from "../../../agent/lib/metrics.ts";
 import { imageCollectIntervalMs } from "../../../agent/node/image-collector.ts";
 import { RunningParts } from "../../../agent/roles/parts.ts";
@@ -23,8 +24,10 @@ afterEach(async () => {
 });
 
 /** A node with these images on a full disk, where images of any age may go. */
-function start(options: { highPercent?: number; pods?: Pod[]; recordsError?: Error } = {}) {
-  const { highPercent = 1, pods = [], recordsError } = options;
+function start(
+  options: { highPercent?: number; pods?: Pod[]; prune?: (signal: AbortSignal) => Promise<void>; log?: Logger } = {},
+) {
+  const { highPercent = 1, pods = [], prune = async () => {}, log = silentLogger } = options;
   const images = new Map(["a", "b"].map((id) => [id, imageOf(id)]));
   const known = Promise.withResolvers<void>();
   const events: unknown[] = [];
@@ -52,12 +55,12 @@ function start(options: { highPercent?: number; pods?: Pod[]; recordsError?: Err
       nodeView: { nodeName: "node-1" },
       held: { list: () => pods, status: (pod: Pod) => pod.status },
       sources: { synced: async () => await known.promise },
-      pruneRecords: async () => {
+      pruneRecords: async (signal: AbortSignal) => {
         prunings += 1;
-        if (recordsError !== undefined) throw recordsError;
+        await prune(signal);
       },
     } as unknown as ImageCollectionOptions,
-    { clock, log: silentLogger, parts } as unknown as Surroundings,
+    { clock, log, parts } as unknown as Surroundings,
   );
   return { left: () => [...images.keys()].join(" "), known, events, prunings: () => prunings };
 }
@@ -90,12 +93,27 @@ test("an API server that is away keeps the disk full for a minute, not longer", 
 });
 
 test("records that cannot be pruned keep nothing else", async () => {
-  const { left, known, prunings } = start({ recordsError: new Error("read-only file system") });
+  const prune = async () => await Promise.reject(new Error("read-only file system"));
+  const { left, known, prunings } = start({ prune });
   known.resolve();
   await expect.poll(left, soon).toBe("");
   await expect.poll(() => clock.waiting, soon).toBe(1);
   await clock.advance(imageCollectIntervalMs);
   await expect.poll(prunings, soon).toBe(2);
+});
+
+test("the agent's end ends the pruning, too, and is no failure of it", async () => {
+  const lines: string[] = [];
+  const log = createLogger({ level: "warn", stream: { write: (line) => void lines.push(line) } });
+  const prune = async (signal: AbortSignal) =>
+    await new Promise<void>((_, reject) =>
+      signal.addEventListener("abort", () => reject(new AgentError("Canceled", "canceled"))),
+    );
+  const { known, prunings } = start({ prune, log });
+  known.resolve();
+  await expect.poll(prunings, soon).toBe(1);
+  expect(await parts.stop(1_000, clock)).toEqual([]);
+  expect(lines).toEqual([]);
 });
 
 test("nothing is looked at where no image may go", async () => {

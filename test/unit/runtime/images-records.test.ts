@@ -138,12 +138,44 @@ test("a pull is remembered across restarts, without its password, in files of ro
   expect((await stat(path)).mode & 0o777).toBe(0o600);
   expect((await stat(join(options.dir, "pulled"))).mode & 0o777).toBe(0o700);
 
-  await again.prune(async () => [info("sha256:1")]);
+  const { signal } = new AbortController();
+  await again.prune(async () => [info("sha256:1")], signal);
   expect(await readdir(join(options.dir, "pulled"))).toHaveLength(1);
-  await again.prune(async () => [{ ...info("sha256:2"), repoDigests: ["sha256:1"] }]);
+  await again.prune(async () => [{ ...info("sha256:2"), repoDigests: ["sha256:1"] }], signal);
   expect(await readdir(join(options.dir, "pulled"))).toHaveLength(1);
-  await again.prune(async () => []);
+  await again.prune(async () => [], signal);
   expect(await readdir(join(options.dir, "pulled"))).toEqual([]);
+});
+
+test("what a writer left that was killed goes with the next pruning; what one is writing stays", async () => {
+  const killed = await openPullRecords(options);
+  const leftover = join(options.dir, "pulled", "sha256-1.0123456789ab.tmp");
+  await killed.recordPull(image, async () => ({ imageRef: "sha256:1", credential: undefined }));
+  await writeFile(leftover, "{");
+
+  const records = await openPullRecords(options);
+  const images = [info("sha256:1"), info("sha256:2")];
+  const other = async () => ({ imageRef: "sha256:2", credential: undefined });
+  await Promise.all([
+    records.prune(async () => images, new AbortController().signal),
+    records.recordPull("quay.io/team/other:1", other),
+  ]);
+  const files = await readdir(join(options.dir, "pulled"));
+  expect(files).toHaveLength(2);
+  expect(files.filter((name) => name.endsWith(".tmp"))).toEqual([]);
+});
+
+test("an end of the agent leaves a pruning that waits for the runtime, and nothing goes", async () => {
+  const records = await openPullRecords(options);
+  await records.recordPull(image, async () => ({ imageRef: "sha256:1", credential: undefined }));
+  const stop = new AbortController();
+  const late = Promise.withResolvers<ImageInfo[]>();
+  const pruning = records.prune(async () => await late.promise, stop.signal);
+  stop.abort();
+  await expect(pruning).rejects.toMatchObject({ code: "Canceled" });
+  late.resolve([]);
+  expect(await records.mustPull(image, "sha256:1", async () => [])).toBe(false);
+  expect(await readdir(join(options.dir, "pulled"))).toHaveLength(1);
 });
 
 test("the record of an image that comes while records are pruned stays", async () => {
@@ -155,7 +187,7 @@ test("the record of an image that comes while records are pruned stays", async (
   // The runtime was asked before the pull ended, and answers after.
   const first = Promise.withResolvers<ImageInfo[]>();
   const answers = [first.promise];
-  const pruning = records.prune(async () => (await answers.pop()) ?? present);
+  const pruning = records.prune(async () => (await answers.pop()) ?? present, new AbortController().signal);
   await pulled("sha256:came");
   present.push(info("sha256:came"));
   first.resolve([]);
