@@ -1,4 +1,4 @@
-import { ifThere } from "../../lib/errors.ts";
+import { ifThere, withContext } from "../../lib/errors.ts";
 import { isObject } from "../../lib/json.ts";
 import type { ImageService } from "../port.ts";
 import type { RuntimeCalls } from "./calls.ts";
@@ -15,9 +15,12 @@ export function createImagesInUse(
     const [containers, sandboxImage] = await Promise.all([calls.listContainers({}), sandboxImageOf(calls)]);
     const present = new Set(containers.map(({ id }) => id));
     for (const id of mounted.keys()) if (!present.has(id)) mounted.delete(id);
-    for (const { id } of containers) {
+    for (const { id, metadata } of containers) {
       if (mounted.has(id)) continue;
-      const status = await ifThere(calls.containerStatus(id));
+      const status = await ifThere(calls.containerStatus(id)).catch((err: unknown) => {
+        const who = `container "${metadata?.name ?? ""}" (${id})`;
+        throw withContext(err, `no image can go: ${who} may mount any of them, remove it if this stays so`);
+      });
       if (status !== undefined) mounted.set(id, mountedImages(status));
     }
     const references = [...containers.map(imageOf), ...[...mounted.values()].flat(), sandboxImage];

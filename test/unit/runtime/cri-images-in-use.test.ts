@@ -4,7 +4,7 @@ import type { RuntimeCalls } from "../../../agent/runtime/cri/calls.ts";
 import { createImagesInUse } from "../../../agent/runtime/cri/images-in-use.ts";
 import type { WireContainer, WireContainerStatus, WireImageSpec } from "../../../agent/runtime/cri/wire.ts";
 
-type Listed = Pick<WireContainer, "id" | "image" | "image_ref" | "image_id">;
+type Listed = Pick<WireContainer, "id" | "image" | "image_ref" | "image_id"> & Partial<Pick<WireContainer, "metadata">>;
 
 /** A runtime with containers, by what they mount, and a configuration as its verbose status tells it. */
 function runtimeOf(containers: Listed[], options: { mounts?: Record<string, WireImageSpec[]>; config?: string } = {}) {
@@ -66,14 +66,18 @@ test.each([
   expect([...(await inUse())]).toEqual(want);
 });
 
-test("a runtime that cannot tell what a container mounts is an error", async () => {
+test("a runtime that cannot tell what a container mounts is an error that names it, and says what comes of it", async () => {
   const err = new AgentError("Unavailable", "status of container a: connection refused");
-  const { inUse } = runtimeOf([{ id: "a", image: null, image_ref: "sha256:a" }], {
+  const { inUse } = runtimeOf([{ id: "a", metadata: { name: "db", attempt: 0 }, image: null, image_ref: "sha256:a" }], {
     mounts: {
       get a(): WireImageSpec[] {
         throw err;
       },
     },
   });
-  await expect(inUse()).rejects.toBe(err);
+  await expect(inUse()).rejects.toMatchObject({
+    code: "Unavailable",
+    message:
+      'no image can go: container "db" (a) may mount any of them, remove it if this stays so: status of container a: connection refused',
+  });
 });
