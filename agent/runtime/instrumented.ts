@@ -117,7 +117,8 @@ function instrumentImages(images: ImageService, timed: Timed): ImageService {
     imageStatus: timed(["image_status"], images.imageStatus.bind(images)),
     pullImage: timed(["pull_image"], images.pullImage.bind(images)),
     removeImage: timed(["remove_image"], images.removeImage.bind(images)),
-    imagesInUse: timed(["list_containers"], images.imagesInUse.bind(images)),
+    // No call of CRI's, but many of several kinds, one after the other.
+    imagesInUse: timed(["images_in_use"], images.imagesInUse.bind(images)),
     fsInfo: timed(["image_fs_info"], images.fsInfo.bind(images)),
   };
 }

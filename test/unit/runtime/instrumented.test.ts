@@ -73,7 +73,7 @@ const operations: Record<string, Call> = {
   image_status: (r) => r.images.imageStatus("i"),
   pull_image: (r) => r.images.pullImage("i", { annotations: {} }),
   remove_image: (r) => r.images.removeImage("i"),
-  list_containers: (r) => r.images.imagesInUse(),
+  images_in_use: (r) => r.images.imagesInUse(),
   image_fs_info: (r) => r.images.fsInfo(),
 };
 
