@@ -2,7 +2,6 @@ import { join } from "node:path";
 import type { Clock } from "../../lib/clock.ts";
 import { errnoOf } from "../../lib/errno.ts";
 import { isThere } from "../../lib/is-there.ts";
-import { isObject } from "../../lib/json.ts";
 import type { Logger } from "../../lib/log.ts";
 import type { FilesystemUsage } from "../port.ts";
 import { fieldsOf, objectsIn } from "./answers.ts";
@@ -141,10 +140,9 @@ async function layersSize(client: DockerClient, signal: AbortSignal): Promise<nu
   return bytes;
 }
 
-/** From Engine 29 on a size of 0 is left out, and from API 1.52 on it stands under `ImageUsage`. Undefined if neither is told. */
+/** From Engine 29 on a size of 0 is left out. Undefined if an answer tells of no images at all. */
 export function layersSizeOf(answer: unknown): number | undefined {
-  const { LayersSize, Images, ImageUsage } = fieldsOf(answer);
-  if (isObject(ImageUsage)) return typeof ImageUsage["TotalSize"] === "number" ? ImageUsage["TotalSize"] : 0;
+  const { LayersSize, Images } = fieldsOf(answer);
   if (typeof LayersSize === "number") return LayersSize;
   return Array.isArray(Images) ? 0 : undefined;
 }

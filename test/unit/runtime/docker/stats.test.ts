@@ -174,10 +174,8 @@ test("all running containers of pods cost one list, and a look at each new one",
 test.each([
   { daemon: "20.10 to 28", answer: { LayersSize: 4_200, Images: [{}] }, want: 4_200 },
   { daemon: "20.10 to 28 without images", answer: { LayersSize: 0, Images: null }, want: 0 },
-  { daemon: "29 by an older API", answer: { LayersSize: 4_200, Images: [{}] }, want: 4_200 },
+  { daemon: "29", answer: { LayersSize: 4_200, Images: [{}] }, want: 4_200 },
   { daemon: "29 without images", answer: { Images: [], Containers: [] }, want: 0 },
-  { daemon: "29 by API 1.52", answer: { ImageUsage: { TotalSize: 4_200 } }, want: 4_200 },
-  { daemon: "29 by API 1.52, without images", answer: { ImageUsage: {} }, want: 0 },
   { daemon: "something else", answer: { message: "?" }, want: undefined },
   { daemon: "nothing", answer: null, want: undefined },
 ])("the size of all layers, as Engine $daemon tells it", ({ answer, want }) => {
