@@ -100,6 +100,11 @@ export const differences: readonly Difference[] = [
       "Each sees the pods of its own name alone. One that takes another name leaves its pods running: drain it before.",
   },
   {
+    subject: "Images that nobody uses, when the disk is full",
+    outcome:
+      "Those of the whole daemon go, people's own and other nodes' too, unless `imageGCHighThresholdPercent` is 100 on all its nodes.",
+  },
+  {
     subject: "`docker rename` of a pod's container",
     outcome:
       "It is not taken for the pod's any more, which gets another one; what was renamed ends with the pod's cgroup.",
