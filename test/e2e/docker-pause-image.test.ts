@@ -35,7 +35,7 @@ describe.skipIf(!inject("isLocal"))("a pause image in a private registry, with D
     const event = await until("the pod tells why", async () =>
       (await cluster.eventsOf("first")).find(({ reason }) => reason === "FailedCreatePodSandBox"),
     );
-    expect(event.message).toMatch(/pull image \S+\/node\/pause:1 of the sandbox: .*(credentials|unauthorized)/);
+    expect(event.message).toMatch(/image of the sandbox: pull image \S+\/node\/pause:1: .*(credentials|unauthorized)/);
     const auths = { [pauseImage.replace(/\/pause.*/, "")]: registryUser };
     await writeFile(join(local.rootDir, "config.json"), JSON.stringify({ auths }));
     // It is read again after five minutes, or by the next agent.

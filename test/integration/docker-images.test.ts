@@ -58,7 +58,7 @@ test("a pause image of a private registry comes with what the node has for it, a
   try {
     for (const one of [anonymous, wrong]) {
       const err: unknown = await one.runPodSandbox(sandbox, "").catch((e: unknown) => e);
-      expect(String(err)).toMatch(/pull image \S+\/node\/pause:1 of the sandbox: .*(credentials|unauthorized)/);
+      expect(String(err)).toMatch(/image of the sandbox: pull image \S+\/node\/pause:1: .*(credentials|unauthorized)/);
       expect(String(err)).not.toContain("wr0ng");
     }
     const id = await right.runPodSandbox(sandbox, "");

@@ -9,7 +9,7 @@ export interface PauseImageOptions {
   /** The image whose program waits for signals and does nothing else. */
   image: string;
   images: Pick<ImageService, "imageStatus" | "pullImage">;
-  /** What the node has for it: it is no pod's image, and no pod's secrets are tried. Never rejects. */
+  /** What the node has for it, tried before anonymously: it is no pod's image, and no pod's secrets are tried. Never rejects. */
   credentials(): Promise<readonly ImageCredential[]>;
   clock: Clock;
   log: Logger;
@@ -34,12 +34,22 @@ export function createPauseImage({ image, images, credentials, clock, log }: Pau
     name: image,
     ensure: async (sandboxConfig, signal, onProgress) => {
       if ((await images.imageStatus(image)) !== undefined) return;
-      try {
-        const request = { image, annotations: {}, sandboxConfig, credentials: await credentials() };
+      const ofNode = await credentials();
+      const pull = async (some: readonly ImageCredential[]) => {
+        const request = { image, annotations: {}, sandboxConfig, credentials: some };
         // A registry that hangs must not hold a pod for good: it is tried again.
         await puller.pull(request, signal, onProgress);
+      };
+      try {
+        await pull(ofNode).catch(async (err: unknown) => {
+          if (ofNode.length === 0 || signal.aborted) throw err;
+          // They may be out of date, and the image everybody's: no pod of the node would start.
+          await pull([]).catch(() => {
+            throw err;
+          });
+        });
       } catch (err) {
-        throw withContext(err, `pull image ${image} of the sandbox`);
+        throw withContext(err, "image of the sandbox"); // which one, the pull's own error says
       }
     },
   };

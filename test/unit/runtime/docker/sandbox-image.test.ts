@@ -34,7 +34,7 @@ function fakeImages(good: readonly string[], isThere = false) {
     pullImage: async (_image, { auth }) => {
       const password = auth?.password ?? "";
       asked.push(`pull ${password}`.trim());
-      if (!good.includes(password)) throw new AgentError("Internal", "no basic auth credentials");
+      if (!good.includes(password)) throw new AgentError("Internal", "pull image pause: no basic auth credentials");
       has.pause = true;
       return "sha256:p";
     },
@@ -90,6 +90,12 @@ describe("a pause image that is not there, or not any more, is pulled", () => {
     expect(outcome).toBe("s");
   });
 
+  test("anonymously at last: what the node has may be out of date, and the image everybody's", async () => {
+    const { asked, outcome } = await run(fakeImages([""]), [{ password: "old" }]);
+    expect(asked).toEqual(["status", "pull old", "pull", "status"]);
+    expect(outcome).toBe("s");
+  });
+
   test("once for all pods that come together", async () => {
     const { asked, images } = fakeImages(["good"]);
     const image = pauseImage(images, [{ password: "good" }]);
@@ -100,8 +106,27 @@ describe("a pause image that is not there, or not any more, is pulled", () => {
 
   test("and if that fails the pod hears why, without what was tried", async () => {
     const { outcome } = await run(fakeImages([]), [{ username: "u", password: "wr0ng" }]);
-    expect(outcome).toMatchObject({
-      message: expect.stringMatching(/^pull image pause of the sandbox: no basic auth credentials$/) as unknown,
+    expect(outcome).toMatchObject({ message: "image of the sandbox: pull image pause: no basic auth credentials" });
+  });
+
+  test("until no pod wants it any more", async () => {
+    const { images } = fakeImages([]);
+    const asked = Promise.withResolvers<AbortSignal | undefined>();
+    const image = pauseImage({
+      ...images,
+      pullImage: async (_image, { signal }) => {
+        asked.resolve(signal);
+        return await new Promise<never>(() => {});
+      },
     });
+    const pods = [new AbortController(), new AbortController()];
+    const outcomes = pods.map(async ({ signal }) => await image.ensure(config, signal).catch((err: unknown) => err));
+    const pull = await asked.promise;
+    pods[0]?.abort();
+    expect(await outcomes[0]).toMatchObject({ code: "Canceled" });
+    expect(pull?.aborted).toBe(false);
+    pods[1]?.abort();
+    expect(await outcomes[1]).toMatchObject({ code: "Canceled" });
+    expect(pull?.aborted).toBe(true);
   });
 });
