@@ -10,7 +10,7 @@ import type { PodResizes } from "../../../agent/pods/resize/port.ts";
 import { StatusWriter } from "../../../agent/pods/status-writer.ts";
 import { PodWorker, type WorkerDeps } from "../../../agent/pods/worker.ts";
 import type { ProbeType, Verdict } from "../../../agent/probes/port.ts";
-import type { ContainerStatus, PodSnapshot, SandboxStatus } from "../../../agent/runtime/port.ts";
+import type { ContainerStatus, PodSnapshot, RuntimeEvent, SandboxStatus } from "../../../agent/runtime/port.ts";
 import { FakeClock, settle } from "../kube/fake-clock.ts";
 import { containerOf, sandboxOf } from "./support.ts";
 
@@ -50,6 +50,8 @@ export class ScriptedNode {
   /** Containers whose hook does not end, or after so many ms. */
   readonly hookMs = new Map<string, number>();
   losesEvents = false;
+  /** How often the runtime was asked what there is of a pod. */
+  looks = 0;
   /** When the API server was asked to remove an object. */
   readonly deletionsMs: number[] = [];
   /** What is on disk about instances that are replaced, by container: it is there after a restart of the agent, too. */
@@ -203,7 +205,7 @@ export class ScriptedNode {
         ? { ...container, annotations: { ...container.annotations, [annotations.hash]: hash } }
         : container,
     );
-    this.#tell("u1");
+    this.workers.get("u1")?.worker.runtimeChanged(); // of which no runtime tells by an event
   }
 
   /** A container ends by itself. */
@@ -215,15 +217,16 @@ export class ScriptedNode {
 
   /** The runtime loses a container without a trace. */
   async forget(name: string): Promise<void> {
-    this.#containers = this.#containers.filter((container) => container.name !== name);
-    this.#tell("u1");
+    const forgotten = this.containers(name);
+    this.#containers = this.#containers.filter((container) => !forgotten.includes(container));
+    for (const { id } of forgotten) this.#tell("u1", "deleted", id);
     await settle();
   }
 
   /** Something in the runtime makes a sandbox that nobody knows of any more. */
   async reviveSandbox(podUID: string): Promise<void> {
     this.#sandboxes.unshift(sandboxOf({ id: `${podUID}-late`, podUID, attempt: 9 }));
-    this.#tell(podUID);
+    this.#tell(podUID, "started", `${podUID}-late`);
     await settle();
   }
 
@@ -231,12 +234,12 @@ export class ScriptedNode {
   async reviveContainer(name: string): Promise<void> {
     const [newest] = this.containers(name);
     this.#containers = this.#containers.map((one) => (one === newest ? { ...one, state: "running" } : one));
-    this.#tell("u1");
+    this.#tell("u1", "started", newest?.id);
     await settle();
   }
 
   async killSandbox(): Promise<void> {
-    for (const sandbox of this.#sandboxes) sandbox.ready = false;
+    for (const { id, podUID } of this.#sandboxes) this.#endSandbox(podUID, id);
     for (const { id, state } of this.#containers) if (state === "running") this.#exit(id, 137);
     await settle();
   }
@@ -308,6 +311,7 @@ export class ScriptedNode {
   }
 
   async #snapshot(podUID: string): Promise<PodSnapshot> {
+    this.looks += 1;
     await this.#fault("podSnapshot");
     return {
       podUID,
@@ -338,39 +342,33 @@ export class ScriptedNode {
       case "CreateSandbox":
         this.resizes.cgroupMade(pod);
         this.#sandboxes.unshift(sandboxOf({ id: `${uid}-s${action.attempt}`, podUID: uid, attempt: action.attempt }));
-        break;
+        return this.#tell(uid, "started", `${uid}-s${action.attempt}`);
       case "ResizePod":
         this.calls.push("resize");
-        await this.resizes.completed(pod);
-        break;
+        return await this.resizes.completed(pod);
       case "StartContainer":
         await this.resizes.starting(pod, containerNamed(pod, action.container));
-        this.#startContainer(action, uid, observed);
-        break;
+        return this.#startContainer(action, uid, observed);
       case "PreStop":
         this.calls.push(`hook ${action.container}`);
         this.killings.push(action.why);
-        await this.clock.sleep(this.hookMs.get(action.container) ?? 0, hookSignal).catch(() => {});
-        break;
+        return await this.clock.sleep(this.hookMs.get(action.container) ?? 0, hookSignal).catch(() => {});
       case "KillContainer":
         if (action.isAnnounced !== true) this.killings.push(action.why);
-        await this.#kill(action.containerID, action.container, action.timeoutSeconds ?? action.graceSeconds);
-        break;
+        return await this.#kill(action.containerID, action.container, action.timeoutSeconds ?? action.graceSeconds);
       case "StopSandbox":
-        for (const sandbox of this.#sandboxes) if (sandbox.id === action.sandboxID) sandbox.ready = false;
         this.removals.push("sandbox");
-        break;
+        return this.#endSandbox(uid, action.sandboxID);
       case "RemoveContainer":
         this.#containers = this.#containers.filter(({ id }) => id !== action.containerID);
-        break;
+        return this.#tell(uid, "deleted", action.containerID);
       case "RemoveSandbox":
         this.#sandboxes.splice(
           this.#sandboxes.findIndex(({ id }) => id === action.sandboxID),
           1,
         );
-        break;
+        return this.#tell(uid, "deleted", action.sandboxID);
     }
-    this.#tell(uid);
   }
 
   #startContainer(
@@ -383,18 +381,13 @@ export class ScriptedNode {
         ? 0
         : this.#attempts(podUID, name);
     const nowMs = this.clock.now();
+    const id = `${podUID}-${name}-${attempt}`;
     this.calls.push(`start ${name}`);
     this.#containers.unshift(
-      containerOf({
-        name,
-        podUID,
-        sandboxID,
-        attempt,
-        id: `${podUID}-${name}-${attempt}`,
-        createdAtMs: nowMs,
-        startedAtMs: nowMs,
-      }),
+      containerOf({ name, podUID, sandboxID, attempt, id, createdAtMs: nowMs, startedAtMs: nowMs }),
     );
+    this.#tell(podUID, "created", id);
+    this.#tell(podUID, "started", id);
   }
 
   #attempts(podUID: string, name: string): number {
@@ -423,11 +416,17 @@ export class ScriptedNode {
         : container,
     );
     const podUID = this.#containers.find((container) => container.id === id)?.podUID;
-    if (podUID !== undefined) this.#tell(podUID);
+    if (podUID !== undefined) this.#tell(podUID, "exited", id);
   }
 
-  #tell(podUID: string): void {
-    if (!this.losesEvents) this.workers.get(podUID)?.worker.runtimeChanged();
+  #endSandbox(podUID: string, id: string): void {
+    for (const sandbox of this.#sandboxes) if (sandbox.id === id) sandbox.ready = false;
+    this.#tell(podUID, "exited", id);
+  }
+
+  #tell(podUID: string, kind: RuntimeEvent["kind"], containerID: string | undefined): void {
+    if (this.losesEvents) return;
+    this.workers.get(podUID)?.worker.runtimeChanged({ kind, podUID, containerID });
   }
 
   async #patch(name: string, status: PodStatus): Promise<Pod> {

@@ -32,8 +32,8 @@ function setUp(clock = new FakeClock()) {
   const say = (reason: string, message: string, about = "spec.containers{app}") =>
     events.event(podReference(pod, about), reason.startsWith("Failed") ? "Warning" : "Normal", reason, message);
   /** Runs a step in which `work` happens. */
-  const step = async (action: PodAction, work: () => Promise<void>, signal = new AbortController().signal) => {
-    const context = { pod, signal } as StepContext; // of which nothing else is read
+  const step = async (action: PodAction, work: () => Promise<void>, changes: Partial<StepContext> = {}) => {
+    const context = { pod, signal: new AbortController().signal, ...changes } as StepContext; // of which nothing else is read
     await recorder
       .executor({ execute: work })
       .execute(action, context)
@@ -101,6 +101,33 @@ describe("a timeline is written of", () => {
     expect(lines().slice(1)).toEqual(["image app done 0ms pulled image:1, 4096 bytes"]);
   });
 
+  test("a pull for a volume: how far it is, for the containers that mount it", async () => {
+    const { recorder, lines, step } = setUp();
+    const mounts = podOf({
+      containers: [
+        { name: "app", image: "image:1", volumeMounts: [{ name: "model", mountPath: "/model" }] },
+        { name: "other", image: "image:1" },
+      ],
+      volumes: [{ name: "model", image: { reference: "model:1" } }],
+    });
+    const progress = { layers: 4, layersDone: 1, downloadedBytes: 0, totalBytes: 0 };
+    const during = async (name: string) => {
+      await step(
+        { kind: "EnsureImage", container: name },
+        async () => {
+          recorder.pullProgress(mounts, { name: "", image: "model:1" }, progress);
+          recorder.pullProgress(mounts, { name: "", image: "model:2" }, { ...progress, layersDone: 3 });
+          expect(lines().at(-1)).toBe(
+            name === "app" ? 'image app running Pulling image "model:1": 1 of 4 layers done' : "image other running",
+          );
+        },
+        { pod: mounts },
+      );
+    };
+    await during("app");
+    await during("other");
+  });
+
   test("a sandbox: what the runtime is at, until it is there", async () => {
     const { clock, recorder, lines, step } = setUp();
     const heard: string[] = [];
@@ -143,7 +170,7 @@ describe("a timeline is written of", () => {
     const canceled = async () => {
       throw new AgentError("Canceled", "canceled");
     };
-    await step(image, canceled, stop.signal);
+    await step(image, canceled, { signal: stop.signal });
     expect(lines()).toEqual(["seen done"]);
   });
 

@@ -231,4 +231,16 @@ describe("what a pod leaves", () => {
     expect(node.removals).toEqual(["volumes", "volumes", "sandbox", "cgroup"]);
     expect(node.isOver()).toBe(true);
   });
+
+  test("all of it goes once more if a sandbox came to life after the end, which may hold what the first did", async () => {
+    await using node = new ScriptedNode();
+    await node.start(podOf());
+    node.fail("delete", 1_000);
+    await node.delete("web", 30);
+    await settle();
+    const all = ["sandbox", "volumes", "cgroup"];
+    expect(node.removals).toEqual(all);
+    await node.reviveSandbox("u1");
+    expect(node.removals).toEqual([...all, ...all]);
+  });
 });

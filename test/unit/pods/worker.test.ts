@@ -1,6 +1,7 @@
 import { describe, expect, test } from "vitest";
 import type { Container, Pod } from "../../../agent/kube/types.ts";
 import type { PodAction } from "../../../agent/pods/plan.ts";
+import type { RuntimeEvent } from "../../../agent/runtime/port.ts";
 import { settle } from "../kube/fake-clock.ts";
 import { ScriptedNode } from "./scripted-node.ts";
 import { podOf } from "./support.ts";
@@ -82,6 +83,35 @@ describe("a runtime with faults", () => {
     await settle();
     expect(starts(node)).toBe(2);
     expect(restarts(node)).toBe(1);
+  });
+
+  test("is looked at once more for what it tells, but not for an end that was seen", async () => {
+    await using node = new ScriptedNode();
+    await node.start(podOf());
+    await node.exit("app", 1);
+    const ended = node.containers("app")[1]?.id;
+    const looksFor = async (kind: RuntimeEvent["kind"], containerID: string | undefined) => {
+      const before = node.looks;
+      node.workers.get("u1")?.worker.runtimeChanged({ kind, podUID: "u1", containerID });
+      await settle();
+      return node.looks - before;
+    };
+    expect(await looksFor("exited", ended)).toBe(0);
+    expect(await looksFor("exited", node.containers("app")[0]?.id)).toBe(1);
+    expect(await looksFor("started", ended)).toBe(1);
+  });
+
+  test("that tells of nothing is looked at when a step has changed something there", async () => {
+    await using node = new ScriptedNode();
+    node.losesEvents = true;
+    for (const kind of kinds) node.delay(kind, second);
+    await node.start(podOf());
+    await node.clock.advance(10 * second);
+    expect(node.status().phase).toBe("Running");
+    expect(starts(node)).toBe(1);
+    await node.delete("web", 30);
+    await node.clock.advance(10 * second);
+    expect(node.isOver()).toBe(true);
   });
 
   test("that forgets a container gets another one", async () => {

@@ -17,6 +17,8 @@ async function withSandboxes(hang?: Hang) {
   const clock = new FakeClock();
   const config = sandbox();
   const hung = Promise.withResolvers<void>();
+  /** The pulls under way, to be told how far they are. */
+  const pulls: ((layersDone: number) => void)[] = [];
   const forever = async (): Promise<never> => {
     hung.resolve();
     return await new Promise<never>(() => {});
@@ -49,7 +51,8 @@ async function withSandboxes(hang?: Hang) {
     network,
     pauseImage: {
       name: "pause",
-      ensure: async () => {
+      ensure: async (_config, _signal, onProgress) => {
+        pulls.push((layersDone) => onProgress?.({ layers: 3, layersDone, downloadedBytes: 0, totalBytes: 0 }));
         if (hang === "image") await forever();
       },
     },
@@ -63,6 +66,7 @@ async function withSandboxes(hang?: Hang) {
     config,
     clock,
     hung: hung.promise,
+    pulls,
     requests: fake.requests,
     [Symbol.asyncDispose]: fake[Symbol.asyncDispose],
   };
@@ -108,3 +112,16 @@ test.each(cases)(
     if (isRemoved) await expect.poll(() => t.requests.at(-1)).toBe("DELETE /containers/abc");
   },
 );
+
+test("what still goes on when nobody waits for it any more is not told of", async () => {
+  await using t = await withSandboxes("image");
+  const steps: string[] = [];
+  const outcome = t.sandboxes.run(t.config, "", (step) => void steps.push(step)).catch((err: unknown) => err);
+  await t.hung;
+  t.pulls[0]?.(1);
+  expect(steps.splice(0)).toEqual(["create", "the pause image", "the pause image: 1 of 3 layers done"]);
+  await t.clock.advance(2 * requestTimeoutMs);
+  expect(await outcome).toMatchObject({ code: "DeadlineExceeded" });
+  t.pulls[0]?.(2);
+  expect(steps).toEqual([]);
+});
