@@ -99,6 +99,13 @@ test("two nodes on one daemon have a pod each, and neither sees, wakes for or en
   await two.removePodSandbox(namesake);
   await end(two, second);
   expect(events.seen.filter(({ containerID }) => containerID === first.app)).toEqual([]);
+  // Nor is it taken away from one that has stopped.
+  await one.stopPodSandbox(first.sandbox);
+  const another = await two.runPodSandbox(first.config, "");
+  expect((await inspect(another)).Name).toMatch(/_[0-9a-f]{8}$/);
+  expect(await isRunning(first.sandbox)).toBe(false);
+  await two.stopPodSandbox(another);
+  await two.removePodSandbox(another);
   await end(one, first);
 });
 

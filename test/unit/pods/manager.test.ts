@@ -1,4 +1,7 @@
-import { afterEach, expect, test } from "vitest";
+import { mkdtemp, readdir, rm, symlink } from "node:fs/promises";
+import { tmpdir } from "node:os";
+import { join } from "node:path";
+import { afterEach, expect, onTestFinished, test } from "vitest";
 import { uidOf } from "../../../agent/kube/pod-resources.ts";
 import type { Pod } from "../../../agent/kube/types.ts";
 import { AgentError } from "../../../agent/lib/errors.ts";
@@ -18,8 +21,10 @@ import { containerOf, podOf, sandboxOf } from "./support.ts";
 let end: () => Promise<void> = async () => {};
 /** Whether the runtime is ready when the manager begins. */
 let isReadyAtFirst = true;
+let containerLogsDir = "/nonexistent";
 afterEach(async () => {
   isReadyAtFirst = true;
+  containerLogsDir = "/nonexistent";
   await end();
 });
 
@@ -85,6 +90,7 @@ async function setUp(...sources: PodSourceName[]) {
     settings: {
       rootDir: "/nonexistent",
       podLogsDir: "/nonexistent",
+      containerLogsDir,
       staticPolicies: {},
       resources: { cgroupVersion: 2, swapControllerAvailable: false, swapBehavior: "NoSwap" },
       crashBackoff: { initialMs: 10_000, maxMs: 300_000 },
@@ -263,4 +269,23 @@ test("nor can containers be collected while the runtime is down; one that has no
   runtime.isReady = true;
   await clock.advance(120_000);
   expect(told()).toBe(3);
+});
+
+test("links to logs that are gone go once all pods are known, and again a minute later", async () => {
+  containerLogsDir = await mkdtemp(join(tmpdir(), "nodelet-manager-"));
+  const dir = containerLogsDir;
+  onTestFinished(async () => await rm(dir, { recursive: true, force: true }));
+  const leave = async () =>
+    await symlink("/nonexistent/default_web_u1/app/0.log", join(dir, "web_default_app-gone.log"));
+  await leave();
+  const { set, clock } = await setUp("file");
+  expect(await readdir(dir)).toHaveLength(1);
+  set.receiver("file")([]);
+  const isClean = async () => {
+    await clock.advance(10_000); // between which it looks at directories
+    return (await readdir(dir)).length === 0;
+  };
+  await expect.poll(isClean).toBe(true);
+  await leave();
+  await expect.poll(isClean).toBe(true);
 });

@@ -37,7 +37,9 @@ function setUp(clock = new FakeClock()) {
     await recorder
       .executor({ execute: work })
       .execute(action, context)
-      .catch(() => {});
+      .catch((err: unknown) => {
+        if (!(err instanceof StepError) && !(err instanceof AgentError)) throw err;
+      });
   };
   metrics.seen(pod);
   return { clock, recorder, metrics, events, told, lines, say, step };
@@ -136,7 +138,7 @@ describe("a timeline is written of", () => {
         onStep?.("create");
         await clock.advance(5);
         onStep?.("set up its network");
-        if (attempt > 0) throw new Error("no address");
+        if (attempt > 0) throw new AgentError("Internal", "no address");
         return "s0";
       },
     });

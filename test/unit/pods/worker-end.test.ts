@@ -219,6 +219,19 @@ describe("what a pod leaves", () => {
     expect(node.isOver()).toBe(true);
   });
 
+  test("volumes go after the sandbox where containers may be more than processes of the node", async () => {
+    await using node = new ScriptedNode();
+    node.hasPlainContainers = false;
+    await node.start(podOf());
+    node.delay("StopSandbox", 5 * second);
+    await node.delete("web", 30);
+    await node.clock.advance(4 * second);
+    expect(node.removals).toEqual([]);
+    await node.clock.advance(2 * second);
+    expect(node.removals).toEqual(["sandbox", "volumes", "cgroup"]);
+    expect(node.isOver()).toBe(true);
+  });
+
   test("volumes are torn down once more if a container came to life without them", async () => {
     await using node = new ScriptedNode();
     await node.start(podOf());
