@@ -90,6 +90,11 @@ export function runtimeContract(name: string, make: () => Promise<RuntimeUnderTe
       expect(status.networkReady).toMatchObject({ status: true });
     });
 
+    test("tells that its containers are plain processes, runc's, once events are followed", async () => {
+      await using _events = followEvents(runtime);
+      await eventually(async () => expect(runtime.hasPlainContainers?.()).toBe(true));
+    });
+
     test("a sandbox lives, has an address, stops and goes", async () => {
       const before = Date.now();
       const { id, config } = await newSandbox({ annotations: { note: "kept" } });
