@@ -53,6 +53,11 @@ const killedExitCode = 137;
 // Containers that somebody else removes are never forgotten otherwise.
 const outOfMemoryMax = 1_000;
 
+// The daemon tells of the end of memory right after that of the container, or right before: so long it may take when busy.
+const killNewsMs = 500;
+// Of a container that was killed longer ago all has been told.
+const killNewsAgeMsMax = 10_000;
+
 /** App containers with Docker. */
 export class Containers {
   readonly #options: ContainersOptions;
@@ -68,6 +73,10 @@ export class Containers {
   readonly #created = new Set<string>();
   /** Containers that the kernel ended a process of for want of memory, as events told; the oldest first. */
   readonly #outOfMemory = new Set<string>();
+  /** Containers that were killed by somebody else, the oldest first: `told` resolves when the reason is known, or will not be. */
+  readonly #killNews = new Map<string, { told: Promise<void>; tell: () => void }>();
+  /** Containers that were told to end here and were not removed yet. */
+  readonly #stopped = new Set<string>();
 
   constructor(options: ContainersOptions) {
     this.#options = options;
@@ -128,6 +137,8 @@ export class Containers {
     const what = `stop container ${id}`;
     const inspect = await ifThere(this.#look(what, id));
     if (inspect === undefined || !isRunning(inspect.State)) return;
+    if (this.#stopped.size > linkedMax) this.#stopped.clear();
+    this.#stopped.add(id);
     await stopContainer(client, inspect, { what, graceSeconds, requestTimeoutMs });
   }
 
@@ -136,6 +147,8 @@ export class Containers {
     const { client, logs } = this.#options;
     const inspect = await ifThere(this.#look(`remove container ${id}`, id));
     this.#outOfMemory.delete(id);
+    this.#killNews.delete(id);
+    this.#stopped.delete(id);
     this.#links.delete(id);
     this.#unlinked.delete(id);
     this.#limited.delete(id);
@@ -148,10 +161,28 @@ export class Containers {
   /** The daemon has told that the kernel ended a process of it for want of memory. */
   ranOutOfMemory(id: string): void {
     this.#outOfMemory.add(id);
-    for (const oldest of this.#outOfMemory) {
-      if (this.#outOfMemory.size <= outOfMemoryMax) break;
-      this.#outOfMemory.delete(oldest);
+    forgetOldest(this.#outOfMemory);
+    this.#killNews.get(id)?.tell();
+  }
+
+  /** Waits a moment for the news that it was memory which a container was killed for. */
+  async #hearOfKill(id: string, finishedAtMs: number): Promise<void> {
+    const { clock } = this.#options;
+    if (this.#outOfMemory.has(id) || this.#stopped.has(id)) return;
+    if (clock.now() - finishedAtMs > killNewsAgeMsMax) return;
+    let news = this.#killNews.get(id);
+    if (news === undefined) {
+      const { promise: told, resolve } = Promise.withResolvers<void>();
+      const timer = clock.after(killNewsMs, resolve);
+      const tell = () => {
+        timer.cancel();
+        resolve();
+      };
+      news = { told, tell };
+      this.#killNews.set(id, news);
+      forgetOldest(this.#killNews);
     }
+    await news.told;
   }
 
   /** Rejects with NotFound, also for what is no pod's container. */
@@ -159,9 +190,10 @@ export class Containers {
     const what = `status of container ${id}`;
     const inspect = await this.#look(what, id);
     const told = containerStatus(inspect, await this.#imageRef(inspect.Image ?? ""));
+    const isKilled = told.reason === "Error" && told.exitCode === killedExitCode;
+    if (isKilled) await this.#hearOfKill(id, told.finishedAtMs);
     // The daemon itself forgets it if it heard of the end before.
-    const isForgotten = this.#outOfMemory.has(id) && told.reason === "Error" && told.exitCode === killedExitCode;
-    const status = isForgotten ? { ...told, reason: "OOMKilled" } : told;
+    const status = isKilled && this.#outOfMemory.has(id) ? { ...told, reason: "OOMKilled" } : told;
     // The agent that started it may have ended before it did the rest. Who hears of its end may look for its last words by the link.
     if (status.startedAtMs > 0 && status.reason !== "ContainerCannotRun") {
       await Promise.all([this.#limit(what, inspect, { isOnlyUnset: true }), this.#linkLog(inspect)]);
@@ -266,5 +298,12 @@ export class Containers {
     } catch {
       return known?.ref ?? id;
     }
+  }
+}
+
+function forgetOldest(ids: Pick<Map<string, unknown>, "size" | "keys" | "delete">): void {
+  for (const oldest of ids.keys()) {
+    if (ids.size <= outOfMemoryMax) return;
+    ids.delete(oldest);
   }
 }

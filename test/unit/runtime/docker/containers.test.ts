@@ -191,9 +191,44 @@ test("an image without a digest is asked for now and then, and a failed look tak
 });
 
 test("a container that the kernel killed says so, although the daemon heard of its end first", async () => {
-  const killed = { ...ended, State: { ...ended.State, ExitCode: 137 } };
+  const killed = { ...ended, State: { ...ended.State, ExitCode: 137, FinishedAt: "2025-12-31T23:00:00Z" } };
   await using t = await withContainer({ inspect: killed });
   expect(await t.containers.status("c1")).toMatchObject({ exitCode: 137, reason: "Error" });
   t.containers.ranOutOfMemory("c1");
   expect(await t.containers.status("c1")).toMatchObject({ exitCode: 137, reason: "OOMKilled" });
+});
+
+describe("a container that was killed a moment ago", () => {
+  async function killed(options: { agoMs?: number } = {}) {
+    const clock = new FakeClock();
+    const FinishedAt = new Date(clock.now() - (options.agoMs ?? 50)).toISOString();
+    const t = await withContainer({ inspect: { ...ended, State: { ...ended.State, ExitCode: 137, FinishedAt } } });
+    let told: string | undefined;
+    const reading = t.containers.status("c1").then(({ reason }) => (told = reason));
+    return { ...t, reading, told: () => told, [Symbol.asyncDispose]: () => t[Symbol.asyncDispose]() };
+  }
+
+  test("tells of memory, also when the daemon does so after the end", async () => {
+    await using t = await killed();
+    await expect.poll(() => t.clock.waiting).toBe(1);
+    expect(t.told()).toBeUndefined();
+    t.containers.ranOutOfMemory("c1");
+    expect(await t.reading).toBe("OOMKilled");
+    expect(t.clock.waiting).toBe(0);
+  });
+
+  test("waits for that half a second, once", async () => {
+    await using t = await killed();
+    await expect.poll(() => t.clock.waiting).toBe(1);
+    await t.clock.advance(500);
+    expect(await t.reading).toBe("Error");
+    expect(await t.containers.status("c1")).toMatchObject({ reason: "Error" });
+    expect(t.clock.waiting).toBe(0);
+  });
+
+  test("does not wait where it was killed long ago", async () => {
+    await using t = await killed({ agoMs: 10_001 });
+    expect(await t.reading).toBe("Error");
+    expect(t.clock.waiting).toBe(0);
+  });
 });
