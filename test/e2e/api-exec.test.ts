@@ -114,8 +114,9 @@ test("a terminal: it has our size, and Ctrl-C reaches the program in it", async 
   const size = { columns: 123, rows: 45 };
   const terminal = kubectl.startWithTerminal(["exec", "-it", "worker", "--", "sh"], size);
   try {
-    terminal.write("stty size\n");
-    await terminal.said("45 123");
+    // The size has a way of its own, on which what is typed may overtake it. The echo of this says "siz""ed".
+    terminal.write(`until [ "$(stty size 2>&1)" = "$((40 + 5)) 123" ]; do sleep 0.1; done; echo siz""ed\n`);
+    await terminal.said("sized");
     terminal.write("test -t 0 && test -t 1 && test -t 2 && echo all of $((3 * 5 * 7)) are terminals\n");
     await terminal.said("all of 105 are terminals");
     // What it says shows that it is the program that Ctrl-C reaches, and not the shell before it.
