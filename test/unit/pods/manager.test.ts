@@ -21,10 +21,11 @@ import { containerOf, podOf, sandboxOf } from "./support.ts";
 let end: () => Promise<void> = async () => {};
 /** Whether the runtime is ready when the manager begins. */
 let isReadyAtFirst = true;
-let containerLogsDir = "/nonexistent";
+/** With links to logs; undefined: nobody looks for any, which the disk would take its time for. */
+let containerLogsDir: string | undefined;
 afterEach(async () => {
   isReadyAtFirst = true;
-  containerLogsDir = "/nonexistent";
+  containerLogsDir = undefined;
   await end();
 });
 
