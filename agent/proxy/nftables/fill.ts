@@ -1,3 +1,4 @@
+import type { ServiceDescription } from "../model.ts";
 import { Pacer } from "../pacer.ts";
 import type { Nft } from "./exec.ts";
 import { baseChains } from "./fixed.ts";
@@ -5,10 +6,10 @@ import { noChanges, RuleState } from "./state.ts";
 import { TableText } from "./text.ts";
 import { type StageRequest, writeChanges, writeElements } from "./write.ts";
 
-// Text that makes a transaction. Small ones leave the kernel's lock to others, and let it work while the next one is made.
-const stepLengthMin = 512 * 1024;
-// Services that are written together: about as many elements of a map go into one command.
-const servicesPerPortion = 200;
+/** Text of one transaction. Small ones leave the kernel's lock to others, and let it work while the next one is made. */
+export const stepLength = 512 * 1024;
+// Endpoints, and services without any, that are written together: some hundred kilobytes of text.
+const weightPerPortion = 1_000;
 
 /** Services, and what stands beside them in the table. */
 export interface FillRequest extends StageRequest {
@@ -16,6 +17,8 @@ export interface FillRequest extends StageRequest {
   readonly fixed: ReadonlyMap<string, readonly string[]>;
   /** Writes elements that belong to no service. */
   readonly addElements: (text: TableText) => void;
+  /** There is a table, which no packet meets: it goes first. */
+  readonly replaces: boolean;
 }
 
 /** What was filled in. */
@@ -31,7 +34,7 @@ interface Filled {
  * {@link Nft} does; a part of the table may be there then, and no packet meets it.
  */
 export async function fillTable(request: FillRequest, nft: Nft, signal: AbortSignal): Promise<Filled> {
-  const { keys, describe, render, lastRules, fixed, addElements } = request;
+  const { keys, describe, render, lastRules, fixed, addElements, replaces } = request;
   const state = new RuleState(render);
   const text = new TableText(render.family);
   const pacer = new Pacer();
@@ -44,32 +47,46 @@ export async function fillTable(request: FillRequest, nft: Nft, signal: AbortSig
     applying = nft.apply(step, signal);
     applying.catch(() => {}); // it is awaited, with the next step or in the end
   };
+  const applyAll = async (steps: readonly string[]) => {
+    for (const step of steps) await apply(step);
+  };
   try {
     text.addTable();
+    if (replaces) text.replaceTable();
     text.addSharedSets();
     addElements(text);
     // What others lead to first; what the kernel comes in by last.
     for (const chain of fixed.keys()) if (!(chain in baseChains)) text.addChain(chain);
     for (const [chain, rules] of fixed) if (!(chain in baseChains)) text.writeChain(chain, rules);
-    for (let at = 0; at < keys.length; at += servicesPerPortion) {
-      const changes = noChanges();
-      for (const key of keys.slice(at, at + servicesPerPortion)) {
-        const service = describe(key);
-        state.stage(service, changes, lastRules(key));
-        await pacer.breathe();
-      }
+    let changes = noChanges();
+    let weight = 0;
+    const writePortion = async () => {
       writeChanges(changes, text);
       await writeElements(state, text, pacer);
-      if (text.length >= stepLengthMin) await apply(text.take());
+      [changes, weight] = [noChanges(), 0];
+    };
+    for (const key of keys) {
+      const service = describe(key);
+      state.stage(service, changes, lastRules(key));
+      weight += weightOf(service);
+      if (weight >= weightPerPortion) await writePortion();
+      if (text.length >= stepLength) await applyAll(text.takeSteps(stepLength));
+      await pacer.breathe();
     }
+    await writePortion();
+    await applyAll(text.takeSteps(stepLength));
     for (const [name, hook] of Object.entries(baseChains)) {
       text.addChain(name, hook);
       text.writeChain(name, fixed.get(name) ?? []);
     }
-    await apply(text.take());
+    await apply(text.toString());
     await applying;
   } finally {
     await applying.catch(() => {}); // no call goes on when this one has ended
   }
   return { state, transactions, bytes };
+}
+
+function weightOf({ ports }: ServiceDescription): number {
+  return 1 + ports.reduce((sum, { endpoints }) => sum + endpoints.reachable.length, 0);
 }

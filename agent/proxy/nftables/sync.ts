@@ -126,7 +126,9 @@ export class NftablesRules {
   ): Promise<NftablesSyncResult> {
     const present = await this.#nft.read(signal);
     const attempt = async (how: TableContent | undefined | "replaced") =>
-      how === undefined ? await this.#fill(request, signal) : await this.#apply(await this.#full(request, how), signal);
+      how === undefined || (how !== "replaced" && isUnmet(how))
+        ? await this.#fill(request, how !== undefined, signal)
+        : await this.#apply(await this.#full(request, how), signal);
     try {
       return await attempt(present);
     } catch (err) {
@@ -240,10 +242,10 @@ export class NftablesRules {
     for (const ip of this.#nodePortIPs) text.addElement("nodeport-ips", ip, "");
   }
 
-  async #fill(request: AcceptedRequest, signal: AbortSignal): Promise<NftablesSyncResult> {
+  async #fill(request: AcceptedRequest, replaces: boolean, signal: AbortSignal): Promise<NftablesSyncResult> {
     const fixed = this.#begin(request);
     const addElements = (text: TableText) => this.#addOwnElements(text, request.render.family);
-    const { state, ...figures } = await fillTable({ ...request, fixed, addElements }, this.#nft, signal);
+    const { state, ...figures } = await fillTable({ ...request, fixed, addElements, replaces }, this.#nft, signal);
     this.#state = state;
     return figures;
   }
@@ -347,6 +349,11 @@ export class NftablesRules {
       for (const chain of due) this.#stale.set(chain, nowMs);
     }
   }
+}
+
+/** Nothing leads packets there: filling it was broken off. */
+function isUnmet({ chains }: TableContent): boolean {
+  return !chains.some((chain) => chain in baseChains);
 }
 
 /** Sets of another shape, base chains of another priority: some other program's idea of the same table. */

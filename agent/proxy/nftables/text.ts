@@ -105,12 +105,21 @@ export class TableText {
     return this.#length;
   }
 
-  /** The commands so far; empties this text. */
-  take(): string {
-    const text = this.toString();
+  /** Texts of about `length` characters of the commands so far, in order. What is left of them, which is less, stays here. */
+  takeSteps(length: number): string[] {
+    this.#close();
+    const steps: string[] = [];
+    let step = "";
+    for (const line of this.#lines) {
+      step += line;
+      if (step.length < length) continue;
+      steps.push(step);
+      step = "";
+    }
     this.#lines.length = 0;
-    this.#length = 0;
-    return text;
+    if (step !== "") this.#lines.push(step);
+    this.#length = step.length;
+    return steps;
   }
 
   toString(): string {
