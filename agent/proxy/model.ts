@@ -93,6 +93,7 @@ export class ServiceModel {
   readonly #dirty = new Map<string, Dirt>();
   readonly #triggerTimes = new Map<string, number[]>();
   #sequence = 0;
+  #endpointCount = 0;
   #counts = { services: 0, slices: 0, pendingServices: 0, pendingSlices: 0 };
 
   constructor(family: Family, node: ModelNode) {
@@ -125,7 +126,7 @@ export class ServiceModel {
     const after = slice === undefined ? undefined : serviceKeyOfSlice(slice, this.family);
     if (before !== undefined && before !== after) {
       const tracked = this.#tracked(before);
-      tracked.slices = tracked.slices.filter(({ key }) => key !== sliceKey);
+      this.#leaveOut(tracked, sliceKey);
       this.#sliceOwners.delete(sliceKey);
       this.#touch(before, "slices");
       if (slice === undefined) this.#triggerTimes.delete(before);
@@ -133,7 +134,9 @@ export class ServiceModel {
     if (after === undefined || slice === undefined) return;
     this.#sliceOwners.set(sliceKey, after);
     const tracked = this.#tracked(after);
-    tracked.slices = [...tracked.slices.filter(({ key }) => key !== sliceKey), { key: sliceKey, slice }];
+    this.#leaveOut(tracked, sliceKey);
+    tracked.slices = [...tracked.slices, { key: sliceKey, slice }];
+    this.#endpointCount += weightOf(slice);
     this.#touch(after, "slices");
     this.#noteTriggerTime(after, slice);
   }
@@ -154,12 +157,7 @@ export class ServiceModel {
 
   /** Upper bound of the endpoints behind all known service ports; cheap. */
   endpointCount(): number {
-    let count = 0;
-    for (const { service, slices } of this.#services.values()) {
-      if (service === undefined) continue;
-      for (const { slice } of slices) count += (slice.endpoints?.length ?? 0) * (slice.ports?.length ?? 0);
-    }
-    return count;
+    return this.#endpointCount;
   }
 
   /** The service as it should be programmed now; without ports if it should not be. */
@@ -224,6 +222,11 @@ export class ServiceModel {
     return times;
   }
 
+  #leaveOut(tracked: Tracked, sliceKey: string): void {
+    for (const { key, slice } of tracked.slices) if (key === sliceKey) this.#endpointCount -= weightOf(slice);
+    tracked.slices = tracked.slices.filter(({ key }) => key !== sliceKey);
+  }
+
   #tracked(key: string): Tracked {
     let tracked = this.#services.get(key);
     if (tracked === undefined) this.#services.set(key, (tracked = { service: undefined, slices: noSlices }));
@@ -261,6 +264,15 @@ function isSameToRules(a: Service, b: Service): boolean {
     JSON.stringify(a.spec) === JSON.stringify(b.spec) &&
     JSON.stringify(a.status?.loadBalancer) === JSON.stringify(b.status?.loadBalancer)
   );
+}
+
+/** Endpoints behind ports. A malformed slice may have anything in their place. */
+function weightOf({ endpoints, ports }: EndpointSlice): number {
+  return lengthOf(endpoints) * lengthOf(ports);
+}
+
+function lengthOf(list: unknown): number {
+  return Array.isArray(list) ? list.length : 0;
 }
 
 const noSlices: readonly TrackedSlice[] = [];

@@ -1,4 +1,3 @@
-import { endpointsOfSmallClusterMax } from "../backend.ts";
 import { Pacer } from "../pacer.ts";
 import { Applier } from "./apply.ts";
 import {
@@ -17,7 +16,7 @@ import { isJump } from "./own.ts";
 import type { Iptables } from "./port.ts";
 import type { RefusedServices } from "./refused.ts";
 import type { SetMember } from "./render.ts";
-import { fixedContext, type IptablesSyncRequest } from "./request.ts";
+import { fixedContext, type IptablesSyncRequest, isLargeCluster } from "./request.ts";
 import { sharedSetNames } from "./set-names.ts";
 import type { Sets } from "./sets.ts";
 import type { PresentChains } from "./stale.ts";
@@ -66,7 +65,7 @@ export async function syncFull(
     nat: await iptables.readChains("nat", signal),
     filter: await iptables.readChains("filter", signal),
   };
-  const isLarge = request.endpointCount() > endpointsOfSmallClusterMax;
+  const isLarge = isLargeCluster(request);
   const { hasClientSets } = sets;
   const state = new RuleState({ ...request.render, isLarge, hasSets, hasClientSets });
   // Sets are filled when everything is known, before anything new leads here; but what leads here already depends on them at once.

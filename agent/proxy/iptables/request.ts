@@ -1,4 +1,4 @@
-import type { SyncRequest } from "../backend.ts";
+import { endpointsOfSmallClusterMax, type SyncRequest } from "../backend.ts";
 import type { FixedContext } from "./fixed.ts";
 import { masqueradedClients, type RenderContext } from "./render.ts";
 import { sharedSetNames } from "./set-names.ts";
@@ -14,4 +14,9 @@ export interface IptablesSyncRequest extends SyncRequest {
 export function fixedContext({ fixed, render }: IptablesSyncRequest, hasSets: boolean): FixedContext {
   const sets = hasSets ? sharedSetNames(fixed.family) : undefined;
   return { ...fixed, sets, masqueradedClients: masqueradedClients(render) };
+}
+
+/** See {@link RenderContext.isLarge}. */
+export function isLargeCluster({ endpointCount }: IptablesSyncRequest): boolean {
+  return endpointCount() > endpointsOfSmallClusterMax;
 }

@@ -46,7 +46,7 @@ const treeNames = Object.keys(treeChains) as TreeName[];
  * notes it; so after a failed apply the state is wrong, and its owner throws it away and starts with a new one.
  */
 export class RuleState {
-  readonly #context: RenderContext;
+  #context: RenderContext;
   readonly #services = new Map<string, AppliedService>();
   /** What services were before they were staged since the last {@link settle}. */
   readonly #before = new Map<string, AppliedService | undefined>();
@@ -149,11 +149,19 @@ export class RuleState {
     return renderService(service, this.#context);
   }
 
-  /** Whether the service, once it is staged, is refused where it is not refused now. */
-  refusesMore(key: string, next: RenderedService): boolean {
-    const before = this.#services.get(key)?.entries ?? [];
+  /** The cluster has so many endpoints now; what is rendered from here on depends on it, see {@link RenderContext.isLarge}. */
+  setLarge(isLarge: boolean): void {
+    if (isLarge !== this.#context.isLarge) this.#context = { ...this.#context, isLarge };
+  }
+
+  /**
+   * Whether the service, once it is staged, is refused where it is not refused now. That it is refused in another way is no more: its
+   * first endpoint, if it is on another node, makes it so, and opens the cluster IP.
+   */
+  refusesMore(name: string, next: RenderedService): boolean {
+    const before = this.#services.get(name)?.entries ?? [];
     return next.entries.some(
-      ({ tree, rule }) => refusingTrees.has(tree) && !before.some((old) => old.tree === tree && old.rule === rule),
+      ({ tree, key }) => refusingTrees.has(tree) && !before.some((old) => old.tree === tree && old.key === key),
     );
   }
 

@@ -13,7 +13,7 @@ import { isolate, type Refusal, serviceOfRefusedLine } from "./isolate.ts";
 import { type Ipset, type Iptables, RefusedLine } from "./port.ts";
 import { type RefusedDeps, RefusedServices } from "./refused.ts";
 import type { RenderedService } from "./render.ts";
-import { fixedContext, type IptablesSyncRequest } from "./request.ts";
+import { fixedContext, type IptablesSyncRequest, isLargeCluster } from "./request.ts";
 import { Sets, SetsUnusable } from "./sets.ts";
 import { findStale, StaleChains } from "./stale.ts";
 import type { RuleState } from "./state.ts";
@@ -200,6 +200,7 @@ export class IptablesBackend {
     const left: Leftovers = { chains: { nat: new Set(), filter: new Set() }, clientSets: [] };
     const pacer = new Pacer();
     const losing: ServiceDescription[] = [];
+    state.setLarge(isLargeCluster(request));
     await applier.changeOrder(natFirst);
     for (const key of request.keys) {
       const service = request.describe(key);

@@ -160,6 +160,7 @@ test.each([
   { hasSets: true, isLarge: false },
   { hasSets: false, isLarge: false },
   { hasSets: true, isLarge: true },
+  { hasSets: false, isLarge: true },
 ])("packets to any services fare as with kube-proxy (seeded random): %o", async ({ hasSets, isLarge }) => {
   const seed = 22_112_026;
   const random = new Random(seed);

@@ -1,6 +1,7 @@
 import { describe, expect, test } from "vitest";
 import type { EndpointSlice, Service, ServiceSpec } from "../../../agent/kube/types.ts";
 import { parseIP } from "../../../agent/proxy/ip.ts";
+import { hairpinEndpoints } from "../../../agent/proxy/endpoints.ts";
 import { ServiceModel } from "../../../agent/proxy/model.ts";
 import { describeService } from "../../../agent/proxy/service.ts";
 import { makeService, makeSlice } from "../../support/service-objects.ts";
@@ -412,5 +413,50 @@ describe("services of the other family only", () => {
     model.setService("ns1/web", makeService("web"));
     expect(model.describe("ns1/web").ports).toHaveLength(1);
     expect(model.hasPending).toBe(true);
+  });
+});
+
+describe("the number of endpoints behind ports", () => {
+  test("follows slices as they come, change and go", () => {
+    const model = modelOf(makeService("web"), makeSlice("web", ["10.244.1.5", "10.244.1.6"]));
+    expect(model.endpointCount()).toBe(2);
+    const ports = [
+      { name: "a", port: 1, protocol: "TCP" as const },
+      { name: "b", port: 2, protocol: "TCP" as const },
+    ];
+    model.setSlice("ns1/web-a", makeSlice("web", ["10.244.1.5", "10.244.1.6", "10.244.1.7"], { ports }));
+    expect(model.endpointCount()).toBe(6);
+    model.setSlice("ns1/web-a", makeSlice("other", ["10.244.1.5"]));
+    expect(model.endpointCount()).toBe(1);
+    model.setSlice("ns1/web-a", undefined);
+    expect(model.endpointCount()).toBe(0);
+  });
+
+  test("takes a malformed slice for none", () => {
+    const model = modelOf(makeService("web"), { ...makeSlice("web", []), endpoints: "all" } as never);
+    expect(model.endpointCount()).toBe(0);
+  });
+});
+
+describe("endpoints that may reach themselves by way of this node", () => {
+  const nodePort = { type: "NodePort" as const, ports: [{ name: "p80", port: 80, nodePort: 30_080 }] };
+  const everybody = ["10.244.1.5", "10.244.9.9", "198.51.100.3"];
+  const ours = ["10.244.1.5", "198.51.100.3"];
+  const cases: [what: string, spec: Partial<ServiceSpec>, tellsPods: boolean, want: string[]][] = [
+    ["a cluster IP", {}, true, ours],
+    ["a node port", nodePort, true, ours],
+    ["a Local policy", { ...nodePort, externalTrafficPolicy: "Local" }, true, everybody],
+    ["a Local policy, and pods cannot be told", { ...nodePort, externalTrafficPolicy: "Local" }, false, ours],
+    ["a Local policy of a port that nobody outside reaches", { externalTrafficPolicy: "Local" }, true, ours],
+  ];
+
+  test.each(cases)("%s", (_, spec, tellsPods, want) => {
+    const slice = makeSlice("web", [
+      { address: "10.244.1.5", nodeName: "n1" },
+      { address: "10.244.9.9", nodeName: "n2" },
+      { address: "198.51.100.3" },
+    ]);
+    const port = modelOf(makeService("web", spec), slice).describe("ns1/web").ports[0]!;
+    expect(hairpinEndpoints(port, tellsPods).map(({ ip }) => ip)).toEqual(want);
   });
 });

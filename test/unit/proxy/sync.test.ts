@@ -1,7 +1,9 @@
 import { describe, expect, test } from "vitest";
 import { AgentError } from "../../../agent/lib/errors.ts";
 import { endpointsOfSmallClusterMax } from "../../../agent/proxy/backend.ts";
+import { endpointChain } from "../../../agent/proxy/iptables/names.ts";
 import { FakeIptables, splitTables } from "../../support/fake-iptables.ts";
+import { tracePacket } from "../../support/packet-tracer.ts";
 import { makeService } from "../../support/service-objects.ts";
 import { Bench } from "./iptables-bench.ts";
 
@@ -458,4 +460,42 @@ describe("a start", () => {
     expect(bench.iptables.dump()).not.toContain("KUBE-SEP-");
     expect(bench.iptables.dump()).toBe((await bench.fresh()).dump);
   });
+
+  test("a cluster that grows or shrinks by changes gets the form of its size for what changes", async () => {
+    const bench = new Bench();
+    const endpointChains = (chain: string) => bench.iptables.dump().includes(chain);
+    bench.put("web", "10.96.0.1", ["10.244.1.5"]);
+    await bench.sync();
+    const many = Array.from({ length: endpointsOfSmallClusterMax }, (_, n) => `10.245.${n >> 8}.${n & 255}`);
+    bench.put("big", "10.96.0.2", many);
+    await bench.sync();
+    expect(bench.iptables.dump()).not.toContain("ns1/big:p80 ->");
+    expect(endpointChains(endpointChain("ns1/big:p80", "tcp", "10.245.0.0:8080"))).toBe(false);
+    // What did not change is as good as it was.
+    expect(endpointChains(endpointChain("ns1/web:p80", "tcp", "10.244.1.5:8080"))).toBe(true);
+    bench.put("web", "10.96.0.1", ["10.244.1.6"]);
+    await bench.sync();
+    expect(bench.iptables.dump()).not.toContain("KUBE-SEP-");
+    bench.put("big", "10.96.0.2", ["10.245.0.1"]);
+    await bench.sync();
+    expect(bench.iptables.dump()).toContain("ns1/big:p80 -> 10.245.0.1:8080");
+  });
+});
+
+test("a Service whose first endpoint is elsewhere is refused or translated at every moment", async () => {
+  const bench = new Bench();
+  const ports = [{ name: "p80", port: 80, nodePort: 30_080 }];
+  const spec = { type: "NodePort", externalTrafficPolicy: "Local", ports };
+  bench.put("web", "10.96.0.1", [], spec);
+  await bench.sync();
+  const fates: string[] = [];
+  bench.iptables.onCommit = () => {
+    const packet = { src: "10.244.1.9", dst: "10.96.0.1", dport: 80, proto: "tcp" as const, iface: "veth1" };
+    const { dnat, verdict } = tracePacket(bench.iptables.tables, packet, { sets: bench.set?.bySet() ?? {} });
+    fates.push(dnat ?? verdict);
+  };
+  bench.put("web", "10.96.0.1", [{ address: "10.244.9.9", nodeName: "n2" }], spec);
+  await bench.sync();
+  expect(fates.at(-1)).toBe("10.244.9.9:8080");
+  expect(fates).not.toContain("ACCEPT");
 });
