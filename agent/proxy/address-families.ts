@@ -31,6 +31,9 @@ export function matchFamilies(options: Configured, families: readonly Family[], 
     } else if (!ranges.has(primary)) {
       warnings.push(`${text} has no range of the node's primary family ${primary}: its pods are not recognised`);
     }
+    if (detectLocal.cidrs.some((cidr) => parseCIDR(cidr)?.bits === "")) {
+      warnings.push(`${text} takes in every address: pods are not told from others by it`);
+    }
   }
   if (detectLocal.mode === "NodeCIDR" && ranges.size > 0 && !ranges.has(primary)) {
     fatal = `the pod CIDRs ${detectLocal.cidrs.join(",")} of node ${options.nodeName} have none of its primary family ${primary}`;

@@ -126,7 +126,8 @@ export function mayHaveFamily({ spec }: Service, family: Family): boolean {
   const families = listOf(spec?.ipFamilies);
   if (families.length > 0) return families.includes(family);
   const clusterIP: unknown = spec?.clusterIP;
-  return typeof clusterIP !== "string" || clusterIP.includes(":") === (family === "IPv6");
+  const ip = typeof clusterIP === "string" ? parseIP(clusterIP) : undefined;
+  return ip === undefined || ip.family === family;
 }
 
 function clusterIPOf(service: Service, family: Family, warnings: string[]): string | undefined {

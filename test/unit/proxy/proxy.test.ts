@@ -244,6 +244,11 @@ describe("ranges of another IP family than the machine's", () => {
       given: { nodePortAddresses: ["primary"], ...withCIDRs("10.0.0.0/8", "fd00::/48") },
     },
     {
+      name: "a range of everything",
+      given: { nodePortAddresses: ["primary"], ...withCIDRs("0.0.0.0/0") },
+      warned: [/^clusterCIDR 0\.0\.0\.0\/0 takes in every address/],
+    },
+    {
       name: "two ranges where one family works",
       given: { nodePortAddresses: ["primary"], ...withCIDRs("10.0.0.0/8", "fd00::/48") },
       families: ["IPv4"],
