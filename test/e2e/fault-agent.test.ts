@@ -68,22 +68,21 @@ describe.skipIf(!inject("isLocal"))("an agent that ends and starts again", () =>
 
     for (const name of [...names, "witness", "steady"]) await cluster.deletePod(name).catch(() => {});
     for (const name of [...names, "witness", "steady"]) await cluster.waitForPodGone(name);
-    await until(
-      "everything of the pods is removed",
-      async () => {
-        const { sandboxes } = await env.list();
-        const left = [
-          ...(await podDirs(env)),
-          ...(await mountsOf(env)),
-          ...(await local.runtime.networks()),
-          ...(await podCgroups(env)),
-          ...sandboxes.map(({ id }) => id),
-        ];
-        if (left.length > 0 && process.env["E2E_VERBOSE"] !== undefined) console.log(left);
-        return left.length === 0;
-      },
-      90_000,
-    );
+    let left: string[] = [];
+    const isNothingLeft = async () => {
+      const { sandboxes } = await env.list();
+      left = [
+        ...(await podDirs(env)).map((dir) => `directory ${dir}`),
+        ...(await mountsOf(env)).map((path) => `mount ${path}`),
+        ...(await local.runtime.networks()).map((network) => `network ${network}`),
+        ...(await podCgroups(env)).map((path) => `cgroup ${path}`),
+        ...sandboxes.map(({ id, podUID, ready }) => `sandbox ${id} of ${podUID}${ready ? ", ready" : ""}`),
+      ];
+      return left.length === 0;
+    };
+    await until("everything of the pods is removed", isNothingLeft, 90_000).catch((err: unknown) => {
+      throw new Error(`left: ${left.join("; ")}`, { cause: err });
+    });
     expect(local.agent.isRunning).toBe(true);
   }, 240_000);
 
