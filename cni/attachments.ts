@@ -87,6 +87,7 @@ export class Attachments {
     const { plugins, cache, running, network, log } = this.#options;
     const { containerID, netnsPath, ifName = defaultIfName } = target;
     await running.endLeftover(containerID, signal);
+    await cache.removeTemporaryOf(containerID);
     const known = await cache.find(containerID, ifName);
     for (const attachment of known) {
       await this.#delete(attachment, netnsPath, { keepGoing: false, signal }).catch((err: unknown) => {

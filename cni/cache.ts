@@ -104,6 +104,17 @@ export class AttachmentCache {
     return found;
   }
 
+  /**
+   * Removes what a crash left of this container's files that were being written, however young: the operations on a container follow
+   * each other, so nobody writes them now.
+   */
+  async removeTemporaryOf(containerID: string): Promise<void> {
+    for (const name of await namesIn(this.#dir)) {
+      const isOf = name.includes(`-${containerID}-`) && name.endsWith(temporarySuffix);
+      if (isOf) await rm(join(this.#dir, name), { force: true });
+    }
+  }
+
   /** Removes what crashes left of files that were being written. */
   async removeTemporary(nowMs: number): Promise<void> {
     for (const name of await namesIn(this.#dir)) {
