@@ -197,8 +197,11 @@ export function runtimeContract(name: string, make: () => Promise<RuntimeUnderTe
       endsAs("kill -9 $$", 137, "Error");
 
       test("a container that eats more than its memory is OOMKilled", async () => {
+        // Docker tells of it in an event, which may come after the end: as the agent does, somebody has to listen.
+        await using events = followEvents(runtime);
         const resources = { memoryLimitBytes: 32 << 20, memorySwapLimitBytes: 32 << 20 };
-        const id = await startNew(sandbox, "exec tail /dev/zero", { name: "oom", resources });
+        const id = await startNew(sandbox, "sleep 0.5; exec tail /dev/zero", { name: "oom", resources });
+        await events.until(({ kind, containerID }) => kind === "exited" && containerID === id);
         expect(await exited(id)).toMatchObject({ exitCode: 137, reason: "OOMKilled" });
         await runtime.removeContainer(id);
       });
