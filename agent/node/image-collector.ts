@@ -1,8 +1,8 @@
+import { cancelable } from "../lib/abortable.ts";
 import type { Clock } from "../lib/clock.ts";
 import { AgentError, hasCode, messageOf } from "../lib/errors.ts";
 import type { Logger } from "../lib/log.ts";
 import { Loop } from "../lib/loop.ts";
-import { untilAborted } from "../runtime/images-pull.ts";
 import type { ImageInfo, ImageService } from "../runtime/port.ts";
 import type { ImageGarbageMetrics, ImageGarbageReason } from "../runtime/metrics.ts";
 import {
@@ -147,7 +147,7 @@ class Passes {
 
   async #list(signal: AbortSignal): Promise<ImageInfo[]> {
     const { images, event } = this.#deps;
-    const listed = await untilAborted(images.listImages(), signal);
+    const listed = await cancelable(images.listImages(), signal);
     const known = listed.filter(({ id }) => id !== "");
     for (const { repoTags, repoDigests } of listed.filter(({ id }) => id === "")) {
       const [name = "without a name"] = [...repoTags, ...repoDigests];
@@ -160,7 +160,7 @@ class Passes {
     const { clock, images: service, wanted } = this.#deps;
     const nowMs = clock.monotonic();
     if (this.#inUse === undefined || nowMs - this.#inUse.askedAtMs >= inUseAgeMsMax) {
-      this.#inUse = { ids: await untilAborted(service.imagesInUse(), signal), askedAtMs: nowMs };
+      this.#inUse = { ids: await cancelable(service.imagesInUse(), signal), askedAtMs: nowMs };
     }
     return idsInUse(images, [...this.#inUse.ids, ...wanted()]);
   }
@@ -201,9 +201,9 @@ class Passes {
 
   async #space(signal: AbortSignal): Promise<ImageSpace> {
     const { images, spaceAt } = this.#deps;
-    const [first] = (await untilAborted(images.fsInfo(), signal)).imageFilesystems;
+    const [first] = (await cancelable(images.fsInfo(), signal)).imageFilesystems;
     if (first === undefined) throw new AgentError("Internal", "the runtime names no filesystem for images");
-    return await untilAborted(spaceAt(first.mountpoint), signal);
+    return await cancelable(spaceAt(first.mountpoint), signal);
   }
 
   /**
@@ -223,7 +223,7 @@ class Passes {
       if (freedBytes >= enoughBytes) break;
       try {
         if (!(await this.#isStillUnused(image.id, signal))) continue;
-        await untilAborted(images.removeImage(image.id), signal);
+        await cancelable(images.removeImage(image.id), signal);
       } catch (err) {
         if (signal.aborted) throw err;
         const told = { image: image.id, err: messageOf(err) };
@@ -247,7 +247,7 @@ class Passes {
 
   // Earlier removals took their time: meanwhile a container may have been made of it, or a pull may have given it another name.
   async #isStillUnused(id: string, signal: AbortSignal): Promise<boolean> {
-    const image = await untilAborted(this.#deps.images.imageStatus(id), signal);
+    const image = await cancelable(this.#deps.images.imageStatus(id), signal);
     return image !== undefined && !image.pinned && !(await this.#used([image], signal)).has(image.id);
   }
 }

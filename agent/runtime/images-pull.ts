@@ -1,6 +1,7 @@
 import { createHash } from "node:crypto";
+import { cancelable } from "../lib/abortable.ts";
 import type { Clock } from "../lib/clock.ts";
-import { AgentError, messageOf } from "../lib/errors.ts";
+import { messageOf } from "../lib/errors.ts";
 import type { Logger } from "../lib/log.ts";
 import { type ImageCredential, stripSource } from "./images-auth.ts";
 import { PullRate, Turns } from "./images-limits.ts";
@@ -129,7 +130,7 @@ export function createPuller(options: PullerOptions): Puller {
       shared.listeners.add(listener);
       if (shared.progress !== undefined) listener(shared.progress);
       try {
-        return await untilAborted(shared.done, signal);
+        return await cancelable(shared.done, signal);
       } finally {
         shared.waiters -= 1;
         shared.listeners.delete(listener);
@@ -211,14 +212,4 @@ function withoutRepeats(credentials: readonly ImageCredential[]): ImageCredentia
     if (!byContent.has(content)) byContent.set(content, credential);
   }
   return [...byContent.values()];
-}
-
-/** Resolves with the work, or rejects as soon as `signal` aborts; the work itself goes on. */
-export async function untilAborted<T>(work: Promise<T>, signal: AbortSignal): Promise<T> {
-  return await new Promise<T>((resolve, reject) => {
-    const onAbort = () => reject(new AgentError("Canceled", "canceled"));
-    if (signal.aborted) onAbort();
-    signal.addEventListener("abort", onAbort, { once: true });
-    work.then(resolve, reject).finally(() => signal.removeEventListener("abort", onAbort));
-  });
 }

@@ -1,6 +1,7 @@
 import { createHash } from "node:crypto";
 import { mkdir, readdir, readFile, rm } from "node:fs/promises";
 import { join } from "node:path";
+import { cancelable } from "../lib/abortable.ts";
 import { writeFileAtomic } from "../lib/atomic-file.ts";
 import { messageOf } from "../lib/errors.ts";
 import { isObject } from "../lib/json.ts";
@@ -9,7 +10,6 @@ import type { MetricsRegistry } from "../lib/metrics.ts";
 import { rfc3339 } from "../lib/rfc3339.ts";
 import { type Coordinates, type ImageCredential, stripSource } from "./images-auth.ts";
 import { parseImageName } from "./images-name.ts";
-import { untilAborted } from "./images-pull.ts";
 import { createPullRecordMetrics } from "./metrics.ts";
 import type { ImageInfo, ImageService } from "./port.ts";
 
@@ -302,7 +302,7 @@ export async function openPullRecords(options: PullRecordsOptions): Promise<Pull
 
     prune: async (listImages, signal) => {
       const vanished = async () => {
-        const images = await untilAborted(listImages(), signal);
+        const images = await cancelable(listImages(), signal);
         const refs = images.flatMap(({ id, repoTags, repoDigests }) => [id, ...repoTags, ...repoDigests]);
         const kept = new Set(refs.map((ref) => pathOf(pulled, ref)));
         const paths = (await readdir(pulled)).map((name) => join(pulled, name));

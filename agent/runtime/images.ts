@@ -1,9 +1,10 @@
 import type { Container, Pod } from "../kube/types.ts";
+import { cancelable } from "../lib/abortable.ts";
 import { AgentError, messageOf } from "../lib/errors.ts";
 import type { ImageCredential } from "./images-auth.ts";
 import { PullBackoff } from "./images-limits.ts";
 import { defaultPullPolicy, parseImageName, withDefaultTag } from "./images-name.ts";
-import { createPuller, digestOf, type Pulled, type PullerOptions, untilAborted } from "./images-pull.ts";
+import { createPuller, digestOf, type Pulled, type PullerOptions } from "./images-pull.ts";
 import type { ImageMetrics } from "./metrics.ts";
 import type { ImageInfo, PodSandboxConfig, PullProgress } from "./port.ts";
 
@@ -104,7 +105,7 @@ export function createImageManager(options: ImageManagerOptions): ImageManager {
   /** All credentials that the pod has for the image, its own first. */
   async function allCredentials({ pod, repository, auths, signal }: Wish): Promise<readonly ImageCredential[]> {
     if (options.nodeCredentials === undefined) return auths;
-    return [...auths, ...(await untilAborted(options.nodeCredentials(pod, repository), signal))];
+    return [...auths, ...(await cancelable(options.nodeCredentials(pod, repository), signal))];
   }
 
   /** An unreadable record must not let anyone in: then the pod has to pull. */

@@ -6,7 +6,7 @@ import type { Clock } from "../lib/clock.ts";
 import { ignoreErrno } from "../lib/errno.ts";
 import { AgentError } from "../lib/errors.ts";
 import { rfc3339 } from "../lib/rfc3339.ts";
-import { abortable } from "../volumes/abortable.ts";
+import { abortable } from "../lib/abortable.ts";
 import { dataLink } from "../volumes/atomic-writer.ts";
 import type { VolumeMeasure } from "../volumes/port.ts";
 import { directoryUsage } from "./directory-usage.ts";

@@ -1,6 +1,6 @@
 import { mkdir, writeFile } from "node:fs/promises";
 import { AgentError, messageOf } from "../lib/errors.ts";
-import { abortable } from "./abortable.ts";
+import { abortable } from "../lib/abortable.ts";
 import { sourceOf, type VolumeKind } from "./kind.ts";
 import { lookAt } from "./look.ts";
 

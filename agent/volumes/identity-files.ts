@@ -1,7 +1,7 @@
 import { allContainers } from "../kube/pod-resources.ts";
 import type { ClusterTrustBundleProjection, Pod, VolumeProjection } from "../kube/types.ts";
 import { AgentError } from "../lib/errors.ts";
-import { abortable } from "./abortable.ts";
+import { abortable } from "../lib/abortable.ts";
 import type { Content } from "./config-volume.ts";
 import type { FileContent } from "./payload.ts";
 import type { CertificateSource, PodCertificates } from "./pod-certificates.ts";

@@ -1,4 +1,4 @@
-import { abortable } from "./abortable.ts";
+import { abortable } from "../lib/abortable.ts";
 
 /** Lets one piece of work at a time go on for each key, in the order of asking. */
 export class KeyedLock {

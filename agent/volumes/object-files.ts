@@ -1,7 +1,7 @@
 import { namespaceOf } from "../kube/pod-resources.ts";
 import type { ConfigMap, KeyToPath, Secret } from "../kube/types.ts";
 import { AgentError, hasCode } from "../lib/errors.ts";
-import { abortable } from "./abortable.ts";
+import { abortable } from "../lib/abortable.ts";
 import { awaiting } from "./awaits.ts";
 import type { VolumeContext } from "./kind.ts";
 import type { FileContent, Payload } from "./payload.ts";

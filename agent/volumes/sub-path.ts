@@ -4,7 +4,7 @@ import type { VolumeMount } from "../kube/types.ts";
 import { AgentError } from "../lib/errors.ts";
 import { expand } from "../lib/expand.ts";
 import { bindMount, unmountAllUnder } from "../lib/mount.ts";
-import { abortable } from "./abortable.ts";
+import { abortable } from "../lib/abortable.ts";
 import { lookAt, lookTimeoutMs } from "./look.ts";
 import { makeDirsInside, openInside } from "./safe-path.ts";
 

@@ -1,7 +1,7 @@
 import type { Logger } from "../../lib/log.ts";
 import { AgentError, messageOf } from "../../lib/errors.ts";
 import type { PluginHandler, PluginInfo } from "../../plugins/port.ts";
-import { abortable } from "../abortable.ts";
+import { abortable } from "../../lib/abortable.ts";
 import { awaiting } from "../awaits.ts";
 import type { OpenCSIClient, OwnedCSIClient } from "./client.ts";
 import type { CSINodeEntries } from "./csi-node.ts";

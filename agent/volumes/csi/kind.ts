@@ -4,7 +4,7 @@ import type { CSIDriver, Node, ObjectReference } from "../../kube/types.ts";
 import type { Clock } from "../../lib/clock.ts";
 import { AgentError, isAbort, messageOf } from "../../lib/errors.ts";
 import type { Logger } from "../../lib/log.ts";
-import { abortable } from "../abortable.ts";
+import { abortable } from "../../lib/abortable.ts";
 import { expandIfGrown, type Expansion, newSizeState, type SizeState } from "../expand.ts";
 import { giveToGroup } from "../fs-group.ts";
 import { KeyedLock } from "../keyed-lock.ts";

@@ -2,7 +2,7 @@ import type { ApiClient } from "../../kube/port.ts";
 import { secrets } from "../../kube/resources.ts";
 import type { CSIDriver, Pod, Secret } from "../../kube/types.ts";
 import { AgentError, withContext } from "../../lib/errors.ts";
-import { abortable } from "../abortable.ts";
+import { abortable } from "../../lib/abortable.ts";
 import type { ObjectSource } from "../port.ts";
 import type { TokenManager } from "../tokens.ts";
 import type { CSIMap } from "./port.ts";
