@@ -8,16 +8,9 @@ import { openDocker } from "../../../../agent/runtime/docker/client.ts";
 import { followDockerEvents, readEvent } from "../../../../agent/runtime/docker/events.ts";
 import type { RuntimeEvent } from "../../../../agent/runtime/port.ts";
 import { answer, type FakeDaemon, startFakeDaemon } from "./fake-daemon.ts";
+import { ownLabels } from "./own-labels.ts";
 
-const attributes = {
-  "io.kubernetes.docker.type": "container",
-  "io.kubernetes.container.name": "app",
-  "io.kubernetes.pod.name": "web",
-  "io.kubernetes.pod.namespace": "shop",
-  "io.kubernetes.pod.uid": "u",
-  "io.nodelet.keys": "[]",
-  name: "k8s_app_web_shop_u_0",
-};
+const attributes = { ...ownLabels, name: "k8s_app_web_shop_u_0" };
 const nodeName = "node-1";
 const event = (Action: string, Attributes: object = attributes) =>
   `${JSON.stringify({ Type: "container", Action, timeNano: 1_500_250_000, Actor: { ID: "c", Attributes } })}\n`;

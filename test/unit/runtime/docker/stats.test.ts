@@ -8,19 +8,12 @@ import { findContainerCgroup, readContainerCgroup } from "../../../../agent/runt
 import { createDockerDisk, layersSizeOf, type TreeUsage } from "../../../../agent/runtime/docker/fs-usage.ts";
 import { createDockerStats, sandboxProcess } from "../../../../agent/runtime/docker/stats.ts";
 import { type Answer, fakeDocker } from "./fake-docker.ts";
+import { ownLabels } from "./own-labels.ts";
 
 const id = "c".repeat(64);
 
-const labels = {
-  "io.kubernetes.docker.type": "container",
-  "io.kubernetes.container.name": "app",
-  "io.kubernetes.pod.name": "web",
-  "io.kubernetes.pod.namespace": "shop",
-  "io.kubernetes.pod.uid": "u",
-  "io.nodelet.keys": "[]",
-};
 /** A pod's container, in a list. */
-const listed = (Id: string) => ({ Id, Names: ["/k8s_app_web_shop_u_0"], Labels: labels });
+const listed = (Id: string) => ({ Id, Names: ["/k8s_app_web_shop_u_0"], Labels: ownLabels });
 
 const mountsV1 = (root = "/") =>
   ["cpu,cpuacct", "memory"]
